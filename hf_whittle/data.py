@@ -1,0 +1,148 @@
+"""Text to packed blocks of tokens, with `datasets`: cached, multi-process, held out by document."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DOCUMENTS_PER_PACKING_BATCH = 10_000
+
+
+def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str | None = None) -> dict[str, Dataset]:
+    """Split a dataset by document, so that the split depends on each document alone.
+
+    A document falls into a split by the SHA-256 of its key: neither its position, nor the other documents, nor the
+    Python version change where it goes.
+
+    Args:
+        documents (`datasets.Dataset`): one row a document.
+        fractions (`Mapping[str, float]`): share of the documents each held-out split gets, by name, e.g.
+            `{"search": 0.05, "test": 0.05}`. What is left is the split `"train"`.
+        key (`str`, *optional*): column that names a document; the text itself where it is `None`.
+
+    Returns:
+        `dict[str, datasets.Dataset]`: `"train"` and the named splits.
+
+    Raises:
+        DataError: if the column is missing, the fractions leave nothing to train on, or a split comes out empty.
+    """
+    if "train" in fractions or any(share <= 0 for share in fractions.values()) or sum(fractions.values()) >= 1:
+        raise DataError(
+            f"held-out fractions must be positive, add up to less than 1 and not be called 'train', got {dict(fractions)}"
+        )
+    column = key or "text"
+    if column not in documents.column_names:
+        raise DataError(f"the dataset has no column {column!r}, only {documents.column_names}; name one of these")
+    rows: dict[str, list[int]] = {name: [] for name in (*fractions, "train")}
+    for row, value in enumerate(documents[column]):
+        digest = hashlib.sha256(str(value).encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        for name, share in fractions.items():
+            if position < share:
+                break
+            position -= share
+        else:
+            name = "train"
+        rows[name].append(row)
+    for name, indices in rows.items():
+        if not indices:
+            raise DataError(
+                f"the split {name!r} of {len(documents)} documents is empty; give more documents, or raise its fraction"
+            )
+    return {name: documents.select(indices) for name, indices in rows.items()}
+
+
+def pack_documents(
+    documents: Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    block_size: int,
+    *,
+    text_column: str = "text",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Tokenize documents and pack them into blocks without padding, an end-of-text token after each document.
+
+    The blocks do not depend on `num_proc`: only tokenization, which treats each document alone, is spread over
+    processes. Both steps are cached by `datasets`. At most `block_size - 1` tokens are dropped for every 10,000
+    documents.
+
+    Args:
+        documents (`datasets.Dataset`): one row a document, its text in `text_column`.
+        tokenizer: a tokenizer with an `eos_token_id`.
+        block_size (`int`): tokens in a block.
+        text_column (`str`, *optional*, defaults to `"text"`): the column of the text.
+        num_proc (`int`, *optional*): processes that tokenize.
+
+    Returns:
+        `datasets.Dataset`: one column, `input_ids`, each row `block_size` token ids (`int32`).
+
+    Raises:
+        DataError: if there is no text, or less than one block of it.
+    """
+    if text_column not in documents.column_names:
+        raise DataError(f"the dataset has no column {text_column!r}, only {documents.column_names}; name one of these")
+    if block_size < 2:
+        raise DataError(f"a block needs at least 2 tokens to predict one, got block_size={block_size}")
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token")
+    if len(documents) == 0:
+        raise DataError("the dataset has no documents; check the paths, the split and the text column")
+    tokens = documents.map(
+        _tokenize,
+        batched=True,
+        batch_size=100,
+        num_proc=num_proc if num_proc and num_proc > 1 and len(documents) > num_proc else None,
+        remove_columns=documents.column_names,
+        fn_kwargs={"tokenizer": tokenizer, "text_column": text_column, "eos_token_id": tokenizer.eos_token_id},
+        desc="tokenize",
+    )
+    blocks = tokens.map(
+        _pack,
+        batched=True,
+        batch_size=_DOCUMENTS_PER_PACKING_BATCH,
+        remove_columns=tokens.column_names,
+        fn_kwargs={"block_size": block_size},
+        desc="pack",
+    )
+    if len(blocks) == 0:
+        total = sum(len(ids) for ids in tokens["input_ids"])
+        raise DataError(
+            f"{len(documents)} documents give {total} tokens, less than one block of {block_size}; "
+            "give more text or a smaller block_size"
+        )
+    return blocks.with_format("numpy")
+
+
+def _tokenize(batch: dict[str, list[str]], tokenizer: Any, text_column: str, eos_token_id: int) -> dict[str, list]:
+    texts = [text or "" for text in batch[text_column]]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return {"input_ids": [np.asarray([*ids, eos_token_id], dtype=np.int32) for ids in encoded]}
+
+
+def _pack(batch: dict[str, list[list[int]]], block_size: int) -> dict[str, np.ndarray]:
+    stream = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]])
+    blocks = len(stream) // block_size
+    return {"input_ids": stream[: blocks * block_size].reshape(blocks, block_size)}
+
+
+def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack packed blocks into a batch whose labels are its inputs, end-of-text tokens included.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids` and `labels`, `int64`, `(batch, block_size)`.
+    """
+    input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
+    return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def iterate_batches(input_ids: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """The rows of `input_ids` `(blocks, block_size)` in their order, at most `batch_size` at a time."""
+    yield from input_ids.split(batch_size)

@@ -1,0 +1,33 @@
+"""The errors a user can meet; each is also the builtin error it refines."""
+
+
+class WhittleError(Exception):
+    """Root of every error `hf_whittle` raises on purpose."""
+
+
+class SubnetError(WhittleError, ValueError):
+    """A sub-network that contradicts itself or does not fit its super-network."""
+
+
+class BinError(WhittleError, ValueError):
+    """A bin that no sub-network of a search space can reach."""
+
+
+class DataError(WhittleError, ValueError):
+    """Text that is missing, empty or too short for what was asked of it."""
+
+
+class ArchitectureError(WhittleError, ValueError):
+    """A checkpoint of an architecture that `hf_whittle` does not know."""
+
+
+class VocabularyError(WhittleError, ValueError):
+    """Teacher and student, or model and tokenizer, that do not speak the same tokens."""
+
+
+class RecipeError(WhittleError, ValueError):
+    """A recipe with an unknown key, a value of the wrong type, or one that is out of range."""
+
+
+class OutputError(WhittleError, OSError):
+    """An output folder that cannot be written, or that holds another run."""

@@ -1,0 +1,59 @@
+"""Which configuration and class hold a student cut from GPT-NeoX."""
+
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from ...architecture import head_dim
+from ...errors import SubnetError
+from ...subnet import SubnetConfig
+from .configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+from .modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
+
+_NOT_INHERITED = {
+    "model_type", "architectures", "auto_map", "per_layer_config", "head_dim", "transformers_version", "_name_or_path",
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+}  # fmt: skip
+
+
+def fits_stock(config: GPTNeoXConfig, subnet: SubnetConfig) -> bool:
+    """Whether a stock `GPTNeoXForCausalLM` can hold the student: uniform, and heads that fill the hidden size."""
+    shape = subnet.shape
+    return subnet.is_uniform and shape.num_attention_heads[0] * head_dim(config) == shape.hidden_size
+
+
+def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "auto") -> GPTNeoXConfig:
+    """The configuration of the student.
+
+    Args:
+        config (`GPTNeoXConfig`): the super-network's.
+        subnet (`SubnetConfig`): what is kept of it.
+        format (`str`): `"stock"`, `"whittle"`, or `"auto"` for stock where that can hold the student.
+
+    Raises:
+        SubnetError: if `format="stock"` and stock GPT-NeoX cannot hold the student.
+    """
+    stock = fits_stock(config, subnet) if format == "auto" else format == "stock"
+    if stock and not fits_stock(config, subnet):
+        raise SubnetError(
+            f"stock GPT-NeoX holds only layers that are all alike, with num_attention_heads * {head_dim(config)} = "
+            f"hidden_size, got {subnet.shape}; use format='auto', or search with stock_only=True"
+        )
+    shape = subnet.shape
+    values = {name: value for name, value in config.to_dict().items() if name not in _NOT_INHERITED}
+    values |= {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads[0],
+        "intermediate_size": shape.intermediate_size[0],
+    }
+    if stock:
+        return GPTNeoXConfig(**values)
+    layers = zip(shape.num_attention_heads, shape.intermediate_size, strict=True)
+    per_layer = {i: {"num_attention_heads": heads, "intermediate_size": size} for i, (heads, size) in enumerate(layers)}
+    if subnet.is_uniform:
+        per_layer = None
+    return WhittleGPTNeoXConfig(**values, head_dim=head_dim(config), per_layer_config=per_layer)
+
+
+def student_class(config: GPTNeoXConfig) -> type[GPTNeoXForCausalLM]:
+    """The class of a student with this configuration."""
+    return WhittleGPTNeoXForCausalLM if isinstance(config, WhittleGPTNeoXConfig) else GPTNeoXForCausalLM

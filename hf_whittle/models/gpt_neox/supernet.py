@@ -1,0 +1,27 @@
+"""The GPT-NeoX super-network."""
+
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+from ..supernet import SuperNetMixin
+
+
+class GPTNeoXSuperNetForCausalLM(SuperNetMixin, GPTNeoXForCausalLM):
+    """A GPT-NeoX or Pythia checkpoint whose slices run as models of their own.
+
+    Example:
+
+    ```python
+    >>> supernet = GPTNeoXSuperNetForCausalLM.from_pretrained("EleutherAI/pythia-410m")
+    >>> with supernet.active_subnet(subnet):
+    ...     supernet.generate(**inputs)
+    ```
+    """
+
+    config: GPTNeoXConfig
+
+
+# Pythia's files call the output matrix `embed_out`; transformers renames it by class name, and this class has another.
+register_checkpoint_conversion_mapping(
+    "GPTNeoXSuperNetForCausalLM", get_checkpoint_conversion_mapping("GPTNeoXForCausalLM"), overwrite=True
+)

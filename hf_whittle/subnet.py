@@ -1,0 +1,238 @@
+"""SubnetConfig: which layers, attention heads, MLP neurons and residual channels of a super-network are kept."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SubnetError
+from .files import read_json, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Kept = int | tuple[int, ...]
+"""What is kept of a dimension: its first `k` entries, or the entries with these indices."""
+
+SUBNET_FILE = "subnet.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that a subnet is cut from, or of the student it gives; every layer may have its own."""
+
+    hidden_size: int
+    num_attention_heads: tuple[int, ...]
+    intermediate_size: tuple[int, ...]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.num_attention_heads)
+
+    @classmethod
+    def from_config(cls, config: "PreTrainedConfig") -> "Shape":
+        """The sizes a model configuration describes, layer by layer where it is heterogeneous."""
+        layers = [config] * config.num_hidden_layers
+        if getattr(config, "is_heterogeneous", False):
+            layers = list(config.per_layer_config)
+        return cls(
+            hidden_size=config.hidden_size,
+            num_attention_heads=tuple(layer.num_attention_heads for layer in layers),
+            intermediate_size=tuple(layer.intermediate_size for layer in layers),
+        )
+
+
+@dataclass(frozen=True)
+class SubnetConfig:
+    """The kept entries of every dimension of a super-network.
+
+    A dimension keeps either its first `k` entries, written as the number `k`, or the entries whose indices are given,
+    strictly ascending. Indices that are a prefix are stored as a number, so that equal subnets compare, hash and
+    serialise equal.
+
+    Args:
+        hidden_size (`int` or `Sequence[int]`): kept channels of the residual stream.
+        num_hidden_layers (`int` or `Sequence[int]`): kept layers.
+        num_attention_heads (`int` or `Sequence[int | Sequence[int]]`): kept heads, one entry for each kept layer; a
+            single number stands for all layers.
+        intermediate_size (`int` or `Sequence[int | Sequence[int]]`): kept MLP neurons, likewise.
+
+    Raises:
+        SubnetError: if a dimension is empty, has negative, repeated or unsorted indices, or if there is not one entry
+            for each kept layer.
+    """
+
+    hidden_size: Kept
+    num_hidden_layers: Kept
+    num_attention_heads: tuple[Kept, ...]
+    intermediate_size: tuple[Kept, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers"):
+            object.__setattr__(self, name, _canonical(getattr(self, name), name))
+        for name in ("num_attention_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if _is_number(value):
+                value = [value] * count(self.num_hidden_layers)
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise SubnetError(f"{name}: expected a number or one entry for each kept layer, got {value!r}")
+            if len(value) != count(self.num_hidden_layers):
+                raise SubnetError(
+                    f"{name}: got {len(value)} entries for {count(self.num_hidden_layers)} kept layers; "
+                    "give one for each kept layer, or a single number for all"
+                )
+            kept = tuple(_canonical(entry, f"{name} of layer {i}") for i, entry in zip(self.layers, value, strict=True))
+            object.__setattr__(self, name, kept)
+
+    @classmethod
+    def full(cls, config: "PreTrainedConfig | Shape") -> "SubnetConfig":
+        """The subnet that keeps everything."""
+        shape = _shape(config)
+        return cls(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the kept layers, ascending."""
+        return indices(self.num_hidden_layers)
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the student."""
+        return Shape(
+            hidden_size=count(self.hidden_size),
+            num_attention_heads=tuple(map(count, self.num_attention_heads)),
+            intermediate_size=tuple(map(count, self.intermediate_size)),
+        )
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all kept layers have the same sizes."""
+        shape = self.shape
+        return len(set(shape.num_attention_heads)) == 1 and len(set(shape.intermediate_size)) == 1
+
+    @property
+    def digest(self) -> str:
+        """A short name: the first 12 hexadecimal digits of the SHA-256 of the JSON form."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def validate(self, config: "PreTrainedConfig | Shape") -> None:
+        """Check that a super-network has every entry this subnet keeps.
+
+        Raises:
+            SubnetError: naming the dimension, the layer, what was got and what is allowed.
+        """
+        shape = _shape(config)
+        _check_within(self.hidden_size, shape.hidden_size, "hidden_size", "channels")
+        _check_within(self.num_hidden_layers, shape.num_hidden_layers, "num_hidden_layers", "layers")
+        for position, layer in enumerate(self.layers):
+            where = f"of layer {layer}"
+            heads, neurons = shape.num_attention_heads[layer], shape.intermediate_size[layer]
+            _check_within(self.num_attention_heads[position], heads, f"num_attention_heads {where}", "heads")
+            _check_within(self.intermediate_size[position], neurons, f"intermediate_size {where}", "neurons")
+
+    def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
+        """The subnet of the super-network that `inner`, a subnet of this one's student, amounts to."""
+        inner.validate(self.shape)
+        positions = inner.layers
+
+        def pick(outer: Sequence[Kept], chosen: Sequence[Kept]) -> list[Kept]:
+            return [_compose(outer[position], kept) for position, kept in zip(positions, chosen, strict=True)]
+
+        return SubnetConfig(
+            hidden_size=_compose(self.hidden_size, inner.hidden_size),
+            num_hidden_layers=_compose(self.num_hidden_layers, inner.num_hidden_layers),
+            num_attention_heads=tuple(pick(self.num_attention_heads, inner.num_attention_heads)),
+            intermediate_size=tuple(pick(self.intermediate_size, inner.intermediate_size)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": list(self.num_attention_heads),
+            "intermediate_size": list(self.intermediate_size),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SubnetConfig":
+        expected = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+        if not isinstance(values, dict) or set(values) != expected:
+            got = sorted(values) if isinstance(values, dict) else repr(values)
+            raise SubnetError(f"a subnet has the keys {sorted(expected)}, got {got}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of JSON, the same bytes for equal subnets."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "SubnetConfig":
+        return cls.from_dict(json.loads(text))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `subnet.json` into a folder."""
+        write_text(Path(folder) / SUBNET_FILE, self.to_json() + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "SubnetConfig":
+        """Read `subnet.json` from a folder."""
+        return cls.from_dict(read_json(Path(folder) / SUBNET_FILE))
+
+
+def count(kept: Kept) -> int:
+    """How many entries are kept."""
+    return kept if isinstance(kept, int) else len(kept)
+
+
+def indices(kept: Kept) -> tuple[int, ...]:
+    """The kept entries as indices."""
+    return tuple(range(kept)) if isinstance(kept, int) else kept
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _canonical(kept: Any, name: str) -> Kept:
+    if _is_number(kept):
+        if kept < 1:
+            raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got {kept}")
+        return kept
+    if not isinstance(kept, Iterable) or isinstance(kept, str):
+        raise SubnetError(f"{name}: expected a number or ascending indices, got {kept!r}")
+    chosen = tuple(kept)
+    if not chosen:
+        raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got none")
+    for index in chosen:
+        if not _is_number(index):
+            raise SubnetError(f"{name}: indices must be whole numbers, got {index!r}")
+    if min(chosen) < 0:
+        raise SubnetError(f"{name}: indices must not be negative, got {min(chosen)}")
+    if len(set(chosen)) != len(chosen):
+        repeated = next(index for index in chosen if chosen.count(index) > 1)
+        raise SubnetError(f"{name}: every index may be kept once, got {repeated} more than once")
+    if list(chosen) != sorted(chosen):
+        raise SubnetError(f"{name}: indices must ascend, got {list(chosen[:8])}...; sort them")
+    return len(chosen) if chosen[-1] == len(chosen) - 1 else chosen
+
+
+def _check_within(kept: Kept, size: int, name: str, noun: str) -> None:
+    if isinstance(kept, int):
+        if kept > size:
+            raise SubnetError(f"{name}: cannot keep {kept} {noun}, the super-network has {size}; keep 1 to {size}")
+    elif kept[-1] >= size:
+        raise SubnetError(
+            f"{name}: index {kept[-1]} is out of range, the super-network has {size} {noun}; use 0 to {size - 1}"
+        )
+
+
+def _compose(outer: Kept, inner: Kept) -> Kept:
+    if isinstance(outer, int):
+        return inner
+    return tuple(outer[index] for index in indices(inner))
+
+
+def _shape(config: "PreTrainedConfig | Shape") -> Shape:
+    return config if isinstance(config, Shape) else Shape.from_config(config)
