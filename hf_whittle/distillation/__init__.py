@@ -1,0 +1,1 @@
+"""Distillation: its loss, its configuration and a `Trainer` for it."""

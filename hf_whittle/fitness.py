@@ -1,0 +1,107 @@
+"""Perplexity of a subnet on fixed tokens: what the paper's search minimises."""
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .errors import DataError, VocabularyError
+from .subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+
+class Perplexity:
+    """Perplexity of a super-network's subnets on the same tokens, in the same order, for every subnet.
+
+    Args:
+        supernet (`PreTrainedModel`): a model with `active_subnet`.
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+
+    Raises:
+        DataError: if there are no blocks.
+        VocabularyError: if a token id is outside the model's vocabulary.
+    """
+
+    def __init__(self, supernet: "PreTrainedModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
+        self.supernet = supernet
+        self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
+        self.batch_size = batch_size
+
+    def __call__(self, subnet: SubnetConfig) -> float:
+        with self.supernet.active_subnet(subnet):
+            return math.exp(min(cross_entropy(self.supernet, self.input_ids, self.batch_size), 700.0))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read for one evaluation."""
+        return self.input_ids.numel()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for two searches to give the same values."""
+        return {
+            "name": "perplexity",
+            "tokens": self.tokens,
+            "block_size": self.input_ids.shape[1],
+            "data": hashlib.sha256(self.input_ids.numpy().tobytes()).hexdigest()[:16],
+            "model": model_fingerprint(self.supernet),
+        }
+
+
+def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16) -> float:
+    """Mean cross-entropy of next-token prediction.
+
+    Args:
+        model (`PreTrainedModel`): a causal language model; its training mode is restored.
+        input_ids (`torch.Tensor`): token ids, `(blocks, block_size)`.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+
+    Returns:
+        `float`: nats per predicted token.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    try:
+        with torch.inference_mode():
+            for batch in input_ids.split(batch_size):
+                batch = batch.to(model.device)
+                logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum")
+                total += loss.double().cpu()
+    finally:
+        model.train(training)
+    return total.item() / (input_ids.shape[0] * (input_ids.shape[1] - 1))
+
+
+def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
+    """Blocks as one `int64` tensor `(blocks, block_size)`, checked against a vocabulary."""
+    input_ids = blocks
+    if not isinstance(input_ids, torch.Tensor):
+        if blocks is None or len(blocks) == 0:
+            raise DataError("there are no blocks of text to evaluate on; give an eval_dataset of packed tokens")
+        input_ids = torch.from_numpy(np.asarray(blocks.with_format("numpy")[:]["input_ids"], dtype=np.int64))
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
+        raise DataError(f"expected token ids of shape (blocks, block_size), got {tuple(input_ids.shape)}")
+    if input_ids.min() < 0 or input_ids.max() >= vocab_size:
+        raise VocabularyError(
+            f"the text has token ids from {input_ids.min()} to {input_ids.max()}, the model's vocabulary has "
+            f"{vocab_size} entries; tokenize with the model's own tokenizer"
+        )
+    return input_ids.long()
+
+
+def model_fingerprint(model: "PreTrainedModel") -> str:
+    """A short hash of a model's parameters: names, shapes and the first values of each."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        head = parameter.detach().flatten()[:256].float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + head.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Search algorithms behind one interface, the run that drives them, and its result."""

@@ -1,0 +1,43 @@
+"""Stop a training at Ctrl-C without losing it: finish the step, save a checkpoint, then stop."""
+
+import signal
+import threading
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """Turns the first Ctrl-C into a checkpoint and an orderly end of training; a second one stops at once.
+
+    After `trainer.train()`, `interrupted` says whether that happened.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._restore()
+
+    def _interrupt(self, *_: Any) -> None:
+        self.interrupted = True
+        self._restore()
+        logger.warning("Interrupted: saving a checkpoint after this step. Press Ctrl-C again to stop at once.")
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
