@@ -1,19 +1,56 @@
 """Text to packed blocks of tokens, with `datasets`: cached, multi-process, held out by document."""
 
+import glob
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset, load_from_disk
 
 from .errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+STANDARD_LIBRARY = "python-standard-library"
 _DOCUMENTS_PER_PACKING_BATCH = 10_000
+
+
+def load_documents(
+    dataset: str | None = None, files: list[str] | None = None, config: str | None = None, split: str = "train"
+) -> Dataset:
+    """Documents of a dataset or of files, one a row.
+
+    Args:
+        dataset (`str`, *optional*): name on the Hub, a folder of data files or one written by `save_to_disk`, or
+            `"python-standard-library"`.
+        files (`list[str]`, *optional*): text files or patterns of them, instead of a dataset; a file is a document.
+        config (`str`, *optional*): configuration of the dataset.
+        split (`str`, *optional*, defaults to `"train"`): its split.
+
+    Raises:
+        DataError: if a pattern matches no file, or the dataset has no such split.
+    """
+    if files is not None:
+        paths = sorted({path for pattern in files for path in glob.glob(pattern, recursive=True) if Path(path).is_file()})
+        if not paths:
+            raise DataError(f"no file matches {files}; give text files, or patterns such as 'texts/**/*.txt'")
+        return load_dataset("text", data_files=paths, sample_by="document", split="train")
+    if dataset is None:
+        raise DataError("no text was named: give a dataset or files")
+    if dataset == STANDARD_LIBRARY:
+        from .demo.corpus import standard_library
+
+        return standard_library()
+    if (Path(dataset) / "state.json").is_file():
+        return load_from_disk(dataset)
+    try:
+        return load_dataset(dataset, config, split=split)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"cannot load the split {split!r} of the dataset {dataset!r}: {error}") from error
 
 
 def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str | None = None) -> dict[str, Dataset]:
@@ -141,8 +178,3 @@ def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """
     input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
     return {"input_ids": input_ids, "labels": input_ids.clone()}
-
-
-def iterate_batches(input_ids: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
-    """The rows of `input_ids` `(blocks, block_size)` in their order, at most `batch_size` at a time."""
-    yield from input_ids.split(batch_size)

@@ -1,0 +1,35 @@
+"""The command line: `hf-whittle COMMAND`, a file for each command."""
+
+import argparse
+import sys
+
+from ..errors import WhittleError
+from . import demo, run
+
+COMMANDS = {"run": run, "demo": demo}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(prog="hf-whittle", description="Small language models from large ones.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.HELP))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
+    options = make_parser().parse_args(arguments)
+    try:
+        COMMANDS[options.command].main(options)
+    except WhittleError as error:
+        print(f"hf-whittle: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nhf-whittle: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0

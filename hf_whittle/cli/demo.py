@@ -1,0 +1,44 @@
+"""`hf-whittle demo`: the main job on the Python standard library, with a bundled teacher and no download."""
+
+import argparse
+from importlib import resources
+from pathlib import Path
+
+HELP = "Do the main job on the Python standard library with the bundled teacher, in some minutes and offline."
+
+PROMPTS = ("def read(self, path):\n", "class Test", "import ")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", default="demo", help="folder of the results (default: demo)")
+
+
+def main(options: argparse.Namespace) -> None:
+    from ..recipe import Recipe
+    from ..run import run
+    from .run import summary
+
+    demo = resources.files("hf_whittle") / "demo"
+    with resources.as_file(demo) as folder:
+        recipe = Recipe.load(folder / "recipe.yaml", output_dir=options.output_dir, teacher=str(folder / "teacher"))
+        results = run(recipe)
+    print(f"\n{summary(results)}")
+    print("\nWhat the student writes:\n")
+    for text in generate(Path(options.output_dir)):
+        print("    " + text.replace("\n", "\n    ") + "\n")
+    print(f"The student, its card, the search and the pictures are in {Path(options.output_dir).resolve()}")
+
+
+def generate(folder: Path) -> list[str]:
+    """Continuations of the prompts by the model in a folder, greedy."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(
+            **inputs, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.eos_token_id
+        )
+        texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
+    return texts

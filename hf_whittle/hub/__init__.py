@@ -1,0 +1,1 @@
+"""What a student is published with: its model card and pictures."""

@@ -1,0 +1,229 @@
+"""Recipes: one YAML file that says what `hf-whittle run` does, checked key by key."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .errors import RecipeError
+from .files import write_text
+from .search.evolution import EvolutionConfig
+
+
+@dataclass
+class DataSection:
+    """The text: a dataset of the Hub or on disk, files, or text that is on every machine."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Name on the Hub, a local folder, or `python-standard-library`."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    split: str = field(default="train", metadata={"help": "Split of the dataset; `train[:1%]` takes a part."})
+    files: list[str] | None = field(default=None, metadata={"help": "Text files or patterns, a document each."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    document_column: str | None = field(
+        default=None, metadata={"help": "Column that names a document, to hold out by; the text itself by default."}
+    )
+    block_size: int = field(default=1024, metadata={"help": "Tokens in a block."})
+    search_fraction: float = field(default=0.01, metadata={"help": "Share of the documents the search is held on."})
+    test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents results are reported on."})
+    search_tokens: int = field(default=65536, metadata={"help": "Most tokens a candidate is evaluated on."})
+    test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+@dataclass
+class BinSection:
+    """The interval of parameter counts the student must lie in."""
+
+    low: float
+    high: float
+
+
+@dataclass
+class SpaceSection:
+    """The search space; sizes are `[from, to, step]`, `to` included."""
+
+    granularity: Literal["coarse", "fine"] = "coarse"
+    layer_wise: bool = True
+    stock_only: bool = False
+    hidden_size: list[int] | None = None
+    num_hidden_layers: list[int] | None = None
+    num_attention_heads: list[int] | None = None
+    intermediate_size: list[int] | None = None
+
+
+@dataclass
+class SearchSection(EvolutionConfig):
+    """The evolutionary search."""
+
+    batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
+
+
+@dataclass
+class Recipe:
+    """What `hf-whittle run` does.
+
+    Args:
+        teacher (`str`): checkpoint the student learns from: a name on the Hub or a local folder.
+        output_dir (`str`): folder of the results.
+        data (`DataSection`): the text.
+        bin (`BinSection`): parameters of the student.
+        supernet (`str`, *optional*): checkpoint the student is cut from; the teacher by default.
+        space (`SpaceSection`): the search space.
+        search (`SearchSection`): the search.
+        training (`dict`): fields of `DistillationConfig`.
+        baseline (`bool`, *optional*, defaults to `False`): whether to train the same architecture from random
+            initialization on the same tokens too.
+    """
+
+    teacher: str
+    output_dir: str
+    data: DataSection
+    bin: BinSection
+    supernet: str | None = None
+    space: SpaceSection = field(default_factory=SpaceSection)
+    search: SearchSection = field(default_factory=SearchSection)
+    training: dict[str, Any] = field(default_factory=dict)
+    baseline: bool = False
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
+        """Read a recipe from a YAML file.
+
+        Args:
+            path (`str` or `Path`): the file.
+            overrides: top-level keys that replace those of the file.
+
+        Raises:
+            RecipeError: if a key is unknown (naming the nearest valid one), missing or of the wrong type.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path} is not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+        return cls.from_dict(values | {name: value for name, value in overrides.items() if value is not None})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """Check a mapping and make it a recipe; errors as for `load`."""
+        recipe = _parse(cls, values, "")
+        sources = [recipe.data.dataset, recipe.data.files]
+        if sum(source is not None for source in sources) != 1:
+            raise RecipeError("data: give either dataset or files")
+        recipe.training = _check_training(recipe.training)
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as YAML, every value spelled out."""
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def _check_training(values: dict[str, Any]) -> dict[str, Any]:
+    from .distillation.config import DistillationConfig
+
+    hints = typing.get_type_hints(DistillationConfig)
+    hints = {item.name: hints[item.name] for item in dataclasses.fields(DistillationConfig) if item.init}
+    del hints["output_dir"]
+    return _parse_values(hints, values, "training")
+
+
+def _parse(cls: Any, values: Any, where: str) -> Any:
+    """Make a dataclass of a mapping, its sections included."""
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where or 'recipe'}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    parsed = _parse_values(known, values, where)
+    required = [
+        item.name
+        for item in dataclasses.fields(cls)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in parsed]
+    if missing:
+        raise RecipeError(f"{where or 'recipe'}: missing {', '.join(missing)}; it needs {', '.join(required)}")
+    try:
+        return cls(**parsed)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    parsed = {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
+            raise RecipeError(f"unknown key {path!r}; did you mean {nearest[0]!r}? Valid here: {_short(sorted(known))}")
+        parsed[name] = _convert(value, known[name], path)
+    return parsed
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _parse(hint, value, path)
+    if _accepts(hint, float) and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not _matches(value, hint):
+        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type) and issubclass(hint, str):  # enumerations of transformers are strings
+        return isinstance(value, str) and _is_member(value, hint)
+    return isinstance(value, origin or hint)
+
+
+def _is_member(value: str, hint: type[str]) -> bool:
+    try:
+        hint(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    return hint is kind or (kind in typing.get_args(hint) and str not in typing.get_args(hint))
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])} and {len(names) - 12} more"

@@ -1,0 +1,366 @@
+"""The main job, stage by stage: search, extract, pretrain, compare with random initialization, report.
+
+Every stage leaves its facts in `stages/`; a stage whose facts are there is not done again.
+"""
+
+import math
+import platform
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import __version__
+from .architecture import architecture_module
+from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_per_token
+from .data import load_documents, pack_documents, split_documents
+from .distillation.config import DistillationConfig
+from .distillation.trainer import DistillationTrainer, check_same_tokens
+from .errors import DataError, OutputError, VocabularyError
+from .extraction import extract_subnet
+from .files import atomic_folder, disk_errors, read_json, write_json
+from .fitness import as_input_ids, cross_entropy
+from .hub.card import write_card
+from .hub.plots import plot_search, plot_training
+from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from .recipe import Recipe
+from .search.evolution import EvolutionConfig
+from .search.result import SearchResult
+from .search.runner import search_subnets
+from .search_space import SearchSpace
+from .training.interruption import SaveOnInterrupt
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.02,
+    "eval_on_start": True,
+    "save_steps": 0.1,
+    "save_total_limit": 1,
+    "logging_steps": 0.02,
+    "lr_scheduler_type": "cosine",
+    "report_to": "none",
+}
+RESULTS_FILE = "results.json"
+RECIPE_FILE = "recipe.yaml"
+
+
+def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
+    """Do what a recipe says, and write the student, its card, the search and the pictures into `recipe.output_dir`.
+
+    Run again with the same recipe, it goes on where it was interrupted.
+
+    Args:
+        recipe (`Recipe`): what to do.
+        progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
+
+    Returns:
+        `dict`: what was measured, as in `results.json`.
+
+    Raises:
+        OutputError: if the folder holds the run of another recipe, or cannot be written.
+        DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
+    """
+    return Run(recipe, progress).results()
+
+
+@dataclass
+class Run:
+    """The stages of a recipe; each returns its facts, from disk if it was done before."""
+
+    recipe: Recipe
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.recipe.output_dir)
+        path = self.folder / RECIPE_FILE
+        if path.is_file():
+            before, now = Recipe.load(path).to_dict(), self.recipe.to_dict()
+            changed = [name for name in now if name != "output_dir" and before[name] != now[name]]
+            if changed:
+                raise OutputError(
+                    f"{self.folder} holds the run of a recipe with another {', '.join(changed)}; choose another "
+                    "output_dir, or remove that folder"
+                )
+        else:
+            self.recipe.save(path)
+
+    # Inputs
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(self.recipe.supernet or self.recipe.teacher)
+        if self.recipe.supernet:
+            check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(self.recipe.teacher))
+        return tokenizer
+
+    @cached_property
+    def blocks(self) -> dict[str, Dataset]:
+        """Packed blocks of the splits `train`, `search` and `test`."""
+        data = self.recipe.data
+        documents = load_documents(data.dataset, data.files, data.dataset_config, data.split)
+        fractions = {"search": data.search_fraction, "test": data.test_fraction}
+        key = data.document_column or ("name" if "name" in documents.column_names else data.text_column)
+        blocks = {}
+        for name, split in split_documents(documents, fractions, key=key).items():
+            blocks[name] = pack_documents(
+                split, self.tokenizer, data.block_size, text_column=data.text_column, num_proc=data.num_proc
+            )
+        for name, tokens in (("search", data.search_tokens), ("test", data.test_tokens)):
+            number = min(len(blocks[name]), max(1, tokens // data.block_size))
+            blocks[name] = blocks[name].select(range(number))
+        return blocks
+
+    @cached_property
+    def supernet(self) -> GPTNeoXSuperNetForCausalLM:
+        name = self.recipe.supernet or self.recipe.teacher
+        supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(name, dtype=torch.float32)
+        if len(self.tokenizer) > supernet.config.vocab_size:
+            raise VocabularyError(
+                f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
+                f"{supernet.config.vocab_size} embeddings; use the model's own tokenizer"
+            )
+        longest = supernet.config.max_position_embeddings
+        if self.recipe.data.block_size > longest:
+            raise DataError(f"block_size {self.recipe.data.block_size} exceeds the {longest} positions of {name}")
+        return supernet.to(_device())
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        if not self.recipe.supernet:
+            return self.supernet
+        return AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32).to(_device())
+
+    # Stages
+
+    def search(self) -> SearchResult:
+        space, section = self.recipe.space, self.recipe.search
+        sizes = {name: getattr(space, name) for name in vars(space) if isinstance(getattr(space, name), list)}
+        search_space = SearchSpace.from_config(
+            self.supernet.config,
+            space.granularity,
+            space.layer_wise,
+            space.stock_only,
+            **{name: range(low, high + 1, step) for name, (low, high, step) in sizes.items()},
+        )
+        evolution = EvolutionConfig(**{name: getattr(section, name) for name in EvolutionConfig.__dataclass_fields__})
+        return search_subnets(
+            self.supernet,
+            search_space,
+            bin=ParameterBin(self.recipe.bin.low, self.recipe.bin.high),
+            eval_dataset=self.blocks["search"],
+            config=evolution,
+            batch_size=section.batch_size,
+            output_dir=self.folder,
+            progress=self.progress,
+        )
+
+    def search_facts(self) -> dict[str, Any]:
+        """What the search cost and found."""
+        return self._stage("search", self._search_facts)
+
+    def _search_facts(self) -> dict[str, Any]:
+        started = time.monotonic()
+        fresh = not (self.folder / "candidates.jsonl").is_file()
+        result = self.search()
+        seconds = time.monotonic() - started
+        plot_search(result, self.folder / "search.png")
+        config, length = self.supernet.config, self.recipe.data.block_size
+        tokens = self.blocks["search"].num_rows * length
+        flops = sum(tokens * flops_per_token(config, e.subnet, sequence_length=length) for e in result.evaluations)
+        return {
+            "evaluations": len(result.evaluations),
+            "tokens_per_evaluation": tokens,
+            "tokens": tokens * len(result.evaluations),
+            "flops": flops,
+            "perplexity": result.best_evaluation.fitness,
+            "subnet": result.best.to_dict(),
+            "parameters": result.best_evaluation.parameters,
+            **({"seconds": seconds} if fresh else {}),
+        }
+
+    def initial_student(self) -> PreTrainedModel:
+        """The extracted student before training, kept in `stages/initial`."""
+        folder = self.folder / "stages" / "initial"
+        if not folder.is_dir():
+            self.search_facts()
+            student = extract_subnet(self.supernet, SearchResult.load(self.folder).best)
+            with atomic_folder(folder) as temporary:
+                self._save(student, temporary)
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+    def train_student(self) -> dict[str, Any]:
+        """Pretrain the student with distillation; it is saved in the output folder."""
+        return self._stage("student", lambda: self._train("student", self.initial_student()))
+
+    def train_baseline(self) -> dict[str, Any]:
+        """Pretrain the student's architecture from random initialization, on the same tokens."""
+
+        def train() -> dict[str, Any]:
+            config = self.initial_student().config
+            set_seed(self._arguments("baseline").seed)
+            return self._train("baseline", architecture_module(config, "student").student_class(config)(config))
+
+        return self._stage("baseline", train)
+
+    def _arguments(self, name: str) -> DistillationConfig:
+        values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.recipe.training}
+        if name == "baseline":
+            values["beta"] = 0.0
+        return DistillationConfig(
+            **values, output_dir=str(self.folder / "stages" / name), disable_tqdm=not self.progress
+        )
+
+    def _train(self, name: str, model: PreTrainedModel) -> dict[str, Any]:
+        args = self._arguments(name)
+        interruption = SaveOnInterrupt()
+        trainer = DistillationTrainer(
+            model=model,
+            teacher_model=self.teacher if args.beta > 0 else None,
+            args=args,
+            train_dataset=self.blocks["train"],
+            eval_dataset=self.blocks["test"],
+            processing_class=self.tokenizer,
+            callbacks=[interruption],
+        )
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        checkpoint = get_last_checkpoint(args.output_dir)
+        with disk_errors(args.output_dir):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
+            raise KeyboardInterrupt
+        length = self.recipe.data.block_size
+        tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+        evaluations = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+        if trainer.state.global_step not in evaluations:
+            evaluations[trainer.state.global_step] = trainer.evaluate()["eval_loss"]
+        curve = [
+            {"step": step, "tokens": step * tokens_per_step, "perplexity": math.exp(loss)}
+            for step, loss in sorted(evaluations.items())
+        ]
+        if name == "student":
+            with atomic_folder(self.folder / "stages" / "final") as temporary:
+                self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
+        student_flops = training_flops_per_token(model.config, sequence_length=length)
+        teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.beta > 0 else 0
+        seconds = trainer.state.log_history[-1].get("train_runtime") or next(
+            (row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row), None
+        )
+        return {
+            "parameters": model.num_parameters(),
+            "tokens": trainer.state.global_step * tokens_per_step,
+            "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
+            "curve": curve,
+            "arguments": {name: getattr(args, name) for name in _REPORTED_ARGUMENTS},
+            **({"seconds": seconds} if checkpoint is None and seconds else {}),
+        }
+
+    def _save(self, student: PreTrainedModel, folder: Path) -> None:
+        student.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        SearchResult.load(self.folder).best.save_pretrained(folder)
+
+    def _stage(self, name: str, work: Any) -> dict[str, Any]:
+        path = self.folder / "stages" / f"{name}.json"
+        if not path.is_file():
+            write_json(path, work())
+        return read_json(path)
+
+    # Report
+
+    def results(self) -> dict[str, Any]:
+        """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
+        stages = {"search": self.search_facts, "student": self.train_student}
+        if self.recipe.baseline:
+            stages["baseline"] = self.train_baseline
+        results = {name: work() for name, work in stages.items()}
+        results["teacher"] = self._stage("teacher", self._teacher_facts)
+        results["environment"] = _environment()
+        if self.recipe.baseline:
+            results["to_match"] = to_match(results)
+        curves = {"student": results["student"]}
+        if self.recipe.baseline:
+            curves["random initialization"] = results["baseline"]
+        plot_training(
+            {name: [(point["tokens"], point["perplexity"]) for point in run["curve"]] for name, run in curves.items()},
+            self.folder / "training.png",
+            target=results["to_match"]["perplexity"] if self.recipe.baseline else None,
+        )
+        self._publish_student()
+        write_json(self.folder / RESULTS_FILE, results)
+        write_card(self.folder, self.recipe, results)
+        return results
+
+    def _teacher_facts(self) -> dict[str, Any]:
+        config = self.teacher.config
+        input_ids = as_input_ids(self.blocks["test"], config.vocab_size)
+        return {
+            "name": self.recipe.teacher,
+            "parameters": num_parameters(config),
+            "perplexity": math.exp(cross_entropy(self.teacher, input_ids)),
+            "test_tokens": input_ids.numel(),
+        }
+
+    def _publish_student(self) -> None:
+        """Put the files of the trained student into the output folder itself."""
+        final = self.folder / "stages" / "final"
+        with disk_errors(self.folder):
+            for file in sorted(final.glob("*")):
+                file.replace(self.folder / file.name)
+
+
+_REPORTED_ARGUMENTS = (
+    "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_steps", "seed", "bf16",
+)  # fmt: skip
+
+
+def to_match(results: dict[str, Any]) -> dict[str, Any]:
+    """Tokens and FLOPs the student and the baseline need to reach the baseline's final perplexity.
+
+    A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search,
+    of its own training and of the teacher's forward passes; what it did not reach is left out.
+    """
+    target = results["baseline"]["curve"][-1]["perplexity"]
+    tokens = {}
+    for name in ("student", "baseline"):
+        reached = [point["tokens"] for point in results[name]["curve"] if point["perplexity"] <= target]
+        tokens[name] = reached[0] if reached else None
+    per_token = {name: results[name]["flops_per_token"] for name in tokens}
+    facts: dict[str, Any] = {
+        "perplexity": target,
+        "baseline_tokens": tokens["baseline"],
+        "baseline_flops": tokens["baseline"] * per_token["baseline"]["student"],
+    }
+    if tokens["student"] is not None:
+        parts = {
+            "search": results["search"]["flops"],
+            "training": tokens["student"] * per_token["student"]["student"],
+            "teacher": tokens["student"] * per_token["student"]["teacher"],
+        }
+        facts |= {"student_tokens": tokens["student"], "student_flops": parts}
+        facts["flops_ratio"] = facts["baseline_flops"] / sum(parts.values())
+        if tokens["student"]:
+            facts["tokens_ratio"] = facts["baseline_tokens"] / tokens["student"]
+    return facts
+
+
+def _environment() -> dict[str, Any]:
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "hf_whittle": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": accelerator,
+    }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
