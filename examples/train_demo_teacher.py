@@ -3,10 +3,11 @@
 # ///
 """Train the small GPT-NeoX that `hf-whittle demo` uses as its teacher, from random initialization.
 
-    python examples/train_demo_teacher.py --output_dir teacher 
+    python examples/train_demo_teacher.py --output_dir teacher
 
 The text is the standard library of the running interpreter, less the modules that the demo holds out. One thread of a
-CPU takes about an hour and a half; the log of the run that made the bundled teacher is `hf_whittle/demo/teacher/training_log.json`.
+CPU takes about an hour and a half. The run that made the bundled teacher left its log in
+`hf_whittle/demo/teacher/training_log.json`.
 """
 
 import json
@@ -116,8 +117,15 @@ def main() -> None:
         "perplexity": {name: math.exp(loss) for name, loss in losses.items()},
         "blocks": {name: len(split) for name, split in blocks.items()},
         "seconds": trainer.state.log_history[-len(HELD_OUT) - 1].get("train_runtime"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "history": [{k: v for k, v in row.items() if k in ("step", "loss", "eval_loss", "learning_rate")} for row in trainer.state.log_history],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "history": [
+            {k: v for k, v in row.items() if k in ("step", "loss", "eval_loss", "learning_rate")}
+            for row in trainer.state.log_history
+        ],
     }
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
 

@@ -38,7 +38,7 @@ _MODULES = {
     "search_subnets": "search.runner",
 }
 
-__all__ = [  # noqa: RUF022  (sorted as Python sorts strings, a test holds it)
+__all__ = [
     "DistillationConfig",
     "DistillationTrainer",
     "EvolutionConfig",

@@ -35,7 +35,9 @@ def load_documents(
         DataError: if a pattern matches no file, or the dataset has no such split.
     """
     if files is not None:
-        paths = sorted({path for pattern in files for path in glob.glob(pattern, recursive=True) if Path(path).is_file()})
+        paths = sorted(
+            {path for pattern in files for path in glob.glob(pattern, recursive=True) if Path(path).is_file()}
+        )
         if not paths:
             raise DataError(f"no file matches {files}; give text files, or patterns such as 'texts/**/*.txt'")
         return load_dataset("text", data_files=paths, sample_by="document", split="train")
@@ -73,7 +75,8 @@ def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str
     """
     if "train" in fractions or any(share <= 0 for share in fractions.values()) or sum(fractions.values()) >= 1:
         raise DataError(
-            f"held-out fractions must be positive, add up to less than 1 and not be called 'train', got {dict(fractions)}"
+            "held-out fractions must be positive, add up to less than 1 and not be called 'train', "
+            f"got {dict(fractions)}"
         )
     column = key or "text"
     if column not in documents.column_names:
@@ -82,19 +85,22 @@ def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str
     for row, value in enumerate(documents[column]):
         digest = hashlib.sha256(str(value).encode()).digest()
         position = int.from_bytes(digest[:8], "big") / 2**64
-        for name, share in fractions.items():
-            if position < share:
-                break
-            position -= share
-        else:
-            name = "train"
-        rows[name].append(row)
+        rows[_split_at(position, fractions)].append(row)
     for name, indices in rows.items():
         if not indices:
             raise DataError(
                 f"the split {name!r} of {len(documents)} documents is empty; give more documents, or raise its fraction"
             )
     return {name: documents.select(indices) for name, indices in rows.items()}
+
+
+def _split_at(position: float, fractions: Mapping[str, float]) -> str:
+    """The split whose interval of [0, 1) holds `position`; the rest is `"train"`."""
+    for name, share in fractions.items():
+        if position < share:
+            return name
+        position -= share
+    return "train"
 
 
 def pack_documents(

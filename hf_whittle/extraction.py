@@ -40,7 +40,9 @@ def extract_subnet(
     student = architecture_module(model.config, "student")
     config = student.student_config(model.config, subnet, format)
     weights = slice_weights(model.state_dict(), model.config, subnet)
-    extracted = student.student_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
+    extracted = student.student_class(config).from_pretrained(
+        None, config=config, state_dict=weights, dtype=model.dtype
+    )
     if model.can_generate() and model.generation_config is not None:
         extracted.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
     return extracted.to(model.device)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from .models.supernet import SuperNetModel
+
 
 class Perplexity:
     """Perplexity of a super-network's subnets on the same tokens, in the same order, for every subnet.
@@ -29,7 +31,7 @@ class Perplexity:
         VocabularyError: if a token id is outside the model's vocabulary.
     """
 
-    def __init__(self, supernet: "PreTrainedModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
+    def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
         self.supernet = supernet
         self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
         self.batch_size = batch_size
@@ -71,8 +73,8 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
     total = torch.zeros((), dtype=torch.float64)
     try:
         with torch.inference_mode():
-            for batch in input_ids.split(batch_size):
-                batch = batch.to(model.device)
+            for rows in torch.split(input_ids, batch_size):
+                batch = rows.to(model.device)
                 logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum")
                 total += loss.double().cpu()
@@ -83,8 +85,9 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
     """Blocks as one `int64` tensor `(blocks, block_size)`, checked against a vocabulary."""
-    input_ids = blocks
-    if not isinstance(input_ids, torch.Tensor):
+    if isinstance(blocks, torch.Tensor):
+        input_ids = blocks
+    else:
         if blocks is None or len(blocks) == 0:
             raise DataError("there are no blocks of text to evaluate on; give an eval_dataset of packed tokens")
         input_ids = torch.from_numpy(np.asarray(blocks.with_format("numpy")[:]["input_ids"], dtype=np.int64))

@@ -222,7 +222,11 @@ def _accepts(hint: Any, kind: type) -> bool:
 def _name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
-    return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and typing.get_origin(hint) is None
+        else str(hint).replace("typing.", "")
+    )
 
 
 def _short(names: list[str]) -> str:

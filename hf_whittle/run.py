@@ -5,6 +5,7 @@ Every stage leaves its facts in `stages/`; a stage whose facts are there is not 
 
 import math
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,14 +114,13 @@ class Run:
                 split, self.tokenizer, data.block_size, text_column=data.text_column, num_proc=data.num_proc
             )
         for name, tokens in (("search", data.search_tokens), ("test", data.test_tokens)):
-            number = min(len(blocks[name]), max(1, tokens // data.block_size))
-            blocks[name] = blocks[name].select(range(number))
+            blocks[name] = _spread(blocks[name], max(1, tokens // data.block_size))
         return blocks
 
     @cached_property
     def supernet(self) -> GPTNeoXSuperNetForCausalLM:
         name = self.recipe.supernet or self.recipe.teacher
-        supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(name, dtype=torch.float32)
+        supernet: Any = GPTNeoXSuperNetForCausalLM.from_pretrained(name, dtype=torch.float32)
         if len(self.tokenizer) > supernet.config.vocab_size:
             raise VocabularyError(
                 f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
@@ -135,7 +135,8 @@ class Run:
     def teacher(self) -> PreTrainedModel:
         if not self.recipe.supernet:
             return self.supernet
-        return AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32).to(_device())
+        teacher: Any = AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32)
+        return teacher.to(_device())
 
     # Stages
 
@@ -229,9 +230,9 @@ class Run:
             processing_class=self.tokenizer,
             callbacks=[interruption],
         )
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        checkpoint = get_last_checkpoint(args.output_dir)
-        with disk_errors(args.output_dir):
+        stage = self.folder / "stages" / name
+        checkpoint = get_last_checkpoint(stage) if stage.is_dir() else None
+        with disk_errors(stage):
             trainer.train(resume_from_checkpoint=checkpoint)
         if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
             raise KeyboardInterrupt
@@ -270,6 +271,7 @@ class Run:
         path = self.folder / "stages" / f"{name}.json"
         if not path.is_file():
             write_json(path, work())
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # checkpoints of the stage
         return read_json(path)
 
     # Report
@@ -351,8 +353,17 @@ def to_match(results: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def _spread(blocks: Dataset, number: int) -> Dataset:
+    """At most `number` blocks, evenly over the whole split."""
+    if len(blocks) <= number:
+        return blocks
+    return blocks.select([i * len(blocks) // number for i in range(number)])
+
+
 def _environment() -> dict[str, Any]:
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    accelerator = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    )
     return {
         "hf_whittle": __version__,
         "transformers": transformers.__version__,

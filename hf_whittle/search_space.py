@@ -14,7 +14,7 @@ import numpy as np
 
 from .architecture import head_dim
 from .cost import ParameterBin, Polynomial
-from .errors import SubnetError, BinError
+from .errors import BinError, SubnetError
 from .subnet import Kept, Shape, SubnetConfig, count, indices
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class SearchSpace:
             raise SubnetError(f"granularity must be 'coarse' or 'fine', got {self.granularity!r}")
         shape = Shape.from_config(self.config)
         if len(set(shape.num_attention_heads)) > 1 or len(set(shape.intermediate_size)) > 1:
-            raise SubnetError("a search space needs a super-network whose layers are all alike; search the original one")
+            raise SubnetError(
+                "a search space needs a super-network whose layers are all alike; search the original one"
+            )
         if self.stock_only and self.layer_wise:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
         for name in _SIZES:
@@ -108,7 +110,9 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """The choices that define the space, for a record of a search."""
-        sizes = {name: [getattr(self, name).start, getattr(self, name)[-1], getattr(self, name).step] for name in _SIZES}
+        sizes = {
+            name: [getattr(self, name).start, getattr(self, name)[-1], getattr(self, name).step] for name in _SIZES
+        }
         chosen = {"granularity": self.granularity, "layer_wise": self.layer_wise, "stock_only": self.stock_only}
         return {**chosen, **sizes}
 

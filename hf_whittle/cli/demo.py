@@ -3,6 +3,7 @@
 import argparse
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 HELP = "Do the main job on the Python standard library with the bundled teacher, in some minutes and offline."
 
@@ -33,7 +34,8 @@ def generate(folder: Path) -> list[str]:
     """Continuations of the prompts by the model in a folder, greedy."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     texts = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

@@ -22,7 +22,9 @@ def main(options: argparse.Namespace) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """A table of what a run measured."""
-    rows = [("", "parameters", "perplexity at the start", "at the end", "tokens", "to match the baseline: tokens", "FLOPs")]
+    rows = [
+        ("", "parameters", "perplexity at the start", "at the end", "tokens", "to match the baseline: tokens", "FLOPs")
+    ]
     match = results.get("to_match", {})
     rows.append(("teacher", _count(results["teacher"]["parameters"]), "", _perplexity(results["teacher"]), "", "", ""))
     for name in ("baseline", "student"):
@@ -43,7 +45,10 @@ def summary(results: dict[str, Any]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *_ratios(results)])
@@ -56,7 +61,9 @@ def _ratios(results: dict[str, Any]) -> list[str]:
     if "student_flops" not in match:
         return ["", "The student did not reach the baseline's final perplexity within its tokens."]
     parts = ", ".join(f"{name} {value:.2e}" for name, value in match["student_flops"].items())
-    ratio = f"{match['tokens_ratio']:.1f} times fewer tokens" if "tokens_ratio" in match else "no training tokens at all"
+    ratio = (
+        f"{match['tokens_ratio']:.1f} times fewer tokens" if "tokens_ratio" in match else "no training tokens at all"
+    )
     return ["", f"The student matched the baseline with {ratio}; FLOPs ratio {match['flops_ratio']:.2f} ({parts})."]
 
 

@@ -9,7 +9,8 @@ from ..errors import DataError
 
 # Third-party code, tests, and modules that are tables rather than text.
 _LEFT_OUT = {
-    "site-packages", "dist-packages", "lib-dynload", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data",
+    "site-packages", "dist-packages", "lib-dynload", "__pycache__", "test", "tests", "idle_test", "encodings",
+    "pydoc_data",
 }  # fmt: skip
 
 # Shares of the modules that the bundled teacher never saw: one to search on, one to report on.
@@ -35,6 +36,8 @@ def standard_library() -> Dataset:
             except (UnicodeDecodeError, OSError):
                 continue  # a module in another encoding, or one we may not read: not worth failing a demo for
     if not documents:
-        raise DataError(f"found no Python source under {root}; run the demo with an interpreter that carries its library")
+        raise DataError(
+            f"found no Python source under {root}; run the demo with an interpreter that carries its library"
+        )
     names = sorted(documents)
     return Dataset.from_dict({"name": names, "text": [documents[name] for name in names]})

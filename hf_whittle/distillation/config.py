@@ -19,8 +19,12 @@ class DistillationConfig(TrainingArguments):
     beta: float = field(
         default=0.8, metadata={"help": "Weight of the KL divergence from the teacher; 0 is plain pretraining."}
     )
-    temperature: float = field(default=0.9, metadata={"help": "Temperature of both distributions in the KL divergence."})
-    loss_chunk_size: int = field(default=1024, metadata={"help": "Tokens whose distillation loss is computed at a time."})
+    temperature: float = field(
+        default=0.9, metadata={"help": "Temperature of both distributions in the KL divergence."}
+    )
+    loss_chunk_size: int = field(
+        default=1024, metadata={"help": "Tokens whose distillation loss is computed at a time."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

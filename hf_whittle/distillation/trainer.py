@@ -127,7 +127,7 @@ class DistillationTrainer(Trainer):
             if rows:
                 logs |= {"cross_entropy": cross_entropy / rows, "kl": divergence / rows}
             self._sums.zero_()
-        for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss") or name == "eval_loss"]:
+        for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = math.exp(min(logs[name], 700.0))
         super().log(logs, *args, **kwargs)
 

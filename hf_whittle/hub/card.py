@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data import STANDARD_LIBRARY
 from ..files import write_text
 from ..recipe import Recipe
 from ..subnet import SubnetConfig, count
@@ -37,10 +38,10 @@ class SubnetModelCardData(ModelCardData):
     def from_run(cls, recipe: Recipe, results: dict[str, Any]) -> "SubnetModelCardData":
         """Metadata of a run of a recipe."""
         checkpoints = dict.fromkeys(name for name in (recipe.supernet, recipe.teacher) if name and is_hub_name(name))
-        dataset = recipe.data.dataset
+        dataset = recipe.data.dataset if recipe.data.dataset and is_hub_name(recipe.data.dataset) else None
         measured = EvalResult(
             task_type="text-generation",
-            dataset_type=dataset if dataset and is_hub_name(dataset) else "text",
+            dataset_type=dataset or "text",
             dataset_name=dataset or "local files",
             metric_type="perplexity",
             metric_value=round(results["student"]["curve"][-1]["perplexity"], 4),
@@ -48,7 +49,7 @@ class SubnetModelCardData(ModelCardData):
         return cls(
             base_model=list(checkpoints) or None,
             parameters=results["student"]["parameters"],
-            datasets=[dataset] if dataset and "/" in dataset and is_hub_name(dataset) else None,
+            datasets=[dataset] if dataset and dataset != STANDARD_LIBRARY else None,
             model_name=Path(recipe.output_dir).resolve().name,
             eval_results=[measured],
         )
@@ -61,7 +62,7 @@ def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
         card = ModelCard.from_template(
             SubnetModelCardData.from_run(recipe, results),
             template_path=str(path),
-            recipe=recipe.to_dict(),
+            recipe=_without_paths(recipe),
             layers=_layer_rows(SubnetConfig.from_dict(results["search"]["subnet"])),
             channels=count(SubnetConfig.from_dict(results["search"]["subnet"]).hidden_size),
             is_stock=_is_stock(folder),
@@ -70,6 +71,16 @@ def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
             **results,
         )
     write_text(folder / "README.md", str(card))
+
+
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with folders of this machine shown by their last name."""
+    values = recipe.to_dict()
+    for section, key in ((values, "teacher"), (values, "supernet"), (values["data"], "dataset")):
+        if section[key] and not is_hub_name(section[key]):
+            section[key] = Path(section[key]).name
+    values["data"]["files"] = [Path(pattern).name for pattern in values["data"]["files"] or ()]
+    return values
 
 
 def is_hub_name(name: str) -> bool:

@@ -22,14 +22,18 @@ def plot_search(result: SearchResult, path: str | Path, fitness_name: str = "per
         if points:
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=9, color=colour, alpha=0.7, label=f"by {origin}", linewidths=0)
-    axes.step(range(1, len(result.evaluations) + 1), result.best_so_far(), where="post", color="#111827", label="best so far")
+    axes.step(
+        range(1, len(result.evaluations) + 1), result.best_so_far(), where="post", color="#111827", label="best so far"
+    )
     axes.set_yscale("log")
     _plain_log_ticks(axes)
     axes.set(xlabel="subnets evaluated", ylabel=f"{fitness_name} before training (log scale)")
     _finish(figure, axes, path)
 
 
-def plot_training(curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, target: float | None = None) -> None:
+def plot_training(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, target: float | None = None
+) -> None:
     """Draw perplexity over tokens into a PNG file.
 
     Args:

@@ -7,7 +7,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architecture import Axis, Dimension, architecture_module, check_model_type, get_architecture, head_dim
+from ..architecture import (
+    Axis,
+    Dimension,
+    Weight,
+    architecture_module,
+    check_model_type,
+    get_architecture,
+    head_dim,
+)
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
 
@@ -22,23 +30,20 @@ class ElasticModuleList(nn.ModuleList):
         return iter(layers if self.active is None else [layers[index] for index in self.active])
 
 
-class SuperNetMixin:
-    """Adds `active_subnet` to a causal language model whose architecture has a table.
+class SuperNetModel(PreTrainedModel):
+    """Base class that adds `active_subnet` to a causal language model whose architecture has a table.
 
     The modules of the stock model become index-aware in place; its forward is the stock one.
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        architecture = get_architecture(config)
-        self._layers = self.get_submodule(architecture.layers)
         self._layers.__class__ = ElasticModuleList
-        for weight in architecture.weights:
-            for layer in range(config.num_hidden_layers) if weight.in_layer else (None,):
-                make_elastic(self.get_submodule(_module_name(weight.name, layer)))
+        for _, _, module in self._sliced_modules():
+            make_elastic(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "PreTrainedModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint as a super-network; arguments as in `PreTrainedModel.from_pretrained`.
 
         Raises:
@@ -53,7 +58,7 @@ class SuperNetMixin:
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @contextlib.contextmanager
-    def active_subnet(self, subnet: SubnetConfig) -> Iterator["PreTrainedModel"]:
+    def active_subnet(self, subnet: SubnetConfig) -> Iterator["SuperNetModel"]:
         """Run, train and generate as a subnet inside the block; the full model is back after it.
 
         The subnet always refers to the full super-network, also inside another `active_subnet` block.
@@ -72,28 +77,34 @@ class SuperNetMixin:
     _active: SubnetConfig | None = None
     _full_config: PreTrainedConfig | None = None
 
+    @property
+    def _layers(self) -> Any:
+        return self.get_submodule(get_architecture(self.config).layers)
+
+    def _sliced_modules(self) -> Iterator[tuple[Weight, int | None, Any]]:
+        """Every module with a weight of the table: the weight, its layer and the module."""
+        for weight in get_architecture(self.config).weights:
+            if weight.name.endswith(".weight"):  # a bias follows the output axis of its weight
+                for layer in range(len(self._layers)) if weight.in_layer else (None,):
+                    yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
+
     def _activate(self, subnet: SubnetConfig | None) -> None:
         full = self._full_config or self.config
-        self._full_config = None if subnet is None else full
-        self._active = subnet
+        kept_layers = () if subnet is None else subnet.layers
+        for weight, layer, module in self._sliced_modules():
+            module.chosen = None
+            if subnet is not None and (layer is None or layer in kept_layers):
+                position = None if layer is None else kept_layers.index(layer)
+                module.chosen = tuple(
+                    axis_rows(axis, subnet, position, head_dim(full), self.device) for axis in weight.axes
+                )
+        self._active, self._full_config = subnet, None if subnet is None else full
         self._set_config(full if subnet is None else _active_config(full, subnet))
-        self._layers.active = None if subnet is None else subnet.layers
-        for position, layer in enumerate(self._layers):
-            for module in layer.modules():
+        self._layers.active = None if subnet is None else kept_layers
+        for position, active_layer in enumerate(self._layers):
+            for module in active_layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = position
-        for weight in get_architecture(full).weights:
-            if not weight.name.endswith(".weight"):
-                continue  # a bias follows the output axis of its weight
-            for layer in range(full.num_hidden_layers) if weight.in_layer else (None,):
-                module = self.get_submodule(_module_name(weight.name, layer))
-                module.chosen = None if subnet is None else self._chosen(weight.axes, subnet, layer, full)
-
-    def _chosen(self, axes: tuple[Axis, ...], subnet: SubnetConfig, layer: int | None, config: PreTrainedConfig):
-        if layer is not None and layer not in subnet.layers:
-            return None
-        position = None if layer is None else subnet.layers.index(layer)
-        return tuple(axis_rows(axis, subnet, position, head_dim(config), self.device) for axis in axes)
 
     def _set_config(self, config: PreTrainedConfig) -> None:
         for module in self.modules():
@@ -117,10 +128,6 @@ def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: 
     elif axis.dimension is not Dimension.VOCABULARY:
         kept = getattr(subnet, axis.dimension.value)[position]
     return None if kept is None else rows(kept, axis.block_size(head_dim), device)
-
-
-def _module_name(weight_name: str, layer: int | None) -> str:
-    return weight_name.format(layer=layer).rpartition(".")[0]
 
 
 def _active_config(full: PreTrainedConfig, subnet: SubnetConfig) -> PreTrainedConfig:

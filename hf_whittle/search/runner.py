@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..cost import ParameterBin, num_parameters
-from ..errors import OutputError
+from ..errors import DataError, OutputError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
@@ -20,13 +20,14 @@ from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line,
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel
+
+    from ..models.supernet import SuperNetModel
 
 Fitness = Callable[[SubnetConfig], float]
 
 
 def search_subnets(
-    supernet: "PreTrainedModel | None",
+    supernet: "SuperNetModel | None",
     space: SearchSpace,
     *,
     bin: ParameterBin,
@@ -43,7 +44,7 @@ def search_subnets(
     search to the identical result.
 
     Args:
-        supernet (`PreTrainedModel`): the super-network; may be `None` if `fitness` is given.
+        supernet (`SuperNetModel`): the super-network; may be `None` if `fitness` is given.
         space (`SearchSpace`): where to search.
         bin (`ParameterBin`): what the subnets must lie in.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`; every
@@ -67,6 +68,8 @@ def search_subnets(
     if fitness is None:
         from ..fitness import Perplexity
 
+        if supernet is None or eval_dataset is None:
+            raise DataError("give a supernet and an eval_dataset, or a fitness of your own")
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = {
         "space": space.to_dict(),
@@ -172,7 +175,7 @@ class _Archive:
 
     def add(self, evaluation: Evaluation) -> None:
         self.result.evaluations.append(evaluation)
-        if self._stream is not None:
+        if self._folder is not None:
             with disk_errors(self._folder):
                 self._stream.write(evaluation_line(evaluation))
                 self._stream.flush()

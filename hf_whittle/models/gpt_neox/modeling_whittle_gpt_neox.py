@@ -25,7 +25,8 @@ class WhittleGPTNeoXAttention(GPTNeoXAttention):
         self.config = config
         self.head_size = config.head_dim
         self.attention_dropout = config.attention_dropout
-        self.rotary_ndims = int(self.head_size * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        rope_parameters = config.rope_parameters or {}
+        self.rotary_ndims = int(self.head_size * rope_parameters.get("partial_rotary_factor", 1.0))
         self.scaling = self.head_size**-0.5
         self.is_causal = True
         self.layer_idx = layer_idx
@@ -62,9 +63,7 @@ class WhittleGPTNeoXModel(WhittleGPTNeoXPreTrainedModel, GPTNeoXModel):
         self.config = config
         self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(
-            [WhittleGPTNeoXLayer(config, index) for index in range(config.num_hidden_layers)]
-        )
+        self.layers = nn.ModuleList([WhittleGPTNeoXLayer(config, index) for index in range(config.num_hidden_layers)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary_emb = GPTNeoXRotaryEmbedding(config=config)
         self.gradient_checkpointing = False

@@ -47,11 +47,13 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
     }
     if stock:
         return GPTNeoXConfig(**values)
-    layers = zip(shape.num_attention_heads, shape.intermediate_size, strict=True)
-    per_layer = {i: {"num_attention_heads": heads, "intermediate_size": size} for i, (heads, size) in enumerate(layers)}
-    if subnet.is_uniform:
-        per_layer = None
-    return WhittleGPTNeoXConfig(**values, head_dim=head_dim(config), per_layer_config=per_layer)
+    values["head_dim"] = head_dim(config)
+    if not subnet.is_uniform:
+        layers = zip(shape.num_attention_heads, shape.intermediate_size, strict=True)
+        values["per_layer_config"] = {
+            i: {"num_attention_heads": heads, "intermediate_size": neurons} for i, (heads, neurons) in enumerate(layers)
+        }
+    return WhittleGPTNeoXConfig(**values)
 
 
 def student_class(config: GPTNeoXConfig) -> type[GPTNeoXForCausalLM]:

@@ -3,10 +3,10 @@
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from ..supernet import SuperNetMixin
+from ..supernet import SuperNetModel
 
 
-class GPTNeoXSuperNetForCausalLM(SuperNetMixin, GPTNeoXForCausalLM):
+class GPTNeoXSuperNetForCausalLM(SuperNetModel, GPTNeoXForCausalLM):
     """A GPT-NeoX or Pythia checkpoint whose slices run as models of their own.
 
     Example:

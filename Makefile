@@ -1,0 +1,33 @@
+# Every target sets up .venv first. PYTHON is the interpreter to make it with (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+OUTPUT ?= demo
+
+.PHONY: demo test quality style bench clean
+
+demo: .venv/installed
+	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
+
+test: quality
+	$(BIN)/python -m pytest
+
+quality: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'hf_whittle needs Python 3.11 or newer, found ' + sys.version.split()[0] + '; set PYTHON=')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv
