@@ -1,0 +1,89 @@
+# /// script
+# dependencies = ["hf_whittle"]
+# ///
+"""Search, extract and distil with the Python API, step by step.
+
+As it stands it runs in a few minutes on a CPU, offline, with the bundled teacher and the Python standard library:
+
+    python examples/search_extract_distil.py
+
+With a checkpoint of the Hub and text of your own:
+
+    python examples/search_extract_distil.py --teacher EleutherAI/pythia-410m --files "texts/**/*.txt" \
+        --low 150e6 --high 165e6 --block_size 1024 --output_dir student --max_steps 2000
+"""
+
+from dataclasses import dataclass, field
+from importlib import resources
+
+import torch
+from transformers import AutoTokenizer, HfArgumentParser
+
+from hf_whittle import (
+    DistillationConfig,
+    DistillationTrainer,
+    EvolutionConfig,
+    GPTNeoXSuperNetForCausalLM,
+    ParameterBin,
+    SearchSpace,
+    extract_subnet,
+    search_subnets,
+)
+from hf_whittle.data import load_documents, pack_documents, split_documents
+
+
+@dataclass
+class ScriptArguments:
+    teacher: str = field(
+        default=str(resources.files("hf_whittle") / "demo" / "teacher"),
+        metadata={"help": "Checkpoint to cut the student from, and to learn from."},
+    )
+    files: list[str] | None = field(
+        default=None, metadata={"help": "Text files or patterns; the Python standard library by default."}
+    )
+    low: float = field(default=0.80e6, metadata={"help": "Fewest parameters of the student."})
+    high: float = field(default=0.88e6, metadata={"help": "Most parameters of the student."})
+    granularity: str = field(default="coarse", metadata={"help": "coarse or fine."})
+    block_size: int = field(default=256, metadata={"help": "Tokens in a block."})
+    generations: int = field(default=5, metadata={"help": "Generations of the search."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, DistillationConfig))
+    parser.set_defaults(output_dir="student", max_steps=50, learning_rate=3e-3, report_to="none", logging_steps=10)
+    script, args = parser.parse_args_into_dataclasses()
+    args.use_cpu = not torch.cuda.is_available()
+
+    tokenizer = AutoTokenizer.from_pretrained(script.teacher)
+    documents = load_documents("python-standard-library" if script.files is None else None, script.files)
+    splits = split_documents(documents, {"search": 0.05, "test": 0.05}, key="name" if script.files is None else None)
+    blocks = {name: pack_documents(split, tokenizer, script.block_size) for name, split in splits.items()}
+
+    supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(script.teacher, dtype=torch.float32)
+    result = search_subnets(
+        supernet,
+        SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),
+        bin=ParameterBin(script.low, script.high),
+        eval_dataset=blocks["search"].select(range(16)),
+        config=EvolutionConfig(generations=script.generations, population_size=20, num_offspring=20),
+        output_dir=args.output_dir,
+    )
+    student = extract_subnet(supernet, result.best)
+
+    trainer = DistillationTrainer(
+        model=student,
+        teacher_model=supernet,
+        args=args,
+        train_dataset=blocks["train"],
+        eval_dataset=blocks["test"].select(range(64)),
+        processing_class=tokenizer,
+    )
+    print("perplexity before training", trainer.evaluate()["eval_perplexity"])
+    trainer.train()
+    print("perplexity after training", trainer.evaluate()["eval_perplexity"])
+    trainer.save_model()
+    result.best.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
