@@ -1,7 +1,8 @@
 """Parameters, FLOPs and cache bytes of a subnet, in closed form from the architecture's table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .architecture import Dimension, Weight, get_architecture, head_dim
@@ -63,12 +64,7 @@ def parameter_polynomial(config: "PreTrainedConfig", embeddings: bool = True) ->
         config (`PreTrainedConfig`): the super-network's.
         embeddings (`bool`, *optional*, defaults to `True`): whether to count weights with a vocabulary axis.
     """
-
-    def entries(weight: Weight) -> int:
-        over_vocabulary = any(axis.dimension is Dimension.VOCABULARY for axis in weight.axes)
-        return 0 if weight.is_shared(config) or (over_vocabulary and not embeddings) else 1
-
-    return _sum_weights(config, entries)
+    return _count_weights(*_what_counts(config), _own if embeddings else _own_without_vocabulary)
 
 
 def flops_polynomial(config: "PreTrainedConfig", sequence_length: int) -> Polynomial:
@@ -77,22 +73,42 @@ def flops_polynomial(config: "PreTrainedConfig", sequence_length: int) -> Polyno
     A multiplication and an addition are two FLOPs; attention is counted over the whole sequence, masked or not, as
     PyTorch's `FlopCounterMode` counts it. Norms, activations and softmax are not counted.
     """
-    matmuls = _sum_weights(config, lambda weight: 2 * weight.is_matmul)
+    matmuls = _count_weights(*_what_counts(config), _multiplied)
     scores = 2 * 2 * sequence_length * head_dim(config)  # queries by keys, and weights by values
-    return Polynomial(**{**vars(matmuls), "head": matmuls.head + scores})
+    return replace(matmuls, head=matmuls.head + scores)
 
 
-def _sum_weights(config: "PreTrainedConfig", factor: Callable[[Weight], int]) -> Polynomial:
+def _own(weight: Weight, is_shared: bool) -> int:
+    return int(not is_shared)
+
+
+def _own_without_vocabulary(weight: Weight, is_shared: bool) -> int:
+    return int(not is_shared and all(axis.dimension is not Dimension.VOCABULARY for axis in weight.axes))
+
+
+def _multiplied(weight: Weight, is_shared: bool) -> int:
+    return 2 * weight.is_matmul
+
+
+def _what_counts(config: "PreTrainedConfig") -> tuple[tuple[tuple[Weight, bool], ...], int, int]:
+    """The weights a model has, each with whether it is another one's tensor; head_dim; vocabulary."""
+    weights = get_architecture(config).weights
+    present = tuple((weight, weight.is_shared(config)) for weight in weights if weight.exists(config))
+    return present, head_dim(config), config.vocab_size
+
+
+@lru_cache(maxsize=256)
+def _count_weights(
+    weights: tuple[tuple[Weight, bool], ...], head_dim: int, vocab_size: int, factor: Callable[[Weight, bool], int]
+) -> Polynomial:
     terms = dict.fromkeys(Polynomial.__dataclass_fields__, 0)
-    for weight in get_architecture(config).weights:
-        if not weight.exists(config):
-            continue
-        size = factor(weight)
+    for weight, is_shared in weights:
+        size = factor(weight, is_shared)
         dimensions = []
         for axis in weight.axes:
-            size *= axis.block_size(head_dim(config))
+            size *= axis.block_size(head_dim)
             if axis.dimension is Dimension.VOCABULARY:
-                size *= config.vocab_size
+                size *= vocab_size
             else:
                 dimensions.append(axis.dimension)
         term = _TERMS[tuple(sorted(dimensions, key=lambda dimension: dimension.name))]

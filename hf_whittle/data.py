@@ -47,11 +47,12 @@ def load_documents(
         from .demo.corpus import standard_library
 
         return standard_library()
-    if (Path(dataset) / "state.json").is_file():
-        return load_from_disk(dataset)
     try:
+        if any((Path(dataset) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            saved = load_from_disk(dataset)
+            return saved if isinstance(saved, Dataset) else saved[split]
         return load_dataset(dataset, config, split=split)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, KeyError) as error:
         raise DataError(f"cannot load the split {split!r} of the dataset {dataset!r}: {error}") from error
 
 

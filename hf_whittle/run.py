@@ -4,6 +4,7 @@ Every stage leaves its facts in `stages/`; a stage whose facts are there is not 
 """
 
 import math
+import os
 import platform
 import shutil
 import time
@@ -16,6 +17,7 @@ import torch
 import transformers
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import __version__
@@ -24,7 +26,7 @@ from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_
 from .data import load_documents, pack_documents, split_documents
 from .distillation.config import DistillationConfig
 from .distillation.trainer import DistillationTrainer, check_same_tokens
-from .errors import DataError, OutputError, VocabularyError
+from .errors import DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import as_input_ids, cross_entropy
@@ -68,6 +70,11 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
         OutputError: if the folder holds the run of another recipe, or cannot be written.
         DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise WhittleError(
+            "hf_whittle.run works in one process; start it without a launcher. DistillationTrainer itself runs under "
+            "accelerate launch or torchrun"
+        )
     return Run(recipe, progress).results()
 
 
@@ -231,7 +238,7 @@ class Run:
             callbacks=[interruption],
         )
         stage = self.folder / "stages" / name
-        checkpoint = get_last_checkpoint(stage) if stage.is_dir() else None
+        checkpoint = _last_checkpoint(stage)
         with disk_errors(stage):
             trainer.train(resume_from_checkpoint=checkpoint)
         if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
@@ -351,6 +358,14 @@ def to_match(results: dict[str, Any]) -> dict[str, Any]:
         if tokens["student"]:
             facts["tokens_ratio"] = facts["baseline_tokens"] / tokens["student"]
     return facts
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in a folder; one that was cut off while it was written is removed."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / TRAINER_STATE_NAME).is_file():  # the Trainer writes it last
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(folder) if folder.is_dir() else None
 
 
 def _spread(blocks: Dataset, number: int) -> Dataset:

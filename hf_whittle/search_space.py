@@ -46,6 +46,7 @@ class SearchSpace:
     num_attention_heads: range
     intermediate_size: range
     _reachable: dict[ParameterBin, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+    _costs: dict[ParameterBin, Polynomial] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.granularity not in ("coarse", "fine"):
@@ -59,7 +60,7 @@ class SearchSpace:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
         for name in _SIZES:
             sizes, most = getattr(self, name), getattr(self.config, name)
-            if not sizes or min(sizes) < 1 or max(sizes) > most or sizes.step < 0:
+            if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
                 raise SubnetError(f"{name}: sizes must be an ascending range within 1 to {most}, got {sizes}")
 
     @classmethod
@@ -202,14 +203,13 @@ class SearchSpace:
     def reachable_costs(self, polynomial: Polynomial) -> tuple[int, int]:
         """Least and greatest cost of a subnet of this space."""
 
-        def corner(pick: Any) -> int:
-            heads, neurons = pick(self.num_attention_heads), pick(self.intermediate_size)
-            channels, layers = pick(self.hidden_size), pick(self.num_hidden_layers)
+        def corner(end: int) -> int:
+            channels, layers, heads, neurons = (getattr(self, name)[end] for name in _SIZES)
             if self.stock_only:
                 heads = channels // head_dim(self.config)
             return polynomial(Shape(channels, (heads,) * layers, (neurons,) * layers))
 
-        return corner(min), corner(max)
+        return corner(0), corner(-1)
 
     def _pairs(self, bin: ParameterBin) -> list[tuple[int, int]]:
         """Numbers of channels and layers for which some subnet lies in the bin."""
@@ -238,7 +238,7 @@ class SearchSpace:
                 return []
             totals = np.array([heads * layers])
         else:
-            totals = np.arange(min(sizes) * layers, max(sizes) * layers + 1, sizes.step * unit)
+            totals = np.arange(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step * unit)
         low, high = self._neuron_totals(bin, channels, layers, totals)
         return totals[low <= high].tolist()
 
@@ -247,12 +247,14 @@ class SearchSpace:
 
         `heads` may be a number or an array.
         """
-        cost = bin.cost(self.config)
+        if bin not in self._costs:
+            self._costs[bin] = bin.cost(self.config)
+        cost = self._costs[bin]
         sizes = self.intermediate_size
-        fewest, step = min(sizes) * layers, sizes.step * self._unit(layers)
+        fewest, step = sizes[0] * layers, sizes.step * self._unit(layers)
         spent = cost.base(channels, layers) + heads * cost.per_head(channels) + fewest * cost.per_neuron(channels)
         price = step * cost.per_neuron(channels)
-        steps = (max(sizes) - min(sizes)) * layers // step
+        steps = (sizes[-1] - sizes[0]) * layers // step
         low = np.maximum(0, -np.floor_divide(spent - int(np.ceil(bin.low)), price))
         high = np.minimum(steps, np.floor_divide(int(np.floor(min(bin.high, 1e18))) - spent, price))
         low, high = fewest + low * step, fewest + high * step
@@ -389,7 +391,7 @@ def _correct(rng: Random, drawn: list[int], total: int, sizes: range) -> list[in
     corrected = list(drawn)
     difference = total - sum(corrected)
     for position in rng.sample(range(len(corrected)), len(corrected)):
-        size = min(max(corrected[position] + difference, min(sizes)), max(sizes))
+        size = min(max(corrected[position] + difference, sizes[0]), sizes[-1])
         difference -= size - corrected[position]
         corrected[position] = size
     if difference:

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         COMMANDS[options.command].main(options)
-    except WhittleError as error:
+    except (WhittleError, OSError) as error:  # an OSError of transformers says that a checkpoint was not found
         print(f"hf-whittle: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tests.benchmarks [NAME ...]` runs them and writes `results/NAME.json`."""

@@ -1,0 +1,26 @@
+"""Run benchmarks by name, all of them by default, and write their results beside them."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from .measuring import environment
+
+NAMES = ("slices", "sampling", "distillation_loss", "demo_budgets")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES)
+    for name in parser.parse_args().names:
+        module = importlib.import_module(f".{name}", __package__)
+        print(f"{name}: {module.__doc__.splitlines()[0]}", flush=True)
+        results = {"about": module.__doc__.splitlines()[0], "environment": environment(), "results": module.measure()}
+        text = json.dumps(results, indent=2)
+        print(text, flush=True)
+        (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

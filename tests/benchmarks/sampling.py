@@ -1,0 +1,70 @@
+"""Candidates in a bin per second: constructive sampling against drawing sizes freely and rejecting.
+
+Shapes of Pythia-410M and Pythia-6.9B, the paper's bin of 385M to 426M parameters for the latter. Rejection draws
+every size uniformly from the same ranges and keeps what falls into the bin; only its counting is timed, no indices.
+"""
+
+import time
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from hf_whittle.cost import ParameterBin, parameter_polynomial
+from hf_whittle.search_space import SearchSpace
+from hf_whittle.subnet import Shape
+
+SHAPES = {
+    "pythia-410m, 150M to 165M": (50304, 1024, 24, 16, 4096, ParameterBin(150e6, 165e6)),
+    "pythia-6.9b, 385M to 426M": (50432, 4096, 32, 32, 16384, ParameterBin(385e6, 426e6)),
+}
+
+
+def measure() -> dict[str, Any]:
+    return {
+        f"{name}, {granularity}, {'layer-wise' if layer_wise else 'uniform'}": _compare(shape, granularity, layer_wise)
+        for name, shape in SHAPES.items()
+        for granularity in ("coarse", "fine")
+        for layer_wise in (False, True)
+    }
+
+
+def _compare(shape: tuple, granularity: str, layer_wise: bool) -> dict[str, float]:
+    vocabulary, channels, layers, heads, neurons, bin = shape
+    config: Any = SimpleNamespace(
+        model_type="gpt_neox",
+        vocab_size=vocabulary,
+        hidden_size=channels,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=neurons,
+        tie_word_embeddings=False,
+        attention_bias=True,
+    )
+    space = SearchSpace.from_config(config, granularity, layer_wise)
+    rng = Random(0)
+    space.sample(rng, bin)  # finds the reachable sizes once
+    drawn = _for_a_second(lambda: bin.contains(config, space.sample(rng, bin)))
+    tried = _for_a_second(lambda: _rejection(space, rng, layer_wise, bin))
+    return {
+        "share_in_bin": sum(drawn) / len(drawn),
+        "per_second": len(drawn),
+        "rejection_share_in_bin": sum(tried) / len(tried),
+        "rejection_per_second": sum(tried),
+    }
+
+
+def _rejection(space: SearchSpace, rng: Random, layer_wise: bool, bin: ParameterBin) -> bool:
+    layers = rng.choice(space.num_hidden_layers)
+    times = layers if layer_wise else 1
+    heads = [rng.choice(space.num_attention_heads) for _ in range(times)] * (layers // times)
+    neurons = [rng.choice(space.intermediate_size) for _ in range(times)] * (layers // times)
+    shape = Shape(rng.choice(space.hidden_size), tuple(heads), tuple(neurons))
+    return bin.low <= parameter_polynomial(space.config)(shape) <= bin.high
+
+
+def _for_a_second(function: Any) -> list[bool]:
+    end = time.perf_counter() + 1
+    results = []
+    while time.perf_counter() < end:
+        results.append(function())
+    return results

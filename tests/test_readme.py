@@ -1,0 +1,63 @@
+"""The README's snippets run as they stand, with a tiny local checkpoint in Pythia's place."""
+
+import re
+from pathlib import Path
+
+import hf_whittle
+from hf_whittle.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks_of(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def replace_once(text: str, replacements: dict[str, str]) -> str:
+    for before, after in replacements.items():
+        assert before in text, f"the README no longer says {before!r}"
+        text = text.replace(before, after)
+    return text
+
+
+def write_texts(folder: Path) -> None:
+    folder.mkdir()
+    for number, path in enumerate(sorted((ROOT / "hf_whittle").rglob("*.py"))):
+        (folder / f"{number}.txt").write_text(path.read_text(encoding="utf-8") + f"# {number}\n", encoding="utf-8")
+
+
+def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "texts")
+    snippet = replace_once(
+        blocks_of("python")[0],
+        {
+            "EleutherAI/pythia-410m": str(teacher_folder),
+            "block_size=1024": "block_size=32",
+            "ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)",
+            'blocks["search"])': 'blocks["search"].select(range(2)), config=EvolutionConfig(generations=1))',
+            "max_steps=1000": "max_steps=2, use_cpu=True, report_to='none'",
+        },
+    )
+    names: dict = {}
+    exec("from hf_whittle import EvolutionConfig\n" + snippet, names)
+    assert 30e3 <= names["student"].num_parameters() <= 40e3
+    untrained = hf_whittle.extract_subnet(names["supernet"], names["result"].best)
+    trained = names["student"].state_dict()
+    assert any((trained[name].cpu() != weight).any() for name, weight in untrained.state_dict().items())
+
+
+def test_recipe_in_the_readme_is_valid(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(blocks_of("yaml")[0])
+    assert Recipe.load(path).bin.low == 150e6
+
+
+def test_recipes_in_examples_are_valid():
+    recipes = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+    assert recipes and all(Recipe.load(path) for path in recipes)
+
+
+def test_every_public_name_is_in_the_readme():
+    assert [name for name in hf_whittle.__all__ if f"`{name}`" not in README] == []
