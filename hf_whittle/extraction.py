@@ -36,12 +36,17 @@ def extract_subnet(
     """
     if format not in ("auto", "stock", "whittle"):
         raise SubnetError(f"format must be 'auto', 'stock' or 'whittle', got {format!r}")
-    subnet.validate(model.config)
-    student = architecture_module(model.config, "student")
-    config = student.student_config(model.config, subnet, format)
-    weights = slice_weights(model.state_dict(), model.config, subnet)
+    source = getattr(model, "full_config", model.config)
+    subnet.validate(source)
+    student = architecture_module(source, "student")
+    config = student.student_config(source, subnet, format)
+    weights = slice_weights(model.state_dict(), source, subnet)
     extracted = student.student_class(config).from_pretrained(
-        None, config=config, state_dict=weights, dtype=model.dtype
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=model.dtype,
+        attn_implementation=source._attn_implementation,
     )
     if model.can_generate() and model.generation_config is not None:
         extracted.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())

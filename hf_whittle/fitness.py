@@ -102,9 +102,9 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Ten
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model's parameters: names, shapes and the first values of each."""
+    """A short hash of a model's parameters: names, shapes and some 256 values of each."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        head = parameter.detach().flatten()[:256].float().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + head.tobytes())
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -35,10 +42,11 @@ from .hub.plots import plot_search, plot_training
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .recipe import Recipe
 from .search.evolution import EvolutionConfig
-from .search.result import SearchResult
+from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
 from .training.interruption import SaveOnInterrupt
+from .training.progress import TrainingBar
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "steps",
@@ -50,6 +58,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "report_to": "none",
 }
+_FREE_TO_CHANGE = {"output_dir", "baseline"}  # what may differ when a run is taken up again
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
 
@@ -88,16 +97,19 @@ class Run:
     def __post_init__(self) -> None:
         self.folder = Path(self.recipe.output_dir)
         path = self.folder / RECIPE_FILE
-        if path.is_file():
+        if path.is_file() and self._has_results():
             before, now = Recipe.load(path).to_dict(), self.recipe.to_dict()
-            changed = [name for name in now if name != "output_dir" and before[name] != now[name]]
+            changed = [name for name in now if name not in _FREE_TO_CHANGE and before[name] != now[name]]
             if changed:
                 raise OutputError(
                     f"{self.folder} holds the run of a recipe with another {', '.join(changed)}; choose another "
                     "output_dir, or remove that folder"
                 )
-        else:
-            self.recipe.save(path)
+        self.recipe.save(path)
+
+    def _has_results(self) -> bool:
+        candidates = self.folder / CANDIDATES_FILE
+        return any((self.folder / "stages").glob("*.json")) or (candidates.is_file() and candidates.stat().st_size > 0)
 
     # Inputs
 
@@ -175,7 +187,7 @@ class Run:
 
     def _search_facts(self) -> dict[str, Any]:
         started = time.monotonic()
-        fresh = not (self.folder / "candidates.jsonl").is_file()
+        fresh = not (self.folder / CANDIDATES_FILE).is_file()
         result = self.search()
         seconds = time.monotonic() - started
         plot_search(result, self.folder / "search.png")
@@ -221,9 +233,8 @@ class Run:
         values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.recipe.training}
         if name == "baseline":
             values["beta"] = 0.0
-        return DistillationConfig(
-            **values, output_dir=str(self.folder / "stages" / name), disable_tqdm=not self.progress
-        )
+        values |= {"output_dir": str(self.folder / "stages" / name), "disable_tqdm": True}  # `TrainingBar` stands in
+        return DistillationConfig(**values)
 
     def _train(self, name: str, model: PreTrainedModel) -> dict[str, Any]:
         args = self._arguments(name)
@@ -235,8 +246,9 @@ class Run:
             train_dataset=self.blocks["train"],
             eval_dataset=self.blocks["test"],
             processing_class=self.tokenizer,
-            callbacks=[interruption],
+            callbacks=[interruption, *([TrainingBar(name)] if self.progress else [])],
         )
+        trainer.remove_callback(PrinterCallback)
         stage = self.folder / "stages" / name
         checkpoint = _last_checkpoint(stage)
         with disk_errors(stage):

@@ -95,18 +95,18 @@ class SearchSpace:
         channel_step = head_dim(config) if stock_only else max(1, config.hidden_size // 64)
         neuron_step = max(1, config.intermediate_size // 256)
 
-        def up_to(size: int, step: int = 1) -> range:
-            return range(step, size + 1, step)
+        def given(sizes: range | None, most: int, step: int = 1) -> range:
+            return range(step, most + 1, step) if sizes is None else sizes
 
         return cls(
             config=config,
             granularity=granularity,
             layer_wise=layer_wise,
             stock_only=stock_only,
-            hidden_size=hidden_size or up_to(config.hidden_size, channel_step),
-            num_hidden_layers=num_hidden_layers or up_to(config.num_hidden_layers),
-            num_attention_heads=num_attention_heads or up_to(config.num_attention_heads),
-            intermediate_size=intermediate_size or up_to(config.intermediate_size, neuron_step),
+            hidden_size=given(hidden_size, config.hidden_size, channel_step),
+            num_hidden_layers=given(num_hidden_layers, config.num_hidden_layers),
+            num_attention_heads=given(num_attention_heads, config.num_attention_heads),
+            intermediate_size=given(intermediate_size, config.intermediate_size, neuron_step),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,8 +168,6 @@ class SearchSpace:
         """
         a, b = _Draft.of(first), _Draft.of(second)
         child = _Draft(channels=rng.choice((a.channels, b.channels)), layers=rng.choice((a.layers, b.layers)))
-        if (count(child.channels), count(child.layers)) not in set(self._pairs(bin)):
-            child.channels = a.channels if child.layers is a.layers else b.channels
         for name in ("heads", "neurons"):
             if not self.layer_wise:
                 kept = rng.choice((getattr(a, name), getattr(b, name)))[0]
@@ -201,15 +199,31 @@ class SearchSpace:
     # Which sizes lie in the bin
 
     def reachable_costs(self, polynomial: Polynomial) -> tuple[int, int]:
-        """Least and greatest cost of a subnet of this space."""
+        """Least and greatest cost of a subnet of this space.
+
+        Raises:
+            BinError: if the space has no subnet at all.
+        """
+        possible = [channels for channels in self.hidden_size if self._heads_for(channels)]
+        if not possible:
+            raise BinError(
+                f"no subnet of this space fits a stock model: none of the hidden sizes {self.hidden_size} is filled by "
+                f"{self.num_attention_heads} heads of {head_dim(self.config)} channels; change one of these ranges"
+            )
 
         def corner(end: int) -> int:
-            channels, layers, heads, neurons = (getattr(self, name)[end] for name in _SIZES)
-            if self.stock_only:
-                heads = channels // head_dim(self.config)
+            channels, layers = possible[end], self.num_hidden_layers[end]
+            heads, neurons = self._heads_for(channels)[end], self.intermediate_size[end]
             return polynomial(Shape(channels, (heads,) * layers, (neurons,) * layers))
 
         return corner(0), corner(-1)
+
+    def _heads_for(self, channels: int) -> range:
+        """Numbers of heads a layer may have: any of the range, or with `stock_only` those that fill the channels."""
+        if not self.stock_only:
+            return self.num_attention_heads
+        heads, rest = divmod(channels, head_dim(self.config))
+        return range(heads, heads + 1) if not rest and heads in self.num_attention_heads else range(0)
 
     def _pairs(self, bin: ParameterBin) -> list[tuple[int, int]]:
         """Numbers of channels and layers for which some subnet lies in the bin."""
@@ -230,15 +244,10 @@ class SearchSpace:
 
     def _head_totals(self, bin: ParameterBin, channels: int, layers: int) -> list[int]:
         """Totals of heads over the layers for which some total of neurons lies in the bin, ascending."""
-        unit = self._unit(layers)
-        sizes = self.num_attention_heads
-        if self.stock_only:
-            heads, rest = divmod(channels, head_dim(self.config))
-            if rest or heads not in sizes:
-                return []
-            totals = np.array([heads * layers])
-        else:
-            totals = np.arange(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step * unit)
+        sizes = self._heads_for(channels)
+        if not sizes:
+            return []
+        totals = np.arange(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step * self._unit(layers))
         low, high = self._neuron_totals(bin, channels, layers, totals)
         return totals[low <= high].tolist()
 
@@ -313,8 +322,12 @@ class SearchSpace:
                 kept[position] = entry
 
     def _settle(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> SubnetConfig:
-        """Move the totals of heads and neurons by as little as brings the draft into the bin."""
-        channels, layers = count(draft.channels), count(draft.layers)
+        """Move a draft into the bin by as little as that takes: channels and layers, then totals of heads, neurons."""
+        channels, layers = self._nearest_pair(draft, bin)
+        draft.channels = _resize(rng, draft.channels, channels, self.config.hidden_size, self.granularity)
+        if layers != count(draft.layers):
+            total = self.config.num_hidden_layers
+            self._keep_layers(draft, _resize(rng, draft.layers, layers, total, self.granularity), rng)
         totals = self._head_totals(bin, channels, layers)
         heads = min(totals, key=lambda total: abs(total - sum(map(count, draft.heads))))
         draft.heads = self._spread(rng, draft.heads, heads, self.num_attention_heads, self.config.num_attention_heads)
@@ -322,6 +335,12 @@ class SearchSpace:
         neurons = min(max(sum(map(count, draft.neurons)), low), high)
         draft.neurons = self._spread(rng, draft.neurons, neurons, self.intermediate_size, self.config.intermediate_size)
         return draft.subnet()
+
+    def _nearest_pair(self, draft: "_Draft", bin: ParameterBin) -> tuple[int, int]:
+        """The draft's own numbers of channels and layers if the bin is reachable with them, else the nearest."""
+        own = count(draft.channels), count(draft.layers)
+        pairs = self._pairs(bin)
+        return own if own in pairs else min(pairs, key=lambda pair: (abs(pair[1] - own[1]), abs(pair[0] - own[0])))
 
     def _draw_layers(self, rng: Random, total: int, layers: int, sizes: range, most: int) -> list[Kept]:
         """Kept entries of each layer, drawn at random and corrected to a total."""

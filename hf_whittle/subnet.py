@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,14 +193,14 @@ def indices(kept: Kept) -> tuple[int, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _canonical(kept: Any, name: str) -> Kept:
     if _is_number(kept):
         if kept < 1:
             raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got {kept}")
-        return kept
+        return int(kept)
     if not isinstance(kept, Iterable) or isinstance(kept, str):
         raise SubnetError(f"{name}: expected a number or ascending indices, got {kept!r}")
     chosen = tuple(kept)
@@ -208,6 +209,7 @@ def _canonical(kept: Any, name: str) -> Kept:
     for index in chosen:
         if not _is_number(index):
             raise SubnetError(f"{name}: indices must be whole numbers, got {index!r}")
+    chosen = tuple(map(int, chosen))
     if min(chosen) < 0:
         raise SubnetError(f"{name}: indices must not be negative, got {min(chosen)}")
     if len(set(chosen)) != len(chosen):

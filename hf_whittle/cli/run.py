@@ -12,9 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
     from ..recipe import Recipe
     from ..run import run
 
+    logging.disable_progress_bar()  # of loading and saving; search and training have bars of their own
     recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
     print(summary(run(recipe)))
     print(f"\nThe student, its card and the search are in {recipe.output_dir}")

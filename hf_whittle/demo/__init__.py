@@ -1,0 +1,1 @@
+"""The demo: its text, its teacher and its recipe."""

@@ -66,11 +66,25 @@ class SuperNetModel(PreTrainedModel):
         Raises:
             SubnetError: if the subnet keeps what the super-network does not have.
         """
-        subnet.validate(self.config if self._full_config is None else self._full_config)
+        subnet.validate(self.full_config)
         before = self._active
         try:
             self._activate(subnet)
             yield self
+        finally:
+            self._activate(before)
+
+    @property
+    def full_config(self) -> PreTrainedConfig:
+        """The super-network's own configuration, also while `config` is that of an active subnet."""
+        return self._full_config or self.config
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the whole super-network, also while a subnet is active; arguments as in `PreTrainedModel`."""
+        before = self._active
+        try:
+            self._activate(None)
+            super().save_pretrained(*args, **kwargs)
         finally:
             self._activate(before)
 
@@ -89,7 +103,7 @@ class SuperNetModel(PreTrainedModel):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
     def _activate(self, subnet: SubnetConfig | None) -> None:
-        full = self._full_config or self.config
+        full = self.full_config
         kept_layers = () if subnet is None else subnet.layers
         for weight, layer, module in self._sliced_modules():
             module.chosen = None

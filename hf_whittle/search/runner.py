@@ -107,7 +107,7 @@ def _evaluate(candidate: Candidate, fitness: Fitness, space: SearchSpace, genera
     value = float(fitness(candidate.subnet))
     return Evaluation(
         subnet=candidate.subnet,
-        fitness=math.inf if math.isnan(value) else value,
+        fitness=value if math.isfinite(value) else math.inf,
         parameters=num_parameters(space.config, candidate.subnet),
         generation=generation,
         origin=candidate.origin,
@@ -133,21 +133,20 @@ class _Archive:
     def _read(self) -> None:
         """Take up what an interrupted search left."""
         assert self._folder is not None
-        path = self._folder / SEARCH_FILE
-        if path.is_file():
-            before = read_json(path)["settings"]
-            if before != self.result.settings:
-                changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
-                raise OutputError(
-                    f"{self._folder} holds a search with another {' and '.join(changed)}; "
-                    "choose another folder, or remove this one"
-                )
-            self._known, size = read_evaluations(self._folder / CANDIDATES_FILE)
-            if (self._folder / CANDIDATES_FILE).is_file():
-                with disk_errors(self._folder), (self._folder / CANDIDATES_FILE).open("r+b") as stream:
-                    stream.truncate(size)
-        else:
+        evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
+        if not evaluations:
             self.result.save(self._folder)
+            return
+        before = read_json(self._folder / SEARCH_FILE)["settings"]
+        if before != self.result.settings:
+            changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
+            raise OutputError(
+                f"{self._folder} holds a search with another {' and '.join(changed)}; "
+                "choose another folder, or remove this one"
+            )
+        self._known = evaluations
+        with disk_errors(self._folder), (self._folder / CANDIDATES_FILE).open("r+b") as stream:
+            stream.truncate(size)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -156,8 +155,11 @@ class _Archive:
             return
         with disk_errors(self._folder):
             self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
-        with self._stream:
+        try:
             yield
+        finally:
+            with disk_errors(self._folder):
+                self._stream.close()
 
     def recall(self, candidate: Candidate) -> Evaluation | None:
         """The evaluation an interrupted search made of this candidate."""
