@@ -1,0 +1,210 @@
+"""Tiny models, spaces and subnets that the tests share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import copy
+import subprocess
+import sys
+import textwrap
+from random import Random
+
+import hypothesis
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SearchSpace, SubnetConfig
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("whittle", deadline=None, derandomize=True, database=None, max_examples=15)
+hypothesis.settings.load_profile("whittle")
+
+ANY_SIZE = ParameterBin(0, 1e18)
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+VARIANTS = {
+    "parallel": {},
+    "sequential": {"use_parallel_residual": False},
+    "tied": {"tie_word_embeddings": True},
+    "no attention bias": {"attention_bias": False},
+    "all channels rotated": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    },
+    "eager": {"attn_implementation": "eager"},
+}
+SPACES = {
+    "coarse uniform": {"granularity": "coarse", "layer_wise": False},
+    "coarse layer-wise": {"granularity": "coarse", "layer_wise": True},
+    "fine uniform": {"granularity": "fine", "layer_wise": False},
+    "fine layer-wise": {"granularity": "fine", "layer_wise": True},
+}
+TEXT = """
+In the beginning there was a large model, and it was good at many things, but it was slow, and it was dear to keep.
+So they cut it down, layer by layer and head by head, until what was left was small, and quick, and nearly as good.
+def whittle(model, subnet):
+    for layer in subnet.layers:
+        yield model.layers[layer]
+The quick brown fox jumps over the lazy dog; the five boxing wizards jump quickly; pack my box with jugs.
+"""
+
+
+def _randomize(model, seed):
+    """Give every parameter values of its own: stock biases are 0 and norms 1, which would hide a wrong slice."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_stock():
+    """A function that builds a random tiny stock GPT-NeoX; keyword arguments change its configuration."""
+
+    def build(seed=0, attn_implementation="sdpa", **changes):
+        torch.manual_seed(seed)
+        config = GPTNeoXConfig(**{**TINY, **changes})
+        config._attn_implementation = attn_implementation
+        return _randomize(GPTNeoXForCausalLM(config), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_supernet():
+    """A function that builds the super-network with the weights of a stock model."""
+
+    def build(stock):
+        supernet = GPTNeoXSuperNetForCausalLM(copy.deepcopy(stock.config))
+        parameters = dict(stock.named_parameters())
+        with torch.no_grad():
+            for name, parameter in supernet.named_parameters():
+                parameter.copy_(parameters[name])
+        supernet.generation_config = copy.deepcopy(stock.generation_config)
+        return supernet.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def stock(make_stock):
+    return make_stock()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(stock):
+    return stock.config
+
+
+@pytest.fixture(scope="session")
+def supernet(stock, make_supernet):
+    """The super-network of `stock`; tests that change its weights copy it first."""
+    return make_supernet(stock)
+
+
+@pytest.fixture(scope="session", params=VARIANTS.values(), ids=VARIANTS)
+def variant_supernet(request, make_stock, make_supernet):
+    """Super-networks of every kind of GPT-NeoX."""
+    return make_supernet(make_stock(**request.param))
+
+
+@pytest.fixture(scope="session", params=SPACES.values(), ids=SPACES)
+def space(request, tiny_config):
+    """The four search spaces of the tiny model."""
+    return SearchSpace.from_config(tiny_config, **request.param)
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """A function that draws a subnet of any size from a space."""
+    return lambda space, seed: space.sample(Random(seed), ANY_SIZE)
+
+
+@pytest.fixture(scope="session")
+def draw_within():
+    """A function that draws any subnet of a `Shape`, also of one whose layers differ."""
+
+    def some(rng, size):
+        return sorted(rng.sample(range(size), rng.randint(1, size)))
+
+    def build(shape, seed):
+        rng = Random(seed)
+        layers = some(rng, shape.num_hidden_layers)
+        return SubnetConfig(
+            hidden_size=some(rng, shape.hidden_size),
+            num_hidden_layers=layers,
+            num_attention_heads=[some(rng, shape.num_attention_heads[layer]) for layer in layers],
+            intermediate_size=[some(rng, shape.intermediate_size[layer]) for layer in layers],
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def uneven_subnet():
+    """A fine-grained, layer-wise subnet of the tiny model that no stock model can hold."""
+    return SubnetConfig(
+        hidden_size=[*range(20), 25, 31],
+        num_hidden_layers=[0, 2, 4],
+        num_attention_heads=[[1, 3], 4, [2]],
+        intermediate_size=[40, [*range(3, 50, 2)], 64],
+    )
+
+
+@pytest.fixture(scope="session")
+def input_ids():
+    return torch.randint(1, TINY["vocab_size"], (3, 12), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory):
+    """A function that runs a script in another Python process and gives its output."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")), "OMP_NUM_THREADS": "1"}
+
+    def run(script, *arguments):
+        command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def _byte_level_tokenizer(vocab_size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory, make_stock):
+    """A saved tiny GPT-NeoX with a byte-level tokenizer of its own, 300 entries."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = _byte_level_tokenizer(300)
+    end = tokenizer.eos_token_id
+    model = make_stock(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, pad_token_id=None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

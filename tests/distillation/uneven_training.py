@@ -1,0 +1,97 @@
+"""A small distillation on blocks of which some have few labels; `torchrun` starts it on two processes."""
+
+import sys
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from hf_whittle.distillation.config import DistillationConfig
+from hf_whittle.distillation.trainer import DistillationTrainer
+
+VOCABULARY, LENGTH, BLOCKS = 50, 12, 16
+CASES = {
+    "batches of 2": {"per_device_train_batch_size": 2},
+    "batches of 1, accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+}
+"""What each of two processes does for the weights that one gets with batches of 4."""
+
+
+def make_model(seed, layers=2, vocab_size=VOCABULARY):
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.2,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def make_blocks(uneven=True):
+    """Blocks with labels; of every four, one has them all, one none and two a few."""
+    generator = torch.Generator().manual_seed(5)
+    input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
+    labels = input_ids.clone()
+    if uneven:
+        for row, kept in zip(labels, [LENGTH, 3, 0, 7] * BLOCKS, strict=False):
+            row[torch.randperm(LENGTH, generator=generator)[: LENGTH - kept]] = -100
+    return [{"input_ids": ids, "labels": row} for ids, row in zip(input_ids, labels, strict=True)]
+
+
+def collate(blocks):
+    return {name: torch.stack([block[name] for block in blocks]) for name in ("input_ids", "labels")}
+
+
+def make_arguments(kind, output_dir, **changes):
+    values = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 2,
+        "learning_rate": 0.2,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    return kind(output_dir=str(output_dir), **{**values, **changes})
+
+
+def make_trainer(output_dir, student=None, teacher=None, blocks=None, **changes):
+    """A trainer of one small model from another; `changes` are those of its arguments."""
+    return DistillationTrainer(
+        model=student or make_model(seed=1),
+        teacher_model=teacher or make_model(seed=2, layers=3),
+        args=make_arguments(DistillationConfig, output_dir, **changes),
+        train_dataset=blocks or make_blocks(),
+        eval_dataset=make_blocks(uneven=False)[:4],
+        data_collator=collate,
+    )
+
+
+def main(output_dir):
+    """Train with every case; the weights and the logged numbers go into a file for each."""
+    for name, changes in CASES.items():
+        trainer = make_trainer(f"{output_dir}/{name}", **changes)
+        trainer.train()
+        eval_loss = trainer.evaluate()["eval_loss"]
+        if trainer.is_world_process_zero():
+            weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+            numbers = {"logs": logged_numbers(trainer), "eval_loss": torch.tensor(eval_loss)}
+            torch.save({**weights, **numbers}, f"{output_dir}/{name}.pt")
+
+
+def logged_numbers(trainer):
+    names = ("loss", "cross_entropy", "kl")
+    return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "kl" in row])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

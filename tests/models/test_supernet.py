@@ -1,0 +1,300 @@
+"""A running subnet is the student it would be cut to, and the full subnet is the stock model."""
+
+import copy
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig
+
+from hf_whittle import GPTNeoXSuperNetForCausalLM, SearchSpace, SubnetConfig, extract_subnet
+from hf_whittle.errors import ArchitectureError, SubnetError
+from hf_whittle.extraction import slice_weights
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+PADDING = {
+    "no padding": [[1] * 12] * 3,
+    "left padding": [[1] * 12, [0] * 3 + [1] * 9, [0] * 7 + [1] * 5],
+    "right padding": [[1] * 12, [1] * 9 + [0] * 3, [1] * 5 + [0] * 7],
+}
+
+
+def student_of(supernet, subnet):
+    """The student, with the attention kernel of its super-network."""
+    student = extract_subnet(supernet, subnet)
+    student.set_attn_implementation(supernet.config._attn_implementation)
+    return student
+
+
+def logits(model, input_ids, **inputs):
+    with torch.no_grad():
+        return model(input_ids=input_ids, **inputs).logits
+
+
+def cached_logits(model, input_ids, **inputs):
+    """Logits of one token after the other, with a cache."""
+    cache, steps = None, []
+    with torch.no_grad():
+        for token in input_ids.T:
+            output = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **inputs)
+            cache = output.past_key_values
+            steps.append(output.logits)
+    return torch.cat(steps, dim=1)
+
+
+def greedy_without_cache(model, input_ids, new_tokens):
+    for _ in range(new_tokens):
+        input_ids = torch.cat([input_ids, logits(model, input_ids, use_cache=False)[:, -1:].argmax(-1)], dim=1)
+    return input_ids
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("padding", PADDING.values(), ids=PADDING)
+def test_subnet_equals_student_with_padding(supernet, space, draw, input_ids, seed, padding):
+    subnet = draw(space, seed)
+    mask = torch.tensor(padding)
+    student = student_of(supernet, subnet)
+    with supernet.active_subnet(subnet):
+        of_subnet = logits(supernet, input_ids, attention_mask=mask)
+    torch.testing.assert_close(of_subnet, logits(student, input_ids, attention_mask=mask), **CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_subnet_with_cache_equals_student_with_and_without(supernet, space, draw, input_ids, seed):
+    subnet = draw(space, seed)
+    student = student_of(supernet, subnet)
+    with supernet.active_subnet(subnet):
+        of_subnet = cached_logits(supernet, input_ids)
+    torch.testing.assert_close(of_subnet, cached_logits(student, input_ids), **CLOSE)
+    torch.testing.assert_close(of_subnet, logits(student, input_ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_kind_of_model_runs_its_subnets_as_their_students(variant_supernet, draw, draw_within, input_ids, seed):
+    config = variant_supernet.config
+    coarse = draw(SearchSpace.from_config(config, "coarse", layer_wise=True), seed)
+    for subnet in (coarse, draw_within(SubnetConfig.full(config).shape, seed)):
+        student = student_of(variant_supernet, subnet)
+        with variant_supernet.active_subnet(subnet):
+            of_subnet = logits(variant_supernet, input_ids)
+            with_cache = cached_logits(variant_supernet, input_ids)
+        torch.testing.assert_close(of_subnet, logits(student, input_ids), **CLOSE)
+        torch.testing.assert_close(with_cache, cached_logits(student, input_ids), **CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_greedy_generation_equals_the_students_and_a_loop_without_cache(supernet, space, draw, input_ids, seed):
+    subnet = draw(space, seed)
+    student = student_of(supernet, subnet)
+    mask = torch.ones_like(input_ids)
+    settings = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    with supernet.active_subnet(subnet):
+        generated = supernet.generate(input_ids, **settings)
+        assert torch.equal(generated, supernet.generate(input_ids, **settings, use_cache=False))
+        assert torch.equal(generated, greedy_without_cache(supernet, input_ids, 8))
+    assert generated.shape[1] == input_ids.shape[1] + 8
+    assert torch.equal(generated, student.generate(input_ids, **settings))
+
+
+def test_left_padded_generation_equals_generation_of_each_row_alone(supernet, uneven_subnet, input_ids):
+    mask = torch.tensor(PADDING["left padding"])
+    with supernet.active_subnet(uneven_subnet):
+        together = supernet.generate(input_ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        for row, ids, kept in zip(together, input_ids, mask, strict=True):
+            alone = greedy_without_cache(supernet, ids[kept.bool()][None], 6)
+            assert torch.equal(row[-6:], alone[0, -6:])
+
+
+def test_hidden_states_and_attentions_equal_the_students(make_stock, make_supernet, uneven_subnet, input_ids):
+    supernet = make_supernet(make_stock(attn_implementation="eager"))
+    student = student_of(supernet, uneven_subnet)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad(), supernet.active_subnet(uneven_subnet):
+        of_subnet = supernet(input_ids, **wanted)
+    with torch.no_grad():
+        of_student = student(input_ids, **wanted)
+    assert len(of_subnet.hidden_states) == 4
+    assert [tuple(attention.shape[:2]) for attention in of_subnet.attentions] == [(3, 2), (3, 4), (3, 1)]
+    for name in ("hidden_states", "attentions"):
+        for ours, theirs in zip(of_subnet[name], of_student[name], strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def _backward(model, input_ids):
+    model.zero_grad()
+    model(input_ids, labels=input_ids).loss.backward()
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_gradients_are_the_students_inside_the_slice_and_zero_outside(variant_supernet, draw_within, input_ids, seed):
+    supernet = copy.deepcopy(variant_supernet)
+    subnet = draw_within(SubnetConfig.full(supernet.config).shape, seed)
+    of_student = _backward(student_of(supernet, subnet), input_ids)
+    with supernet.active_subnet(subnet):
+        of_supernet = _backward(supernet, input_ids)
+    inside = slice_weights(of_supernet, supernet.config, subnet)
+    assert inside.keys() == of_student.keys()
+    for name, gradient in of_student.items():
+        torch.testing.assert_close(inside[name], gradient, rtol=1e-4, atol=1e-5)
+    assert sum(map(torch.count_nonzero, of_supernet.values())) == sum(map(torch.count_nonzero, inside.values()))
+
+
+def test_training_a_subnet_leaves_every_weight_outside_it_as_it_was(supernet, uneven_subnet, input_ids):
+    trained = copy.deepcopy(supernet)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    with trained.active_subnet(uneven_subnet):
+        _backward(trained, input_ids)
+        optimizer.step()
+    changed = {n: p != q for (n, p), q in zip(trained.named_parameters(), supernet.parameters(), strict=True)}
+    inside = slice_weights(changed, supernet.config, uneven_subnet)
+    assert sum(mask.sum() for mask in changed.values()) == sum(mask.sum() for mask in inside.values()) > 1000
+
+
+# The full model
+
+
+def test_full_model_is_the_stock_model_bit_by_bit(variant_supernet, input_ids):
+    stock = GPTNeoXForCausalLM(copy.deepcopy(variant_supernet.config)).eval()
+    stock.load_state_dict(
+        {name: variant_supernet.get_parameter(name) for name, _ in stock.named_parameters()}, strict=False
+    )
+    assert torch.equal(logits(variant_supernet, input_ids), logits(stock, input_ids))
+    with variant_supernet.active_subnet(SubnetConfig.full(variant_supernet.config)):
+        assert torch.equal(logits(variant_supernet, input_ids), logits(stock, input_ids))
+        assert torch.equal(cached_logits(variant_supernet, input_ids), cached_logits(stock, input_ids))
+
+
+def test_state_dict_has_the_names_of_the_stock_model(supernet, stock):
+    assert list(supernet.state_dict()) == list(stock.state_dict())
+
+
+def test_stock_state_dict_loads_strictly(make_stock, supernet, input_ids):
+    other = make_stock(seed=1)
+    loaded = copy.deepcopy(supernet)
+    loaded.load_state_dict(other.state_dict(), strict=True)
+    assert torch.equal(logits(loaded, input_ids), logits(other, input_ids))
+
+
+def test_saved_stock_model_loads_as_a_super_network(stock, input_ids, tmp_path):
+    stock.save_pretrained(tmp_path)
+    loaded, info = GPTNeoXSuperNetForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(logits(loaded, input_ids), logits(stock, input_ids))
+
+
+def test_saved_super_network_is_the_file_a_stock_model_saves(supernet, stock, input_ids, tmp_path):
+    supernet.save_pretrained(tmp_path / "supernet")
+    stock.save_pretrained(tmp_path / "stock")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("supernet", "stock"))
+    assert ours.keys() == theirs.keys()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "supernet")
+    assert type(loaded) is GPTNeoXForCausalLM
+    assert torch.equal(logits(loaded, input_ids), logits(stock, input_ids))
+
+
+def test_copy_of_a_super_network_runs_the_subnet_on_its_own_weights(supernet, uneven_subnet, input_ids):
+    twin = copy.deepcopy(supernet)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+    with twin.active_subnet(uneven_subnet):
+        of_subnet = logits(twin, input_ids)
+    torch.testing.assert_close(of_subnet, logits(student_of(twin, uneven_subnet), input_ids), **CLOSE)
+
+
+# What is left behind
+
+
+def _state(supernet):
+    configs = [id(module.config) for module in supernet.modules() if hasattr(module, "config")]
+    layers = [layer.attention.layer_idx for layer in supernet.gpt_neox.layers]
+    return configs, layers, supernet.config.to_dict()
+
+
+def test_full_model_is_back_after_the_block(supernet, space, draw, input_ids):
+    before, full = _state(supernet), logits(supernet, input_ids)
+    with supernet.active_subnet(draw(space, 0)):
+        assert not torch.equal(logits(supernet, input_ids), full)
+    assert _state(supernet) == before
+    assert before[1] == [0, 1, 2, 3, 4]
+    assert torch.equal(logits(supernet, input_ids), full)
+    assert torch.equal(cached_logits(supernet, input_ids), cached_logits(supernet, input_ids))
+
+
+def test_full_model_is_back_after_an_exception(supernet, uneven_subnet, input_ids):
+    before, full = _state(supernet), logits(supernet, input_ids)
+    with pytest.raises(RuntimeError, match="in the block"), supernet.active_subnet(uneven_subnet):
+        raise RuntimeError("in the block")
+    assert _state(supernet) == before
+    assert torch.equal(logits(supernet, input_ids), full)
+
+
+def test_subnet_that_does_not_fit_leaves_the_model_as_it_is(supernet, input_ids):
+    before, full = _state(supernet), logits(supernet, input_ids)
+    message = "hidden_size: cannot keep 33 channels, the super-network has 32; keep 1 to 32"
+    with pytest.raises(SubnetError, match=re.escape(message)), supernet.active_subnet(SubnetConfig(33, 2, 2, 5)):
+        pass
+    assert _state(supernet) == before
+    assert torch.equal(logits(supernet, input_ids), full)
+
+
+def test_nested_blocks_refer_to_the_full_model_and_restore_the_outer_one(supernet, uneven_subnet, input_ids):
+    before, full = _state(supernet), logits(supernet, input_ids)
+    other = SubnetConfig(32, [1, 2, 3, 4], [4, 3, 2, 1], 60)
+    with supernet.active_subnet(uneven_subnet):
+        outer, outer_state = logits(supernet, input_ids), _state(supernet)[1:]
+        with supernet.active_subnet(other):
+            of_other = logits(supernet, input_ids)
+        assert torch.equal(logits(supernet, input_ids), outer)
+        assert _state(supernet)[1:] == outer_state
+        with pytest.raises(KeyError, match="inner"), supernet.active_subnet(other):
+            raise KeyError("inner")
+        assert torch.equal(logits(supernet, input_ids), outer)
+    torch.testing.assert_close(of_other, logits(student_of(supernet, other), input_ids), **CLOSE)
+    assert _state(supernet) == before
+    assert torch.equal(logits(supernet, input_ids), full)
+
+
+def test_config_inside_the_block_describes_the_subnet(supernet, uneven_subnet):
+    with supernet.active_subnet(uneven_subnet) as active:
+        assert active is supernet
+        assert (active.config.hidden_size, active.config.num_hidden_layers) == (22, 3)
+        assert [layer.num_attention_heads for layer in active.config.per_layer_config] == [2, 4, 1]
+        assert [layer.intermediate_size for layer in active.config.per_layer_config] == [40, 24, 64]
+
+
+# Checkpoints
+
+
+def _save_as_old_pythia(stock, folder, output_matrix):
+    """Save as the files on the Hub were written: another name of the output matrix, and buffers of old attention."""
+    stock.config.save_pretrained(folder)
+    tensors = stock.state_dict()
+    tensors[output_matrix] = tensors.pop("lm_head.weight")
+    for layer in range(stock.config.num_hidden_layers):
+        prefix = f"gpt_neox.layers.{layer}.attention."
+        tensors[prefix + "bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
+        tensors[prefix + "masked_bias"] = torch.tensor(-1e9)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("output_matrix", ["embed_out.weight", "lm_head.weight"])
+@pytest.mark.parametrize("model_class", [GPTNeoXForCausalLM, GPTNeoXSuperNetForCausalLM])
+def test_old_pythia_file_loads_whole(model_class, output_matrix, stock, input_ids, tmp_path):
+    _save_as_old_pythia(stock, tmp_path, output_matrix)
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert torch.equal(logits(loaded, input_ids), logits(stock, input_ids))
+
+
+def test_checkpoint_of_another_architecture_is_an_error_that_names_it(tmp_path):
+    LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4).save_pretrained(tmp_path)
+    message = f"the architecture of {tmp_path} is 'llama'; hf_whittle knows ['gpt_neox', 'whittle_gpt_neox']"
+    with pytest.raises(ArchitectureError, match=re.escape(message)):
+        GPTNeoXSuperNetForCausalLM.from_pretrained(tmp_path)

@@ -1,0 +1,252 @@
+"""A search that was killed and resumed leaves the same bytes as one that never stopped."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
+from hf_whittle.errors import OutputError
+
+CONFIG = SimpleNamespace(
+    model_type="gpt_neox",
+    vocab_size=99,
+    hidden_size=32,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    intermediate_size=64,
+    tie_word_embeddings=False,
+    attention_bias=True,
+)
+SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
+BIN = ParameterBin(20_000, 22_000)
+SETTINGS = {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3, "seed": 4}
+EVALUATIONS = 21
+FILES = ("candidates.jsonl", "search.json")
+
+
+def toy_fitness(subnet):
+    return int(subnet.digest, 16) / 7e13
+
+
+class Counted:
+    """The toy fitness, which notes what it is asked and stops at one evaluation."""
+
+    settings = {"name": "toy"}
+
+    def __init__(self, stop_at=None, error=KeyboardInterrupt):
+        self.asked, self.stop_at, self.error = [], stop_at, error
+
+    def __call__(self, subnet):
+        if len(self.asked) == self.stop_at:
+            raise self.error
+        self.asked.append(subnet)
+        return toy_fitness(subnet)
+
+
+def search(folder, fitness=None, bin=BIN, space=SPACE, **settings):
+    config = EvolutionConfig(**{**SETTINGS, **settings})
+    fitness = fitness or Counted()
+    return search_subnets(None, space, bin=bin, config=config, fitness=fitness, output_dir=folder, progress=False)
+
+
+def read(folder):
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    fitness = Counted()
+    search(folder, fitness)
+    assert len(set(fitness.asked)) == len(fitness.asked) == EVALUATIONS
+    return folder
+
+
+def test_same_seed_gives_the_same_bytes(uninterrupted, tmp_path):
+    search(tmp_path)
+    assert read(tmp_path) == read(uninterrupted)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 5, 6, 7, 11, 16, 20])
+def test_interrupted_search_goes_on_to_the_same_bytes_and_evaluates_nothing_twice(uninterrupted, tmp_path, stop_at):
+    first, second = Counted(stop_at), Counted()
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, first)
+    lines = (tmp_path / "candidates.jsonl").read_bytes().splitlines(keepends=True)
+    assert lines == read(uninterrupted)["candidates.jsonl"].splitlines(keepends=True)[:stop_at]
+    search(tmp_path, second)
+    assert read(tmp_path) == read(uninterrupted)
+    asked = first.asked + second.asked
+    assert len(set(asked)) == len(asked) == EVALUATIONS
+
+
+def test_search_interrupted_again_and_again_gives_the_same_bytes(uninterrupted, tmp_path):
+    asked = []
+    for _ in range(EVALUATIONS):
+        fitness = Counted(stop_at=1)
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, fitness)
+            raise KeyboardInterrupt
+        asked += fitness.asked
+    search(tmp_path)
+    assert read(tmp_path) == read(uninterrupted)
+    assert len(set(asked)) == len(asked) == EVALUATIONS
+
+
+@pytest.mark.parametrize("cut", [1, 2, 20, 300])
+@pytest.mark.parametrize("stop_at", [1, 6, 13])
+def test_torn_last_line_is_evaluated_anew(uninterrupted, tmp_path, stop_at, cut):
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Counted(stop_at))
+    path = tmp_path / "candidates.jsonl"
+    last = len(path.read_bytes().splitlines(keepends=True)[-1])
+    path.write_bytes(path.read_bytes()[: -min(cut, last - 1)])
+    fitness = Counted()
+    search(tmp_path, fitness)
+    assert len(fitness.asked) == EVALUATIONS - stop_at + 1
+    assert read(tmp_path) == read(uninterrupted)
+
+
+def test_finished_search_is_read_back_without_an_evaluation(uninterrupted, tmp_path):
+    before = search(tmp_path)
+    fitness = Counted(stop_at=0)
+    after = search(tmp_path, fitness)
+    assert after == before
+    assert not fitness.asked
+    assert read(tmp_path) == read(uninterrupted)
+
+
+def test_error_of_the_fitness_is_raised_as_it_is_and_keeps_what_was_evaluated(uninterrupted, tmp_path):
+    with pytest.raises(FileNotFoundError, match="the text is gone"):
+        search(tmp_path, Counted(8, FileNotFoundError("the text is gone")))
+    search(tmp_path)
+    assert read(tmp_path) == read(uninterrupted)
+
+
+SCRIPT = """
+    import sys, time, types
+    import hf_whittle.search.runner, hf_whittle.search_space
+    from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
+
+    class Toy:
+        settings = {{"name": "toy"}}
+
+        def __call__(self, subnet):
+            time.sleep({pause})
+            return int(subnet.digest, 16) / 7e13
+
+    space = SearchSpace.from_config(types.SimpleNamespace(**{config}), "fine", layer_wise=True)
+    search_subnets(None, space, bin=ParameterBin(20_000, 22_000), config=EvolutionConfig(**{settings}),
+                   fitness=Toy(), output_dir=sys.argv[1], progress=False)
+    assert not {{"torch", "transformers"}} & sys.modules.keys()
+"""
+
+
+def script(pause=0.0):
+    return SCRIPT.format(pause=pause, config=vars(CONFIG), settings=SETTINGS)
+
+
+def test_another_process_gives_the_same_bytes_without_importing_torch(uninterrupted, tmp_path, run_python):
+    run_python(script(), tmp_path)
+    assert read(tmp_path) == read(uninterrupted)
+
+
+def test_killed_process_is_resumed_to_the_same_bytes(uninterrupted, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script(pause=0.05)), str(tmp_path)])
+    candidates = tmp_path / "candidates.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if candidates.is_file() and candidates.read_bytes().count(b"\n") >= 8:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    known = candidates.read_bytes().count(b"\n")
+    assert 8 <= known < EVALUATIONS
+    fitness = Counted()
+    search(tmp_path, fitness)
+    assert len(fitness.asked) == EVALUATIONS - known
+    assert read(tmp_path) == read(uninterrupted)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "algorithm"),
+        ({"bin": ParameterBin(20_000, 23_000)}, "bin"),
+        ({"space": SearchSpace.from_config(CONFIG)}, "space"),
+        ({"fitness": toy_fitness}, "fitness"),
+        ({"seed": 5, "bin": ParameterBin(20_000, 23_000)}, "bin and algorithm"),
+    ],
+)
+def test_folder_of_another_search_is_an_error_and_stays_as_it_is(uninterrupted, change, named):
+    before = read(uninterrupted)
+    message = f"{uninterrupted} holds a search with another {named}; choose another folder, or remove this one"
+    with pytest.raises(OutputError, match=re.escape(message)):
+        search(uninterrupted, **change)
+    assert read(uninterrupted) == before
+
+
+def test_evaluations_of_another_version_are_an_error(tmp_path):
+    search(tmp_path)
+    path = tmp_path / "candidates.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(OutputError, match="was made by another version of the search: evaluation 0 is of subnet"):
+        search(tmp_path)
+
+
+def test_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=re.escape(f"could not write {tmp_path / 'file' / 'search'}")):
+        search(tmp_path / "file" / "search")
+
+
+def test_folder_that_becomes_read_only_is_an_error_and_keeps_earlier_evaluations(uninterrupted, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Counted(3))
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_whittle.files.tempfile.mkstemp", refuse)
+        with pytest.raises(OutputError, match=r"could not write .*search.json: Read-only file system.*is kept: free"):
+            search(tmp_path)
+    assert (tmp_path / "candidates.jsonl").read_bytes().count(b"\n") == 6
+    search(tmp_path)
+    assert read(tmp_path) == read(uninterrupted)
+
+
+FULL_DISK = """
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+    from hf_whittle.errors import OutputError
+    try:
+        exec(sys.argv[2])
+    except OutputError as error:
+        print(error)
+"""
+
+
+def test_disk_that_is_full_is_an_error_and_keeps_earlier_evaluations(uninterrupted, tmp_path, run_python):
+    size = len(read(uninterrupted)["candidates.jsonl"]) // 2
+    printed = run_python("    import sys\n" + FULL_DISK.format(size=size), tmp_path, textwrap.dedent(script()))
+    assert f"could not write {tmp_path}: File too large. What was computed until then is kept" in printed
+    kept = (tmp_path / "candidates.jsonl").read_bytes()
+    assert kept == read(uninterrupted)["candidates.jsonl"][:size]
+    fitness = Counted()
+    search(tmp_path, fitness)
+    assert len(fitness.asked) == EVALUATIONS - kept.count(b"\n")
+    assert read(tmp_path) == read(uninterrupted)

@@ -1,0 +1,246 @@
+"""Text to blocks: packing against a plain-Python reference, and a split that depends on each document alone."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from hf_whittle.data import (
+    STANDARD_LIBRARY,
+    collate_blocks,
+    load_documents,
+    pack_documents,
+    split_documents,
+)
+from hf_whittle.demo.corpus import HELD_OUT
+from hf_whittle.errors import DataError
+
+TEXTS = ["def f(x):\n    return x\n", "", "é ü 中文\n", "a" * 70, "import os, sys\n" * 9, None, "the end"]
+FRACTIONS = {"search": 0.1, "test": 0.2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(teacher_folder):
+    return AutoTokenizer.from_pretrained(teacher_folder)
+
+
+@pytest.fixture
+def documents():
+    return Dataset.from_dict({"name": [f"document {i}" for i in range(len(TEXTS))], "text": TEXTS})
+
+
+def stream_of(texts, tokenizer):
+    stream = []
+    for text in texts:
+        stream += [*tokenizer.encode(text or "", add_special_tokens=False), tokenizer.eos_token_id]
+    return stream
+
+
+def cut(stream, size):
+    return [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
+
+
+def names_of(splits):
+    return {name: set(split["name"]) for name, split in splits.items()}
+
+
+@pytest.mark.parametrize("block_size", [2, 7, 16])
+def test_blocks_are_the_documents_end_to_end(documents, tokenizer, block_size):
+    blocks = pack_documents(documents, tokenizer, block_size)
+    assert np.array_equal(blocks["input_ids"], cut(stream_of(TEXTS, tokenizer), block_size))
+    assert blocks.column_names == ["input_ids"]
+
+
+def test_text_may_be_in_another_column(documents, tokenizer):
+    blocks = pack_documents(documents.rename_column("text", "content"), tokenizer, 8, text_column="content")
+    assert np.array_equal(blocks["input_ids"], cut(stream_of(TEXTS, tokenizer), 8))
+
+
+def test_blocks_do_not_depend_on_the_number_of_processes(tokenizer):
+    documents = Dataset.from_dict({"text": [f"document {i} " * (i % 11) for i in range(300)]})
+    one, three = (pack_documents(documents, tokenizer, 32, num_proc=num_proc) for num_proc in (None, 3))
+    assert np.array_equal(one["input_ids"], three["input_ids"])
+
+
+def test_a_tokenizer_that_adds_special_tokens_adds_none_inside(documents, teacher_folder, tokenizer):
+    adding = AutoTokenizer.from_pretrained(teacher_folder)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.eos_token} $A", special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
+    )
+    assert adding("a")["input_ids"][0] == tokenizer.eos_token_id
+    blocks = pack_documents(documents, adding, 8)
+    assert np.array_equal(blocks["input_ids"], cut(stream_of(TEXTS, tokenizer), 8))
+
+
+def test_labels_are_the_inputs_with_every_end_of_text(documents, tokenizer):
+    blocks = pack_documents(documents, tokenizer, 16)
+    batch = collate_blocks([blocks[i] for i in range(len(blocks))])
+    assert batch["labels"].tolist() == cut(stream_of(TEXTS, tokenizer), 16)
+    ends = sum(token == tokenizer.eos_token_id for block in cut(stream_of(TEXTS, tokenizer), 16) for token in block)
+    assert (batch["labels"] == tokenizer.eos_token_id).sum() == ends > 3 and batch["labels"].dtype == torch.int64
+    batch["labels"][0, 0] = -100
+    assert batch["input_ids"].tolist() == cut(stream_of(TEXTS, tokenizer), 16)
+
+
+def test_split_depends_on_each_document_alone():
+    keys = [f"package.module{i}" for i in range(400)]
+    documents = Dataset.from_dict({"name": keys, "text": [f"text {i}" for i in range(400)]})
+    before = names_of(split_documents(documents, FRACTIONS, key="name"))
+    kept = set(keys[::2])
+    fewer = documents.select(range(0, 400, 2)).shuffle(seed=3)
+    after = names_of(split_documents(fewer, FRACTIONS, key="name"))
+    assert after == {name: members & kept for name, members in before.items()}
+    assert set().union(*before.values()) == set(keys) and sum(map(len, before.values())) == 400
+
+
+def test_split_is_by_text_without_a_key_column():
+    texts = [f"text {i}" for i in range(400)]
+    splits = split_documents(Dataset.from_dict({"text": texts}), FRACTIONS)
+    turned = split_documents(Dataset.from_dict({"text": texts[::-1]}), FRACTIONS)
+    assert {name: set(split["text"]) for name, split in splits.items()} == {
+        name: set(split["text"]) for name, split in turned.items()
+    }
+
+
+def test_split_of_known_keys_never_changes():
+    documents = Dataset.from_dict({"text": list("abcdefghijklmnop")})
+    splits = split_documents(documents, FRACTIONS)
+    assert {name: "".join(split["text"]) for name, split in splits.items()} == {
+        "search": "djp",
+        "test": "bcefn",
+        "train": "aghiklmo",
+    }
+
+
+def test_shares_of_the_splits_are_about_right():
+    documents = Dataset.from_dict({"text": [str(i) for i in range(5000)]})
+    splits = split_documents(documents, FRACTIONS)
+    sizes = {name: len(split) / 5000 for name, split in splits.items()}
+    assert sizes == pytest.approx({"search": 0.1, "test": 0.2, "train": 0.7}, abs=0.02)
+
+
+def test_files_are_documents_in_the_order_of_their_paths(tmp_path):
+    for name, text in {"b.txt": "second\n\nwith a blank line\n", "a.txt": "first", "c.md": "not text"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "d.txt").write_text("third")
+    documents = load_documents(files=[f"{tmp_path}/**/*.txt", f"{tmp_path}/a.txt"])
+    assert [text.strip() for text in documents["text"]] == ["first", "second\n\nwith a blank line", "third"]
+
+
+def test_a_file_is_a_document_however_long(tmp_path):
+    text = "".join(f"line {i} of a long file\n" for i in range(500_000))
+    (tmp_path / "long.txt").write_text(text)
+    (tmp_path / "short.txt").write_text("short")
+    documents = load_documents(files=[f"{tmp_path}/*.txt"])
+    assert [len(document) for document in documents["text"]] == [len(text), 5]
+
+
+def test_folder_of_data_files_is_a_dataset(tmp_path):
+    rows = ['{"content": "one", "id": "x"}', '{"content": "two", "id": "y"}']
+    (tmp_path / "part.jsonl").write_text("\n".join(rows) + "\n")
+    documents = load_documents(str(tmp_path))
+    assert documents["content"][:] == ["one", "two"] and documents["id"][:] == ["x", "y"]
+
+
+def test_folder_of_a_saved_dataset_is_one(tmp_path, documents):
+    documents.save_to_disk(tmp_path / "saved")
+    assert load_documents(str(tmp_path / "saved")).to_dict() == documents.to_dict()
+
+
+def test_standard_library_has_unique_names_and_no_tests():
+    documents = load_documents(STANDARD_LIBRARY)
+    names = documents["name"][:]
+    assert len(set(names)) == len(names) > 300 and names == sorted(names)
+    assert not [name for name in names if {"test", "tests", "idle_test", "site-packages"} & set(name.split("."))]
+    assert {"json.decoder", "argparse", "asyncio.events"} <= set(names)
+    json_decoder = documents[names.index("json.decoder")]["text"]
+    assert "class JSONDecoder" in json_decoder
+
+
+def test_held_out_modules_of_the_standard_library_are_stable():
+    documents = load_documents(STANDARD_LIBRARY)
+    before = names_of(split_documents(documents, HELD_OUT, key="name"))
+    after = names_of(split_documents(documents.shuffle(seed=1), HELD_OUT, key="name"))
+    assert before == after
+    assert {name: len(members) / len(documents) for name, members in before.items()} == pytest.approx(
+        {"search": 0.05, "test": 0.05, "train": 0.9}, abs=0.03
+    )
+
+
+def test_no_document_is_an_error(tokenizer):
+    with pytest.raises(DataError, match="the dataset has no documents"):
+        pack_documents(Dataset.from_dict({"text": []}), tokenizer, 8)
+
+
+def test_too_little_text_is_an_error(tokenizer):
+    tokens = len(tokenizer.encode("ab")) + 1
+    with pytest.raises(DataError, match=f"1 documents give {tokens} tokens, less than one block of 512"):
+        pack_documents(Dataset.from_dict({"text": ["ab"]}), tokenizer, 512)
+
+
+def test_a_block_of_one_token_is_an_error(documents, tokenizer):
+    with pytest.raises(DataError, match="at least 2 tokens to predict one, got block_size=1"):
+        pack_documents(documents, tokenizer, 1)
+
+
+def test_a_missing_text_column_is_an_error(documents, tokenizer):
+    with pytest.raises(DataError, match=r"no column 'content', only \['name', 'text'\]"):
+        pack_documents(documents, tokenizer, 8, text_column="content")
+
+
+def test_a_missing_key_column_is_an_error(documents):
+    with pytest.raises(DataError, match=r"no column 'id', only \['name', 'text'\]"):
+        split_documents(documents, FRACTIONS, key="id")
+
+
+def test_a_tokenizer_without_end_of_text_is_an_error(documents, teacher_folder):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match=r"no end-of-text token.*set tokenizer\.eos_token"):
+        pack_documents(documents, tokenizer, 8)
+
+
+@pytest.mark.parametrize("fractions", [{"a": 0.5, "b": 0.5}, {"a": 0.0}, {"a": -0.1}, {"train": 0.5}])
+def test_fractions_that_cannot_be_are_an_error(documents, fractions):
+    with pytest.raises(DataError, match="held-out fractions must be positive, add up to less than 1"):
+        split_documents(documents, fractions)
+
+
+def test_an_empty_split_is_an_error(documents):
+    with pytest.raises(DataError, match="the split 'search' of 7 documents is empty; give more documents"):
+        split_documents(documents, {"search": 1e-9}, key="name")
+
+
+def test_no_file_that_matches_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches \['.*nothing\*\.txt'\]"):
+        load_documents(files=[f"{tmp_path}/nothing*.txt"])
+
+
+def test_no_source_is_an_error():
+    with pytest.raises(DataError, match="no text was named"):
+        load_documents()
+
+
+def test_a_missing_split_is_an_error(tmp_path):
+    (tmp_path / "part.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(DataError, match="cannot load the split 'validation' of the dataset"):
+        load_documents(str(tmp_path), split="validation")
+
+
+def test_a_missing_dataset_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"cannot load the split 'train' of the dataset '.*nowhere'"):
+        load_documents(str(tmp_path / "nowhere"))
+
+
+def test_a_dataset_of_the_hub_without_network_is_an_error():
+    with pytest.raises(DataError, match="cannot load the split 'train' of the dataset 'someone/something'"):
+        load_documents("someone/something")
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path):
+    (tmp_path / "image.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(DataError, match=r"image.txt"):
+        load_documents(files=[f"{tmp_path}/*.txt"])

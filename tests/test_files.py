@@ -1,0 +1,103 @@
+"""Files appear whole or not at all."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from hf_whittle.errors import OutputError, WhittleError
+from hf_whittle.files import atomic_folder, atomic_path, disk_errors, read_json, write_json, write_text
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def raise_disk_full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_text_and_json_come_back_as_they_were(tmp_path):
+    value = {'é\n"': [1, 2.5, None, True], "nested": {"中": "x"}}
+    write_json(tmp_path / "new" / "folder" / "value.json", value)
+    write_text(tmp_path / "text", "naïve\n")
+    assert read_json(tmp_path / "new" / "folder" / "value.json") == value
+    assert (tmp_path / "text").read_bytes() == "naïve\n".encode()
+
+
+def test_write_replaces_and_leaves_nothing_beside(tmp_path):
+    write_text(tmp_path / "file.txt", "before")
+    write_text(tmp_path / "file.txt", "after")
+    assert (tmp_path / "file.txt").read_text() == "after" and names_in(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_block_leaves_the_file_as_it_was(tmp_path, error):
+    write_text(tmp_path / "file", "before")
+    with pytest.raises(error), atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("half of")
+        raise error
+    assert (tmp_path / "file").read_text() == "before" and names_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_block_leaves_the_folder_as_it_was(tmp_path, error):
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "one").write_text("before")
+    with pytest.raises(error), atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "two").write_text("half of")
+        raise error
+    assert names_in(tmp_path) == ["folder"] and names_in(tmp_path / "folder") == ["one"]
+
+
+def test_a_folder_replaces_the_one_before(tmp_path):
+    for name in ("one", "two"):
+        with atomic_folder(tmp_path / "deep" / "folder") as temporary:
+            assert not (tmp_path / "deep" / "folder" / name).exists()
+            (temporary / name).write_text(name)
+    assert names_in(tmp_path / "deep") == ["folder"] and names_in(tmp_path / "deep" / "folder") == ["two"]
+
+
+def test_modes_are_those_of_a_file_made_by_hand(tmp_path):
+    by_hand, folder_by_hand = tmp_path / "by hand", tmp_path / "folder by hand"
+    by_hand.write_text("x")
+    folder_by_hand.mkdir()
+    write_text(tmp_path / "file", "x")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    mode = lambda path: stat.S_IMODE(path.stat().st_mode)  # noqa: E731
+    assert mode(tmp_path / "file") == mode(by_hand) and mode(tmp_path / "folder") == mode(folder_by_hand)
+
+
+def test_disk_full_is_an_output_error_that_names_the_file(tmp_path, monkeypatch):
+    write_text(tmp_path / "file", "before")
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
+    with pytest.raises(OutputError, match=r"could not write .*file: No space left on device.*run the same") as caught:
+        write_text(tmp_path / "file", "after")
+    monkeypatch.undo()
+    assert caught.value.errno == errno.ENOSPC and isinstance(caught.value, OSError | WhittleError)
+    assert (tmp_path / "file").read_text() == "before" and names_in(tmp_path) == ["file"]
+
+
+def test_disk_full_in_a_folder_is_an_output_error_that_names_it(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"could not write .*folder: No space left"),
+        atomic_folder(tmp_path / "folder"),
+    ):
+        raise_disk_full()
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: atomic_folder(path).__enter__()])
+def test_a_parent_that_is_a_file_is_an_output_error(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"could not write .*inside"):
+        write(tmp_path / "file" / "inside")
+
+
+def test_an_output_error_is_not_wrapped_twice(tmp_path):
+    first = OutputError("the first")
+    with pytest.raises(OutputError, match="the first") as caught, disk_errors(tmp_path):
+        raise first
+    assert caught.value is first

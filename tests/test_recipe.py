@@ -1,0 +1,219 @@
+"""Recipes: checked key by key, with errors that say where and what instead."""
+
+import copy
+
+import pytest
+import yaml
+
+from hf_whittle.errors import RecipeError
+from hf_whittle.recipe import Recipe
+
+MINIMAL = {
+    "teacher": "someone/teacher",
+    "output_dir": "out",
+    "data": {"dataset": "someone/text"},
+    "bin": {"low": 1000, "high": 2000},
+}
+FULL = {
+    "teacher": "someone/teacher",
+    "output_dir": "out",
+    "data": {
+        "files": ["texts/*.txt", "é: #.md"],
+        "text_column": "content",
+        "document_column": "id",
+        "block_size": 64,
+        "search_fraction": 0.1,
+        "num_proc": 2,
+    },
+    "bin": {"low": 1e6, "high": 2.5e6},
+    "supernet": "someone/supernet",
+    "space": {"granularity": "fine", "layer_wise": False, "stock_only": True, "hidden_size": [8, 32, 4]},
+    "search": {"generations": 3, "mutation_rate": 0.25, "seed": 7, "batch_size": 2},
+    "training": {"max_steps": 5, "learning_rate": 0.001, "lr_scheduler_type": "linear", "alpha": 0.5, "bf16": False},
+    "baseline": True,
+}
+
+
+def changed(path, value):
+    """The minimal recipe with one value, `a.b` being key `b` of section `a`."""
+    values = copy.deepcopy(MINIMAL)
+    *sections, key = path.split(".")
+    section = values
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return values
+
+
+def load(tmp_path, text, **overrides):
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    return Recipe.load(tmp_path / "recipe.yaml", **overrides)
+
+
+@pytest.mark.parametrize("values", [MINIMAL, FULL], ids=["minimal", "full"])
+def test_saved_recipe_loads_as_the_same(tmp_path, values):
+    recipe = Recipe.from_dict(copy.deepcopy(values))
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    first = (tmp_path / "recipe.yaml").read_bytes()
+    Recipe.load(tmp_path / "recipe.yaml").save(tmp_path / "recipe.yaml")
+    assert (tmp_path / "recipe.yaml").read_bytes() == first
+
+
+def test_values_of_the_file_are_those_of_the_recipe(tmp_path):
+    loaded = load(tmp_path, yaml.safe_dump(FULL)).to_dict()
+    for key, value in FULL.items():
+        given = value if isinstance(value, dict) else {}
+        assert {name: loaded[key][name] for name in given} == given if given else loaded[key] == value
+
+
+def test_overrides_replace_keys_of_the_file_and_none_does_not(tmp_path):
+    recipe = load(tmp_path, yaml.safe_dump(MINIMAL), output_dir="elsewhere", teacher=None)
+    assert (recipe.output_dir, recipe.teacher) == ("elsewhere", "someone/teacher")
+
+
+def test_an_override_may_give_a_key_the_file_lacks(tmp_path):
+    values = {key: value for key, value in MINIMAL.items() if key != "output_dir"}
+    assert load(tmp_path, yaml.safe_dump(values), output_dir="here").output_dir == "here"
+
+
+@pytest.mark.parametrize(
+    "path, nearest",
+    [
+        ("teachr", "teacher"),
+        ("base_line", "baseline"),
+        ("data.blocksize", "block_size"),
+        ("bin.hi", "high"),
+        ("space.layerwise", "layer_wise"),
+        ("search.generation", "generations"),
+        ("training.learning_rat", "learning_rate"),
+        ("training.temprature", "temperature"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_valid_one(path, nearest):
+    with pytest.raises(RecipeError, match=f"unknown key '{path}'; did you mean '{nearest}'"):
+        Recipe.from_dict(changed(path, 1))
+
+
+def test_a_key_that_is_not_text_is_unknown():
+    with pytest.raises(RecipeError, match="unknown key '3'"):
+        Recipe.from_dict(MINIMAL | {3: "x"})
+
+
+@pytest.mark.parametrize(
+    "path, value, expected",
+    [
+        ("teacher", 7, r"str, got 7 \(int\)"),
+        ("teacher", None, r"str, got None"),
+        ("output_dir", ["out"], r"str, got \['out'\] \(list\)"),
+        ("baseline", "yes please", r"bool, got 'yes please' \(str\)"),
+        ("baseline", 1, r"bool, got 1 \(int\)"),
+        ("supernet", 1.5, r"str \| None, got 1.5 \(float\)"),
+        ("data.block_size", "64", r"int, got '64' \(str\)"),
+        ("data.block_size", True, r"int, got True \(bool\)"),
+        ("data.block_size", 64.0, r"int, got 64.0 \(float\)"),
+        ("data.num_proc", "all", r"int \| None, got 'all' \(str\)"),
+        ("data.search_fraction", "a tenth", r"float, got 'a tenth' \(str\)"),
+        ("data.search_fraction", False, r"float, got False \(bool\)"),
+        ("bin.low", "small", r"float, got 'small' \(str\)"),
+        ("bin.low", True, r"float, got True \(bool\)"),
+        ("space.hidden_size", 32, r"list\[int\] \| None, got 32 \(int\)"),
+        ("space.hidden_size", [8, "32"], r"list\[int\] \| None, got \[8, '32'\] \(list\)"),
+        ("space.granularity", "medium", r"'coarse' or 'fine', got 'medium' \(str\)"),
+        ("space.layer_wise", "false", r"bool, got 'false' \(str\)"),
+        ("search.seed", "0", r"int, got '0' \(str\)"),
+        ("search.mutation_rate", None, r"float, got None"),
+        ("training.max_steps", "5", r"int, got '5' \(str\)"),
+        ("training.max_steps", True, r"int, got True \(bool\)"),
+        ("training.alpha", "much", r"float, got 'much' \(str\)"),
+        ("training.bf16", "on it", r"bool, got 'on it' \(str\)"),
+    ],
+)
+def test_a_value_of_another_type_is_named(path, value, expected):
+    with pytest.raises(RecipeError, match=f"^{path}: expected {expected}"):
+        Recipe.from_dict(changed(path, value))
+
+
+def test_files_are_a_list():
+    with pytest.raises(RecipeError, match=r"^data.files: expected list\[str\] \| None, got 'a.txt' \(str\)"):
+        Recipe.from_dict(MINIMAL | {"data": {"files": "a.txt"}})
+
+
+@pytest.mark.parametrize("section", ["data", "bin", "space", "search", "training"])
+@pytest.mark.parametrize("value", [None, 3, ["x"]])
+def test_a_section_is_keys_and_values(section, value):
+    with pytest.raises(RecipeError, match=f"^{section}: expected .*got"):
+        Recipe.from_dict(MINIMAL | {section: value})
+
+
+@pytest.mark.parametrize(
+    "path, text",
+    [("training.learning_rate", "1e-3"), ("bin.high", "2E3"), ("data.test_fraction", "5e-2"), ("training.alpha", "1")],
+)
+def test_floats_may_be_written_with_an_exponent_alone(tmp_path, path, text):
+    values = yaml.safe_dump(changed(path, "REPLACED")).replace("REPLACED", text)
+    section, key = path.split(".")
+    assert load(tmp_path, values).to_dict()[section][key] == float(text)
+
+
+@pytest.mark.parametrize("key", ["teacher", "output_dir", "data", "bin"])
+def test_a_missing_key_is_named(key):
+    values = {name: value for name, value in MINIMAL.items() if name != key}
+    with pytest.raises(RecipeError, match=f"^recipe: missing {key}; it needs teacher, output_dir, data, bin"):
+        Recipe.from_dict(values)
+
+
+def test_a_missing_key_of_a_section_is_named():
+    with pytest.raises(RecipeError, match=r"^bin: missing high; it needs low, high"):
+        Recipe.from_dict(MINIMAL | {"bin": {"low": 1}})
+
+
+@pytest.mark.parametrize("data", [{}, {"block_size": 8}, {"dataset": "a", "files": ["b"]}])
+def test_text_comes_from_a_dataset_or_from_files(data):
+    with pytest.raises(RecipeError, match="data: give either dataset or files"):
+        Recipe.from_dict(MINIMAL | {"data": data})
+
+
+def test_training_does_not_choose_the_folder():
+    with pytest.raises(RecipeError, match=r"unknown key 'training\.output_dir'"):
+        Recipe.from_dict(changed("training.output_dir", "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("search.generations", -1, "search: generations must be at least 0, got -1"),
+        ("search.mutation_rate", 1.5, "search: mutation_rate must lie between 0 and 1, got 1.5"),
+        ("training.alpha", -0.5, "alpha must not be negative, got -0.5"),
+        ("training.temperature", 0, "temperature must be positive, got 0"),
+        ("training.loss_chunk_size", 0, "loss_chunk_size must be at least 1, got 0"),
+        ("training.lr_scheduler_type", "wavy", "wavy"),
+        ("space.hidden_size", [8, 32], r"space\.hidden_size: .*\[8, 32\]"),
+        ("space.hidden_size", [8, 32, 0], r"space\.hidden_size: .*\[8, 32, 0\]"),
+    ],
+)
+def test_a_value_out_of_range_is_found_before_anything_is_done(path, value, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(changed(path, value))
+
+
+def test_what_is_not_yaml_is_an_error(tmp_path):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is not YAML: "):
+        load(tmp_path, "teacher: [unfinished")
+
+
+@pytest.mark.parametrize("text, kind", [("", "NoneType"), ("- a\n- b\n", "list"), ("just text", "str")])
+def test_what_is_not_a_mapping_is_an_error(tmp_path, text, kind):
+    with pytest.raises(RecipeError, match=f"a recipe is a mapping of keys to values, got {kind}"):
+        load(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*none\.yaml: No such file"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+        Recipe.load(tmp_path / "recipe.yaml")

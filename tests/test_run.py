@@ -1,0 +1,349 @@
+"""The main job end to end: what it writes is what it measured, and an interruption changes nothing."""
+
+import errno
+import json
+import math
+import os
+import signal
+
+import pytest
+import yaml
+from datasets import disable_progress_bars
+from fixtures_run import make_recipe, write_modules
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import hf_whittle.files
+import hf_whittle.run
+import hf_whittle.search.runner
+from hf_whittle.cost import flops_per_token, training_flops_per_token
+from hf_whittle.distillation.trainer import DistillationTrainer
+from hf_whittle.errors import ArchitectureError, BinError, DataError, OutputError, VocabularyError
+from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
+from hf_whittle.recipe import Recipe
+from hf_whittle.run import Run, run
+from hf_whittle.search.result import SearchResult
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    disable_progress_bars()
+    return write_modules(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def recipe(teacher_folder, texts, tmp_path_factory):
+    return make_recipe(teacher_folder, texts, tmp_path_factory.mktemp("run") / "student-of-mine", baseline=True)
+
+
+@pytest.fixture(scope="module")
+def results(recipe):
+    """What one uninterrupted run gives."""
+    return run(recipe, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(recipe, results):
+    return Run(recipe).folder
+
+
+@pytest.fixture(scope="module")
+def student(folder):
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture
+def same_recipe(teacher_folder, texts, tmp_path):
+    """The recipe of the uninterrupted run in another folder, without its baseline."""
+    return make_recipe(teacher_folder, texts, tmp_path / "run")
+
+
+def test_results_on_disk_are_those_returned(folder, results):
+    assert json.loads((folder / "results.json").read_text()) == results
+
+
+def test_student_loads_and_has_the_reported_perplexity(folder, recipe, results, student):
+    blocks = as_input_ids(Run(recipe).blocks["test"], student.config.vocab_size)
+    last = results["student"]["curve"][-1]
+    assert math.exp(cross_entropy(student, blocks)) == pytest.approx(last["perplexity"], rel=1e-3)
+    assert last["step"] == 6 and last["tokens"] == results["student"]["tokens"] == 6 * 2 * 32
+    tokenizer, original = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(recipe.teacher)
+    assert tokenizer("import os")["input_ids"] == original("import os")["input_ids"]
+
+
+def test_teacher_has_the_reported_perplexity(recipe, results):
+    teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher)
+    blocks = as_input_ids(Run(recipe).blocks["test"], teacher.config.vocab_size)
+    assert math.exp(cross_entropy(teacher, blocks)) == pytest.approx(results["teacher"]["perplexity"], rel=1e-4)
+    assert results["teacher"]["parameters"] == sum(p.numel() for p in teacher.parameters())
+    assert results["teacher"]["test_tokens"] == blocks.numel()
+
+
+def test_parameters_are_counted_and_in_the_bin(recipe, results, student):
+    counted = sum(parameter.numel() for parameter in student.parameters())
+    assert counted == results["student"]["parameters"] == results["baseline"]["parameters"]
+    assert counted == results["search"]["parameters"] and recipe.bin.low <= counted <= recipe.bin.high
+
+
+def test_search_facts_are_those_of_the_search(folder, recipe, results):
+    search, found = SearchResult.load(folder), results["search"]
+    config = AutoModelForCausalLM.from_pretrained(recipe.teacher).config
+    assert found["evaluations"] == len(search.evaluations) == 4 + 2 * 3
+    assert found["perplexity"] == min(e.fitness for e in search.evaluations)
+    assert found["subnet"] == json.loads((folder / "subnet.json").read_text()) == search.best.to_dict()
+    assert found["tokens_per_evaluation"] == 128 and found["tokens"] == 1280
+    assert found["flops"] == sum(
+        128 * flops_per_token(config, e.subnet, sequence_length=32) for e in search.evaluations
+    )
+
+
+def test_what_matching_the_baseline_took_follows_from_the_curves(recipe, results, student):
+    teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher)
+    own, teachers = (
+        training_flops_per_token(student.config, sequence_length=32),
+        flops_per_token(teacher.config, sequence_length=32),
+    )
+    target = results["baseline"]["curve"][-1]["perplexity"]
+    reached = {
+        name: next((p["tokens"] for p in results[name]["curve"] if p["perplexity"] <= target), None)
+        for name in ("student", "baseline")
+    }
+    expected = {
+        "perplexity": target,
+        "baseline_tokens": reached["baseline"],
+        "baseline_flops": reached["baseline"] * own,
+    }
+    if reached["student"] is not None:
+        parts = {
+            "search": results["search"]["flops"],
+            "training": reached["student"] * own,
+            "teacher": reached["student"] * teachers,
+        }
+        expected |= {"student_tokens": reached["student"], "student_flops": parts}
+        expected["flops_ratio"] = reached["baseline"] * own / sum(parts.values())
+        if reached["student"]:
+            expected["tokens_ratio"] = reached["baseline"] / reached["student"]
+    assert results["to_match"] == pytest.approx(expected)
+
+
+def curve(*points):
+    return [{"step": tokens, "tokens": tokens, "perplexity": perplexity} for tokens, perplexity in points]
+
+
+def made_up_results(student, baseline):
+    return {
+        "search": {"flops": 100},
+        "student": {"curve": student, "flops_per_token": {"student": 6, "teacher": 4}},
+        "baseline": {"curve": baseline, "flops_per_token": {"student": 6, "teacher": 0}},
+    }
+
+
+def test_matching_counts_search_training_and_teacher():
+    match = hf_whittle.run.to_match(
+        made_up_results(curve((0, 90), (10, 29), (20, 20)), curve((0, 99), (20, 50), (40, 30)))
+    )
+    assert match["student_flops"] == {"search": 100, "training": 60, "teacher": 40}
+    assert (match["student_tokens"], match["baseline_tokens"], match["tokens_ratio"]) == (10, 40, 4.0)
+    assert match["flops_ratio"] == pytest.approx(240 / 200)
+
+
+def test_matching_leaves_out_what_was_not_reached():
+    match = hf_whittle.run.to_match(made_up_results(curve((0, 90), (20, 40)), curve((0, 99), (40, 30))))
+    assert match == {"perplexity": 30, "baseline_tokens": 40, "baseline_flops": 240}
+
+
+def test_matching_without_training_has_no_ratio_of_tokens():
+    match = hf_whittle.run.to_match(made_up_results(curve((0, 25)), curve((0, 99), (40, 30))))
+    assert match["student_tokens"] == 0 and "tokens_ratio" not in match
+    assert match["flops_ratio"] == pytest.approx(2.4)
+
+
+def test_card_has_facts_alone(folder, recipe, results):
+    text = (folder / "README.md").read_text()
+    _, front, page = ("\n" + text).split("\n---\n", 2)
+    metadata = yaml.safe_load(front)
+    metric = metadata["model-index"][0]["results"][0]["metrics"][0]
+    assert metric["value"] == round(results["student"]["curve"][-1]["perplexity"], 4)
+    assert metadata["model-index"][0]["name"] == "student-of-mine" and metadata["library_name"] == "transformers"
+    assert not [word for word in ("None", "{{", "{%", str(folder.parent), recipe.teacher) if word in text]
+    assert "base_model" not in metadata and "knowledge distillation from" in page
+
+
+@pytest.mark.parametrize("name", ["search.png", "training.png"])
+def test_pictures_are_png(folder, name):
+    content = (folder / name).read_bytes()
+    assert content.startswith(PNG) and b"IEND" in content[-16:]
+
+
+def test_recipe_on_disk_is_the_same(folder, recipe):
+    assert Recipe.load(folder / "recipe.yaml") == recipe
+
+
+def test_a_second_run_does_nothing_again(recipe, results, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("this was done already")
+
+    monkeypatch.setattr(hf_whittle.run, "search_subnets", forbidden)
+    monkeypatch.setattr(hf_whittle.run, "DistillationTrainer", forbidden)
+    monkeypatch.setattr(hf_whittle.run, "extract_subnet", forbidden)
+    assert run(recipe, progress=False) == results
+
+
+def test_another_recipe_in_the_folder_is_an_error(teacher_folder, texts, recipe, results):
+    other = make_recipe(teacher_folder, texts, recipe.output_dir, training={"max_steps": 7}, baseline=True)
+    with pytest.raises(OutputError, match="holds the run of a recipe with another training; choose another"):
+        run(other, progress=False)
+
+
+class After:
+    """Calls a method as it is, and from the `number`-th call on does something else first."""
+
+    def __init__(self, monkeypatch, owner, name, number, act):
+        original, calls = getattr(owner, name), []
+
+        def counted(*args, **kwargs):
+            calls.append(name)
+            if len(calls) >= number:
+                act(len(calls) == number)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+
+def interrupt(first):
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c(first):
+    if first:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def press_ctrl_c_twice(first):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def fill_disk(first):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+BREAKS = {
+    "interrupted in the search": (Perplexity, "__call__", 6, interrupt),
+    "interrupted before extraction": (hf_whittle.run, "extract_subnet", 1, interrupt),
+    "interrupted before training": (hf_whittle.run, "DistillationTrainer", 1, interrupt),
+    "Ctrl-C in training": (DistillationTrainer, "training_step", 3, press_ctrl_c),
+    "Ctrl-C in training of the baseline": (DistillationTrainer, "training_step", 9, press_ctrl_c),
+    "two Ctrl-C in training": (DistillationTrainer, "training_step", 3, press_ctrl_c_twice),
+    "interrupted in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, interrupt),
+    "interrupted in the last save": (Run, "_save", 2, interrupt),
+    "interrupted before the card": (hf_whittle.run, "write_card", 1, interrupt),
+    "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
+    "disk full between generations": (hf_whittle.files.os, "fsync", 5, fill_disk),
+    "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
+    "disk full in the last save": (Run, "_save", 2, fill_disk),
+}
+
+
+@pytest.fixture
+def default_ctrl_c():
+    """Ctrl-C as Python has it, before the test and after it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def break_off(recipe, broken, monkeypatch):
+    *place, act = BREAKS[broken]
+    error = OutputError if act is fill_disk else KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(error):
+        After(patch, *place, act)
+        run(recipe, progress=False)
+
+
+def weights_that_differ(first, second):
+    expected, got = (load_file(Run(recipe).folder / "model.safetensors") for recipe in (first, second))
+    assert expected.keys() == got.keys()
+    return [name for name in expected if not expected[name].equal(got[name])]
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
+@pytest.mark.parametrize("broken", [name for name in BREAKS if "baseline" not in name])
+def test_a_run_that_broke_off_goes_on_to_the_same_student(recipe, same_recipe, results, broken, monkeypatch):
+    break_off(same_recipe, broken, monkeypatch)
+    again = run(same_recipe, progress=False)
+    assert weights_that_differ(recipe, same_recipe) == []
+    assert again["student"]["curve"] == results["student"]["curve"]
+    assert again["search"] | {"seconds": 0} == results["search"] | {"seconds": 0}
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
+def test_a_stock_baseline_goes_on_to_the_same_one(teacher_folder, texts, tmp_path, monkeypatch):
+    changes = {"space": {"layer_wise": False, "stock_only": True}, "baseline": True}
+    whole, broken = (make_recipe(teacher_folder, texts, tmp_path / name, **changes) for name in ("whole", "broken"))
+    expected = run(whole, progress=False)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["model_type"] == "gpt_neox"
+    break_off(broken, "Ctrl-C in training of the baseline", monkeypatch)
+    got = run(broken, progress=False)
+    assert weights_that_differ(whole, broken) == []
+    assert got["baseline"]["curve"][-1] == expected["baseline"]["curve"][-1]
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
+@pytest.mark.parametrize("broken", ["Ctrl-C in training", "two Ctrl-C in training", "disk full in a checkpoint"])
+def test_a_training_that_broke_off_gives_ctrl_c_back(same_recipe, broken, monkeypatch):
+    break_off(same_recipe, broken, monkeypatch)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"bin": {"low": 1e9, "high": 2e9}}, BinError, "1e\\+09|1000000000|1,000,000,000"),
+        ({"bin": {"low": 5, "high": 2}}, BinError, "0 <= low <= high, got low=5, high=2"),
+        ({"data": {"block_size": 128}}, DataError, "block_size 128 exceeds the 64 positions of"),
+        ({"data": {"search_fraction": 1e-9}}, DataError, "the split 'search' of 40 documents is empty"),
+        ({"data": {"text_column": "content"}}, DataError, "no column 'content'"),
+        ({"data": {"files": ["nowhere/*.txt"]}}, DataError, "no file matches"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_an_error(teacher_folder, texts, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(make_recipe(teacher_folder, texts, tmp_path / "run", **changes), progress=False)
+
+
+def test_another_architecture_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ArchitectureError, match=r"is 'gpt2'; hf_whittle knows .*use a GPT-NeoX or Pythia"):
+        run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
+def test_a_supernet_with_another_tokenizer_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.add_tokens(["<more>"])
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "supernet")
+    tokenizer.save_pretrained(tmp_path / "supernet")
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "run", supernet=str(tmp_path / "supernet"))
+    with pytest.raises(VocabularyError, match="tokenizers differ in 1 tokens, first '<more>'"):
+        run(recipe, progress=False)
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<more>"])
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(VocabularyError, match=f"has {size + 1} tokens, the model only {size} embeddings"):
+        run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
+def test_a_corrected_recipe_runs_in_the_folder_of_one_that_failed_at_once(teacher_folder, texts, tmp_path):
+    with pytest.raises(BinError):
+        run(make_recipe(teacher_folder, texts, tmp_path / "run", bin={"low": 1e9, "high": 2e9}), progress=False)
+    Run(make_recipe(teacher_folder, texts, tmp_path / "run"))
