@@ -2,13 +2,14 @@
 
 import glob
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 from .errors import DataError
 
@@ -40,7 +41,7 @@ def load_documents(
         )
         if not paths:
             raise DataError(f"no file matches {files}; give text files, or patterns such as 'texts/**/*.txt'")
-        return load_dataset("text", data_files=paths, sample_by="document", split="train")
+        return documents_from_files({path: path for path in paths}).remove_columns("name")
     if dataset is None:
         raise DataError("no text was named: give a dataset or files")
     if dataset == STANDARD_LIBRARY:
@@ -52,8 +53,38 @@ def load_documents(
             saved = load_from_disk(dataset)
             return saved if isinstance(saved, Dataset) else saved[split]
         return load_dataset(dataset, config, split=split)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
         raise DataError(f"cannot load the split {split!r} of the dataset {dataset!r}: {error}") from error
+
+
+def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Dataset:
+    """Files as documents, cached until one of them changes.
+
+    Args:
+        files (`Mapping[str, str]`): path of each document, by its name.
+        errors (`str`, *optional*, defaults to `"strict"`): what to do with bytes that are not UTF-8, as for `open`.
+
+    Returns:
+        `datasets.Dataset`: columns `name` and `text`, in the order of `files`.
+
+    Raises:
+        DataError: if a file cannot be read, or is not UTF-8 text.
+    """
+    stamped = [(name, path, Path(path).stat().st_mtime_ns) for name, path in files.items()]
+    try:
+        return Dataset.from_generator(_read_files, gen_kwargs={"files": stamped, "errors": errors})
+    except DatasetGenerationError as error:
+        raise DataError(str(error.__cause__)) from error
+
+
+def _read_files(files: list[tuple[str, str, int]], errors: str) -> Iterator[dict[str, str]]:
+    for name, path, _ in files:
+        try:
+            yield {"name": name, "text": Path(path).read_text(encoding="utf-8", errors=errors)}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: {error}; convert it, or leave it out") from error
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str | None = None) -> dict[str, Dataset]:

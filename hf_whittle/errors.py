@@ -21,6 +21,10 @@ class ArchitectureError(WhittleError, ValueError):
     """A checkpoint of an architecture that `hf_whittle` does not know."""
 
 
+class CheckpointError(WhittleError, OSError):
+    """A checkpoint that cannot be found or read."""
+
+
 class VocabularyError(WhittleError, ValueError):
     """Teacher and student, or model and tokenizer, that do not speak the same tokens."""
 

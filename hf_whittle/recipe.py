@@ -10,9 +10,24 @@ from typing import Any, Literal
 
 import yaml
 
+from .cost import ParameterBin
 from .errors import RecipeError
 from .files import write_text
 from .search.evolution import EvolutionConfig
+
+if typing.TYPE_CHECKING:
+    from .distillation.config import DistillationConfig
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.04,
+    "eval_on_start": True,
+    "save_steps": 0.1,
+    "save_total_limit": 1,
+    "logging_steps": 0.02,
+    "lr_scheduler_type": "cosine",
+    "report_to": "none",
+}
 
 
 @dataclass
@@ -45,6 +60,9 @@ class BinSection:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        ParameterBin(self.low, self.high)
+
 
 @dataclass
 class SpaceSection:
@@ -57,6 +75,19 @@ class SpaceSection:
     num_hidden_layers: list[int] | None = None
     num_attention_heads: list[int] | None = None
     intermediate_size: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.ranges()
+
+    def ranges(self) -> dict[str, range]:
+        """The sizes given, as ranges."""
+        ranges = {}
+        for name, sizes in vars(self).items():
+            if isinstance(sizes, list):
+                if len(sizes) != 3 or sizes[2] < 1:
+                    raise ValueError(f"{name} must be [from, to, step] with a step of at least 1, got {sizes}")
+                ranges[name] = range(sizes[0], sizes[1] + 1, sizes[2])
+        return ranges
 
 
 @dataclass
@@ -108,8 +139,8 @@ class Recipe:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path} is not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
         return cls.from_dict(values | {name: value for name, value in overrides.items() if value is not None})
@@ -121,8 +152,21 @@ class Recipe:
         sources = [recipe.data.dataset, recipe.data.files]
         if sum(source is not None for source in sources) != 1:
             raise RecipeError("data: give either dataset or files")
-        recipe.training = _check_training(recipe.training)
+        recipe.training = _parse_values(_training_hints(), recipe.training, "training")
+        try:
+            recipe.training_arguments(recipe.output_dir)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"training: {error}") from error
         return recipe
+
+    def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
+        """`DistillationConfig` of a training into a folder: the defaults of a run, the recipe's values, overrides."""
+        import torch
+
+        from .distillation.config import DistillationConfig
+
+        values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.training, **overrides}
+        return DistillationConfig(**values, output_dir=str(folder))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -132,13 +176,14 @@ class Recipe:
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
-def _check_training(values: dict[str, Any]) -> dict[str, Any]:
+def _training_hints() -> dict[str, Any]:
+    """Types of the keys of `training`: the fields of `DistillationConfig` but for those a run sets itself."""
     from .distillation.config import DistillationConfig
 
     hints = typing.get_type_hints(DistillationConfig)
-    hints = {item.name: hints[item.name] for item in dataclasses.fields(DistillationConfig) if item.init}
-    del hints["output_dir"]
-    return _parse_values(hints, values, "training")
+    set_by_run = {"output_dir", "disable_tqdm"}
+    names = [item.name for item in dataclasses.fields(DistillationConfig) if item.init]
+    return {name: hints[name] for name in names if name not in set_by_run}
 
 
 def _parse(cls: Any, values: Any, where: str) -> Any:

@@ -31,9 +31,8 @@ from . import __version__
 from .architecture import architecture_module
 from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
-from .distillation.config import DistillationConfig
 from .distillation.trainer import DistillationTrainer, check_same_tokens
-from .errors import DataError, OutputError, VocabularyError, WhittleError
+from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import as_input_ids, cross_entropy
@@ -48,16 +47,6 @@ from .search_space import SearchSpace
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "steps",
-    "eval_steps": 0.02,
-    "eval_on_start": True,
-    "save_steps": 0.1,
-    "save_total_limit": 1,
-    "logging_steps": 0.02,
-    "lr_scheduler_type": "cosine",
-    "report_to": "none",
-}
 _FREE_TO_CHANGE = {"output_dir", "baseline"}  # what may differ when a run is taken up again
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
@@ -115,9 +104,9 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = AutoTokenizer.from_pretrained(self.recipe.supernet or self.recipe.teacher)
+        tokenizer = _load(AutoTokenizer, self.recipe.supernet or self.recipe.teacher)
         if self.recipe.supernet:
-            check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(self.recipe.teacher))
+            check_same_tokens(tokenizer, _load(AutoTokenizer, self.recipe.teacher))
         return tokenizer
 
     @cached_property
@@ -139,7 +128,7 @@ class Run:
     @cached_property
     def supernet(self) -> GPTNeoXSuperNetForCausalLM:
         name = self.recipe.supernet or self.recipe.teacher
-        supernet: Any = GPTNeoXSuperNetForCausalLM.from_pretrained(name, dtype=torch.float32)
+        supernet = _load(GPTNeoXSuperNetForCausalLM, name, dtype=torch.float32)
         if len(self.tokenizer) > supernet.config.vocab_size:
             raise VocabularyError(
                 f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
@@ -154,20 +143,18 @@ class Run:
     def teacher(self) -> PreTrainedModel:
         if not self.recipe.supernet:
             return self.supernet
-        teacher: Any = AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32)
-        return teacher.to(_device())
+        return _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32).to(_device())
 
     # Stages
 
     def search(self) -> SearchResult:
         space, section = self.recipe.space, self.recipe.search
-        sizes = {name: getattr(space, name) for name in vars(space) if isinstance(getattr(space, name), list)}
         search_space = SearchSpace.from_config(
             self.supernet.config,
             space.granularity,
             space.layer_wise,
             space.stock_only,
-            **{name: range(low, high + 1, step) for name, (low, high, step) in sizes.items()},
+            **space.ranges(),
         )
         evolution = EvolutionConfig(**{name: getattr(section, name) for name in EvolutionConfig.__dataclass_fields__})
         return search_subnets(
@@ -224,20 +211,18 @@ class Run:
 
         def train() -> dict[str, Any]:
             config = self.initial_student().config
-            set_seed(self._arguments("baseline").seed)
-            return self._train("baseline", architecture_module(config, "student").student_class(config)(config))
+            set_seed(self.recipe.training_arguments(self.folder).seed)
+            student = architecture_module(config, "student").student_class(config)(config)
+            return self._train("baseline", student, beta=0.0)
 
         return self._stage("baseline", train)
 
-    def _arguments(self, name: str) -> DistillationConfig:
-        values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.recipe.training}
-        if name == "baseline":
-            values["beta"] = 0.0
-        values |= {"output_dir": str(self.folder / "stages" / name), "disable_tqdm": True}  # `TrainingBar` stands in
-        return DistillationConfig(**values)
-
-    def _train(self, name: str, model: PreTrainedModel) -> dict[str, Any]:
-        args = self._arguments(name)
+    def _train(self, name: str, model: PreTrainedModel, **overrides: Any) -> dict[str, Any]:
+        stage = self.folder / "stages" / name
+        checkpoint = _last_checkpoint(stage)
+        if checkpoint is not None:
+            overrides["eval_on_start"] = False  # it was evaluated before the interruption
+        args = self.recipe.training_arguments(stage, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
         interruption = SaveOnInterrupt()
         trainer = DistillationTrainer(
             model=model,
@@ -249,11 +234,12 @@ class Run:
             callbacks=[interruption, *([TrainingBar(name)] if self.progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
-        stage = self.folder / "stages" / name
-        checkpoint = _last_checkpoint(stage)
-        with disk_errors(stage):
-            trainer.train(resume_from_checkpoint=checkpoint)
-        if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        try:
+            with disk_errors(stage):
+                trainer.train_from(checkpoint)
+        finally:
+            interruption.restore()
+        if interruption.interrupted:
             raise KeyboardInterrupt
         length = self.recipe.data.block_size
         tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
@@ -378,6 +364,14 @@ def _last_checkpoint(folder: Path) -> str | None:
         if not (checkpoint / TRAINER_STATE_NAME).is_file():  # the Trainer writes it last
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(folder) if folder.is_dir() else None
+
+
+def _load(loader: Any, name: str, **kwargs: Any) -> Any:
+    """Load a checkpoint, with an error that names it."""
+    try:
+        return loader.from_pretrained(name, **kwargs)
+    except OSError as error:
+        raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
 
 
 def _spread(blocks: Dataset, number: int) -> Dataset:

@@ -184,12 +184,12 @@ def test_training_does_not_choose_the_folder():
     [
         ("search.generations", -1, "search: generations must be at least 0, got -1"),
         ("search.mutation_rate", 1.5, "search: mutation_rate must lie between 0 and 1, got 1.5"),
-        ("training.alpha", -0.5, "alpha must not be negative, got -0.5"),
-        ("training.temperature", 0, "temperature must be positive, got 0"),
+        ("training.alpha", -0.5, "alpha must be a number of at least 0, got -0.5"),
+        ("training.temperature", 0, "temperature must be a positive number, got 0"),
         ("training.loss_chunk_size", 0, "loss_chunk_size must be at least 1, got 0"),
         ("training.lr_scheduler_type", "wavy", "wavy"),
-        ("space.hidden_size", [8, 32], r"space\.hidden_size: .*\[8, 32\]"),
-        ("space.hidden_size", [8, 32, 0], r"space\.hidden_size: .*\[8, 32, 0\]"),
+        ("space.hidden_size", [8, 32], r"space: hidden_size must be .* got \[8, 32\]"),
+        ("space.hidden_size", [8, 32, 0], r"space: hidden_size must be .* got \[8, 32, 0\]"),
     ],
 )
 def test_a_value_out_of_range_is_found_before_anything_is_done(path, value, message):

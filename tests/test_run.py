@@ -18,7 +18,7 @@ import hf_whittle.run
 import hf_whittle.search.runner
 from hf_whittle.cost import flops_per_token, training_flops_per_token
 from hf_whittle.distillation.trainer import DistillationTrainer
-from hf_whittle.errors import ArchitectureError, BinError, DataError, OutputError, VocabularyError
+from hf_whittle.errors import ArchitectureError, BinError, DataError, OutputError, RecipeError, VocabularyError
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run, run
@@ -302,7 +302,7 @@ def test_a_training_that_broke_off_gives_ctrl_c_back(same_recipe, broken, monkey
     "changes, error, message",
     [
         ({"bin": {"low": 1e9, "high": 2e9}}, BinError, "1e\\+09|1000000000|1,000,000,000"),
-        ({"bin": {"low": 5, "high": 2}}, BinError, "0 <= low <= high, got low=5, high=2"),
+        ({"bin": {"low": 5, "high": 2}}, RecipeError, "0 <= low <= high, got low=5, high=2"),
         ({"data": {"block_size": 128}}, DataError, "block_size 128 exceeds the 64 positions of"),
         ({"data": {"search_fraction": 1e-9}}, DataError, "the split 'search' of 40 documents is empty"),
         ({"data": {"text_column": "content"}}, DataError, "no column 'content'"),

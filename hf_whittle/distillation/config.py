@@ -1,5 +1,6 @@
 """DistillationConfig: `TrainingArguments` with the weights of the distillation loss."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -29,9 +30,9 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("alpha", "beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
         if self.loss_chunk_size < 1:
             raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}")

@@ -1,12 +1,22 @@
 """DistillationTrainer: a `Trainer` whose student learns from text and from a teacher's logits."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME
 
 from ..data import collate_blocks
 from ..errors import VocabularyError
@@ -63,6 +73,10 @@ class DistillationTrainer(Trainer):
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, divergence, tokens since the last log
         self.teacher: nn.Module | None = None
         if args.beta > 0:
+            if args.label_smoothing_factor or self.compute_loss_func is not None:
+                raise ValueError(
+                    "label_smoothing_factor and compute_loss_func have no effect on distillation; unset them"
+                )
             if teacher_model is None:
                 raise ValueError("beta > 0 needs a teacher_model; give one, or set beta=0 for plain pretraining")
             self.teacher = self._prepare_teacher(teacher_model, teacher_tokenizer)
@@ -119,6 +133,38 @@ class DistillationTrainer(Trainer):
         items = torch.as_tensor(num_items_in_batch).flatten()[0].clamp(min=1)
         # Several processes average their gradients, while the count is over all of them.
         return items / self.accelerator.num_processes if self.args.average_tokens_across_devices else items
+
+    def train_from(self, checkpoint: str | None) -> None:
+        """Train on from a checkpoint, or from the start if it is `None`; do nothing more if it is of the last step."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= state.max_steps:
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                return
+        self.train(resume_from_checkpoint=checkpoint)
+
+    # Trainer loads tensors by the names they have in the file. `save_pretrained` gives a GPT-NeoX output matrix its old
+    # name, `embed_out`, and only `from_pretrained` knows both.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_renamed(self, checkpoint: str | None, model: nn.Module | None) -> bool:
+        """Load a checkpoint's weights through `from_pretrained`, where the model is whole and was saved by it."""
+        model = self.accelerator.unwrap_model(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):
+            return False
+        if checkpoint is None or not (Path(checkpoint) / CONFIG_NAME).is_file():
+            return False
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+        return True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer` does, with the parts of the training loss and perplexities of evaluations beside it."""

@@ -1,5 +1,6 @@
 """Model cards made of what a run measured; what is not known is left out."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..recipe import Recipe
 from ..subnet import SubnetConfig, count
 
 TEMPLATE = "model_card.md.jinja"
+TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 
 
 class SubnetModelCardData(ModelCardData):
@@ -26,7 +28,7 @@ class SubnetModelCardData(ModelCardData):
     def __init__(self, *, base_model: str | list[str] | None = None, parameters: int | None = None, **kwargs: Any):
         kwargs.setdefault("library_name", "transformers")
         kwargs.setdefault("pipeline_tag", "text-generation")
-        kwargs.setdefault("tags", ["hf_whittle", "knowledge-distillation", "subnetwork", "arxiv:2510.07227"])
+        kwargs.setdefault("tags", [*TAGS])
         super().__init__(base_model=base_model, **kwargs)
         self.parameters = parameters
 
@@ -46,7 +48,11 @@ class SubnetModelCardData(ModelCardData):
             metric_type="perplexity",
             metric_value=round(results["student"]["curve"][-1]["perplexity"], 4),
         )
+        tags = [*TAGS]
+        if results["student"]["flops_per_token"]["teacher"]:
+            tags.append("knowledge-distillation")
         return cls(
+            tags=tags,
             base_model=list(checkpoints) or None,
             parameters=results["student"]["parameters"],
             datasets=[dataset] if dataset and dataset != STANDARD_LIBRARY else None,
@@ -62,6 +68,7 @@ def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
         card = ModelCard.from_template(
             SubnetModelCardData.from_run(recipe, results),
             template_path=str(path),
+            title=re.sub(r"[^\w.\- ]+", "-", Path(recipe.output_dir).resolve().name),
             recipe=_without_paths(recipe),
             layers=_layer_rows(SubnetConfig.from_dict(results["search"]["subnet"])),
             channels=count(SubnetConfig.from_dict(results["search"]["subnet"]).hidden_size),

@@ -34,14 +34,15 @@ class SaveOnInterrupt(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._restore()
+        self.restore()
 
     def _interrupt(self, *_: Any) -> None:
         self.interrupted = True
-        self._restore()
+        self.restore()
         logger.warning("Interrupted: saving a checkpoint after this step. Press Ctrl-C again to stop at once.")
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give Ctrl-C back; to be called after `trainer.train()`, which skips `on_train_end` when it raises."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None

@@ -255,10 +255,10 @@ def test_arguments_of_another_class_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"alpha": -0.1}, "alpha must not be negative, got -0.1"),
-        ({"beta": -1.0}, "beta must not be negative, got -1.0"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"temperature": -2.0}, "temperature must be positive, got -2.0"),
+        ({"alpha": -0.1}, "alpha must be a number of at least 0, got -0.1"),
+        ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"temperature": -2.0}, "temperature must be a positive number, got -2.0"),
         ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1, got 0"),
     ],
 )
