@@ -64,7 +64,7 @@ def main() -> None:
         supernet,
         SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),
         bin=ParameterBin(script.low, script.high),
-        eval_dataset=blocks["search"].select(range(16)),
+        eval_dataset=blocks["search"].select(range(min(16, len(blocks["search"])))),
         config=EvolutionConfig(generations=script.generations, population_size=20, num_offspring=20),
         output_dir=args.output_dir,
     )
@@ -75,7 +75,7 @@ def main() -> None:
         teacher_model=supernet,
         args=args,
         train_dataset=blocks["train"],
-        eval_dataset=blocks["test"].select(range(64)),
+        eval_dataset=blocks["test"].select(range(min(64, len(blocks["test"])))),
         processing_class=tokenizer,
     )
     print("perplexity before training", trainer.evaluate()["eval_perplexity"])

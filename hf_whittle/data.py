@@ -197,7 +197,7 @@ def pack_documents(
 
 
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any, text_column: str, eos_token_id: int) -> dict[str, list]:
-    texts = [text or "" for text in batch[text_column]]
+    texts = [text for text in batch[text_column] if text]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return {"input_ids": [np.asarray([*ids, eos_token_id], dtype=np.int32) for ids in encoded]}
 

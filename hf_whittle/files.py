@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,15 +12,29 @@ from typing import Any
 
 from .errors import OutputError
 
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn an `OSError` of the block into an `OutputError` that names `path` and says what to do."""
+    """Turn a full disk or a folder that cannot be written into an `OutputError` that says what to do."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
         raise OutputError(
             error.errno,
             f"could not write {path}: {error.strerror or error}. What was computed until then is kept: free some space "

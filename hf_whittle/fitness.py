@@ -38,7 +38,7 @@ class Perplexity:
 
     def __call__(self, subnet: SubnetConfig) -> float:
         with self.supernet.active_subnet(subnet):
-            return math.exp(min(cross_entropy(self.supernet, self.input_ids, self.batch_size), 700.0))
+            return perplexity(cross_entropy(self.supernet, self.input_ids, self.batch_size))
 
     @property
     def tokens(self) -> int:
@@ -55,6 +55,11 @@ class Perplexity:
             "data": hashlib.sha256(self.input_ids.numpy().tobytes()).hexdigest()[:16],
             "model": model_fingerprint(self.supernet),
         }
+
+
+def perplexity(loss: float) -> float:
+    """Perplexity of a cross-entropy in nats per token; finite for any finite loss."""
+    return math.exp(min(loss, 700.0))
 
 
 def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16) -> float:
@@ -98,7 +103,7 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Ten
             f"the text has token ids from {input_ids.min()} to {input_ids.max()}, the model's vocabulary has "
             f"{vocab_size} entries; tokenize with the model's own tokenizer"
         )
-    return input_ids.long()
+    return input_ids.long().cpu()
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:

@@ -25,6 +25,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_steps": 0.1,
     "save_total_limit": 1,
     "logging_steps": 0.02,
+    "include_num_input_tokens_seen": "all",
     "lr_scheduler_type": "cosine",
     "report_to": "none",
 }
@@ -96,6 +97,11 @@ class SearchSection(EvolutionConfig):
 
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
 
 @dataclass
 class Recipe:
@@ -152,6 +158,9 @@ class Recipe:
         sources = [recipe.data.dataset, recipe.data.files]
         if sum(source is not None for source in sources) != 1:
             raise RecipeError("data: give either dataset or files")
+        for name in ("load_best_model_at_end", "save_only_model"):
+            if recipe.training.get(name):
+                raise RecipeError(f"training.{name}: a run publishes its last step and goes on exactly; leave it out")
         recipe.training = _parse_values(_training_hints(), recipe.training, "training")
         try:
             recipe.training_arguments(recipe.output_dir)

@@ -3,12 +3,10 @@
 Every stage leaves its facts in `stages/`; a stage whose facts are there is not done again.
 """
 
-import math
 import os
 import platform
 import shutil
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 import transformers
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -28,14 +27,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import __version__
-from .architecture import architecture_module
+from .architecture import architecture_module, check_model_type
 from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.trainer import DistillationTrainer, check_same_tokens
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
-from .fitness import as_input_ids, cross_entropy
+from .fitness import as_input_ids, cross_entropy, perplexity
 from .hub.card import write_card
 from .hub.plots import plot_search, plot_training
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
@@ -85,9 +84,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.recipe.output_dir)
+        self._interrupted = False
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"the output folder {self.folder} is a file; choose another output_dir")
         path = self.folder / RECIPE_FILE
         if path.is_file() and self._has_results():
             before, now = Recipe.load(path).to_dict(), self.recipe.to_dict()
+            for values in (before, now):
+                values["data"].pop("num_proc")  # the blocks do not depend on it
             changed = [name for name in now if name not in _FREE_TO_CHANGE and before[name] != now[name]]
             if changed:
                 raise OutputError(
@@ -104,7 +108,10 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = _load(AutoTokenizer, self.recipe.supernet or self.recipe.teacher)
+        name = self.recipe.supernet or self.recipe.teacher
+        tokenizer = _load(AutoTokenizer, name)
+        if not tokenizer("text").input_ids:
+            raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
         if self.recipe.supernet:
             check_same_tokens(tokenizer, _load(AutoTokenizer, self.recipe.teacher))
         return tokenizer
@@ -115,9 +122,9 @@ class Run:
         data = self.recipe.data
         documents = load_documents(data.dataset, data.files, data.dataset_config, data.split)
         fractions = {"search": data.search_fraction, "test": data.test_fraction}
-        key = data.document_column or ("name" if "name" in documents.column_names else data.text_column)
+        splits = split_documents(documents, fractions, key=data.document_column or data.text_column)
         blocks = {}
-        for name, split in split_documents(documents, fractions, key=key).items():
+        for name, split in splits.items():
             blocks[name] = pack_documents(
                 split, self.tokenizer, data.block_size, text_column=data.text_column, num_proc=data.num_proc
             )
@@ -137,13 +144,17 @@ class Run:
         longest = supernet.config.max_position_embeddings
         if self.recipe.data.block_size > longest:
             raise DataError(f"block_size {self.recipe.data.block_size} exceeds the {longest} positions of {name}")
-        return supernet.to(_device())
+        return supernet.to(self.device)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return self.recipe.training_arguments(self.folder).device
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
         if not self.recipe.supernet:
             return self.supernet
-        return _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32).to(_device())
+        return _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32).to(self.device)
 
     # Stages
 
@@ -156,7 +167,7 @@ class Run:
             space.stock_only,
             **space.ranges(),
         )
-        evolution = EvolutionConfig(**{name: getattr(section, name) for name in EvolutionConfig.__dataclass_fields__})
+        evolution = EvolutionConfig(**{item.name: getattr(section, item.name) for item in fields(EvolutionConfig)})
         return search_subnets(
             self.supernet,
             search_space,
@@ -173,10 +184,7 @@ class Run:
         return self._stage("search", self._search_facts)
 
     def _search_facts(self) -> dict[str, Any]:
-        started = time.monotonic()
-        fresh = not (self.folder / CANDIDATES_FILE).is_file()
         result = self.search()
-        seconds = time.monotonic() - started
         plot_search(result, self.folder / "search.png")
         config, length = self.supernet.config, self.recipe.data.block_size
         tokens = self.blocks["search"].num_rows * length
@@ -189,7 +197,6 @@ class Run:
             "perplexity": result.best_evaluation.fitness,
             "subnet": result.best.to_dict(),
             "parameters": result.best_evaluation.parameters,
-            **({"seconds": seconds} if fresh else {}),
         }
 
     def initial_student(self) -> PreTrainedModel:
@@ -239,35 +246,36 @@ class Run:
                 trainer.train_from(checkpoint)
         finally:
             interruption.restore()
-        if interruption.interrupted:
+        self._interrupted = interruption.interrupted
+        if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
             raise KeyboardInterrupt
-        length = self.recipe.data.block_size
-        tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
-        evaluations = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
-        if trainer.state.global_step not in evaluations:
-            evaluations[trainer.state.global_step] = trainer.evaluate()["eval_loss"]
+        history = trainer.state.log_history
+        if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in history):
+            trainer.evaluate()
         curve = [
-            {"step": step, "tokens": step * tokens_per_step, "perplexity": math.exp(loss)}
-            for step, loss in sorted(evaluations.items())
+            {"step": row["step"], "tokens": row["num_input_tokens_seen"], "perplexity": row["eval_perplexity"]}
+            for row in history
+            if "eval_loss" in row
         ]
+        length = self.recipe.data.block_size
         if name == "student":
             with atomic_folder(self.folder / "stages" / "final") as temporary:
                 self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
         student_flops = training_flops_per_token(model.config, sequence_length=length)
         teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.beta > 0 else 0
-        seconds = trainer.state.log_history[-1].get("train_runtime") or next(
-            (row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row), None
-        )
+        seconds = next((row["train_runtime"] for row in history if "train_runtime" in row), None)
         return {
             "parameters": model.num_parameters(),
-            "tokens": trainer.state.global_step * tokens_per_step,
+            "tokens": curve[-1]["tokens"],
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
             "curve": curve,
             "arguments": {name: getattr(args, name) for name in _REPORTED_ARGUMENTS},
+            "environment": _environment(args.device),
             **({"seconds": seconds} if checkpoint is None and seconds else {}),
         }
 
     def _save(self, student: PreTrainedModel, folder: Path) -> None:
+        student.config.use_cache = True  # the Trainer unsets it
         student.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         SearchResult.load(self.folder).best.save_pretrained(folder)
@@ -277,32 +285,50 @@ class Run:
         if not path.is_file():
             write_json(path, work())
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # checkpoints of the stage
+            if self._interrupted:
+                raise KeyboardInterrupt
         return read_json(path)
 
     # Report
 
     def results(self) -> dict[str, Any]:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
-        stages = {"search": self.search_facts, "student": self.train_student}
+        self.check_teacher()
+        stages = {"search": self.search_facts, "teacher": self.teacher_facts, "student": self.train_student}
         if self.recipe.baseline:
             stages["baseline"] = self.train_baseline
         results = {name: work() for name, work in stages.items()}
-        results["teacher"] = self._stage("teacher", self._teacher_facts)
-        results["environment"] = _environment()
-        if self.recipe.baseline:
-            results["to_match"] = to_match(results)
+        results["environment"] = results["student"]["environment"]
+        match = to_match(results) if self.recipe.baseline else None
+        if match is not None:
+            results["to_match"] = match
         curves = {"student": results["student"]}
         if self.recipe.baseline:
             curves["random initialization"] = results["baseline"]
         plot_training(
             {name: [(point["tokens"], point["perplexity"]) for point in run["curve"]] for name, run in curves.items()},
             self.folder / "training.png",
-            target=results["to_match"]["perplexity"] if self.recipe.baseline else None,
+            target=None if match is None else match["perplexity"],
         )
         self._publish_student()
         write_json(self.folder / RESULTS_FILE, results)
         write_card(self.folder, self.recipe, results)
         return results
+
+    def check_teacher(self) -> None:
+        """Find out before the search whether the student will be able to learn from the teacher."""
+        config = _load(AutoConfig, self.recipe.teacher)
+        check_model_type(config.model_type, self.recipe.teacher)
+        size = self.supernet.config.vocab_size
+        if config.vocab_size != size and self.recipe.training_arguments(self.folder).beta > 0:
+            raise VocabularyError(
+                f"the vocabulary of the teacher {self.recipe.teacher} has {config.vocab_size} entries, that of the "
+                f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
+            )
+
+    def teacher_facts(self) -> dict[str, Any]:
+        """Size and perplexity of the teacher."""
+        return self._stage("teacher", self._teacher_facts)
 
     def _teacher_facts(self) -> dict[str, Any]:
         config = self.teacher.config
@@ -310,8 +336,9 @@ class Run:
         return {
             "name": self.recipe.teacher,
             "parameters": num_parameters(config),
-            "perplexity": math.exp(cross_entropy(self.teacher, input_ids)),
+            "perplexity": perplexity(cross_entropy(self.teacher, input_ids)),
             "test_tokens": input_ids.numel(),
+            **({"commit": config._commit_hash} if getattr(config, "_commit_hash", None) else {}),
         }
 
     def _publish_student(self) -> None:
@@ -323,22 +350,25 @@ class Run:
 
 
 _REPORTED_ARGUMENTS = (
-    "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
+    "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "train_batch_size",
     "gradient_accumulation_steps", "max_steps", "seed", "bf16",
 )  # fmt: skip
 
 
-def to_match(results: dict[str, Any]) -> dict[str, Any]:
+def to_match(results: dict[str, Any]) -> dict[str, Any] | None:
     """Tokens and FLOPs the student and the baseline need to reach the baseline's final perplexity.
 
     A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search,
-    of its own training and of the teacher's forward passes; what it did not reach is left out.
+    of its own training and of the teacher's forward passes; what it did not reach is left out. `None` if the baseline
+    diverged, so that there is nothing to match.
     """
     target = results["baseline"]["curve"][-1]["perplexity"]
     tokens = {}
     for name in ("student", "baseline"):
         reached = [point["tokens"] for point in results[name]["curve"] if point["perplexity"] <= target]
         tokens[name] = reached[0] if reached else None
+    if tokens["baseline"] is None:
+        return None
     per_token = {name: results[name]["flops_per_token"] for name in tokens}
     facts: dict[str, Any] = {
         "perplexity": target,
@@ -361,7 +391,9 @@ def to_match(results: dict[str, Any]) -> dict[str, Any]:
 def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint in a folder; one that was cut off while it was written is removed."""
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / TRAINER_STATE_NAME).is_file():  # the Trainer writes it last
+        try:
+            read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
+        except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(folder) if folder.is_dir() else None
 
@@ -381,18 +413,13 @@ def _spread(blocks: Dataset, number: int) -> Dataset:
     return blocks.select([i * len(blocks) // number for i in range(number)])
 
 
-def _environment() -> dict[str, Any]:
-    accelerator = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    )
+def _environment(device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    hardware = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     return {
         "hf_whittle": __version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": accelerator,
+        "hardware": hardware,
     }
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -264,7 +264,7 @@ class SearchSpace:
         spent = cost.base(channels, layers) + heads * cost.per_head(channels) + fewest * cost.per_neuron(channels)
         price = step * cost.per_neuron(channels)
         steps = (sizes[-1] - sizes[0]) * layers // step
-        low = np.maximum(0, -np.floor_divide(spent - int(np.ceil(bin.low)), price))
+        low = np.maximum(0, -np.floor_divide(spent - int(np.ceil(min(bin.low, 1e18))), price))
         high = np.minimum(steps, np.floor_divide(int(np.floor(min(bin.high, 1e18))) - spent, price))
         low, high = fewest + low * step, fewest + high * step
         return (int(low), int(high)) if np.ndim(heads) == 0 else (low, high)

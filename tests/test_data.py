@@ -33,8 +33,8 @@ def documents():
 
 def stream_of(texts, tokenizer):
     stream = []
-    for text in texts:
-        stream += [*tokenizer.encode(text or "", add_special_tokens=False), tokenizer.eos_token_id]
+    for text in filter(None, texts):
+        stream += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     return stream
 
 

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 import hf_whittle
 from hf_whittle.recipe import Recipe
 
@@ -23,17 +26,22 @@ def replace_once(text: str, replacements: dict[str, str]) -> str:
 
 def write_texts(folder: Path) -> None:
     folder.mkdir()
-    for number, path in enumerate(sorted((ROOT / "hf_whittle").rglob("*.py"))):
-        (folder / f"{number}.txt").write_text(path.read_text(encoding="utf-8") + f"# {number}\n", encoding="utf-8")
+    for path in (ROOT / "hf_whittle").rglob("*.py"):
+        for copy in range(8):  # documents enough for every split
+            text = path.read_text(encoding="utf-8") + f"# {copy}\n"
+            (folder / f"{path.parent.name}.{path.stem}.{copy}.txt").write_text(text, encoding="utf-8")
 
 
 def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "texts")
+    half = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float16)  # as Pythia's files are
+    half.save_pretrained(tmp_path / "pythia")
+    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "pythia")
     snippet = replace_once(
         blocks_of("python")[0],
         {
-            "EleutherAI/pythia-410m": str(teacher_folder),
+            "EleutherAI/pythia-410m": str(tmp_path / "pythia"),
             "block_size=1024": "block_size=32",
             "ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)",
             'blocks["search"])': 'blocks["search"].select(range(2)), config=EvolutionConfig(generations=1))',

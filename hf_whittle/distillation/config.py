@@ -34,5 +34,7 @@ class DistillationConfig(TrainingArguments):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        if self.label_smoothing_factor:
+            raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.loss_chunk_size < 1:
             raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}")

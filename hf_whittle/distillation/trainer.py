@@ -1,6 +1,5 @@
 """DistillationTrainer: a `Trainer` whose student learns from text and from a teacher's logits."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..data import collate_blocks
 from ..errors import VocabularyError
+from ..fitness import perplexity
 from .config import DistillationConfig
 from .losses import IGNORED, LossWeights, distillation_loss
 
@@ -69,14 +69,17 @@ class DistillationTrainer(Trainer):
         if not isinstance(args, DistillationConfig):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        if any(p.dtype == torch.float16 for p in self.accelerator.unwrap_model(self.model).parameters()):
+            raise ValueError(
+                "the student's weights are in float16, in which an optimizer loses small updates; load it with "
+                "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
+            )
         self._weights = LossWeights(args.alpha, args.beta, args.temperature)
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, divergence, tokens since the last log
         self.teacher: nn.Module | None = None
         if args.beta > 0:
-            if args.label_smoothing_factor or self.compute_loss_func is not None:
-                raise ValueError(
-                    "label_smoothing_factor and compute_loss_func have no effect on distillation; unset them"
-                )
+            if self.compute_loss_func is not None:
+                raise ValueError("compute_loss_func has no effect on distillation; unset it, or set beta=0")
             if teacher_model is None:
                 raise ValueError("beta > 0 needs a teacher_model; give one, or set beta=0 for plain pretraining")
             self.teacher = self._prepare_teacher(teacher_model, teacher_tokenizer)
@@ -97,7 +100,8 @@ class DistillationTrainer(Trainer):
         if tokenizer is not None and isinstance(self.processing_class, PreTrainedTokenizerBase):
             check_same_tokens(self.processing_class, tokenizer)
         teacher.eval().requires_grad_(False)
-        return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        moved: Any = teacher
+        return moved.to(self.args.device)
 
     def compute_loss(
         self,
@@ -112,7 +116,7 @@ class DistillationTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             teacher_logits = self.teacher(**inputs).logits
         targets = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]  # row t predicts token t + 1
         loss = distillation_loss(
@@ -174,7 +178,7 @@ class DistillationTrainer(Trainer):
                 logs |= {"cross_entropy": cross_entropy / rows, "kl": divergence / rows}
             self._sums.zero_()
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
-            logs[name.removesuffix("loss") + "perplexity"] = math.exp(min(logs[name], 700.0))
+            logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
         super().log(logs, *args, **kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data import STANDARD_LIBRARY
-from ..files import write_text
+from ..files import read_json, write_text
 from ..recipe import Recipe
 from ..subnet import SubnetConfig, count
 
@@ -102,7 +102,7 @@ def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
 
 
 def _is_stock(folder: Path) -> bool:
-    return not (folder / "modeling_whittle_gpt_neox.py").is_file()
+    return "auto_map" not in read_json(folder / "config.json")
 
 
 def _number(value: float) -> str:

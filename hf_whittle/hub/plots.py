@@ -10,6 +10,7 @@ from ..files import atomic_path
 from ..search.result import SearchResult
 
 _COLOURS = {"sample": "#9aa5b1", "mutation": "#2f6fde", "crossover": "#e07b39"}
+_OTHER_COLOUR = "#3f9b6c"
 _LINES = ("#2f6fde", "#6b7280", "#e07b39")
 
 
@@ -17,11 +18,11 @@ def plot_search(result: SearchResult, path: str | Path, fitness_name: str = "per
     """Draw the fitness of every candidate in the order of evaluation, and the best so far, into a PNG file."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for origin, colour in _COLOURS.items():
+    for origin in dict.fromkeys(e.origin for e in result.evaluations):
+        colour = _COLOURS.get(origin, _OTHER_COLOUR)
         points = [(i, e.fitness) for i, e in enumerate(result.evaluations, 1) if e.origin == origin]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=9, color=colour, alpha=0.7, label=f"by {origin}", linewidths=0)
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=9, color=colour, alpha=0.7, label=f"by {origin}", linewidths=0)
     axes.step(
         range(1, len(result.evaluations) + 1), result.best_so_far(), where="post", color="#111827", label="best so far"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import ClassVar
 
 from ..cost import ParameterBin
 from ..search_space import SearchSpace
@@ -22,6 +23,8 @@ class EvolutionConfig:
         ValueError: if a number is out of range.
     """
 
+    name: ClassVar[str] = "evolution"
+
     generations: int = field(default=100, metadata={"help": "Generations after the initial population."})
     population_size: int = field(default=50, metadata={"help": "Candidates of the initial population."})
     num_offspring: int = field(default=50, metadata={"help": "New candidates in a generation."})
@@ -35,6 +38,10 @@ class EvolutionConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.mutation_rate <= 1:
             raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
+
+    def algorithm(self, space: SearchSpace, bin: ParameterBin) -> SearchAlgorithm:
+        """The search these settings describe."""
+        return EvolutionarySearch(space, bin, self)
 
 
 class EvolutionarySearch(SearchAlgorithm):

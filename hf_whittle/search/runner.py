@@ -14,7 +14,7 @@ from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm
-from .evolution import EvolutionarySearch, EvolutionConfig
+from .evolution import EvolutionConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def search_subnets(
         bin (`ParameterBin`): what the subnets must lie in.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`; every
             candidate is evaluated on all of them. Not needed if `fitness` is given.
-        config (`EvolutionConfig`, *optional*): how to search; the paper's settings by default.
+        config (`EvolutionConfig`, *optional*): the algorithm and its settings; the paper's by default.
         fitness (`Callable[[SubnetConfig], float]`, *optional*): what to minimise; perplexity on `eval_dataset` by
             default.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
@@ -74,10 +74,10 @@ def search_subnets(
     settings = {
         "space": space.to_dict(),
         "bin": {"low": bin.low, "high": bin.high},
-        "algorithm": {"name": "evolution", **vars(config)},
+        "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
     }
-    algorithm = EvolutionarySearch(space, bin, config)
+    algorithm = config.algorithm(space, bin)
     archive = _Archive(output_dir, SearchResult(settings))
     with archive.open(), _progress_bar(algorithm, progress) as bar:
         _run(algorithm, fitness, space, archive, bar)

@@ -19,7 +19,9 @@ def main() -> None:
         results = {"about": module.__doc__.splitlines()[0], "environment": environment(), "results": module.measure()}
         text = json.dumps(results, indent=2)
         print(text, flush=True)
-        (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n")
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import run
 
-STEPS = (40, 80, 160, 320)
+STEPS = (80, 160, 320, 640)
 
 
 def measure() -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ RESULTS = {
             "temperature": 1.5,
             "learning_rate": 0.003,
             "lr_scheduler_type": "cosine",
-            "per_device_train_batch_size": 8,
+            "train_batch_size": 8,
             "gradient_accumulation_steps": 3,
             "max_steps": 9,
             "seed": 42,
@@ -94,6 +94,8 @@ def make_recipe(output_dir="out/my-student", dataset="someone/text", **changes):
 
 
 def card_of(folder, recipe, results=RESULTS):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
     write_card(folder, recipe, copy.deepcopy(results))
     text = (folder / "README.md").read_text(encoding="utf-8")
     _, front, page = ("\n" + text).split("\n---\n", 2)
