@@ -4,7 +4,6 @@ Every stage leaves its facts in `stages/`; a stage whose facts are there is not 
 """
 
 import os
-import platform
 import shutil
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -26,7 +24,6 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import __version__
 from .architecture import architecture_module, check_model_type
 from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
@@ -39,6 +36,7 @@ from .hub.card import write_card
 from .hub.plots import plot_search, plot_training
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .recipe import Recipe
+from .report import environment, to_match
 from .search.evolution import EvolutionConfig
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
@@ -270,7 +268,7 @@ class Run:
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
             "curve": curve,
             "arguments": {name: getattr(args, name) for name in _REPORTED_ARGUMENTS},
-            "environment": _environment(args.device),
+            "environment": environment(args.device),
             **({"seconds": seconds} if checkpoint is None and seconds else {}),
         }
 
@@ -355,39 +353,6 @@ _REPORTED_ARGUMENTS = (
 )  # fmt: skip
 
 
-def to_match(results: dict[str, Any]) -> dict[str, Any] | None:
-    """Tokens and FLOPs the student and the baseline need to reach the baseline's final perplexity.
-
-    A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search,
-    of its own training and of the teacher's forward passes; what it did not reach is left out. `None` if the baseline
-    diverged, so that there is nothing to match.
-    """
-    target = results["baseline"]["curve"][-1]["perplexity"]
-    tokens = {}
-    for name in ("student", "baseline"):
-        reached = [point["tokens"] for point in results[name]["curve"] if point["perplexity"] <= target]
-        tokens[name] = reached[0] if reached else None
-    if tokens["baseline"] is None:
-        return None
-    per_token = {name: results[name]["flops_per_token"] for name in tokens}
-    facts: dict[str, Any] = {
-        "perplexity": target,
-        "baseline_tokens": tokens["baseline"],
-        "baseline_flops": tokens["baseline"] * per_token["baseline"]["student"],
-    }
-    if tokens["student"] is not None:
-        parts = {
-            "search": results["search"]["flops"],
-            "training": tokens["student"] * per_token["student"]["student"],
-            "teacher": tokens["student"] * per_token["student"]["teacher"],
-        }
-        facts |= {"student_tokens": tokens["student"], "student_flops": parts}
-        facts["flops_ratio"] = facts["baseline_flops"] / sum(parts.values())
-        if tokens["student"]:
-            facts["tokens_ratio"] = facts["baseline_tokens"] / tokens["student"]
-    return facts
-
-
 def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint in a folder; one that was cut off while it was written is removed."""
     for checkpoint in folder.glob("checkpoint-*"):
@@ -411,15 +376,3 @@ def _spread(blocks: Dataset, number: int) -> Dataset:
     if len(blocks) <= number:
         return blocks
     return blocks.select([i * len(blocks) // number for i in range(number)])
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    on_gpu = device.type == "cuda"
-    hardware = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "hf_whittle": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware,
-    }

@@ -184,6 +184,8 @@ def test_training_does_not_choose_the_folder():
     [
         ("search.generations", -1, "search: generations must be at least 0, got -1"),
         ("search.mutation_rate", 1.5, "search: mutation_rate must lie between 0 and 1, got 1.5"),
+        ("search.batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("training.load_best_model_at_end", True, "training.load_best_model_at_end: a run publishes its last step"),
         ("training.alpha", -0.5, "alpha must be a number of at least 0, got -0.5"),
         ("training.temperature", 0, "temperature must be a positive number, got 0"),
         ("training.loss_chunk_size", 0, "loss_chunk_size must be at least 1, got 0"),

@@ -5,22 +5,32 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
 from datasets import disable_progress_bars
 from fixtures_run import make_recipe, write_modules
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import hf_whittle.files
 import hf_whittle.run
 import hf_whittle.search.runner
 from hf_whittle.cost import flops_per_token, training_flops_per_token
 from hf_whittle.distillation.trainer import DistillationTrainer
-from hf_whittle.errors import ArchitectureError, BinError, DataError, OutputError, RecipeError, VocabularyError
+from hf_whittle.errors import (
+    ArchitectureError,
+    BinError,
+    CheckpointError,
+    DataError,
+    OutputError,
+    RecipeError,
+    VocabularyError,
+)
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
 from hf_whittle.recipe import Recipe
+from hf_whittle.report import to_match
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
 
@@ -141,21 +151,19 @@ def made_up_results(student, baseline):
 
 
 def test_matching_counts_search_training_and_teacher():
-    match = hf_whittle.run.to_match(
-        made_up_results(curve((0, 90), (10, 29), (20, 20)), curve((0, 99), (20, 50), (40, 30)))
-    )
+    match = to_match(made_up_results(curve((0, 90), (10, 29), (20, 20)), curve((0, 99), (20, 50), (40, 30))))
     assert match["student_flops"] == {"search": 100, "training": 60, "teacher": 40}
     assert (match["student_tokens"], match["baseline_tokens"], match["tokens_ratio"]) == (10, 40, 4.0)
     assert match["flops_ratio"] == pytest.approx(240 / 200)
 
 
 def test_matching_leaves_out_what_was_not_reached():
-    match = hf_whittle.run.to_match(made_up_results(curve((0, 90), (20, 40)), curve((0, 99), (40, 30))))
+    match = to_match(made_up_results(curve((0, 90), (20, 40)), curve((0, 99), (40, 30))))
     assert match == {"perplexity": 30, "baseline_tokens": 40, "baseline_flops": 240}
 
 
 def test_matching_without_training_has_no_ratio_of_tokens():
-    match = hf_whittle.run.to_match(made_up_results(curve((0, 25)), curve((0, 99), (40, 30))))
+    match = to_match(made_up_results(curve((0, 25)), curve((0, 99), (40, 30))))
     assert match["student_tokens"] == 0 and "tokens_ratio" not in match
     assert match["flops_ratio"] == pytest.approx(2.4)
 
@@ -347,3 +355,63 @@ def test_a_corrected_recipe_runs_in_the_folder_of_one_that_failed_at_once(teache
     with pytest.raises(BinError):
         run(make_recipe(teacher_folder, texts, tmp_path / "run", bin={"low": 1e9, "high": 2e9}), progress=False)
     Run(make_recipe(teacher_folder, texts, tmp_path / "run"))
+
+
+def test_published_student_uses_its_cache(folder):
+    assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+
+
+def test_environment_is_that_of_the_training_when_run_again(recipe, results, monkeypatch):
+    monkeypatch.setattr(hf_whittle.run, "environment", lambda device: {"hardware": "another machine"})
+    assert run(recipe, progress=False)["environment"] == results["environment"]
+
+
+def test_tokens_are_those_seen_where_the_last_batch_of_an_epoch_is_short(teacher_folder, texts, tmp_path):
+    training = {"max_steps": 40, "per_device_train_batch_size": 100, "beta": 0.0, "eval_steps": 10}
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "out", training=training)
+    blocks = len(Run(recipe, progress=False).blocks["train"])
+    steps_an_epoch = math.ceil(blocks / 100)
+    assert 100 * steps_an_epoch > blocks  # the last batch is short
+    seen = sum(min(100, blocks - 100 * (step % steps_an_epoch)) for step in range(40)) * 32
+    assert run(recipe, progress=False)["student"]["tokens"] == seen
+
+
+def test_a_baseline_that_diverged_is_matched_by_nothing():
+    assert to_match(made_up_results(curve((0, 50), (64, 40)), curve((0, 300), (64, math.nan)))) is None
+
+
+def test_a_checkpoint_cut_off_while_written_is_passed_over(same_recipe, results, monkeypatch):
+    break_off(same_recipe, "two Ctrl-C in training", monkeypatch)
+    checkpoints = sorted((Path(same_recipe.output_dir) / "stages" / "student").glob("checkpoint-*"))
+    state = checkpoints[-1] / "trainer_state.json"
+    state.write_text(state.read_text()[:50])
+    assert run(same_recipe, progress=False)["student"]["curve"] == results["student"]["curve"]
+
+
+def test_a_teacher_without_a_tokenizer_is_an_error(teacher_folder, texts, tmp_path):
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        run(make_recipe(tmp_path / "bare", texts, tmp_path / "out"), progress=False)
+
+
+def test_a_separate_teacher_that_cannot_teach_is_found_before_the_search(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    config = AutoConfig.from_pretrained(teacher_folder)
+    config.vocab_size += 20
+    other = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64)
+    teachers = {VocabularyError: AutoModelForCausalLM.from_config(config), ArchitectureError: GPT2LMHeadModel(other)}
+    for error, teacher in teachers.items():
+        teacher.save_pretrained(tmp_path / error.__name__)
+        tokenizer.save_pretrained(tmp_path / error.__name__)
+        recipe = make_recipe(
+            tmp_path / error.__name__, texts, tmp_path / f"out-{error.__name__}", supernet=str(teacher_folder)
+        )
+        with pytest.raises(error):
+            run(recipe, progress=False)
+        assert not (tmp_path / f"out-{error.__name__}" / "candidates.jsonl").is_file()
+
+
+def test_an_output_folder_that_is_a_file_is_an_error(teacher_folder, texts, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        run(make_recipe(teacher_folder, texts, tmp_path / "out"), progress=False)

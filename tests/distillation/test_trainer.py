@@ -259,6 +259,7 @@ def test_arguments_of_another_class_are_an_error(tmp_path):
         ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
         ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
         ({"temperature": -2.0}, "temperature must be a positive number, got -2.0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0"),
         ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1, got 0"),
     ],
 )
@@ -285,3 +286,18 @@ def test_every_field_has_a_help_text():
     own = set(DistillationConfig.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
     assert own == {"alpha", "beta", "temperature", "loss_chunk_size"}
     assert all(DistillationConfig.__dataclass_fields__[name].metadata["help"] for name in own)
+
+
+def test_a_student_in_half_precision_is_an_error(tmp_path):
+    args = make_arguments(DistillationConfig, tmp_path, beta=0.0)
+    with pytest.raises(ValueError, match=r"float16.*load it with dtype=torch.float32"):
+        DistillationTrainer(make_model(1).half(), args=args, train_dataset=make_blocks())
+
+
+def test_training_in_mixed_precision_leaves_the_teacher_as_it_is(tmp_path):
+    teacher = make_model(2).eval()
+    input_ids = torch.arange(12)[None]
+    before = teacher(input_ids).logits
+    args = make_arguments(DistillationConfig, tmp_path, bf16=True)
+    DistillationTrainer(make_model(1), teacher, args=args, train_dataset=make_blocks()).train()
+    assert torch.equal(teacher(input_ids).logits, before)
