@@ -107,6 +107,7 @@ def main() -> None:
 
     teacher = trainer.accelerator.unwrap_model(trainer.model).to(torch.float16)
     folder = Path(args.output_dir) / "final"
+    teacher.config.use_cache = True  # the Trainer unsets it
     teacher.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     teacher.float()  # what is reported is what was saved: weights rounded to half precision
