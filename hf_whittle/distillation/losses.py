@@ -53,7 +53,7 @@ def distillation_loss(
     teacher_logits: torch.Tensor,
     labels: torch.Tensor,
     weights: LossWeights | None = None,
-    chunk_size: int = 1024,
+    chunk_size: int = 128,
 ) -> DistillationLoss:
     """Cross-entropy with the labels plus KL divergence from the teacher, in chunks of rows.
 
@@ -65,7 +65,7 @@ def distillation_loss(
         teacher_logits (`torch.Tensor`): `(N, V)`.
         labels (`torch.Tensor`): `(N,)`, the token each row is to predict; rows with `IGNORED` do not count.
         weights (`LossWeights`, *optional*): alpha, beta and temperature.
-        chunk_size (`int`, *optional*, defaults to 1024): rows at a time.
+        chunk_size (`int`, *optional*, defaults to 128): rows at a time.
     """
     if student_logits.shape != teacher_logits.shape or student_logits.shape[:-1] != labels.shape:
         raise ValueError(
