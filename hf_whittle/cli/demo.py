@@ -15,17 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    from transformers.utils import logging
-
     from ..recipe import Recipe
-    from ..run import run
-    from .run import summary
+    from .run import summary, work
 
-    logging.disable_progress_bar()  # of loading and saving; search and training have bars of their own
     demo = resources.files("hf_whittle") / "demo"
     with resources.as_file(demo) as folder:
         recipe = Recipe.load(folder / "recipe.yaml", output_dir=options.output_dir, teacher=str(folder / "teacher"))
-        results = run(recipe)
+        results = work(recipe)
     print(f"\n{summary(results)}")
     print("\nWhat the student writes:\n")
     for text in generate(Path(options.output_dir)):

@@ -1,7 +1,10 @@
 """`hf-whittle run`: do what a recipe says."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 HELP = "Search, extract, pretrain and report, as a recipe says; goes on where it was interrupted."
 
@@ -12,15 +15,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    from ..recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
+    print(summary(work(recipe)))
+    print(f"\nThe student, its card and the search are in {recipe.output_dir}")
+
+
+def work(recipe: "Recipe") -> dict[str, Any]:
+    """Do a recipe, with the bars of search and training but without those of loading and saving."""
     from transformers.utils import logging
 
-    from ..recipe import Recipe
     from ..run import run
 
-    logging.disable_progress_bar()  # of loading and saving; search and training have bars of their own
-    recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
-    print(summary(run(recipe)))
-    print(f"\nThe student, its card and the search are in {recipe.output_dir}")
+    logging.disable_progress_bar()
+    return run(recipe)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
 import math
 import re
 from random import Random
-from types import SimpleNamespace
 
 import pytest
+from fixtures_search import BIN, CONFIG
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
@@ -13,17 +13,6 @@ from hf_whittle.errors import BinError, DataError, OutputError, WhittleError
 from hf_whittle.search.algorithm import Evaluation
 from hf_whittle.search.evolution import EvolutionarySearch
 
-CONFIG = SimpleNamespace(
-    model_type="gpt_neox",
-    vocab_size=99,
-    hidden_size=32,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    intermediate_size=64,
-    tie_word_embeddings=False,
-    attention_bias=True,
-)
-BIN = ParameterBin(20_000, 22_000)
 SETTINGS = EvolutionConfig(generations=4, population_size=10, num_offspring=8, num_elites=3, seed=1)
 KINDS = [(granularity, layer_wise) for granularity in ("coarse", "fine") for layer_wise in (False, True)]
 

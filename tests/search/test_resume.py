@@ -8,25 +8,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from types import SimpleNamespace
 
 import pytest
+from fixtures_search import BIN, CONFIG
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
 from hf_whittle.errors import OutputError
 
-CONFIG = SimpleNamespace(
-    model_type="gpt_neox",
-    vocab_size=99,
-    hidden_size=32,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    intermediate_size=64,
-    tie_word_embeddings=False,
-    attention_bias=True,
-)
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
-BIN = ParameterBin(20_000, 22_000)
 SETTINGS = {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3, "seed": 4}
 EVALUATIONS = 21
 FILES = ("candidates.jsonl", "search.json")
