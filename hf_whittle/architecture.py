@@ -6,6 +6,7 @@ Slicing, extraction and counting all read the table; nothing else knows where a 
 import importlib
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArchitectureError
@@ -51,6 +52,7 @@ class Weight:
         is_matmul (`bool`): whether a token is multiplied with it; an embedding is looked up.
         exists_if (`str`, *optional*): attribute of the configuration that must be true for the weight to exist.
         shared_if (`str`, *optional*): attribute of the configuration under which the weight is another one's tensor.
+        former_name (`str`, *optional*): what checkpoints call it, where that differs from the state dict.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Weight:
     is_matmul: bool = False
     exists_if: str | None = None
     shared_if: str | None = None
+    former_name: str | None = None
 
     @property
     def in_layer(self) -> bool:
@@ -78,20 +81,31 @@ class Architecture:
     layers: str
     """Name of the list of layers in the model."""
 
+    @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """Attributes of the configuration on which weights depend."""
+        names = {name for weight in self.weights for name in (weight.exists_if, weight.shared_if) if name is not None}
+        return tuple(sorted(names))
 
-def get_architecture(config: "PreTrainedConfig") -> Architecture:
-    """The table for a model configuration.
+
+def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
+    """The table for a model configuration or a `model_type`.
 
     Raises:
-        ArchitectureError: if there is none for its `model_type`.
+        ArchitectureError: if there is none.
     """
-    return architecture_module(config, "table").ARCHITECTURE
+    return architecture_module(source, "table").ARCHITECTURE
 
 
-def architecture_module(config: "PreTrainedConfig", name: str) -> Any:
+def architecture_module(source: "PreTrainedConfig | str", name: str) -> Any:
     """The module `name` of the architecture's folder under `hf_whittle.models`."""
-    check_model_type(config.model_type)
-    return importlib.import_module(f"hf_whittle.models.{ARCHITECTURES[config.model_type]}.{name}")
+    return _module(source if isinstance(source, str) else source.model_type, name)
+
+
+@lru_cache
+def _module(model_type: str, name: str) -> Any:
+    check_model_type(model_type)
+    return importlib.import_module(f"hf_whittle.models.{ARCHITECTURES[model_type]}.{name}")
 
 
 def check_model_type(model_type: str | None, source: object = None) -> None:

@@ -6,14 +6,14 @@ operation draws subnets to throw them away. Every operation ends in the same thr
 which the bin is reachable; totals of heads and neurons that lie in it; the totals spread over the layers.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .architecture import head_dim
-from .cost import ParameterBin, Polynomial
+from .cost import Bin, Polynomial
 from .errors import BinError, SubnetError
 from .subnet import Kept, Shape, SubnetConfig, count, indices
 
@@ -45,8 +45,8 @@ class SearchSpace:
     num_hidden_layers: range
     num_attention_heads: range
     intermediate_size: range
-    _reachable: dict[ParameterBin, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
-    _costs: dict[ParameterBin, Polynomial] = field(default_factory=dict, repr=False, compare=False)
+    _reachable: dict[Bin, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+    _costs: dict[Bin, tuple[Polynomial, float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.granularity not in ("coarse", "fine"):
@@ -117,7 +117,7 @@ class SearchSpace:
         chosen = {"granularity": self.granularity, "layer_wise": self.layer_wise, "stock_only": self.stock_only}
         return {**chosen, **sizes}
 
-    def sample(self, rng: Random, bin: ParameterBin) -> SubnetConfig:
+    def sample(self, rng: Random, bin: Bin) -> SubnetConfig:
         """Draw a subnet in the bin.
 
         The law of the draw: the number of channels and the number of layers are uniform over the pairs for which the
@@ -140,7 +140,7 @@ class SearchSpace:
         draft.neurons = self._draw_layers(rng, neurons, layers, self.intermediate_size, self.config.intermediate_size)
         return draft.subnet()
 
-    def mutate(self, subnet: SubnetConfig, rng: Random, bin: ParameterBin) -> SubnetConfig:
+    def mutate(self, subnet: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
         """Change one dimension of a subnet, and its heads and neurons by as little as brings it back into the bin.
 
         One of these is drawn: another number of channels, another number of layers, other heads or other neurons in
@@ -157,7 +157,7 @@ class SearchSpace:
         rng.choice(changes)(draft, rng, bin)
         return self._settle(draft, rng, bin)
 
-    def crossover(self, first: SubnetConfig, second: SubnetConfig, rng: Random, bin: ParameterBin) -> SubnetConfig:
+    def crossover(self, first: SubnetConfig, second: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
         """A child that takes each dimension from one of two parents, then settles in the bin.
 
         Channels and layers come from either parent; the heads and the neurons of a kept layer from a parent that
@@ -198,7 +198,7 @@ class SearchSpace:
 
     # Which sizes lie in the bin
 
-    def reachable_costs(self, polynomial: Polynomial) -> tuple[int, int]:
+    def reachable_costs(self, polynomial: Polynomial) -> tuple[float, float]:
         """Least and greatest cost of a subnet of this space.
 
         Raises:
@@ -211,7 +211,7 @@ class SearchSpace:
                 f"{self.num_attention_heads} heads of {head_dim(self.config)} channels; change one of these ranges"
             )
 
-        def corner(end: int) -> int:
+        def corner(end: int) -> float:
             channels, layers = possible[end], self.num_hidden_layers[end]
             heads, neurons = self._heads_for(channels)[end], self.intermediate_size[end]
             return polynomial(Shape(channels, (heads,) * layers, (neurons,) * layers))
@@ -225,15 +225,15 @@ class SearchSpace:
         heads, rest = divmod(channels, head_dim(self.config))
         return range(heads, heads + 1) if not rest and heads in self.num_attention_heads else range(0)
 
-    def _pairs(self, bin: ParameterBin) -> list[tuple[int, int]]:
+    def _pairs(self, bin: Bin) -> list[tuple[int, int]]:
         """Numbers of channels and layers for which some subnet lies in the bin."""
         if bin not in self._reachable:
             pairs = [(c, n) for c in self.hidden_size for n in self.num_hidden_layers if self._head_totals(bin, c, n)]
             if not pairs:
                 low, high = self.reachable_costs(bin.cost(self.config))
                 raise BinError(
-                    f"no subnet of this space lies in the bin {bin.low:,.0f} to {bin.high:,.0f}; its subnets have "
-                    f"{low:,} to {high:,}: choose a bin within that range, or a wider one"
+                    f"no subnet of this space lies in the bin {bin.low:,.10g} to {bin.high:,.10g}; its subnets have "
+                    f"{low:,.10g} to {high:,.10g}: choose a bin within that range, or a wider one"
                 )
             self._reachable[bin] = pairs
         return self._reachable[bin]
@@ -242,7 +242,7 @@ class SearchSpace:
         """Layers that change together: all of them in a uniform space."""
         return 1 if self.layer_wise else layers
 
-    def _head_totals(self, bin: ParameterBin, channels: int, layers: int) -> list[int]:
+    def _head_totals(self, bin: Bin, channels: int, layers: int) -> list[int]:
         """Totals of heads over the layers for which some total of neurons lies in the bin, ascending."""
         sizes = self._heads_for(channels)
         if not sizes:
@@ -251,34 +251,48 @@ class SearchSpace:
         low, high = self._neuron_totals(bin, channels, layers, totals)
         return totals[low <= high].tolist()
 
-    def _neuron_totals(self, bin: ParameterBin, channels: int, layers: int, heads: Any) -> tuple[Any, Any]:
+    def _neuron_totals(self, bin: Bin, channels: int, layers: int, heads: Any) -> tuple[Any, Any]:
         """Least and greatest total of neurons in the bin for a total of heads; the least exceeds it if there is none.
 
         `heads` may be a number or an array.
         """
-        if bin not in self._costs:
-            self._costs[bin] = bin.cost(self.config)
-        cost = self._costs[bin]
+        cost, least, most = self._cost(bin)
         sizes = self.intermediate_size
         fewest, step = sizes[0] * layers, sizes.step * self._unit(layers)
         spent = cost.base(channels, layers) + heads * cost.per_head(channels) + fewest * cost.per_neuron(channels)
         price = step * cost.per_neuron(channels)
         steps = (sizes[-1] - sizes[0]) * layers // step
-        low = np.maximum(0, -np.floor_divide(spent - int(np.ceil(min(bin.low, 1e18))), price))
-        high = np.minimum(steps, np.floor_divide(int(np.floor(min(bin.high, 1e18))) - spent, price))
+        if price:
+            low = np.maximum(0, -np.floor_divide(spent - least, price))
+            high = np.minimum(steps, np.floor_divide(most - spent, price))
+        else:  # neurons are free
+            low, high = 0 * spent, np.where((least <= spent) & (spent <= most), steps, -1)
         low, high = fewest + low * step, fewest + high * step
         return (int(low), int(high)) if np.ndim(heads) == 0 else (low, high)
 
+    def _cost(self, bin: Bin) -> tuple[Polynomial, float, float]:
+        """The cost a bin bounds, and its ends: whole numbers for a cost that is counted.
+
+        The ends of a measured cost move inwards by a billionth, more than rounding can put a sum outside.
+        """
+        if bin not in self._costs:
+            cost = bin.cost(self.config)
+            if all(isinstance(coefficient, int) for coefficient in astuple(cost)):
+                self._costs[bin] = cost, int(np.ceil(min(bin.low, 1e18))), int(np.floor(min(bin.high, 1e18)))
+            else:
+                self._costs[bin] = cost, bin.low * (1 + 1e-9), bin.high * (1 - 1e-9)
+        return self._costs[bin]
+
     # Changing a draft
 
-    def _change_channels(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> None:
+    def _change_channels(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         layers = count(draft.layers)
         sizes = [c for c, n in self._pairs(bin) if n == layers and c != count(draft.channels)]
         if sizes:
             size = _nearby(rng, sizes, count(draft.channels))
             draft.channels = _resize(rng, draft.channels, size, self.config.hidden_size, self.granularity)
 
-    def _change_layers(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> None:
+    def _change_layers(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         channels = count(draft.channels)
         sizes = [n for c, n in self._pairs(bin) if c == channels and n != count(draft.layers)]
         if sizes:
@@ -294,10 +308,10 @@ class SearchSpace:
             setattr(draft, name, [before[i] if i in before else rng.choice(entries) for i in indices(layers)])
         draft.layers = layers
 
-    def _change_heads(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> None:
+    def _change_heads(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         self._redraw_layer(draft.heads, rng, self.num_attention_heads, self.config.num_attention_heads)
 
-    def _change_neurons(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> None:
+    def _change_neurons(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         self._redraw_layer(draft.neurons, rng, self.intermediate_size, self.config.intermediate_size)
 
     def _redraw_layer(self, kept: list[Kept], rng: Random, sizes: range, total: int) -> None:
@@ -306,7 +320,7 @@ class SearchSpace:
         for position in positions:
             kept[position] = entry
 
-    def _exchange_entries(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> None:
+    def _exchange_entries(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         """Replace some kept entries of one dimension by as many others."""
         name = rng.choice(("channels", "layers", "heads", "neurons"))
         if name == "channels":
@@ -321,7 +335,7 @@ class SearchSpace:
             for position in positions:
                 kept[position] = entry
 
-    def _settle(self, draft: "_Draft", rng: Random, bin: ParameterBin) -> SubnetConfig:
+    def _settle(self, draft: "_Draft", rng: Random, bin: Bin) -> SubnetConfig:
         """Move a draft into the bin by as little as that takes: channels and layers, then totals of heads, neurons."""
         channels, layers = self._nearest_pair(draft, bin)
         draft.channels = _resize(rng, draft.channels, channels, self.config.hidden_size, self.granularity)
@@ -336,7 +350,7 @@ class SearchSpace:
         draft.neurons = self._spread(rng, draft.neurons, neurons, self.intermediate_size, self.config.intermediate_size)
         return draft.subnet()
 
-    def _nearest_pair(self, draft: "_Draft", bin: ParameterBin) -> tuple[int, int]:
+    def _nearest_pair(self, draft: "_Draft", bin: Bin) -> tuple[int, int]:
         """The draft's own numbers of channels and layers if the bin is reachable with them, else the nearest."""
         own = count(draft.channels), count(draft.layers)
         pairs = self._pairs(bin)

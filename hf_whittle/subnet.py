@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,13 @@ class Shape:
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "Shape":
         """The sizes a model configuration describes, layer by layer where it is heterogeneous."""
-        layers = [config] * config.num_hidden_layers
         if getattr(config, "is_heterogeneous", False):
-            layers = list(config.per_layer_config)
-        return cls(
-            hidden_size=config.hidden_size,
-            num_attention_heads=tuple(layer.num_attention_heads for layer in layers),
-            intermediate_size=tuple(layer.intermediate_size for layer in layers),
-        )
+            heads = tuple(layer.num_attention_heads for layer in config.per_layer_config)
+            neurons = tuple(layer.intermediate_size for layer in config.per_layer_config)
+        else:
+            layers = config.num_hidden_layers
+            heads, neurons = (config.num_attention_heads,) * layers, (config.intermediate_size,) * layers
+        return cls(config.hidden_size, heads, neurons)
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class SubnetConfig:
         shape = _shape(config)
         return cls(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         """Indices of the kept layers, ascending."""
         return indices(self.num_hidden_layers)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """The sizes of the student."""
         return Shape(
@@ -128,10 +128,9 @@ class SubnetConfig:
         _check_within(self.hidden_size, shape.hidden_size, "hidden_size", "channels")
         _check_within(self.num_hidden_layers, shape.num_hidden_layers, "num_hidden_layers", "layers")
         for position, layer in enumerate(self.layers):
-            where = f"of layer {layer}"
             heads, neurons = shape.num_attention_heads[layer], shape.intermediate_size[layer]
-            _check_within(self.num_attention_heads[position], heads, f"num_attention_heads {where}", "heads")
-            _check_within(self.intermediate_size[position], neurons, f"intermediate_size {where}", "neurons")
+            _check_within(self.num_attention_heads[position], heads, "num_attention_heads", "heads", layer)
+            _check_within(self.intermediate_size[position], neurons, "intermediate_size", "neurons", layer)
 
     def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
         """The subnet of the super-network that `inner`, a subnet of this one's student, amounts to."""
@@ -220,14 +219,16 @@ def _canonical(kept: Any, name: str) -> Kept:
     return len(chosen) if chosen[-1] == len(chosen) - 1 else chosen
 
 
-def _check_within(kept: Kept, size: int, name: str, noun: str) -> None:
+def _check_within(kept: Kept, size: int, name: str, noun: str, layer: int | None = None) -> None:
+    largest = kept - 1 if isinstance(kept, int) else kept[-1]
+    if largest < size:
+        return
+    where = name if layer is None else f"{name} of layer {layer}"
     if isinstance(kept, int):
-        if kept > size:
-            raise SubnetError(f"{name}: cannot keep {kept} {noun}, the super-network has {size}; keep 1 to {size}")
-    elif kept[-1] >= size:
-        raise SubnetError(
-            f"{name}: index {kept[-1]} is out of range, the super-network has {size} {noun}; use 0 to {size - 1}"
-        )
+        problem = f"cannot keep {kept} {noun}, the super-network has {size}; keep 1 to {size}"
+    else:
+        problem = f"index {largest} is out of range, the super-network has {size} {noun}; use 0 to {size - 1}"
+    raise SubnetError(f"{where}: {problem}. Was the subnet made for another model?")
 
 
 def _compose(outer: Kept, inner: Kept) -> Kept:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar
 
-from ..cost import ParameterBin
+from ..cost import Bin
 from ..search_space import SearchSpace
 from .algorithm import Candidate, Evaluation, SearchAlgorithm
 
@@ -39,7 +39,7 @@ class EvolutionConfig:
         if not 0 <= self.mutation_rate <= 1:
             raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
 
-    def algorithm(self, space: SearchSpace, bin: ParameterBin) -> SearchAlgorithm:
+    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         """The search these settings describe."""
         return EvolutionarySearch(space, bin, self)
 
@@ -52,11 +52,11 @@ class EvolutionarySearch(SearchAlgorithm):
 
     Args:
         space (`SearchSpace`): where to search.
-        bin (`ParameterBin`): what the subnets must lie in.
+        bin (`Bin`): what the subnets must lie in.
         config (`EvolutionConfig`): how to search.
     """
 
-    def __init__(self, space: SearchSpace, bin: ParameterBin, config: EvolutionConfig):
+    def __init__(self, space: SearchSpace, bin: Bin, config: EvolutionConfig):
         self.space, self.bin, self.config = space, bin, config
         self._rng = Random(config.seed)
         self._known: set[str] = set()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..cost import ParameterBin, num_parameters
+from ..cost import Bin, num_parameters
 from ..errors import DataError, OutputError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
@@ -30,7 +30,7 @@ def search_subnets(
     supernet: "SuperNetModel | None",
     space: SearchSpace,
     *,
-    bin: ParameterBin,
+    bin: Bin,
     eval_dataset: "Dataset | torch.Tensor | None" = None,
     config: EvolutionConfig | None = None,
     fitness: Fitness | None = None,
@@ -46,7 +46,7 @@ def search_subnets(
     Args:
         supernet (`SuperNetModel`): the super-network; may be `None` if `fitness` is given.
         space (`SearchSpace`): where to search.
-        bin (`ParameterBin`): what the subnets must lie in.
+        bin (`Bin`): what the subnets must lie in.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`; every
             candidate is evaluated on all of them. Not needed if `fitness` is given.
         config (`EvolutionConfig`, *optional*): the algorithm and its settings; the paper's by default.
@@ -73,7 +73,7 @@ def search_subnets(
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = {
         "space": space.to_dict(),
-        "bin": {"low": bin.low, "high": bin.high},
+        "bin": bin.to_dict(),
         "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
     }
