@@ -4,11 +4,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .errors import OutputError
 
@@ -32,14 +35,23 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         yield
     except OutputError:
         raise
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise _could_not_write(path, int(code[1])) from error
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise OutputError(
-            error.errno,
-            f"could not write {path}: {error.strerror or error}. What was computed until then is kept: free some space "
-            "or make the folder writable, then run the same command again to go on",
-        ) from error
+        raise _could_not_write(path, error.errno) from error
+
+
+def _could_not_write(path: str | Path, code: int) -> OutputError:
+    return OutputError(
+        code,
+        f"could not write {path}: {os.strerror(code)}. What was computed until then is kept: free some space "
+        "or make the folder writable, then run the same command again to go on",
+    )
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def test_stock_format_refuses_what_it_cannot_hold(supernet, subnet):
 
 
 def test_unknown_format_is_an_error(supernet):
-    with pytest.raises(SubnetError, match="format must be 'auto', 'stock' or 'whittle', got 'gguf'"):
+    with pytest.raises(SubnetError, match="format must be one of auto, stock, whittle, padded, got 'gguf'"):
         extract_subnet(supernet, STOCK_SUBNET, format="gguf")
 
 

@@ -3,6 +3,7 @@
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ...architecture import head_dim
+from ...cost import padded_shape
 from ...errors import SubnetError
 from ...subnet import SubnetConfig
 from .configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
@@ -26,18 +27,20 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
     Args:
         config (`GPTNeoXConfig`): the super-network's.
         subnet (`SubnetConfig`): what is kept of it.
-        format (`str`): `"stock"`, `"whittle"`, or `"auto"` for stock where that can hold the student.
+        format (`str`): `"stock"`, `"whittle"`, `"padded"`, or `"auto"` for stock where that can hold the student.
 
     Raises:
-        SubnetError: if `format="stock"` and stock GPT-NeoX cannot hold the student.
+        SubnetError: if the format cannot hold the student.
     """
-    stock = fits_stock(config, subnet) if format == "auto" else format == "stock"
-    if stock and not fits_stock(config, subnet):
+    shape = subnet.shape
+    stock = fits_stock(config, subnet) if format == "auto" else format in ("stock", "padded")
+    if format == "padded":
+        shape = padded_shape(config, subnet)
+    elif stock and not fits_stock(config, subnet):
         raise SubnetError(
             f"stock GPT-NeoX holds only layers that are all alike, with num_attention_heads * {head_dim(config)} = "
-            f"hidden_size, got {subnet.shape}; use format='auto', or search with stock_only=True"
+            f"hidden_size, got {subnet.shape}; use format='auto' or 'padded', or search with stock_only=True"
         )
-    shape = subnet.shape
     values = {name: value for name, value in config.to_dict().items() if name not in _NOT_INHERITED}
     values |= {
         "hidden_size": shape.hidden_size,

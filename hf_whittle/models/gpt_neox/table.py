@@ -28,6 +28,12 @@ ARCHITECTURE = Architecture(
         Weight(_LAYER + "mlp.dense_4h_to_h.bias", (_CHANNELS,)),
         Weight("gpt_neox.final_layer_norm.weight", (_CHANNELS,)),
         Weight("gpt_neox.final_layer_norm.bias", (_CHANNELS,)),
-        Weight("lm_head.weight", (_VOCABULARY, _CHANNELS), is_matmul=True, shared_if="tie_word_embeddings"),
+        Weight(
+            "lm_head.weight",
+            (_VOCABULARY, _CHANNELS),
+            is_matmul=True,
+            shared_if="tie_word_embeddings",
+            former_name="embed_out.weight",
+        ),
     ),
 )

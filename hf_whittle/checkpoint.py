@@ -1,0 +1,146 @@
+"""A safetensors checkpoint on disk or on the Hub, its tensors mapped one at a time."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from .architecture import check_model_type
+from .errors import CheckpointError
+from .files import read_json
+
+_TOKENIZER_FILES = [
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja",
+]  # fmt: skip
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of a checkpoint by name. Nothing is held: each access maps the tensor from its file anew.
+
+    Args:
+        source (`str` or `Path`): a local folder or a name on the Hub.
+        revision, token, cache_dir, local_files_only, subfolder (*optional*): as in
+            `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+        ArchitectureError: if it is of an architecture without a table.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
+    ):
+        self.source = str(source)
+        self._hub: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "subfolder": subfolder,
+        }
+        self._paths: dict[str, Path] = {}
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
+        check_model_type(found.get("model_type"), self.source)
+        return self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig | None:
+        """The checkpoint's own, if it has one."""
+        if not self.find("generation_config.json"):
+            return None
+        return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Paths of the tokenizer's files."""
+        return [path for name in _TOKENIZER_FILES if (path := self.find(name)) is not None]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What `from_pretrained` would load the weights in: as the configuration says, else as the first is stored."""
+        stated = self.config.dtype or self[next(iter(self))].dtype
+        return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """The file that holds each tensor."""
+        index = self.find(SAFE_WEIGHTS_INDEX_NAME)
+        if index is not None:
+            try:
+                return dict(read_json(index)["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{index} is not an index of shards: {error!r}; download it again") from error
+        if self.find(SAFE_WEIGHTS_NAME) is None:
+            pickled = next((name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if self.find(name)), None)
+            has = f"it has {pickled}, which is not read because a pickle can run code" if pickled else "it has neither"
+            raise CheckpointError(
+                f"{self.source} must have {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}, {has}; load it with "
+                "AutoModelForCausalLM.from_pretrained and save it with save_pretrained"
+            )
+        with self._open(SAFE_WEIGHTS_NAME) as file:
+            return dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with self._open(self._files[name]) as file:
+            try:
+                return file.get_tensor(name)
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{self._paths[self._files[name]]} lacks {name}, which the index says it has"
+                ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def fetch(self, names: list[str]) -> None:
+        """Make sure that the files of these tensors are here and whole; others are not downloaded."""
+        for file in dict.fromkeys(self._files[name] for name in names):
+            with self._open(file):
+                pass
+
+    def _open(self, file: str) -> Any:
+        if file not in self._paths:
+            path = self.find(file)
+            if path is None:
+                raise CheckpointError(f"{self.source} has no file {file}, which its index names; download it again")
+            self._paths[file] = path
+        path = self._paths[file]
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read, it is truncated or corrupt: {error}; download it again"
+            ) from error
+
+    def find(self, file: str) -> Path | None:
+        """Path of a file of the checkpoint, downloaded if it must be; `None` if there is no such file."""
+        found = self._reading(cached_file, self.source, file, _raise_exceptions_for_missing_entries=False, **self._hub)
+        return None if found is None else Path(found)
+
+    def _reading(self, read: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(*args, **kwargs)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read the checkpoint {self.source!r}: {' '.join(str(error).split())}"
+            ) from error
