@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
-    from .cost import ParameterBin
+    from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .distillation.config import DistillationConfig
     from .distillation.trainer import DistillationTrainer
     from .extraction import extract_subnet
     from .hub.card import SubnetModelCardData
+    from .importance import ImportanceScores, score_importance
+    from .latency import LatencyModel, measure_latency
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .search.result import SearchResult
     from .search.runner import search_subnets
     from .search_space import SearchSpace
+    from .sorting import sort_by_importance
     from .subnet import SubnetConfig
 
 __version__ = "0.1.0.dev0"
@@ -26,32 +29,50 @@ _MODULES = {
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
     "EvolutionConfig": "search.evolution",
+    "FlopsBin": "cost",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
+    "ImportanceScores": "importance",
+    "KVCacheBin": "cost",
+    "LatencyBin": "cost",
+    "LatencyModel": "latency",
     "ParameterBin": "cost",
     "SearchResult": "search.result",
     "SearchSpace": "search_space",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
+    "WeightBytesBin": "cost",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
     "extract_subnet": "extraction",
+    "measure_latency": "latency",
+    "score_importance": "importance",
     "search_subnets": "search.runner",
+    "sort_by_importance": "sorting",
 }
 
 __all__ = [
     "DistillationConfig",
     "DistillationTrainer",
     "EvolutionConfig",
+    "FlopsBin",
     "GPTNeoXSuperNetForCausalLM",
+    "ImportanceScores",
+    "KVCacheBin",
+    "LatencyBin",
+    "LatencyModel",
     "ParameterBin",
     "SearchResult",
     "SearchSpace",
     "SubnetConfig",
     "SubnetModelCardData",
+    "WeightBytesBin",
     "WhittleGPTNeoXConfig",
     "WhittleGPTNeoXForCausalLM",
     "extract_subnet",
+    "measure_latency",
+    "score_importance",
     "search_subnets",
+    "sort_by_importance",
 ]
 
 

@@ -52,7 +52,7 @@ class Perplexity:
             "name": "perplexity",
             "tokens": self.tokens,
             "block_size": self.input_ids.shape[1],
-            "data": hashlib.sha256(self.input_ids.numpy().tobytes()).hexdigest()[:16],
+            "data": fingerprint(self.input_ids),
             "model": model_fingerprint(self.supernet),
         }
 
@@ -104,6 +104,11 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Ten
             f"{vocab_size} entries; tokenize with the model's own tokenizer"
         )
     return input_ids.long().cpu()
+
+
+def fingerprint(input_ids: torch.Tensor) -> str:
+    """A short hash of token ids."""
+    return hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()[:16]
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:

@@ -163,7 +163,7 @@ class Run:
             space.granularity,
             space.layer_wise,
             space.stock_only,
-            **space.ranges(),
+            **space.ranges(),  # type: ignore[arg-type]
         )
         evolution = EvolutionConfig(**{item.name: getattr(section, item.name) for item in fields(EvolutionConfig)})
         return search_subnets(

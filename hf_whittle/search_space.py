@@ -1,12 +1,12 @@
 """The search spaces: sample, mutate and cross over subnets that lie in a bin by construction.
 
-The cost of a subnet is a polynomial of its sizes: for given channels and layers it is linear in the total number of
-heads and in the total number of neurons. So a space keeps to a bin by arithmetic on these two totals, and no
-operation draws subnets to throw them away. Every operation ends in the same three steps: channels and layers for
-which the bin is reachable; totals of heads and neurons that lie in it; the totals spread over the layers.
+No operation draws subnets to throw them away. Every one ends in the same three steps: channels and layers for which
+the bin is reachable; totals of heads and neurons that lie in it (`reach.py`); the totals spread over the layers.
 """
 
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +14,15 @@ import numpy as np
 
 from .architecture import head_dim
 from .cost import Bin, Polynomial
-from .errors import BinError, SubnetError
+from .entries import AnyEntries, Entries, FirstEntries
+from .errors import SubnetError
+from .reach import Reach, reachable_costs
 from .subnet import Kept, Shape, SubnetConfig, count, indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from .importance import ImportanceScores
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -35,6 +39,8 @@ class SearchSpace:
         layer_wise (`bool`): whether layers may keep different heads and neurons.
         stock_only (`bool`): only subnets whose student a stock model holds: uniform, heads that fill the hidden size.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`range`): the sizes a subnet may have.
+        importance (`ImportanceScores`, *optional*): scores by which fine-grained entries are chosen.
+        temperature (`float`): how far a choice may stray from the scores; see `AnyEntries`.
     """
 
     config: "PreTrainedConfig" = field(repr=False)
@@ -45,8 +51,9 @@ class SearchSpace:
     num_hidden_layers: range
     num_attention_heads: range
     intermediate_size: range
-    _reachable: dict[Bin, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
-    _costs: dict[Bin, tuple[Polynomial, float, float]] = field(default_factory=dict, repr=False, compare=False)
+    importance: "ImportanceScores | None" = field(default=None, repr=False)
+    temperature: float = 0.1
+    _reaches: dict[Bin, Reach] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.granularity not in ("coarse", "fine"):
@@ -58,6 +65,15 @@ class SearchSpace:
             )
         if self.stock_only and self.layer_wise:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
+        if self.importance is not None:
+            if self.granularity == "coarse":
+                raise SubnetError(
+                    "a coarse space keeps first entries and has no use for importance; sort the super-network with "
+                    "sort_by_importance, or use granularity='fine'"
+                )
+            self.importance.check(shape)
+        if self.temperature < 0:
+            raise SubnetError(f"temperature must not be negative, got {self.temperature}")
         for name in _SIZES:
             sizes, most = getattr(self, name), getattr(self.config, name)
             if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
@@ -74,6 +90,8 @@ class SearchSpace:
         num_hidden_layers: range | None = None,
         num_attention_heads: range | None = None,
         intermediate_size: range | None = None,
+        importance: "ImportanceScores | None" = None,
+        temperature: float = 0.1,
     ) -> "SearchSpace":
         """A space of subnets of a super-network.
 
@@ -88,6 +106,10 @@ class SearchSpace:
             num_attention_heads (`range`, *optional*): allowed numbers of heads of a layer; by default all.
             intermediate_size (`range`, *optional*): allowed numbers of neurons of a layer; by default every multiple
                 of `config.intermediate_size // 256`.
+            importance (`ImportanceScores`, *optional*): scores of the super-network; a fine-grained space then draws,
+                adds and leaves out entries by them.
+            temperature (`float`, *optional*, defaults to 0.1): how far a choice may stray from the scores: 0 always
+                keeps the most important entries; see `AnyEntries`.
 
         Raises:
             SubnetError: if a range does not fit the super-network.
@@ -107,6 +129,8 @@ class SearchSpace:
             num_hidden_layers=given(num_hidden_layers, config.num_hidden_layers),
             num_attention_heads=given(num_attention_heads, config.num_attention_heads),
             intermediate_size=given(intermediate_size, config.intermediate_size, neuron_step),
+            importance=importance,
+            temperature=temperature,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +138,13 @@ class SearchSpace:
         sizes = {
             name: [getattr(self, name).start, getattr(self, name)[-1], getattr(self, name).step] for name in _SIZES
         }
-        chosen = {"granularity": self.granularity, "layer_wise": self.layer_wise, "stock_only": self.stock_only}
+        chosen: dict[str, Any] = {
+            "granularity": self.granularity,
+            "layer_wise": self.layer_wise,
+            "stock_only": self.stock_only,
+        }
+        if self.importance is not None:
+            chosen |= {"importance": self.importance.settings, "temperature": self.temperature}
         return {**chosen, **sizes}
 
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig:
@@ -123,21 +153,22 @@ class SearchSpace:
         The law of the draw: the number of channels and the number of layers are uniform over the pairs for which the
         bin is reachable; given these, the total of heads is uniform over the totals for which it is reachable, and
         the total of neurons uniform over what is then left of the bin. Totals are spread over the layers by
-        independent uniform draws, corrected in a random order. Which entries are kept is uniform.
+        independent uniform draws, corrected in a random order. Which entries are kept is uniform, or goes by
+        importance.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.
         """
-        channels, layers = rng.choice(self._pairs(bin))
+        channels, layers = rng.choice(self._reach(bin).pairs)
         draft = _Draft(
-            channels=_choose(rng, channels, self.config.hidden_size, self.granularity),
-            layers=_choose(rng, layers, self.config.num_hidden_layers, self.granularity),
+            channels=self._channels.choose(rng, channels),
+            layers=self._layers.choose(rng, layers),
         )
-        heads = rng.choice(self._head_totals(bin, channels, layers))
-        low, high = self._neuron_totals(bin, channels, layers, heads)
-        neurons = rng.randrange(low, high + 1, self._unit(layers) * self.intermediate_size.step)
-        draft.heads = self._draw_layers(rng, heads, layers, self.num_attention_heads, self.config.num_attention_heads)
-        draft.neurons = self._draw_layers(rng, neurons, layers, self.intermediate_size, self.config.intermediate_size)
+        heads = rng.choice(self._reach(bin).head_totals(channels, layers))
+        low, high = self._reach(bin).neuron_totals(channels, layers, heads)
+        neurons = rng.randrange(low, high + 1, self._reach(bin).unit(layers) * self.intermediate_size.step)
+        draft.heads = self._draw_layers(rng, "heads", heads, draft.layers)
+        draft.neurons = self._draw_layers(rng, "neurons", neurons, draft.layers)
         return draft.subnet()
 
     def mutate(self, subnet: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
@@ -196,109 +227,34 @@ class SearchSpace:
             and (not self.stock_only or shape.num_attention_heads[0] * head_dim(self.config) == shape.hidden_size)
         )
 
-    # Which sizes lie in the bin
-
-    def reachable_costs(self, polynomial: Polynomial) -> tuple[float, float]:
+    def reachable_costs(self, cost: Polynomial) -> tuple[float, float]:
         """Least and greatest cost of a subnet of this space.
 
         Raises:
             BinError: if the space has no subnet at all.
         """
-        possible = [channels for channels in self.hidden_size if self._heads_for(channels)]
-        if not possible:
-            raise BinError(
-                f"no subnet of this space fits a stock model: none of the hidden sizes {self.hidden_size} is filled by "
-                f"{self.num_attention_heads} heads of {head_dim(self.config)} channels; change one of these ranges"
-            )
+        return reachable_costs(self, cost)
 
-        def corner(end: int) -> float:
-            channels, layers = possible[end], self.num_hidden_layers[end]
-            heads, neurons = self._heads_for(channels)[end], self.intermediate_size[end]
-            return polynomial(Shape(channels, (heads,) * layers, (neurons,) * layers))
-
-        return corner(0), corner(-1)
-
-    def _heads_for(self, channels: int) -> range:
-        """Numbers of heads a layer may have: any of the range, or with `stock_only` those that fill the channels."""
-        if not self.stock_only:
-            return self.num_attention_heads
-        heads, rest = divmod(channels, head_dim(self.config))
-        return range(heads, heads + 1) if not rest and heads in self.num_attention_heads else range(0)
-
-    def _pairs(self, bin: Bin) -> list[tuple[int, int]]:
-        """Numbers of channels and layers for which some subnet lies in the bin."""
-        if bin not in self._reachable:
-            pairs = [(c, n) for c in self.hidden_size for n in self.num_hidden_layers if self._head_totals(bin, c, n)]
-            if not pairs:
-                low, high = self.reachable_costs(bin.cost(self.config))
-                raise BinError(
-                    f"no subnet of this space lies in the bin {bin.low:,.10g} to {bin.high:,.10g}; its subnets have "
-                    f"{low:,.10g} to {high:,.10g}: choose a bin within that range, or a wider one"
-                )
-            self._reachable[bin] = pairs
-        return self._reachable[bin]
-
-    def _unit(self, layers: int) -> int:
-        """Layers that change together: all of them in a uniform space."""
-        return 1 if self.layer_wise else layers
-
-    def _head_totals(self, bin: Bin, channels: int, layers: int) -> list[int]:
-        """Totals of heads over the layers for which some total of neurons lies in the bin, ascending."""
-        sizes = self._heads_for(channels)
-        if not sizes:
-            return []
-        totals = np.arange(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step * self._unit(layers))
-        low, high = self._neuron_totals(bin, channels, layers, totals)
-        return totals[low <= high].tolist()
-
-    def _neuron_totals(self, bin: Bin, channels: int, layers: int, heads: Any) -> tuple[Any, Any]:
-        """Least and greatest total of neurons in the bin for a total of heads; the least exceeds it if there is none.
-
-        `heads` may be a number or an array.
-        """
-        cost, least, most = self._cost(bin)
-        sizes = self.intermediate_size
-        fewest, step = sizes[0] * layers, sizes.step * self._unit(layers)
-        spent = cost.base(channels, layers) + heads * cost.per_head(channels) + fewest * cost.per_neuron(channels)
-        price = step * cost.per_neuron(channels)
-        steps = (sizes[-1] - sizes[0]) * layers // step
-        if price:
-            low = np.maximum(0, -np.floor_divide(spent - least, price))
-            high = np.minimum(steps, np.floor_divide(most - spent, price))
-        else:  # neurons are free
-            low, high = 0 * spent, np.where((least <= spent) & (spent <= most), steps, -1)
-        low, high = fewest + low * step, fewest + high * step
-        return (int(low), int(high)) if np.ndim(heads) == 0 else (low, high)
-
-    def _cost(self, bin: Bin) -> tuple[Polynomial, float, float]:
-        """The cost a bin bounds, and its ends: whole numbers for a cost that is counted.
-
-        The ends of a measured cost move inwards by a billionth, more than rounding can put a sum outside.
-        """
-        if bin not in self._costs:
-            cost = bin.cost(self.config)
-            if all(isinstance(coefficient, int) for coefficient in astuple(cost)):
-                self._costs[bin] = cost, int(np.ceil(min(bin.low, 1e18))), int(np.floor(min(bin.high, 1e18)))
-            else:
-                self._costs[bin] = cost, bin.low * (1 + 1e-9), bin.high * (1 - 1e-9)
-        return self._costs[bin]
+    def _reach(self, bin: Bin) -> Reach:
+        if bin not in self._reaches:
+            self._reaches[bin] = Reach(self, bin)
+        return self._reaches[bin]
 
     # Changing a draft
 
     def _change_channels(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         layers = count(draft.layers)
-        sizes = [c for c, n in self._pairs(bin) if n == layers and c != count(draft.channels)]
+        sizes = [c for c, n in self._reach(bin).pairs if n == layers and c != count(draft.channels)]
         if sizes:
             size = _nearby(rng, sizes, count(draft.channels))
-            draft.channels = _resize(rng, draft.channels, size, self.config.hidden_size, self.granularity)
+            draft.channels = self._channels.resize(rng, draft.channels, size)
 
     def _change_layers(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         channels = count(draft.channels)
-        sizes = [n for c, n in self._pairs(bin) if c == channels and n != count(draft.layers)]
+        sizes = [n for c, n in self._reach(bin).pairs if c == channels and n != count(draft.layers)]
         if sizes:
             size = _nearby(rng, sizes, count(draft.layers))
-            layers = _resize(rng, draft.layers, size, self.config.num_hidden_layers, self.granularity)
-            self._keep_layers(draft, layers, rng)
+            self._keep_layers(draft, self._layers.resize(rng, draft.layers, size), rng)
 
     def _keep_layers(self, draft: "_Draft", layers: Kept, rng: Random) -> None:
         """Keep other layers; one that comes in takes the heads and neurons of a layer that was there."""
@@ -309,66 +265,105 @@ class SearchSpace:
         draft.layers = layers
 
     def _change_heads(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
-        self._redraw_layer(draft.heads, rng, self.num_attention_heads, self.config.num_attention_heads)
+        self._redraw_layer(draft, "heads", rng)
 
     def _change_neurons(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
-        self._redraw_layer(draft.neurons, rng, self.intermediate_size, self.config.intermediate_size)
+        self._redraw_layer(draft, "neurons", rng)
 
-    def _redraw_layer(self, kept: list[Kept], rng: Random, sizes: range, total: int) -> None:
-        positions = [rng.randrange(len(kept))] if self.layer_wise else list(range(len(kept)))
-        entry = _resize(rng, kept[positions[0]], rng.choice(sizes), total, self.granularity)
-        for position in positions:
-            kept[position] = entry
+    def _redraw_layer(self, draft: "_Draft", name: str, rng: Random) -> None:
+        size = rng.choice(self._sizes(name))
+        self._change_layer(draft, name, rng, lambda entries, kept: entries.resize(rng, kept, size))
+
+    def _change_layer(self, draft: "_Draft", name: str, rng: Random, change: Callable[[Entries, Kept], Kept]) -> None:
+        """Change the heads or neurons of one layer, or of all in a uniform space."""
+        kept = getattr(draft, name)
+        if self.layer_wise:
+            position = rng.randrange(len(kept))
+            kept[position] = change(self._entries(name, indices(draft.layers)[position]), kept[position])
+        else:
+            kept[:] = [change(self._entries(name), kept[0])] * len(kept)
 
     def _exchange_entries(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         """Replace some kept entries of one dimension by as many others."""
         name = rng.choice(("channels", "layers", "heads", "neurons"))
         if name == "channels":
-            draft.channels = _exchange(rng, draft.channels, self.config.hidden_size)
+            draft.channels = self._channels.exchange(rng, draft.channels)
         elif name == "layers":
-            self._keep_layers(draft, _exchange(rng, draft.layers, self.config.num_hidden_layers), rng)
+            self._keep_layers(draft, self._layers.exchange(rng, draft.layers), rng)
         else:
-            kept = getattr(draft, name)
-            total = self.config.num_attention_heads if name == "heads" else self.config.intermediate_size
-            positions = [rng.randrange(len(kept))] if self.layer_wise else list(range(len(kept)))
-            entry = _exchange(rng, kept[positions[0]], total)
-            for position in positions:
-                kept[position] = entry
+            self._change_layer(draft, name, rng, lambda entries, kept: entries.exchange(rng, kept))
 
     def _settle(self, draft: "_Draft", rng: Random, bin: Bin) -> SubnetConfig:
         """Move a draft into the bin by as little as that takes: channels and layers, then totals of heads, neurons."""
         channels, layers = self._nearest_pair(draft, bin)
-        draft.channels = _resize(rng, draft.channels, channels, self.config.hidden_size, self.granularity)
+        draft.channels = self._channels.resize(rng, draft.channels, channels)
         if layers != count(draft.layers):
-            total = self.config.num_hidden_layers
-            self._keep_layers(draft, _resize(rng, draft.layers, layers, total, self.granularity), rng)
-        totals = self._head_totals(bin, channels, layers)
+            self._keep_layers(draft, self._layers.resize(rng, draft.layers, layers), rng)
+        totals = self._reach(bin).head_totals(channels, layers)
         heads = min(totals, key=lambda total: abs(total - sum(map(count, draft.heads))))
-        draft.heads = self._spread(rng, draft.heads, heads, self.num_attention_heads, self.config.num_attention_heads)
-        low, high = self._neuron_totals(bin, channels, layers, heads)
+        draft.heads = self._spread(rng, "heads", draft.heads, heads, draft.layers)
+        low, high = self._reach(bin).neuron_totals(channels, layers, heads)
         neurons = min(max(sum(map(count, draft.neurons)), low), high)
-        draft.neurons = self._spread(rng, draft.neurons, neurons, self.intermediate_size, self.config.intermediate_size)
+        draft.neurons = self._spread(rng, "neurons", draft.neurons, neurons, draft.layers)
         return draft.subnet()
 
     def _nearest_pair(self, draft: "_Draft", bin: Bin) -> tuple[int, int]:
         """The draft's own numbers of channels and layers if the bin is reachable with them, else the nearest."""
         own = count(draft.channels), count(draft.layers)
-        pairs = self._pairs(bin)
+        pairs = self._reach(bin).pairs
         return own if own in pairs else min(pairs, key=lambda pair: (abs(pair[1] - own[1]), abs(pair[0] - own[0])))
 
-    def _draw_layers(self, rng: Random, total: int, layers: int, sizes: range, most: int) -> list[Kept]:
+    def _draw_layers(self, rng: Random, name: str, total: int, layers: Kept) -> list[Kept]:
         """Kept entries of each layer, drawn at random and corrected to a total."""
         if not self.layer_wise:
-            return [_choose(rng, total // layers, most, self.granularity)] * layers
-        drawn = [rng.choice(sizes) for _ in range(layers)]
-        return [_choose(rng, size, most, self.granularity) for size in _correct(rng, drawn, total, sizes)]
+            return [self._entries(name).choose(rng, total // count(layers))] * count(layers)
+        sizes = self._sizes(name)
+        drawn = [rng.choice(sizes) for _ in range(count(layers))]
+        corrected = zip(indices(layers), _correct(rng, drawn, total, sizes), strict=True)
+        return [self._entries(name, layer).choose(rng, size) for layer, size in corrected]
 
-    def _spread(self, rng: Random, kept: list[Kept], total: int, sizes: range, most: int) -> list[Kept]:
+    def _spread(self, rng: Random, name: str, kept: list[Kept], total: int, layers: Kept) -> list[Kept]:
         """Resize the kept entries of the layers so that they add up to a total."""
         if not self.layer_wise:
-            return [_resize(rng, kept[0], total // len(kept), most, self.granularity)] * len(kept)
-        corrected = _correct(rng, [count(entry) for entry in kept], total, sizes)
-        return [_resize(rng, entry, size, most, self.granularity) for entry, size in zip(kept, corrected, strict=True)]
+            return [self._entries(name).resize(rng, kept[0], total // len(kept))] * len(kept)
+        corrected = _correct(rng, [count(entry) for entry in kept], total, self._sizes(name))
+        changes = zip(indices(layers), kept, corrected, strict=True)
+        return [self._entries(name, layer).resize(rng, entry, size) for layer, entry, size in changes]
+
+    # Which entries
+
+    def _sizes(self, name: str) -> range:
+        return self.num_attention_heads if name == "heads" else self.intermediate_size
+
+    @cached_property
+    def _channels(self) -> Entries:
+        return self._some(self.config.hidden_size, self.importance and self.importance.channels)
+
+    @cached_property
+    def _layers(self) -> Entries:
+        return self._some(self.config.num_hidden_layers, self.importance and self.importance.layers)
+
+    def _entries(self, name: str, layer: int | None = None) -> Entries:
+        """How heads or neurons are chosen in a layer of the super-network, or in all of them alike."""
+        return self._in_layers[name][-1 if layer is None else layer]
+
+    @cached_property
+    def _in_layers(self) -> dict[str, list[Entries]]:
+        """For heads and neurons, one of each layer, and one of all layers together by their mean rank."""
+        chosen = {}
+        for name, total in (("heads", self.config.num_attention_heads), ("neurons", self.config.intermediate_size)):
+            if self.importance is None:
+                chosen[name] = [self._some(total)] * (self.config.num_hidden_layers + 1)
+            else:
+                scores = np.stack(getattr(self.importance, name))
+                mean_rank = scores.argsort(1).argsort(1).mean(0)
+                chosen[name] = [self._some(total, of_layer) for of_layer in (*scores, mean_rank)]
+        return chosen
+
+    def _some(self, total: int, scores: Any = None) -> Entries:
+        if self.granularity == "coarse":
+            return FirstEntries(total)
+        return AnyEntries(total, scores, self.temperature)
 
 
 @dataclass
@@ -387,30 +382,6 @@ class _Draft:
 
     def subnet(self) -> SubnetConfig:
         return SubnetConfig(self.channels, self.layers, tuple(self.heads), tuple(self.neurons))
-
-
-def _choose(rng: Random, size: int, total: int, granularity: str) -> Kept:
-    return size if granularity == "coarse" else tuple(sorted(rng.sample(range(total), size)))
-
-
-def _resize(rng: Random, kept: Kept, size: int, total: int, granularity: str) -> Kept:
-    """Keep `size` entries: drop some at random, or add some."""
-    if granularity == "coarse" or size == count(kept):
-        return size if granularity == "coarse" else kept
-    present = indices(kept)
-    if size < len(present):
-        return tuple(sorted(rng.sample(present, size)))
-    absent = sorted(set(range(total)).difference(present))
-    return tuple(sorted((*present, *rng.sample(absent, size - len(present)))))
-
-
-def _exchange(rng: Random, kept: Kept, total: int) -> Kept:
-    """Replace one to a quarter of the kept entries by others."""
-    present = indices(kept)
-    absent = sorted(set(range(total)).difference(present))
-    number = min(rng.randint(1, max(1, len(present) // 4)), len(absent))
-    stay = rng.sample(present, len(present) - number)
-    return tuple(sorted((*stay, *rng.sample(absent, number))))
 
 
 def _nearby(rng: Random, sizes: list[int], size: int) -> int:

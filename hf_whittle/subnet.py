@@ -132,6 +132,20 @@ class SubnetConfig:
             _check_within(self.num_attention_heads[position], heads, "num_attention_heads", "heads", layer)
             _check_within(self.intermediate_size[position], neurons, "intermediate_size", "neurons", layer)
 
+    def with_layers(self, layers: Sequence[int]) -> "SubnetConfig":
+        """The same subnet with only these of its layers, given by their indices in the super-network."""
+        positions = [position for position, layer in enumerate(self.layers) if layer in set(layers)]
+        if len(positions) != len(layers):
+            raise SubnetError(
+                f"num_hidden_layers: got {list(layers)}, the subnet has {list(self.layers)}; use some of these"
+            )
+        return SubnetConfig(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=tuple(layers),
+            num_attention_heads=tuple(self.num_attention_heads[position] for position in positions),
+            intermediate_size=tuple(self.intermediate_size[position] for position in positions),
+        )
+
     def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
         """The subnet of the super-network that `inner`, a subnet of this one's student, amounts to."""
         inner.validate(self.shape)

@@ -1,7 +1,7 @@
 """Index-aware modules: what a stock forward calls, reading only the slice of its weights that is active.
 
 A prefix is read through a view (`narrow`), any other choice through `index_select`. What is left out costs nothing
-and gets no gradient.
+and gets no gradient. While no gradient is recorded, what was gathered is kept for the next forward.
 """
 
 import torch
@@ -33,13 +33,40 @@ def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> 
 
 
 class Elastic:
-    """Mixin of the index-aware modules.
+    """Mixin of the index-aware modules."""
 
-    `chosen` holds, for each axis of the weight, the rows in use as `take` reads them; it is `None` while the module
-    runs at full width.
-    """
+    _chosen: tuple[int | torch.Tensor | None, ...] | None = None
+    _gathered: dict[str, tuple[int, torch.Tensor]] | None = None
 
-    chosen: tuple[int | torch.Tensor | None, ...] | None = None
+    @property
+    def chosen(self) -> tuple[int | torch.Tensor | None, ...] | None:
+        """For each axis of the weight, the rows in use as `take` reads them; `None` while all are."""
+        return self._chosen
+
+    @chosen.setter
+    def chosen(self, chosen: tuple[int | torch.Tensor | None, ...] | None) -> None:
+        self._chosen, self._gathered = chosen, None
+
+    def in_use(self, name: str) -> torch.Tensor:
+        """The part in use of the parameter `name`; its axes are the first axes of the weight."""
+        whole: torch.Tensor = getattr(self, name)
+        chosen = (self._chosen or ())[: whole.ndim]
+        if torch.is_grad_enabled() or whole.is_inference() or not any(map(torch.is_tensor, chosen)):
+            self._gathered = None
+            return _take_all(whole, chosen)
+        if self._gathered is None:
+            self._gathered = {}
+        version, part = self._gathered.get(name, (None, whole))
+        if version != whole._version or part.dtype != whole.dtype or part.device != whole.device:
+            part = _take_all(whole, chosen)
+            self._gathered[name] = whole._version, part
+        return part
+
+
+def _take_all(tensor: torch.Tensor, chosen: tuple[int | torch.Tensor | None, ...]) -> torch.Tensor:
+    for axis, rows_in_use in enumerate(chosen):
+        tensor = take(tensor, axis, rows_in_use)
+    return tensor
 
 
 class ElasticLinear(Elastic, nn.Linear):
@@ -48,10 +75,7 @@ class ElasticLinear(Elastic, nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.chosen is None:
             return super().forward(input)
-        out_features, in_features = self.chosen
-        weight = take(take(self.weight, 0, out_features), 1, in_features)
-        bias = None if self.bias is None else take(self.bias, 0, out_features)
-        return F.linear(input, weight, bias)
+        return F.linear(input, self.in_use("weight"), None if self.bias is None else self.in_use("bias"))
 
 
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
@@ -60,8 +84,8 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.chosen is None:
             return super().forward(input)
-        weight, bias = take(self.weight, 0, self.chosen[0]), take(self.bias, 0, self.chosen[0])
-        return F.layer_norm(input, weight.shape, weight, bias, self.eps)
+        weight = self.in_use("weight")
+        return F.layer_norm(input, weight.shape, weight, self.in_use("bias"), self.eps)
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):

@@ -103,15 +103,23 @@ class SuperNetModel(PreTrainedModel):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
     def _activate(self, subnet: SubnetConfig | None) -> None:
-        full = self.full_config
+        full, width = self.full_config, head_dim(self.full_config)
         kept_layers = () if subnet is None else subnet.layers
+        positions = {layer: position for position, layer in enumerate(kept_layers)}
+        known: dict[tuple[Axis, int | None], Any] = {}
+
+        def chosen_rows(axis: Axis, position: int | None) -> Any:
+            assert subnet is not None
+            key = axis, None if axis.dimension is Dimension.CHANNELS else position
+            if key not in known:
+                known[key] = axis_rows(axis, subnet, position, width, self.device)
+            return known[key]
+
         for weight, layer, module in self._sliced_modules():
             module.chosen = None
-            if subnet is not None and (layer is None or layer in kept_layers):
-                position = None if layer is None else kept_layers.index(layer)
-                module.chosen = tuple(
-                    axis_rows(axis, subnet, position, head_dim(full), self.device) for axis in weight.axes
-                )
+            if subnet is not None and (layer is None or layer in positions):
+                position = None if layer is None else positions[layer]
+                module.chosen = tuple(chosen_rows(axis, position) for axis in weight.axes)
         self._active, self._full_config = subnet, None if subnet is None else full
         self._set_config(full if subnet is None else _active_config(full, subnet))
         self._layers.active = None if subnet is None else kept_layers
