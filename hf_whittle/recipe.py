@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from .cost import ParameterBin
+from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
 from .search.evolution import EvolutionConfig
@@ -56,13 +57,28 @@ class DataSection:
 
 @dataclass
 class BinSection:
-    """The interval of parameter counts the student must lie in."""
+    """The interval of a cost that the student must lie in: parameters, or any other."""
 
     low: float
     high: float
+    cost: Literal["parameters", "parameters_without_embeddings", "flops", "weight_bytes", "kv_cache_bytes"] = field(
+        default="parameters",
+        metadata={"help": "What is counted: FLOPs and cache bytes of a token, weights and cache in 16 bits."},
+    )
 
     def __post_init__(self) -> None:
-        ParameterBin(self.low, self.high)
+        self.to_bin(1)
+
+    def to_bin(self, block_size: int) -> Bin:
+        """The bin, for blocks of `block_size` tokens."""
+        bins: dict[str, Callable[[], Bin]] = {
+            "parameters": lambda: ParameterBin(self.low, self.high),
+            "parameters_without_embeddings": lambda: ParameterBin(self.low, self.high, embeddings=False),
+            "flops": lambda: FlopsBin(self.low, self.high, sequence_length=block_size),
+            "weight_bytes": lambda: WeightBytesBin(self.low, self.high),
+            "kv_cache_bytes": lambda: KVCacheBin(self.low, self.high),
+        }
+        return bins[self.cost]()
 
 
 @dataclass
@@ -76,9 +92,17 @@ class SpaceSection:
     num_hidden_layers: list[int] | None = None
     num_attention_heads: list[int] | None = None
     intermediate_size: list[int] | None = None
+    importance: Literal["magnitude", "activation", "taylor"] | None = field(
+        default=None, metadata={"help": "Criterion by which a fine-grained space chooses entries; see importance.py."}
+    )
+    temperature: float = field(default=0.1, metadata={"help": "How far such a choice may stray from the scores."})
 
     def __post_init__(self) -> None:
         self.ranges()
+        if self.importance and self.granularity == "coarse":
+            raise ValueError("importance needs granularity: fine, a coarse space always keeps the first entries")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
     def ranges(self) -> dict[str, range]:
         """The sizes given, as ranges."""

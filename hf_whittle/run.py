@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module, check_model_type
-from .cost import ParameterBin, flops_per_token, num_parameters, training_flops_per_token
+from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.trainer import DistillationTrainer, check_same_tokens
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
@@ -34,6 +34,7 @@ from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import as_input_ids, cross_entropy, perplexity
 from .hub.card import write_card
 from .hub.plots import plot_search, plot_training
+from .importance import score_importance
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .recipe import Recipe
 from .report import environment, to_match
@@ -158,24 +159,52 @@ class Run:
 
     def search(self) -> SearchResult:
         space, section = self.recipe.space, self.recipe.search
+        scores = None
+        if space.importance:
+            scores = score_importance(
+                self.supernet,
+                self._calibration_blocks,
+                criterion=space.importance,
+                cache_dir=self.folder / "stages",
+                progress=self.progress,
+            )
         search_space = SearchSpace.from_config(
             self.supernet.config,
             space.granularity,
             space.layer_wise,
             space.stock_only,
-            **space.ranges(),  # type: ignore[arg-type]
+            importance=scores,
+            temperature=space.temperature,
+            **space.ranges(),
         )
         evolution = EvolutionConfig(**{item.name: getattr(section, item.name) for item in fields(EvolutionConfig)})
         return search_subnets(
             self.supernet,
             search_space,
-            bin=ParameterBin(self.recipe.bin.low, self.recipe.bin.high),
+            bin=self.recipe.bin.to_bin(self.recipe.data.block_size),
             eval_dataset=self.blocks["search"],
             config=evolution,
             batch_size=section.batch_size,
             output_dir=self.folder,
             progress=self.progress,
         )
+
+    @property
+    def _calibration_blocks(self) -> Dataset:
+        """Training text to score importance on: as much as a candidate is evaluated on."""
+        return _spread(self.blocks["train"], len(self.blocks["search"]))
+
+    def _calibration_cost(self) -> dict[str, int]:
+        """Tokens and FLOPs of the importance scores: layers by one forward pass, `taylor` by a backward pass too."""
+        if not self.recipe.space.importance:
+            return {"tokens": 0, "flops": 0}
+        length = self.recipe.data.block_size
+        tokens = len(self._calibration_blocks) * length
+        passes = 4 if self.recipe.space.importance == "taylor" else 1
+        return {
+            "tokens": tokens,
+            "flops": passes * tokens * flops_per_token(self.supernet.config, sequence_length=length),
+        }
 
     def search_facts(self) -> dict[str, Any]:
         """What the search cost and found."""
@@ -187,11 +216,12 @@ class Run:
         config, length = self.supernet.config, self.recipe.data.block_size
         tokens = self.blocks["search"].num_rows * length
         flops = sum(tokens * flops_per_token(config, e.subnet, sequence_length=length) for e in result.evaluations)
+        calibration = self._calibration_cost()
         return {
             "evaluations": len(result.evaluations),
             "tokens_per_evaluation": tokens,
-            "tokens": tokens * len(result.evaluations),
-            "flops": flops,
+            "tokens": tokens * len(result.evaluations) + calibration["tokens"],
+            "flops": flops + calibration["flops"],
             "perplexity": result.best_evaluation.fitness,
             "subnet": result.best.to_dict(),
             "parameters": result.best_evaluation.parameters,

@@ -70,6 +70,7 @@ def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
             template_path=str(path),
             title=re.sub(r"[^\w.\- ]+", "-", Path(recipe.output_dir).resolve().name),
             recipe=_without_paths(recipe),
+            counted=recipe.bin.to_bin(recipe.data.block_size).of,
             layers=_layer_rows(SubnetConfig.from_dict(results["search"]["subnet"])),
             channels=count(SubnetConfig.from_dict(results["search"]["subnet"]).hidden_size),
             is_stock=_is_stock(folder),
