@@ -1,13 +1,16 @@
-"""Perplexity of a subnet on fixed tokens: what the paper's search minimises."""
+"""What a search minimises: perplexity of a subnet on fixed tokens, or its divergence from a teacher."""
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .cost import flops_per_token
 from .errors import DataError, VocabularyError
 from .subnet import SubnetConfig
 
@@ -18,11 +21,40 @@ if TYPE_CHECKING:
     from .models.supernet import SuperNetModel
 
 
-class Perplexity:
-    """Perplexity of a super-network's subnets on the same tokens, in the same order, for every subnet.
+class Fitness(ABC):
+    """What a search minimises: a function of a subnet, and what evaluating it costs."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        """The fitness of a subnet; the lower, the better.
+
+        Args:
+            subnet (`SubnetConfig`): the subnet.
+            share (`float`, *optional*, defaults to 1.0): share of the tokens to read; a smaller share is part of a
+                larger one, so that all subnets are compared on the same tokens.
+        """
+
+    @abstractmethod
+    def tokens(self, share: float = 1.0) -> int:
+        """Tokens read for one evaluation."""
+
+    @abstractmethod
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        """FLOPs of one evaluation."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for two searches to give the same values."""
+
+
+class TokenFitness(Fitness):
+    """A fitness measured on a fixed set of tokens: the same ones, in the same order, for every subnet.
 
     Args:
-        supernet (`PreTrainedModel`): a model with `active_subnet`.
+        supernet (`SuperNetModel`): the super-network.
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
 
@@ -31,30 +63,95 @@ class Perplexity:
         VocabularyError: if a token id is outside the model's vocabulary.
     """
 
+    passes: ClassVar[int] = 1
+    """Forward passes that evaluating costs; a backward pass counts as two."""
+
     def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
         self.supernet = supernet
         self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
         self.batch_size = batch_size
+        self._order = torch.randperm(len(self.input_ids), generator=torch.Generator().manual_seed(0))
 
-    def __call__(self, subnet: SubnetConfig) -> float:
-        with self.supernet.active_subnet(subnet):
-            return perplexity(cross_entropy(self.supernet, self.input_ids, self.batch_size))
+    def rows(self, share: float) -> torch.Tensor:
+        """Indices of the blocks that make up a share of the tokens, at least one, ascending."""
+        return self._order[: max(1, round(share * len(self._order)))].sort().values
 
-    @property
-    def tokens(self) -> int:
-        """Tokens read for one evaluation."""
-        return self.input_ids.numel()
+    def tokens(self, share: float = 1.0) -> int:
+        return len(self.rows(share)) * self.input_ids.shape[1]
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        length = self.input_ids.shape[1]
+        per_token = flops_per_token(self.supernet.full_config, subnet, sequence_length=length)
+        return self.passes * self.tokens(share) * per_token
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for two searches to give the same values."""
         return {
-            "name": "perplexity",
-            "tokens": self.tokens,
+            "name": self.name,
+            "tokens": self.tokens(),
             "block_size": self.input_ids.shape[1],
             "data": fingerprint(self.input_ids),
             "model": model_fingerprint(self.supernet),
         }
+
+
+class Perplexity(TokenFitness):
+    """Perplexity of a super-network's subnets on fixed tokens: the paper's fitness."""
+
+    name = "perplexity"
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        with self.supernet.active_subnet(subnet):
+            return perplexity(cross_entropy(self.supernet, self.input_ids[self.rows(share)], self.batch_size))
+
+
+class KLDivergence(TokenFitness):
+    """Mean KL divergence, in nats a token, of a subnet's predictions from those of a teacher on fixed tokens.
+
+    The teacher's log-probabilities are computed once and held in half precision, 2 bytes for each token and entry of
+    the vocabulary.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        teacher (`PreTrainedModel`, *optional*): with the same vocabulary; the full super-network by default.
+    """
+
+    name = "kl"
+
+    def __init__(
+        self,
+        supernet: "SuperNetModel",
+        blocks: "Dataset | torch.Tensor",
+        batch_size: int = 16,
+        teacher: "PreTrainedModel | None" = None,
+    ):
+        super().__init__(supernet, blocks, batch_size)
+        teacher = teacher or supernet
+        if teacher.config.vocab_size != supernet.config.vocab_size:
+            raise VocabularyError(
+                f"the teacher's vocabulary has {teacher.config.vocab_size} entries, that of the super-network "
+                f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
+            )
+        self._teacher = model_fingerprint(teacher)
+        logits = batched_logits(teacher, self.input_ids, batch_size)
+        self._targets = torch.cat([part.float().log_softmax(-1).half().cpu() for _, part in logits])
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        rows = self.rows(share)
+        targets = self._targets[rows]
+        total = torch.zeros((), dtype=torch.float64)
+        with self.supernet.active_subnet(subnet):
+            for start, logits in batched_logits(self.supernet, self.input_ids[rows], self.batch_size):
+                target = targets[start : start + len(logits)].to(logits.device).float()
+                predicted = logits.float().log_softmax(-1)
+                total += F.kl_div(predicted, target, reduction="sum", log_target=True).double().cpu()
+        return total.item() / (len(rows) * self.input_ids.shape[1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "teacher": self._teacher}
 
 
 def perplexity(loss: float) -> float:
@@ -73,19 +170,28 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
     Returns:
         `float`: nats per predicted token.
     """
+    total = torch.zeros((), dtype=torch.float64)
+    for start, logits in batched_logits(model, input_ids, batch_size):
+        labels = input_ids[start : start + len(logits), 1:].to(logits.device)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        total += loss.double().cpu()
+    return total.item() / (input_ids.shape[0] * (input_ids.shape[1] - 1))
+
+
+def batched_logits(
+    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Logits of blocks of tokens, a batch at a time and without gradient, each with the index of its first block."""
     training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
     try:
-        with torch.inference_mode():
-            for rows in torch.split(input_ids, batch_size):
-                batch = rows.to(model.device)
-                logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum")
-                total += loss.double().cpu()
+        for start in range(0, len(input_ids), batch_size):
+            with torch.inference_mode():
+                batch = input_ids[start : start + batch_size].to(model.device)
+                logits = model(input_ids=batch, use_cache=False).logits
+            yield start, logits
     finally:
         model.train(training)
-    return total.item() / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:

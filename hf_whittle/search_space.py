@@ -159,7 +159,7 @@ class SearchSpace:
         Raises:
             BinError: if no subnet of the space lies in the bin.
         """
-        channels, layers = rng.choice(self._reach(bin).pairs)
+        channels, layers = rng.choice(self.reachable_pairs(bin))
         draft = _Draft(
             channels=self._channels.choose(rng, channels),
             layers=self._layers.choose(rng, layers),
@@ -234,6 +234,14 @@ class SearchSpace:
             BinError: if the space has no subnet at all.
         """
         return reachable_costs(self, cost)
+
+    def reachable_pairs(self, bin: Bin) -> list[tuple[int, int]]:
+        """Numbers of channels and layers for which some subnet of this space lies in the bin.
+
+        Raises:
+            BinError: if there is none.
+        """
+        return self._reach(bin).pairs
 
     def _reach(self, bin: Bin) -> Reach:
         if bin not in self._reaches:

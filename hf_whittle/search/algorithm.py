@@ -1,9 +1,16 @@
 """The interface of a search algorithm: it is asked for candidates and told their fitness."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import ClassVar
 
+from ..cost import Bin
+from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
+
+_ATTEMPTS = 50  # draws that may repeat a known subnet before a place in a batch is left empty
 
 
 @dataclass(frozen=True)
@@ -12,18 +19,37 @@ class Candidate:
 
     Args:
         subnet (`SubnetConfig`): the subnet.
-        origin (`str`): `"sample"`, `"mutation"` or `"crossover"`.
+        origin (`str`): such as `"sample"`, `"mutation"` or `"crossover"`.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.
+        share (`float`): share of the fitness' tokens to evaluate it on; a smaller share is part of a larger one.
     """
 
     subnet: SubnetConfig
     origin: str = "sample"
     parents: tuple[str, ...] = ()
+    share: float = 1.0
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What makes two evaluations the same."""
+        return self.subnet.digest, self.share
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate and what was found out about it; fitness is minimised, infinite where evaluation failed."""
+    """A candidate and what was found out about it.
+
+    Args:
+        subnet (`SubnetConfig`): the subnet.
+        fitness (`float`): what is minimised; infinite where evaluation failed or overflowed.
+        parameters (`int`): of its student.
+        generation (`int`): the batch it was in, counted from 0.
+        origin (`str`): how it came about.
+        parents (`tuple[str, ...]`): digests of the subnets it was made from.
+        share (`float`): share of the fitness' tokens it was evaluated on.
+        tokens (`int`): tokens read to evaluate it.
+        flops (`int`): FLOPs spent on it.
+    """
 
     subnet: SubnetConfig
     fitness: float
@@ -31,13 +57,20 @@ class Evaluation:
     generation: int
     origin: str
     parents: tuple[str, ...]
+    share: float = 1.0
+    tokens: int = 0
+    flops: int = 0
+
+    @property
+    def key(self) -> tuple[str, float]:
+        return self.subnet.digest, self.share
 
 
 class SearchAlgorithm(ABC):
     """A search: `ask` for a batch of candidates, evaluate them, `tell` their fitness, until `ask` gives none.
 
-    An algorithm draws only on its own seed and on what it is told. A search is resumed by telling a new instance what
-    is known already, so an algorithm needs no saved state.
+    An algorithm draws only on its own seed and on what it is told. So its state is what it was told: a search is
+    resumed by telling a new instance the evaluations that are known already.
     """
 
     @property
@@ -47,8 +80,78 @@ class SearchAlgorithm(ABC):
 
     @abstractmethod
     def ask(self) -> list[Candidate]:
-        """The next generation of candidates, none of which was asked for before; empty when the search is over."""
+        """The next batch of candidates, none of which was asked for before; empty when the search is over."""
 
     @abstractmethod
     def tell(self, evaluations: list[Evaluation]) -> None:
         """Take in the evaluations of the candidates last asked for, in their order."""
+
+    def inform(self, evaluations: list[Evaluation]) -> None:  # noqa: B027, an algorithm may do without
+        """Take in evaluations that another search made and that lie in this one's bin; by default they are ignored."""
+
+
+@dataclass
+class SearchConfig(ABC):
+    """How a search runs; each algorithm has one of its own.
+
+    Args:
+        seed (`int`): seed of every random choice.
+    """
+
+    name: ClassVar[str]
+
+    seed: int = field(default=0, kw_only=True, metadata={"help": "Seed of every random choice."})
+
+    @abstractmethod
+    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
+        """The search these settings describe."""
+
+    def require_at_least(self, **least: int) -> None:
+        """Raise `ValueError` for a setting below its least value."""
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+
+
+class Breeder:
+    """Makes subnets in a bin that were not made before: drawn, mutated or crossed over.
+
+    Args:
+        space (`SearchSpace`): where they come from.
+        bin (`Bin`): what they must lie in.
+        seed (`int`): of every choice.
+    """
+
+    def __init__(self, space: SearchSpace, bin: Bin, seed: int):
+        self.space, self.bin, self.rng = space, bin, Random(seed)
+        self._known: set[str] = set()
+
+    def sample(self) -> Candidate:
+        return Candidate(self.space.sample(self.rng, self.bin))
+
+    def mutate(self, parent: SubnetConfig) -> Candidate:
+        return Candidate(self.space.mutate(parent, self.rng, self.bin), "mutation", (parent.digest,))
+
+    def cross(self, first: SubnetConfig, second: SubnetConfig) -> Candidate:
+        child = self.space.crossover(first, second, self.rng, self.bin)
+        return Candidate(child, "crossover", (first.digest, second.digest))
+
+    def breed(self, parents: Sequence[Evaluation], mutation_rate: float) -> Candidate:
+        """A mutant of one of the parents or, as often as `mutation_rate` leaves, a child of two."""
+        if self.rng.random() < mutation_rate or len(parents) < 2:
+            return self.mutate(self.rng.choice(parents).subnet)
+        first, second = self.rng.sample(parents, 2)
+        return self.cross(first.subnet, second.subnet)
+
+    def new(self, draw: Callable[[], Candidate]) -> Candidate | None:
+        """A candidate nobody has seen; where `draw` gives only known ones, a sample; `None` if even those are."""
+        for attempt in range(_ATTEMPTS):
+            candidate = draw() if attempt < _ATTEMPTS // 2 else self.sample()
+            if candidate.subnet.digest not in self._known:
+                self._known.add(candidate.subnet.digest)
+                return candidate
+        return None
+
+    def batch(self, size: int, draw: Callable[[], Candidate]) -> list[Candidate]:
+        """At most `size` new candidates."""
+        return [candidate for _ in range(size) if (candidate := self.new(draw)) is not None]

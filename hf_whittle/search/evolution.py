@@ -1,19 +1,15 @@
 """The paper's evolutionary search: elites of a population in a bin, mutated and crossed over."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 from typing import ClassVar
 
 from ..cost import Bin
 from ..search_space import SearchSpace
-from .algorithm import Candidate, Evaluation, SearchAlgorithm
-
-_ATTEMPTS = 50  # draws that may repeat a known subnet before a place in a generation is left empty
+from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 
 @dataclass
-class EvolutionConfig:
+class EvolutionConfig(SearchConfig):
     """How the evolutionary search runs.
 
     The defaults are those of "Where to Begin: Efficient Pretraining via Subnetwork Selection and Distillation"
@@ -30,17 +26,13 @@ class EvolutionConfig:
     num_offspring: int = field(default=50, metadata={"help": "New candidates in a generation."})
     num_elites: int = field(default=10, metadata={"help": "Best candidates so far that become parents."})
     mutation_rate: float = field(default=0.5, metadata={"help": "Share of offspring made by mutation, not crossover."})
-    seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
 
     def __post_init__(self) -> None:
-        for name, least in (("generations", 0), ("population_size", 1), ("num_offspring", 1), ("num_elites", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.require_at_least(generations=0, population_size=1, num_offspring=1, num_elites=1)
         if not 0 <= self.mutation_rate <= 1:
             raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
-        """The search these settings describe."""
         return EvolutionarySearch(space, bin, self)
 
 
@@ -57,9 +49,8 @@ class EvolutionarySearch(SearchAlgorithm):
     """
 
     def __init__(self, space: SearchSpace, bin: Bin, config: EvolutionConfig):
-        self.space, self.bin, self.config = space, bin, config
-        self._rng = Random(config.seed)
-        self._known: set[str] = set()
+        self.config = config
+        self._breeder = Breeder(space, bin, config.seed)
         self._elites: list[Evaluation] = []
         self._generation = 0
 
@@ -70,31 +61,15 @@ class EvolutionarySearch(SearchAlgorithm):
     def ask(self) -> list[Candidate]:
         if self._generation > self.config.generations:
             return []
-        first = self._generation == 0
-        draw, size = (self._sample, self.config.population_size) if first else (self._breed, self.config.num_offspring)
-        candidates = [candidate for _ in range(size) if (candidate := self._new(draw)) is not None]
         self._generation += 1
-        return candidates
+        if self._generation == 1:
+            return self._breeder.batch(self.config.population_size, self._breeder.sample)
+        return self._breeder.batch(
+            self.config.num_offspring, lambda: self._breeder.breed(self._elites, self.config.mutation_rate)
+        )
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         self._elites = sorted([*self._elites, *evaluations], key=lambda e: e.fitness)[: self.config.num_elites]
 
-    def _new(self, draw: Callable[[], Candidate]) -> Candidate | None:
-        """A candidate not known yet; where breeding gives only known ones, a sample."""
-        for attempt in range(_ATTEMPTS):
-            candidate = draw() if attempt < _ATTEMPTS // 2 else self._sample()
-            if candidate.subnet.digest not in self._known:
-                self._known.add(candidate.subnet.digest)
-                return candidate
-        return None
-
-    def _sample(self) -> Candidate:
-        return Candidate(self.space.sample(self._rng, self.bin))
-
-    def _breed(self) -> Candidate:
-        if self._rng.random() < self.config.mutation_rate or len(self._elites) < 2:
-            parent = self._rng.choice(self._elites).subnet
-            return Candidate(self.space.mutate(parent, self._rng, self.bin), "mutation", (parent.digest,))
-        first, second = (elite.subnet for elite in self._rng.sample(self._elites, 2))
-        child = self.space.crossover(first, second, self._rng, self.bin)
-        return Candidate(child, "crossover", (first.digest, second.digest))
+    def inform(self, evaluations: list[Evaluation]) -> None:
+        self.tell(evaluations)

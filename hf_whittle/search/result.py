@@ -4,12 +4,15 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, WhittleError
 from ..files import read_json, write_json, write_text
 from ..subnet import SubnetConfig
 from .algorithm import Evaluation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SEARCH_FILE = "search.json"
 CANDIDATES_FILE = "candidates.jsonl"
@@ -29,10 +32,15 @@ class SearchResult:
 
     @property
     def best_evaluation(self) -> Evaluation:
-        """The evaluation of lowest fitness, the first one where several are equal."""
-        if not self.evaluations:
-            raise WhittleError("the search has no evaluations yet, so there is no best subnet")
-        return min(self.evaluations, key=lambda evaluation: evaluation.fitness)
+        """The evaluation of lowest fitness on all tokens, the first one where several are equal."""
+        if not self.full_evaluations:
+            raise WhittleError("the search has no evaluations on all tokens yet, so there is no best subnet")
+        return min(self.full_evaluations, key=lambda evaluation: evaluation.fitness)
+
+    @property
+    def full_evaluations(self) -> list[Evaluation]:
+        """The evaluations on all of the fitness' tokens: only these compare with each other."""
+        return [evaluation for evaluation in self.evaluations if evaluation.share == 1]
 
     @property
     def best(self) -> SubnetConfig:
@@ -42,18 +50,26 @@ class SearchResult:
     def pareto_front(self) -> list[Evaluation]:
         """Evaluations that no other one beats in fitness and parameters together, from small to large."""
         front: list[Evaluation] = []
-        for evaluation in sorted(self.evaluations, key=lambda e: (e.parameters, e.fitness)):
+        for evaluation in sorted(self.full_evaluations, key=lambda e: (e.parameters, e.fitness)):
             if not front or evaluation.fitness < front[-1].fitness:
                 front.append(evaluation)
         return front
 
     def best_so_far(self) -> list[float]:
-        """After each evaluation, the lowest fitness until then."""
+        """After each evaluation, the lowest fitness on all tokens until then; infinite before the first."""
         lowest, curve = math.inf, []
         for evaluation in self.evaluations:
-            lowest = min(lowest, evaluation.fitness)
+            if evaluation.share == 1:
+                lowest = min(lowest, evaluation.fitness)
             curve.append(lowest)
         return curve
+
+    @property
+    def candidates(self) -> "Dataset":
+        """Every evaluation as a row of a `datasets.Dataset`; `to_pandas` makes a data frame of it."""
+        from datasets import Dataset
+
+        return Dataset.from_list([json.loads(evaluation_line(evaluation)) for evaluation in self.evaluations])
 
     def save(self, folder: str | Path) -> None:
         """Write `search.json` (settings and the best) and `candidates.jsonl` (a line for each evaluation)."""
@@ -91,6 +107,9 @@ def evaluation_line(evaluation: Evaluation) -> str:
         "generation": evaluation.generation,
         "origin": evaluation.origin,
         "parents": list(evaluation.parents),
+        "share": evaluation.share,
+        "tokens": evaluation.tokens,
+        "flops": evaluation.flops,
         "subnet": evaluation.subnet.to_json(),
     }
     return json.dumps(row) + "\n"
@@ -117,6 +136,9 @@ def read_evaluations(path: str | Path) -> tuple[list[Evaluation], int]:
                 generation=row["generation"],
                 origin=row["origin"],
                 parents=tuple(row["parents"]),
+                share=row["share"],
+                tokens=row["tokens"],
+                flops=row["flops"],
             )
         )
         size += len(line)

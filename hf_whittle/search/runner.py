@@ -1,7 +1,7 @@
 """Drive a search: evaluate candidates, keep them on disk, resume where it was interrupted."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ from ..cost import Bin, num_parameters
 from ..errors import DataError, OutputError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
-from ..subnet import SubnetConfig
-from .algorithm import Candidate, Evaluation, SearchAlgorithm
+from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .evolution import EvolutionConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
+from .workers import Workers
 
 if TYPE_CHECKING:
     import torch
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
     from ..models.supernet import SuperNetModel
 
-Fitness = Callable[[SubnetConfig], float]
-
 
 def search_subnets(
     supernet: "SuperNetModel | None",
     space: SearchSpace,
     *,
-    bin: Bin,
+    bin: Bin | Sequence[Bin],
     eval_dataset: "Dataset | torch.Tensor | None" = None,
-    config: EvolutionConfig | None = None,
-    fitness: Fitness | None = None,
+    config: SearchConfig | None = None,
+    fitness: Callable[..., float] | None = None,
     batch_size: int = 16,
     output_dir: str | Path | None = None,
     progress: bool = True,
 ) -> SearchResult:
-    """Search a bin for the subnet of lowest fitness, with the paper's evolutionary algorithm.
+    """Search one or several bins for the subnets of lowest fitness, by default with the paper's algorithm.
 
     With an `output_dir`, every evaluation is on disk as soon as it is made, and the same call resumes an interrupted
-    search to the identical result.
+    search to the identical result. Under `accelerate launch`, the candidates of a batch are spread over the
+    processes, and the result is that of one process.
 
     Args:
         supernet (`SuperNetModel`): the super-network; may be `None` if `fitness` is given.
         space (`SearchSpace`): where to search.
-        bin (`Bin`): what the subnets must lie in.
-        eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`; every
-            candidate is evaluated on all of them. Not needed if `fitness` is given.
-        config (`EvolutionConfig`, *optional*): the algorithm and its settings; the paper's by default.
-        fitness (`Callable[[SubnetConfig], float]`, *optional*): what to minimise; perplexity on `eval_dataset` by
-            default.
+        bin (`Bin` or `Sequence[Bin]`): what the subnets must lie in. Several bins are searched in turn; a subnet is
+            evaluated once, and a search learns from those of others that lie in its bin.
+        eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
+            needed if `fitness` is given.
+        config (`SearchConfig`, *optional*): the algorithm and its settings; `EvolutionConfig()` by default.
+        fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
+            perplexity on `eval_dataset` by default. A value that is not finite counts as worst.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         output_dir (`str` or `Path`, *optional*): folder of `search.json` and `candidates.jsonl`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
@@ -60,11 +60,12 @@ def search_subnets(
         `SearchResult`: every evaluation, and the best.
 
     Raises:
-        BinError: if no subnet of the space lies in the bin.
+        BinError: if no subnet of the space lies in a bin.
         DataError: if there is no text to evaluate on.
         OutputError: if `output_dir` holds another search, or cannot be written.
     """
     config = config or EvolutionConfig()
+    bins = [bin] if isinstance(bin, Bin) else list(bin)
     if fitness is None:
         from ..fitness import Perplexity
 
@@ -73,62 +74,113 @@ def search_subnets(
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = {
         "space": space.to_dict(),
-        "bin": bin.to_dict(),
+        "bin": bins[0].to_dict() if len(bins) == 1 else [each.to_dict() for each in bins],
         "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
     }
-    algorithm = config.algorithm(space, bin)
-    archive = _Archive(output_dir, SearchResult(settings))
-    with archive.open(), _progress_bar(algorithm, progress) as bar:
-        _run(algorithm, fitness, space, archive, bar)
+    workers = Workers(fitness)
+    searches = [(each, config.algorithm(space, each)) for each in bins]
+    archive = _Archive(output_dir, SearchResult(settings), workers)
+    total = sum(algorithm.max_evaluations for _, algorithm in searches)
+    with (
+        archive.open(),
+        tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
+    ):
+        _Run(searches, fitness, space, archive, workers, bar).finish()
     return archive.result
 
 
-def _run(algorithm: SearchAlgorithm, fitness: Fitness, space: SearchSpace, archive: "_Archive", bar: Any) -> None:
-    best = math.inf
-    generation = 0
-    while candidates := algorithm.ask():
-        evaluations = []
-        for candidate in candidates:
-            evaluation = archive.recall(candidate)
-            if evaluation is None:
-                evaluation = _evaluate(candidate, fitness, space, generation)
-                archive.add(evaluation)
-            evaluations.append(evaluation)
-            best = min(best, evaluation.fitness)
-            bar.set_postfix(best=f"{best:.4g}", generation=generation, refresh=False)
-            bar.update()
-        algorithm.tell(evaluations)
-        archive.save_summary()
-        generation += 1
+class _Run:
+    """The searches of one or several bins, a batch of each in turn."""
 
+    def __init__(
+        self,
+        searches: list[tuple[Bin, SearchAlgorithm]],
+        fitness: Callable[..., float],
+        space: SearchSpace,
+        archive: "_Archive",
+        workers: Workers,
+        bar: Any,
+    ):
+        self._searches, self._fitness, self._space = searches, fitness, space
+        self._archive, self._workers, self._bar = archive, workers, bar
+        self._made: dict[tuple[str, float], Evaluation] = {}
+        self._best = math.inf
 
-def _evaluate(candidate: Candidate, fitness: Fitness, space: SearchSpace, generation: int) -> Evaluation:
-    value = float(fitness(candidate.subnet))
-    return Evaluation(
-        subnet=candidate.subnet,
-        fitness=value if math.isfinite(value) else math.inf,
-        parameters=num_parameters(space.config, candidate.subnet),
-        generation=generation,
-        origin=candidate.origin,
-        parents=candidate.parents,
-    )
+    def finish(self) -> None:
+        """Ask and tell until no search asks any more."""
+        generation, going = 0, True
+        while going:
+            going = False
+            for _, algorithm in self._searches:
+                candidates = algorithm.ask()
+                if candidates:
+                    going = True
+                    made = self._evaluate(candidates, generation)
+                    algorithm.tell(made)
+                    self._share(made, algorithm)
+                    self._archive.save_summary()
+            generation += 1
 
+    def _share(self, evaluations: list[Evaluation], source: SearchAlgorithm) -> None:
+        for bin, algorithm in self._searches:
+            if algorithm is not source:
+                algorithm.inform([e for e in evaluations if bin.contains(self._space.config, e.subnet)])
 
-def _progress_bar(algorithm: SearchAlgorithm, progress: bool) -> Any:
-    return tqdm(total=algorithm.max_evaluations, desc="search", unit="subnet", disable=not progress)
+    def _evaluate(self, candidates: list[Candidate], generation: int) -> list[Evaluation]:
+        new = [c for c in dict.fromkeys(candidates) if c.key not in self._made]
+        recalled = self._archive.recall(new)
+        for evaluation in recalled:
+            self._take(evaluation, generation)
+        for candidate, value in self._workers.evaluate(new[len(recalled) :]):
+            evaluation = self._evaluation(candidate, value, generation)
+            self._archive.add(evaluation)
+            self._take(evaluation, generation)
+        return [self._made[candidate.key] for candidate in candidates]
+
+    def _take(self, evaluation: Evaluation, generation: int) -> None:
+        self._made[evaluation.key] = evaluation
+        if evaluation.share == 1:
+            self._best = min(self._best, evaluation.fitness)
+        self._bar.set_postfix(best=f"{self._best:.4g}", generation=generation, refresh=False)
+        self._bar.update()
+
+    def _evaluation(self, candidate: Candidate, value: float, generation: int) -> Evaluation:
+        tokens, flops = 0, 0
+        if hasattr(self._fitness, "flops") and hasattr(self._fitness, "tokens"):
+            tokens = self._fitness.tokens(candidate.share)
+            flops = self._fitness.flops(candidate.subnet, candidate.share)
+        return Evaluation(
+            subnet=candidate.subnet,
+            fitness=value,
+            parameters=num_parameters(self._space.config, candidate.subnet),
+            generation=generation,
+            origin=candidate.origin,
+            parents=candidate.parents,
+            share=candidate.share,
+            tokens=tokens,
+            flops=flops,
+        )
 
 
 class _Archive:
     """The evaluations of a search, in memory and, with a folder, on disk line by line."""
 
-    def __init__(self, folder: str | Path | None, result: SearchResult):
+    def __init__(self, folder: str | Path | None, result: SearchResult, workers: Workers):
         self.result = result
         self._folder = None if folder is None else Path(folder)
         self._known: list[Evaluation] = []
         self._stream: Any = None
-        if self._folder is not None:
-            self._read()
+        self._writes = self._folder is not None and workers.is_main
+        error = None
+        if self._writes:
+            try:
+                self._read()
+            except OutputError as caught:
+                error = caught
+        self._known, error = workers.from_main((self._known, error))
+        if error is not None:
+            raise error
 
     def _read(self) -> None:
         """Take up what an interrupted search left."""
@@ -150,9 +202,10 @@ class _Archive:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        if self._folder is None:
+        if not self._writes:
             yield
             return
+        assert self._folder is not None
         with disk_errors(self._folder):
             self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
         try:
@@ -161,27 +214,27 @@ class _Archive:
             with disk_errors(self._folder):
                 self._stream.close()
 
-    def recall(self, candidate: Candidate) -> Evaluation | None:
-        """The evaluation an interrupted search made of this candidate."""
+    def recall(self, candidates: list[Candidate]) -> list[Evaluation]:
+        """The evaluations that an interrupted search made of the first of these candidates."""
         position = len(self.result.evaluations)
-        if position >= len(self._known):
-            return None
-        evaluation = self._known[position]
-        if evaluation.subnet != candidate.subnet:
-            raise OutputError(
-                f"{self._folder} was made by another version of the search: evaluation {position} is of subnet "
-                f"{evaluation.subnet.digest}, this search asks for {candidate.subnet.digest}; choose another folder"
-            )
-        self.result.evaluations.append(evaluation)
-        return evaluation
+        recalled = self._known[position : position + len(candidates)]
+        for i, (evaluation, candidate) in enumerate(zip(recalled, candidates, strict=False), position):
+            if evaluation.key != candidate.key:
+                raise OutputError(
+                    f"{self._folder} was made by another version of the search: evaluation {i} is of subnet "
+                    f"{evaluation.subnet.digest}, this search asks for {candidate.subnet.digest}; choose another folder"
+                )
+        self.result.evaluations.extend(recalled)
+        return recalled
 
     def add(self, evaluation: Evaluation) -> None:
         self.result.evaluations.append(evaluation)
-        if self._folder is not None:
-            with disk_errors(self._folder):
+        if self._writes:
+            with disk_errors(self._folder or ""):
                 self._stream.write(evaluation_line(evaluation))
                 self._stream.flush()
 
     def save_summary(self) -> None:
-        if self._folder is not None:
+        if self._writes:
+            assert self._folder is not None
             self.result.save_summary(self._folder)

@@ -1,0 +1,70 @@
+"""Random search, the control of every other; stratified, it spreads over the bin."""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from ..cost import Bin
+from ..errors import BinError
+from ..search_space import SearchSpace
+from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+
+
+@dataclass
+class RandomConfig(SearchConfig):
+    """How random search runs: independent draws of the space's sampler, in `strata` equal parts of the bin in turn."""
+
+    name: ClassVar[str] = "random"
+
+    evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
+    batch_size: int = field(default=50, metadata={"help": "Candidates asked for at a time."})
+    strata: int = field(default=1, metadata={"help": "Equal parts of the bin, each of which gets as many candidates."})
+
+    def __post_init__(self) -> None:
+        self.require_at_least(evaluations=1, batch_size=1, strata=1)
+
+    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
+        return RandomSearch(space, bin, self)
+
+
+class RandomSearch(SearchAlgorithm):
+    """Draws of the space's sampler, none of them twice."""
+
+    def __init__(self, space: SearchSpace, bin: Bin, config: RandomConfig):
+        self.config = config
+        strata = [stratum for stratum in split_bin(bin, config.strata) if _is_reachable(space, stratum)]
+        if not strata:
+            space.reachable_pairs(bin)  # says why
+        self._breeders = [Breeder(space, stratum, config.seed + i) for i, stratum in enumerate(strata)]
+        self._asked = 0
+
+    @property
+    def max_evaluations(self) -> int:
+        return self.config.evaluations
+
+    def ask(self) -> list[Candidate]:
+        batch: list[Candidate] = []
+        size = min(self.config.batch_size, self.config.evaluations - self._asked)
+        for _ in range(size):
+            breeder = self._breeders[self._asked % len(self._breeders)]
+            self._asked += 1
+            candidate = breeder.new(breeder.sample)
+            if candidate is not None:
+                batch.append(candidate)
+        return batch
+
+    def tell(self, evaluations: list[Evaluation]) -> None:
+        """Random search learns nothing."""
+
+
+def split_bin(bin: Bin, parts: int) -> list[Bin]:
+    """Equal parts of a bin that do not overlap but for their ends."""
+    width = (bin.high - bin.low) / parts
+    return [replace(bin, low=bin.low + i * width, high=bin.low + (i + 1) * width) for i in range(parts)]
+
+
+def _is_reachable(space: SearchSpace, bin: Bin) -> bool:
+    try:
+        space.reachable_pairs(bin)
+    except BinError:
+        return False
+    return True
