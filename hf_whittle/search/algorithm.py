@@ -152,6 +152,15 @@ class Breeder:
                 return candidate
         return None
 
+    def first_new(self, candidates: Sequence[Candidate], size: int) -> list[Candidate]:
+        """The first `size` of these that nobody has seen, and samples where there are too few."""
+        batch: list[Candidate] = []
+        for candidate in candidates:
+            if len(batch) < size and candidate.subnet.digest not in self._known:
+                self._known.add(candidate.subnet.digest)
+                batch.append(candidate)
+        return batch + self.batch(size - len(batch), self.sample)
+
     def batch(self, size: int, draw: Callable[[], Candidate]) -> list[Candidate]:
         """At most `size` new candidates."""
         return [candidate for _ in range(size) if (candidate := self.new(draw)) is not None]
