@@ -1,7 +1,10 @@
 """Perplexity of a subnet on fixed tokens: what the paper's search minimises."""
 
+import contextlib
 import hashlib
+import json
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,19 +76,26 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
     Returns:
         `float`: nats per predicted token.
     """
-    training = model.training
-    model.eval()
     total = torch.zeros((), dtype=torch.float64)
-    try:
-        with torch.inference_mode():
-            for rows in torch.split(input_ids, batch_size):
-                batch = rows.to(model.device)
-                logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum")
-                total += loss.double().cpu()
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode():
+        for rows in torch.split(input_ids, batch_size):
+            batch = rows.to(model.device)
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum")
+            total += loss.double().cpu()
     return total.item() / (input_ids.shape[0] * (input_ids.shape[1] - 1))
+
+
+@contextlib.contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Put a model in evaluation mode inside the block; after it, every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
@@ -111,9 +121,14 @@ def fingerprint(input_ids: torch.Tensor) -> str:
     return hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()[:16]
 
 
+_NOT_FINGERPRINTED = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
+
+
 def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model's parameters: names, shapes and some 256 values of each."""
-    digest = hashlib.sha256()
+    """A short hash of a model: its configuration, and names, shapes and some 256 values of its parameters."""
+    config = getattr(model, "full_config", model.config).to_diff_dict()
+    told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.float().cpu().numpy().tobytes())
