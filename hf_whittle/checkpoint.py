@@ -75,27 +75,32 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @cached_property
     def dtype(self) -> torch.dtype:
         """What `from_pretrained` would load the weights in: as the configuration says, else as the first is stored."""
-        stated = self.config.dtype or self[next(iter(self))].dtype
+        stated = self.config.dtype
+        if stated is None:
+            stated = next(tensor.dtype for name in self if (tensor := self[name]).is_floating_point())
         return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
 
     @cached_property
     def _files(self) -> dict[str, str]:
         """The file that holds each tensor."""
+        if self.find(SAFE_WEIGHTS_NAME) is not None:  # an index beside it is older
+            with self._open(SAFE_WEIGHTS_NAME) as file:
+                return dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
         index = self.find(SAFE_WEIGHTS_INDEX_NAME)
         if index is not None:
             try:
                 return dict(read_json(index)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{index} is not an index of shards: {error!r}; download it again") from error
-        if self.find(SAFE_WEIGHTS_NAME) is None:
-            pickled = next((name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if self.find(name)), None)
-            has = f"it has {pickled}, which is not read because a pickle can run code" if pickled else "it has neither"
-            raise CheckpointError(
-                f"{self.source} must have {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}, {has}; load it with "
-                "AutoModelForCausalLM.from_pretrained and save it with save_pretrained"
-            )
-        with self._open(SAFE_WEIGHTS_NAME) as file:
-            return dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+        pickled = next((name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if self.find(name)), None)
+        has = f"it has {pickled}, which is not read because a pickle can run code" if pickled else "it has neither"
+        raise CheckpointError(
+            f"{self.source} must have {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}, {has}; load it with "
+            "AutoModelForCausalLM.from_pretrained and save it with save_pretrained"
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with self._open(self._files[name]) as file:

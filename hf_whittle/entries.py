@@ -90,4 +90,4 @@ class AnyEntries:
 
 
 def _gumbel(rng: Random) -> float:
-    return -math.log(-math.log(1.0 - rng.random() or 0.5))
+    return -math.log(-math.log(rng.random() or 0.5))

@@ -1,6 +1,8 @@
 """What a search minimises: perplexity of a subnet on fixed tokens, or its divergence from a teacher."""
 
+import contextlib
 import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -182,16 +184,24 @@ def batched_logits(
     model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Logits of blocks of tokens, a batch at a time and without gradient, each with the index of its first block."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(input_ids), batch_size):
             with torch.inference_mode():
                 batch = input_ids[start : start + batch_size].to(model.device)
                 logits = model(input_ids=batch, use_cache=False).logits
             yield start, logits
+
+
+@contextlib.contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Put a model in evaluation mode inside the block; after it, every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
@@ -217,9 +227,14 @@ def fingerprint(input_ids: torch.Tensor) -> str:
     return hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()[:16]
 
 
+_NOT_FINGERPRINTED = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
+
+
 def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model's parameters: names, shapes and some 256 values of each."""
-    digest = hashlib.sha256()
+    """A short hash of a model: its configuration, and names, shapes and some 256 values of its parameters."""
+    config = getattr(model, "full_config", model.config).to_diff_dict()
+    told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.float().cpu().numpy().tobytes())

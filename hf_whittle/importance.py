@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from .errors import CheckpointError, SubnetError
 from .files import atomic_path
-from .fitness import as_input_ids, cross_entropy, fingerprint, model_fingerprint
+from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
 from .subnet import Shape, SubnetConfig
 
@@ -77,7 +77,11 @@ class ImportanceScores:
         for layer, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
             arrays |= {f"heads.{layer}": heads, f"neurons.{layer}": neurons}
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"settings": json.dumps(self.settings)})
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                temporary,
+                metadata={"settings": json.dumps(self.settings)},
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceScores":
@@ -98,7 +102,7 @@ class ImportanceScores:
                 )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"cannot read importance scores from {path}: {error}; score the model again"
+                f"cannot read importance scores from {path}: {error}; remove the file and score the model again"
             ) from error
 
 
@@ -144,6 +148,7 @@ def score_importance(
         "criterion": criterion,
         "layer_criterion": layer_criterion,
         "batch_size": batch_size,
+        "block_size": input_ids.shape[1],
         "data": fingerprint(input_ids),
         "model": model_fingerprint(model),
     }
@@ -230,7 +235,7 @@ def _taylor(
     needed = {name: parameter.requires_grad for name, parameter in parameters.items()}
     batches = torch.split(input_ids, batch_size)
     totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-    with _evaluating(model):
+    with evaluating(model), torch.enable_grad():
         model.requires_grad_(True)
         try:
             for batch in tqdm(batches, desc="importance", unit="batch", disable=not progress):
@@ -273,7 +278,7 @@ def _activations(
 
         return add
 
-    with _evaluating(model), torch.inference_mode(), contextlib.ExitStack() as hooks:
+    with evaluating(model), torch.inference_mode(), contextlib.ExitStack() as hooks:
         for weight, layer in model_weights(model):
             name = weight.name.format(layer=layer).removesuffix(".weight")
             if not weight.name.endswith(".weight"):
@@ -313,16 +318,6 @@ def _removal(model: Any, input_ids: torch.Tensor, batch_size: int, progress: boo
         with model.active_subnet(without):
             losses.append(cross_entropy(model, input_ids, batch_size) - whole)
     return np.array(losses, dtype=np.float32)
-
-
-@contextlib.contextmanager
-def _evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def check_whole(model: "PreTrainedModel") -> None:

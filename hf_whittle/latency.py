@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
+from .fitness import evaluating
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -61,14 +62,9 @@ def measure_latency(
         raise ValueError(f"phase must be 'prefill' or 'decode', got {phase!r}")
     if min(batch_size, sequence_length, repeats) < 1 or warmup < 0:
         raise ValueError("batch_size, sequence_length and repeats must be at least 1, warmup at least 0")
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            step = _step(model, batch_size, sequence_length, phase)
-            seconds = [_seconds(step, model.device) for _ in range(warmup + repeats)][warmup:]
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode():
+        step = _step(model, batch_size, sequence_length, phase)
+        seconds = [_seconds(step, model.device) for _ in range(warmup + repeats)][warmup:]
     low, high = np.percentile(seconds, [10, 90])
     return Latency(statistics.median(seconds), float(low), float(high))
 

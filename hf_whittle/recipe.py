@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -101,8 +102,8 @@ class SpaceSection:
         self.ranges()
         if self.importance and self.granularity == "coarse":
             raise ValueError("importance needs granularity: fine, a coarse space always keeps the first entries")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0, got {self.temperature}")
 
     def ranges(self) -> dict[str, range]:
         """The sizes given, as ranges."""

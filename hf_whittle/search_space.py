@@ -4,6 +4,7 @@ No operation draws subnets to throw them away. Every one ends in the same three 
 the bin is reachable; totals of heads and neurons that lie in it (`reach.py`); the totals spread over the layers.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,8 +73,8 @@ class SearchSpace:
                     "sort_by_importance, or use granularity='fine'"
                 )
             self.importance.check(shape)
-        if self.temperature < 0:
-            raise SubnetError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise SubnetError(f"temperature must be a number from 0, got {self.temperature}")
         for name in _SIZES:
             sizes, most = getattr(self, name), getattr(self.config, name)
             if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
@@ -364,7 +365,7 @@ class SearchSpace:
                 chosen[name] = [self._some(total)] * (self.config.num_hidden_layers + 1)
             else:
                 scores = np.stack(getattr(self.importance, name))
-                mean_rank = scores.argsort(1).argsort(1).mean(0)
+                mean_rank = -(-scores).argsort(1, kind="stable").argsort(1).mean(0)  # 0 for the best
                 chosen[name] = [self._some(total, of_layer) for of_layer in (*scores, mean_rank)]
         return chosen
 

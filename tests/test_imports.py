@@ -26,7 +26,7 @@ FOUNDATION = {
     "fitness": {"architecture", "errors", "files", "models", "subnet"},
     "importance": {"architecture", "errors", "files", "fitness", "models", "subnet"},
     "sorting": {"architecture", "importance", "models", "subnet"},
-    "latency": {"cost", "errors", "subnet"},
+    "latency": {"cost", "errors", "fitness", "subnet"},
 }
 """What a module or package may import of hf_whittle, at most."""
 SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")

@@ -5,6 +5,8 @@ import copy
 import pytest
 import yaml
 
+from hf_whittle import ParameterBin
+from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
 
@@ -25,9 +27,16 @@ FULL = {
         "search_fraction": 0.1,
         "num_proc": 2,
     },
-    "bin": {"low": 1e6, "high": 2.5e6},
+    "bin": {"low": 1e6, "high": 2.5e6, "cost": "weight_bytes"},
     "supernet": "someone/supernet",
-    "space": {"granularity": "fine", "layer_wise": False, "stock_only": True, "hidden_size": [8, 32, 4]},
+    "space": {
+        "granularity": "fine",
+        "layer_wise": False,
+        "stock_only": True,
+        "hidden_size": [8, 32, 4],
+        "importance": "taylor",
+        "temperature": 0.25,
+    },
     "search": {"generations": 3, "mutation_rate": 0.25, "seed": 7, "batch_size": 2},
     "training": {"max_steps": 5, "learning_rate": 0.001, "lr_scheduler_type": "linear", "alpha": 0.5, "bf16": False},
     "baseline": True,
@@ -85,6 +94,9 @@ def test_an_override_may_give_a_key_the_file_lacks(tmp_path):
         ("data.blocksize", "block_size"),
         ("bin.hi", "high"),
         ("space.layerwise", "layer_wise"),
+        ("space.importances", "importance"),
+        ("space.temprature", "temperature"),
+        ("bin.costs", "cost"),
         ("search.generation", "generations"),
         ("training.learning_rat", "learning_rate"),
         ("training.temprature", "temperature"),
@@ -121,6 +133,12 @@ def test_a_key_that_is_not_text_is_unknown():
         ("space.hidden_size", [8, "32"], r"list\[int\] \| None, got \[8, '32'\] \(list\)"),
         ("space.granularity", "medium", r"'coarse' or 'fine', got 'medium' \(str\)"),
         ("space.layer_wise", "false", r"bool, got 'false' \(str\)"),
+        ("space.importance", "cosine", r".*'magnitude'.*'activation'.*'taylor'.*, got 'cosine' \(str\)"),
+        ("space.importance", True, r".*'magnitude'.*'activation'.*'taylor'.*, got True \(bool\)"),
+        ("space.temperature", "hot", r"float, got 'hot' \(str\)"),
+        ("space.temperature", None, r"float, got None"),
+        ("bin.cost", "latency", r"'parameters' or 'parameters_without_embeddings' or 'flops' or .*, got 'latency'"),
+        ("bin.cost", None, r"'parameters' or .*, got None"),
         ("search.seed", "0", r"int, got '0' \(str\)"),
         ("search.mutation_rate", None, r"float, got None"),
         ("training.max_steps", "5", r"int, got '5' \(str\)"),
@@ -192,11 +210,45 @@ def test_training_does_not_choose_the_folder():
         ("training.lr_scheduler_type", "wavy", "wavy"),
         ("space.hidden_size", [8, 32], r"space: hidden_size must be .* got \[8, 32\]"),
         ("space.hidden_size", [8, 32, 0], r"space: hidden_size must be .* got \[8, 32, 0\]"),
+        ("space.importance", "magnitude", "^space: importance needs granularity: fine, a coarse space always keeps"),
+        ("space.temperature", -0.5, "^space: temperature must be a number from 0, got -0.5"),
+        ("space.temperature", float("nan"), "^space: temperature must"),
     ],
 )
 def test_a_value_out_of_range_is_found_before_anything_is_done(path, value, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_dict(changed(path, value))
+
+
+BINS = {
+    "parameters": ParameterBin(1000, 2000),
+    "parameters_without_embeddings": ParameterBin(1000, 2000, embeddings=False),
+    "flops": FlopsBin(1000, 2000, sequence_length=64),
+    "weight_bytes": WeightBytesBin(1000, 2000, bytes_per_value=2),
+    "kv_cache_bytes": KVCacheBin(1000, 2000, bytes_per_value=2),
+}
+
+
+@pytest.mark.parametrize("cost", BINS)
+def test_a_bin_bounds_the_cost_it_names(cost):
+    assert Recipe.from_dict(changed("bin.cost", cost)).bin.to_bin(64) == BINS[cost]
+
+
+def test_a_bin_bounds_parameters_unless_it_says_otherwise():
+    assert Recipe.from_dict(MINIMAL).bin.to_bin(64) == BINS["parameters"]
+
+
+@pytest.mark.parametrize("cost", BINS)
+@pytest.mark.parametrize("low, high, got", [(5, 2, "low=5, high=2"), (-1, 2, "low=-1, high=2")])
+def test_a_bin_of_any_cost_that_is_none_is_found_before_anything_is_done(cost, low, high, got):
+    with pytest.raises(RecipeError, match=f"^bin: a bin needs 0 <= low <= high, got {got}"):
+        Recipe.from_dict(MINIMAL | {"bin": {"low": low, "high": high, "cost": cost}})
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "taylor", None])
+def test_a_fine_space_may_choose_by_importance_or_not(importance):
+    space = Recipe.from_dict(MINIMAL | {"space": {"granularity": "fine", "importance": importance}}).space
+    assert (space.importance, space.temperature, space.ranges()) == (importance, 0.1, {})
 
 
 def test_what_is_not_yaml_is_an_error(tmp_path):

@@ -4,6 +4,8 @@ A prefix is read through a view (`narrow`), any other choice through `index_sele
 and gets no gradient. While no gradient is recorded, what was gathered is kept for the next forward.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,7 +38,7 @@ class Elastic:
     """Mixin of the index-aware modules."""
 
     _chosen: tuple[int | torch.Tensor | None, ...] | None = None
-    _gathered: dict[str, tuple[int, torch.Tensor]] | None = None
+    _gathered: dict[str, tuple[torch.Tensor, int, torch.Tensor]] | None = None
 
     @property
     def chosen(self) -> tuple[int | torch.Tensor | None, ...] | None:
@@ -48,19 +50,32 @@ class Elastic:
         self._chosen, self._gathered = chosen, None
 
     def in_use(self, name: str) -> torch.Tensor:
-        """The part in use of the parameter `name`; its axes are the first axes of the weight."""
+        """The part in use of the parameter `name`; its axes are the first axes of the weight.
+
+        What was gathered is not kept where the parameter is another or was changed since, as its version tells. A
+        change through `parameter.data` does not tell: leave the block of the subnet before one.
+        """
         whole: torch.Tensor = getattr(self, name)
         chosen = (self._chosen or ())[: whole.ndim]
-        if torch.is_grad_enabled() or whole.is_inference() or not any(map(torch.is_tensor, chosen)):
+        if torch.is_grad_enabled() or whole.is_inference():
             self._gathered = None
+            return _take_all(whole, chosen)
+        if not any(map(torch.is_tensor, chosen)):
             return _take_all(whole, chosen)
         if self._gathered is None:
             self._gathered = {}
-        version, part = self._gathered.get(name, (None, whole))
-        if version != whole._version or part.dtype != whole.dtype or part.device != whole.device:
+        source, version, part = self._gathered.get(name, (None, None, whole))
+        if source is not whole or version != whole._version:
             part = _take_all(whole, chosen)
-            self._gathered[name] = whole._version, part
+            self._gathered[name] = whole, whole._version, part
         return part
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts parameters without a new version
+        self._gathered = None
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_gathered": None}
 
 
 def _take_all(tensor: torch.Tensor, chosen: tuple[int | torch.Tensor | None, ...]) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """A student on disk: which class holds it, and that it runs the same wherever it is loaded."""
 
 import json
+import logging
+import re
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from hf_whittle import SearchSpace, SubnetConfig, WhittleGPTNeoXConfig, WhittleGPTNeoXForCausalLM, extract_subnet
+from hf_whittle.errors import CheckpointError
 from hf_whittle.subnet import Shape
 
 STOCK_SUBNET = SubnetConfig([*range(3, 27)], [0, 2, 4], [[0, 1, 3], 3, [1, 2, 3]], 40)
@@ -178,3 +181,27 @@ def test_layer_without_heads_or_neurons_is_an_error_that_names_it(name):
         WhittleGPTNeoXConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8, per_layer_config={1: {name: 0}}
         )
+
+
+@pytest.mark.parametrize("name", ["head_dim", "skip", "num_heads"])
+def test_layer_that_differs_in_anything_else_is_an_error_that_names_it(name):
+    with pytest.raises(ValueError, match=f"per_layer_config of layer 1: only .* may differ, got \\['{name}'\\]"):
+        WhittleGPTNeoXConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8, per_layer_config={1: {name: 3}}
+        )
+
+
+def test_sizes_that_contradict_the_weights_are_an_error_whose_report_names_them(
+    supernet, uneven_subnet, tmp_path, caplog, monkeypatch
+):
+    extract_subnet(supernet, uneven_subnet).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["per_layer_config"]["1"]["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        WhittleGPTNeoXForCausalLM.from_pretrained(tmp_path)
+    assert re.search(r"layers\.1\.mlp\.dense_h_to_4h\.weight.*\[24, 22\].*\[25, 22\]", caplog.text)
+    message = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight has the shape (24, 22), the configuration says (25, 22)"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        extract_subnet(tmp_path, SubnetConfig(20, 3, 1, 20), progress=False)

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import GPTNeoXConfig
 
+_BY_LAYER = ("num_attention_heads", "intermediate_size")
+
 
 @strict
 class WhittleGPTNeoXConfig(GPTNeoXConfig):
@@ -33,6 +35,12 @@ class WhittleGPTNeoXConfig(GPTNeoXConfig):
     head_dim: int | None = None
 
     def __post_init__(self, **kwargs) -> None:
+        for layer, values in (kwargs.get("per_layer_config") or {}).items():
+            unknown = sorted(set(values) - set(_BY_LAYER))
+            if unknown:
+                raise ValueError(
+                    f"per_layer_config of layer {layer}: only {' and '.join(_BY_LAYER)} may differ, got {unknown}"
+                )
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -45,10 +53,14 @@ class WhittleGPTNeoXConfig(GPTNeoXConfig):
     def validate_architecture(self) -> None:
         """Every layer needs a head and a neuron; heads times `head_dim` may be anything."""
         for index, layer in enumerate(self.per_layer_config):
-            for name in ("num_attention_heads", "intermediate_size"):
+            for name in _BY_LAYER:
                 value = getattr(layer, name)
                 if not isinstance(value, int) or value < 1:
                     raise ValueError(f"{name} of layer {index} must be a whole number of at least 1, got {value!r}")
+
+    def validate_rope(self) -> None:
+        """As the stock configuration; all layers rotate alike."""
+        super(WhittleGPTNeoXConfig, self.per_layer_config[0]).validate_rope()  # type: ignore[misc]
 
 
 __all__ = ["WhittleGPTNeoXConfig"]

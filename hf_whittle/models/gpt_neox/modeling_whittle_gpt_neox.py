@@ -56,6 +56,16 @@ class WhittleGPTNeoXPreTrainedModel(GPTNeoXPreTrainedModel):
     _no_split_modules = ["WhittleGPTNeoXLayer"]
     _can_record_outputs = {"hidden_states": WhittleGPTNeoXLayer, "attentions": WhittleGPTNeoXAttention}
 
+    def save_pretrained(self, *args, **kwargs):
+        """Save for both auto classes, whichever of them this is; arguments as in `PreTrainedModel`."""
+        module = __name__.rpartition(".")[2]
+        self.config.auto_map = {
+            "AutoConfig": f"{WhittleGPTNeoXConfig.__module__.rpartition('.')[2]}.WhittleGPTNeoXConfig",
+            "AutoModel": f"{module}.WhittleGPTNeoXModel",
+            "AutoModelForCausalLM": f"{module}.WhittleGPTNeoXForCausalLM",
+        }
+        super().save_pretrained(*args, **kwargs)
+
 
 class WhittleGPTNeoXModel(WhittleGPTNeoXPreTrainedModel, GPTNeoXModel):
     def __init__(self, config: WhittleGPTNeoXConfig):
@@ -65,7 +75,7 @@ class WhittleGPTNeoXModel(WhittleGPTNeoXPreTrainedModel, GPTNeoXModel):
         self.emb_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([WhittleGPTNeoXLayer(config, index) for index in range(config.num_hidden_layers)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.rotary_emb = GPTNeoXRotaryEmbedding(config=config)
+        self.rotary_emb = GPTNeoXRotaryEmbedding(config=config.per_layer_config[0])  # type: ignore[arg-type]
         self.gradient_checkpointing = False
         self.post_init()
 
