@@ -100,3 +100,112 @@ class AdditiveSearch(SearchAlgorithm):
 
     def inform(self, evaluations: list[Evaluation]) -> None:
         self._evolution.inform(evaluations)
+
+    def _all_replacements(self) -> list[Replacement]:
+        space, full = self.space, Shape.from_config(self.space.config)
+        layers = range(full.num_hidden_layers)
+        sizes = {
+            "heads": _some(space.num_attention_heads, self.config.head_options),
+            "neurons": _some(space.intermediate_size, self.config.neuron_options),
+        }
+        found = [Replacement("channels", -1, size) for size in _some(space.hidden_size, self.config.channel_options)]
+        if len(layers) > 1:
+            found += [Replacement("layer", layer, 0) for layer in layers]
+        found += [Replacement(name, layer, size) for name, some in sizes.items() for layer in layers for size in some]
+        return [one for one in found if one.size < _full_size(full, one)]
+
+    def _with(self, replacement: Replacement) -> SubnetConfig:
+        """The full super-network with one replacement."""
+        full, space, rng = SubnetConfig.full(self.space.config), self.space, self._breeder.rng
+        if replacement.dimension == "layer":
+            return full.with_layers([layer for layer in full.layers if layer != replacement.layer])
+        if replacement.dimension == "channels":
+            kept = space.entries("channels").choose(rng, replacement.size)
+            return SubnetConfig(kept, full.num_hidden_layers, full.num_attention_heads, full.intermediate_size)
+        heads, neurons = list(full.num_attention_heads), list(full.intermediate_size)
+        changed = heads if replacement.dimension == "heads" else neurons
+        changed[replacement.layer] = space.entries(replacement.dimension, replacement.layer).choose(rng, replacement.size)
+        return SubnetConfig(full.hidden_size, full.num_hidden_layers, tuple(heads), tuple(neurons))
+
+    # The program
+
+    def _answers(self) -> list[SubnetConfig]:
+        """The best subnet for each number of channels, from the lowest predicted score up."""
+        solved = []
+        for channels in sorted({channels for channels, _ in self.space.reachable_pairs(self.bin)}):
+            answer = self._solve(channels)
+            if answer is not None:
+                solved.append(answer)
+        return [subnet for _, subnet in sorted(solved, key=lambda pair: pair[0])]
+
+    def _solve(self, channels: int) -> tuple[float, SubnetConfig] | None:
+        """The best heads and neurons of each layer for a number of channels, with its predicted score."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        columns = self._columns(channels)
+        layers = self.space.config.num_hidden_layers
+        score = np.array([column.score for column in columns])
+        price = np.array([column.price for column in columns])
+        spent = self._cost.base(channels, 0)
+        rows, low, high = [price], [self.bin.low - spent], [self.bin.high - spent]
+        for layer in range(layers):  # a layer that is kept has one number of heads and one of neurons
+            for name in ("heads", "neurons"):
+                rows.append(_where(columns, lambda c, n=name, i=layer: c.layer == i and c.dimension in (n, "layer")))
+                low.append(1), high.append(1)
+        out = _where(columns, lambda c: c.dimension == "layer")
+        rows.append(out)
+        low.append(layers - self.space.num_hidden_layers[-1]), high.append(layers - self.space.num_hidden_layers[0])
+        if self.space.granularity == "coarse":  # layers are left out from the last one on
+            for layer in range(layers - 1):
+                rows.append(
+                    _where(columns, lambda c, i=layer: c.dimension == "layer" and c.layer == i + 1)
+                    - _where(columns, lambda c, i=layer: c.dimension == "layer" and c.layer == i)
+                )
+                low.append(0), high.append(1)
+        solution = milp(
+            score,
+            integrality=np.ones(len(columns)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(np.stack(rows), low, high),
+            options={"mip_rel_gap": 1e-6, "time_limit": 60},
+        )
+        if solution.x is None:
+            return None
+        chosen = [column for column, value in zip(columns, solution.x, strict=True) if value > 0.5]
+        return solution.fun + self._score("channels", -1, channels), self._assemble(channels, chosen)
+
+    def _columns(self, channels: int) -> list["_Column"]:
+        """What the program may choose, with its score and price: sizes of each layer, or leaving it out."""
+        per_head, per_neuron = self._cost.per_head(channels), self._cost.per_neuron(channels)
+        kept = self._cost.base(channels, 1) - self._cost.base(channels, 0)
+        columns = []
+        for layer in range(self.space.config.num_hidden_layers):
+            if self.space.config.num_hidden_layers > 1:
+                columns.append(_Column("layer", layer, 0, self._score("layer", layer, 0), 0.0))
+            for size in self.space.num_attention_heads:
+                score = self._score("heads", layer, size)
+                columns.append(_Column("heads", layer, size, score, size * per_head + kept))
+            for size in _some(self.space.intermediate_size, self.config.levels):
+                score = self._score("neurons", layer, size)
+                columns.append(_Column("neurons", layer, size, score, size * per_neuron))
+        return columns
+
+    def _score(self, dimension: str, layer: int, size: int) -> float:
+        """The score of a replacement, between those that were tried linear in the size."""
+        tried = {r.size: s for r, s in self._scores.items() if (r.dimension, r.layer) == (dimension, layer)}
+        if dimension == "layer":
+            return min(tried[0], 1e6)
+        tried[_full_size(Shape.from_config(self.space.config), Replacement(dimension, layer, size))] = 0.0
+        sizes = sorted(tried)
+        return float(np.interp(size, sizes, [min(tried[known], 1e6) for known in sizes]))
+
+    def _assemble(self, channels: int, chosen: Sequence["_Column"]) -> SubnetConfig:
+        sizes = {(column.dimension, column.layer): column.size for column in chosen}
+        layers = [layer for layer in range(self.space.config.num_hidden_layers) if ("heads", layer) in sizes]
+        rng, entries = self._breeder.rng, self.space.entries
+        return SubnetConfig(
+            hidden_size=entries("channels").choose(rng, channels),
+            num_hidden_layers=tuple(layers),
+            num_attention_heads=tuple(entries("heads", i).choose(rng, sizes["heads", i]) for i in layers),
+            intermediate_size=tuple(entries("neurons", i).choose(rng, sizes["neurons", i]) for i in layers),
+        )
