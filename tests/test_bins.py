@@ -12,14 +12,28 @@ from hf_whittle import (
     EvolutionConfig,
     FlopsBin,
     KVCacheBin,
+    LatencyBin,
+    LatencyModel,
     ParameterBin,
     SearchSpace,
     SubnetConfig,
     WeightBytesBin,
     search_subnets,
 )
-from hf_whittle.cost import flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
+from hf_whittle.cost import Polynomial, flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
 from hf_whittle.errors import BinError, OutputError
+from hf_whittle.latency import _fingerprint
+
+SECONDS = LatencyModel(
+    polynomial=Polynomial(2e-3, 1e-5, 5e-4, 2e-6, 1e-4, 1e-6, 3e-7, 1e-8),
+    error=0.02,
+    device="cpu, 1 threads",
+    dtype="float32",
+    batch_size=1,
+    sequence_length=16,
+    phase="prefill",
+    supernet=_fingerprint(CONFIG),
+)
 
 BINS = {
     "parameters": (BIN, lambda subnet: num_parameters(CONFIG, subnet)),
@@ -36,6 +50,7 @@ BINS = {
         lambda subnet: weight_bytes(CONFIG, subnet, bytes_per_value=4),
     ),
     "cache bytes": (KVCacheBin(160, 224), lambda subnet: kv_cache_bytes_per_token(CONFIG, subnet)),
+    "seconds": (LatencyBin(4.0e-3, 4.1e-3, SECONDS), SECONDS),
 }
 KINDS = list(itertools.product(("coarse", "fine"), (False, True)))
 
@@ -82,6 +97,8 @@ def test_a_subnet_is_drawn_exactly_if_it_lies_in_the_bin(bin):
         (KVCacheBin(1, 2), "no subnet of this space lies in the bin 1 to 2; its subnets have 32 to 640"),
         (FlopsBin(1, 2, sequence_length=16), "lies in the bin 1 to 2; its subnets have "),
         (WeightBytesBin(1e9, 2e9), "lies in the bin 1,000,000,000 to 2,000,000,000; its subnets have "),
+        (ParameterBin(1, 2, embeddings=False), "lies in the bin 1 to 2; its subnets have 67 to 42,784"),
+        (LatencyBin(1, 2, SECONDS), "lies in the bin 1 to 2; its subnets have 0.00261331 to 0.0079784: choose"),
     ],
 )
 def test_bin_out_of_reach_is_an_error_that_gives_the_range(bin, message):
@@ -134,3 +151,16 @@ def test_search_of_another_cost_is_another_search(tmp_path):
     search(tmp_path, FlopsBin(40_000, 44_000, sequence_length=16))
     with pytest.raises(OutputError, match="holds a search with another bin"):
         search(tmp_path, FlopsBin(40_000, 44_000, sequence_length=32))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FlopsBin(1, 2, sequence_length=0), "sequence_length must be above 0, got 0"),
+        (lambda: KVCacheBin(1, 2, bytes_per_value=-2), "bytes_per_value must be above 0, got -2"),
+        (lambda: WeightBytesBin(1, 2, bytes_per_value=0), "bytes_per_value must be above 0, got 0"),
+    ],
+)
+def test_setting_out_of_range_is_an_error(make, message):
+    with pytest.raises(BinError, match=message):
+        make()

@@ -140,3 +140,23 @@ def test_device_dtype_and_setting_are_kept_with_the_model(supernet, space):
     assert (model.dtype, model.batch_size, model.sequence_length, model.phase) == ("float32", 1, 8, "decode")
     assert model.device == f"cpu, {torch.get_num_threads()} threads"
     assert model.error >= 0
+
+
+def test_saved_model_is_the_same_bin(supernet, space, synthetic_clock, tmp_path):
+    model = LatencyModel.fit(supernet, space, progress=False)
+    model.save(tmp_path / "latency.json")
+    loaded = LatencyModel.load(tmp_path / "latency.json")
+    assert loaded == model
+    assert LatencyBin(0, 1, loaded).to_dict() == LatencyBin(0, 1, model).to_dict()
+
+
+def test_bin_without_an_upper_end_holds_every_subnet(supernet, space, synthetic_clock):
+    model = LatencyModel.fit(supernet, space, progress=False)
+    rng = Random(0)
+    subnets = [space.sample(rng, LatencyBin(0, float("inf"), model)) for _ in range(50)]
+    assert len({subnet.shape.num_hidden_layers for subnet in subnets}) == supernet.config.num_hidden_layers
+
+
+def test_stock_model_has_no_subnets_to_time(stock, space):
+    with pytest.raises(SubnetError, match="a GPTNeoXForCausalLM has no subnets to time; load it as a super-network"):
+        LatencyModel.fit(stock, space)
