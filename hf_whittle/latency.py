@@ -162,9 +162,7 @@ class LatencyModel:
             SubnetError: if the model is no super-network.
         """
         if not hasattr(supernet, "active_subnet"):
-            raise SubnetError(
-                f"got a {type(supernet).__name__}, which has no subnets to time; load it as a super-network"
-            )
+            raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")
         if subnets < 16:
             raise ValueError(f"subnets must be at least 16, twice the coefficients to fit, got {subnets}")
         rng = Random(seed)

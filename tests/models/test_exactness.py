@@ -42,8 +42,11 @@ class Kind(NamedTuple):
     rope_type: str
 
     def changes(self):
-        """Keyword arguments of `make_stock`; dropout only matters in training mode."""
-        rope = {"rope_type": self.rope_type, "rope_theta": 10000.0, "partial_rotary_factor": self.rotary}
+        """Keyword arguments of `make_stock`; what is the same for all kinds is not the default, lest a student lose it.
+
+        Dropout only matters in training mode.
+        """
+        rope = {"rope_type": self.rope_type, "rope_theta": 500.0, "partial_rotary_factor": self.rotary}
         return {
             "num_hidden_layers": 4,
             "hidden_size": self.sizes[0],
@@ -53,6 +56,8 @@ class Kind(NamedTuple):
             "tie_word_embeddings": self.tied,
             "attention_bias": self.attention_bias,
             "rope_parameters": rope if self.rope_type == "default" else {**rope, "factor": 2.0},
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-3,
             "hidden_dropout": 0.1,
             "attention_dropout": 0.2,
         }
