@@ -302,6 +302,13 @@ def test_empty_folder_is_written_to(stock, saved, tmp_path, source):
 # What is read
 
 
+def test_whole_file_is_read_rather_than_shards_beside_it(checkpoint, stock):
+    others = {name: torch.zeros_like(tensor) for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+    write_shards(checkpoint, others, shard_by_layer)
+    assert_same_student(cut(checkpoint, SUBNET), cut(stock, SUBNET))
+    assert_same_student(cut(AutoModelForCausalLM.from_pretrained(checkpoint), SUBNET), cut(stock, SUBNET))
+
+
 def test_only_shards_that_hold_something_kept_are_opened(sharded, stock):
     for layer in (1, 3):
         (sharded / f"layer-{layer}.safetensors").write_bytes(b"garbage")
@@ -569,6 +576,12 @@ def test_broken_config_is_an_error(checkpoint, text):
         cut(checkpoint, SUBNET)
 
 
+def test_dtype_that_does_not_exist_is_an_error(checkpoint):
+    edit_json(checkpoint / CONFIG, lambda config: config.update(dtype="float33"))
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*float33"):
+        cut(checkpoint, SUBNET)
+
+
 def test_broken_generation_settings_are_an_error(checkpoint):
     (checkpoint / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*generation_config\.json"):
@@ -583,8 +596,15 @@ def test_checkpoint_that_is_not_there_is_an_error_that_names_it(tmp_path, name):
 
 @pytest.mark.parametrize("as_type", [str, Path])
 def test_folder_that_does_not_exist_is_an_error_that_names_it(tmp_path, as_type):
-    with pytest.raises(CheckpointError, match=re.escape(f"cannot read the checkpoint '{tmp_path / 'nothing'}': ")):
+    message = f"cannot read the checkpoint '{tmp_path / 'nothing'}': there is no such folder"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         cut(as_type(tmp_path / "nothing"), SUBNET)
+
+
+def test_file_of_weights_is_an_error_that_asks_for_its_folder(saved):
+    message = f"cannot read the checkpoint '{saved / WEIGHTS}': it is a file; give the folder it is in"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        cut(saved / WEIGHTS, SUBNET)
 
 
 def test_folder_without_a_config_is_an_error(tmp_path):
@@ -635,6 +655,14 @@ def test_output_inside_a_file_is_an_error(saved, tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(OutputError, match=r"could not write .*file/out: "):
         cut(saved, SUBNET, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("size", [0, "0.5", "five gigabytes"])
+def test_size_of_a_file_that_is_none_is_an_error(saved, tmp_path, size):
+    message = f"max_shard_size must be a number of bytes above 0, or like '5GB', got {size!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cut(saved, SUBNET, tmp_path / "out", max_shard_size=size)
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("options", [{"revision": "main"}, {"cache_dir": "x", "token": True}])
