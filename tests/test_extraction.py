@@ -43,30 +43,6 @@ def test_weights_are_the_rows_and_columns_of_the_kept_entries(stock, uneven_subn
     assert torch.equal(by_head, dense[channels][:, [2]])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_subnet_of_a_subnet_is_the_composed_subnet(variant_supernet, draw_within, input_ids, seed):
-    outer = draw_within(Shape.from_config(variant_supernet.config), seed)
-    inner = draw_within(outer.shape, seed + 100)
-    twice = extract_subnet(extract_subnet(variant_supernet, outer), inner)
-    once = extract_subnet(variant_supernet, outer.compose(inner))
-    assert_equal_weights(twice, once)
-    assert torch.equal(logits(twice, input_ids), logits(once, input_ids))
-
-
-def test_composition_of_spaces_own_draws(supernet, space, draw, draw_within):
-    outer = draw(space, 5)
-    inner = draw_within(outer.shape, 6)
-    once = extract_subnet(supernet, outer.compose(inner))
-    assert_equal_weights(extract_subnet(extract_subnet(supernet, outer), inner), once)
-
-
-def test_full_subnet_is_a_stock_model_with_the_same_weights(stock, input_ids):
-    student = extract_subnet(stock, SubnetConfig.full(stock.config))
-    assert type(student) is GPTNeoXForCausalLM
-    assert_equal_weights(student, stock)
-    assert torch.equal(logits(student, input_ids), logits(stock, input_ids))
-
-
 def test_super_network_and_stock_model_give_the_same_student(supernet, stock, uneven_subnet):
     assert_equal_weights(extract_subnet(supernet, uneven_subnet), extract_subnet(stock, uneven_subnet))
 
@@ -77,20 +53,6 @@ def test_whittle_format_holds_a_stock_student_with_equal_logits(supernet, input_
     assert (type(whittle), type(stock)) == (WhittleGPTNeoXForCausalLM, GPTNeoXForCausalLM)
     assert_equal_weights(whittle, stock)
     torch.testing.assert_close(logits(whittle, input_ids), logits(stock, input_ids), rtol=0, atol=1e-5)
-
-
-def test_student_shares_no_memory_with_the_super_network(variant_supernet, space, draw):
-    student = extract_subnet(variant_supernet, draw(space, 3))
-    taken = {tensor.untyped_storage().data_ptr() for tensor in variant_supernet.state_dict().values()}
-    assert not taken & {tensor.untyped_storage().data_ptr() for tensor in student.state_dict().values()}
-
-
-def test_full_student_shares_no_memory_either(supernet, input_ids):
-    before = logits(supernet, input_ids)
-    with torch.no_grad():
-        for parameter in extract_subnet(supernet, SubnetConfig.full(supernet.config)).parameters():
-            parameter.zero_()
-    assert torch.equal(logits(supernet, input_ids), before)
 
 
 def test_weights_of_a_student_are_contiguous(supernet, uneven_subnet):
@@ -108,15 +70,6 @@ def test_student_is_in_evaluation_mode_whatever_the_super_network_is_in(supernet
 def test_student_has_trainable_parameters_also_of_a_frozen_super_network(supernet, uneven_subnet):
     frozen = copy.deepcopy(supernet).requires_grad_(False)
     assert all(parameter.requires_grad for parameter in extract_subnet(frozen, uneven_subnet).parameters())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_student_keeps_the_dtype(supernet, uneven_subnet, dtype):
-    student = extract_subnet(copy.deepcopy(supernet).to(dtype), uneven_subnet)
-    assert {parameter.dtype for parameter in student.parameters()} == {dtype}
-    exact = extract_subnet(supernet, uneven_subnet)
-    for ours, theirs in zip(student.parameters(), exact.parameters(), strict=True):
-        assert torch.equal(ours, theirs.to(dtype))
 
 
 def test_tied_student_stays_tied(make_stock, uneven_subnet):
