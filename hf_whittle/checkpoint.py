@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -53,19 +54,32 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             "subfolder": subfolder,
         }
         self._paths: dict[str, Path] = {}
+        path = Path(source)
+        looks_local = isinstance(source, Path) or path.is_absolute() or self.source.startswith(".")
+        if path.is_file() or (looks_local and not path.is_dir()):
+            problem = "it is a file; give the folder it is in" if path.is_file() else "there is no such folder"
+            raise CheckpointError(f"cannot read the checkpoint {self.source!r}: {problem}")
 
     @cached_property
     def config(self) -> PreTrainedConfig:
         found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
+        if not isinstance(found, dict):
+            raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is no configuration")
         check_model_type(found.get("model_type"), self.source)
         return self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
 
     @cached_property
-    def generation_config(self) -> GenerationConfig | None:
-        """The checkpoint's own, if it has one."""
-        if not self.find("generation_config.json"):
-            return None
-        return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
+    def generation_config(self) -> GenerationConfig:
+        """The checkpoint's own or, where it has none, what its configuration says, as `from_pretrained` does."""
+        if self.find("generation_config.json"):
+            return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
+        return self._reading(
+            GenerationConfig.from_pretrained,
+            self.source,
+            config_file_name="config.json",
+            _from_model_config=True,
+            **self._hub,
+        )
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -77,8 +91,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """What `from_pretrained` would load the weights in: as the configuration says, else as the first is stored."""
         stated = self.config.dtype
         if stated is None:
-            stated = next(tensor.dtype for name in self if (tensor := self[name]).is_floating_point())
-        return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+            floating = (tensor.dtype for name in self if (tensor := self[name]).is_floating_point())
+            stated = next(floating, torch.float32)
+        if isinstance(stated, str):
+            stated = getattr(torch, stated, stated)
+        if not isinstance(stated, torch.dtype):
+            raise CheckpointError(f"the configuration of {self.source!r} states a dtype {stated!r} that torch has not")
+        return stated
 
     @cached_property
     def _files(self) -> dict[str, str]:
@@ -145,7 +164,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def _reading(self, read: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return read(*args, **kwargs)
-        except OSError as error:
+        except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
             raise CheckpointError(
                 f"cannot read the checkpoint {self.source!r}: {' '.join(str(error).split())}"
             ) from error

@@ -4,6 +4,7 @@ Every cost is a polynomial of a model's sizes. Making the polynomial takes some 
 on to it where many subnets of one super-network are counted.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -185,10 +186,10 @@ def kv_cache_bytes_per_token(
 
 
 def weight_bytes(
-    config: "PreTrainedConfig", subnet: SubnetConfig | Shape | None = None, *, bytes_per_value: int = 2
+    config: "PreTrainedConfig", subnet: SubnetConfig | Shape | None = None, *, bytes_per_value: float = 2
 ) -> int:
     """Bytes of the student's weights, in memory and, but for a header of some kilobytes, on disk."""
-    return bytes_per_value * num_parameters(config, subnet)
+    return int(bytes_per_value * num_parameters(config, subnet))
 
 
 def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
@@ -224,7 +225,7 @@ def _student_shape(config: "PreTrainedConfig", subnet: SubnetConfig | Shape | No
 
 
 @dataclass(frozen=True)
-class Bin:
+class Bin(ABC):
     """An interval of a cost, both ends included; its children say of which.
 
     Args:
@@ -232,7 +233,7 @@ class Bin:
         high (`float`): greatest cost.
 
     Raises:
-        BinError: if `low` exceeds `high` or is negative.
+        BinError: if `low` exceeds `high` or is negative, or another setting is not above 0.
     """
 
     low: float
@@ -241,6 +242,9 @@ class Bin:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
             raise BinError(f"a bin needs 0 <= low <= high, got low={self.low:g}, high={self.high:g}")
+        for name in ("sequence_length", "bytes_per_value"):
+            if getattr(self, name, 1) <= 0:
+                raise BinError(f"{name} must be above 0, got {getattr(self, name)}")
 
     of: ClassVar[str]
     """What the cost is called."""
@@ -249,9 +253,9 @@ class Bin:
         """The bin as a record of a search holds it."""
         return {"cost": self.of, **asdict(self)}
 
+    @abstractmethod
     def cost(self, config: "PreTrainedConfig") -> Polynomial:
         """The cost this bin bounds, for subnets of a super-network."""
-        raise NotImplementedError
 
     def contains(self, config: "PreTrainedConfig", subnet: SubnetConfig) -> bool:
         return self.low <= self.cost(config)(_student_shape(config, subnet)) <= self.high

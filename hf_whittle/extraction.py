@@ -1,16 +1,21 @@
 """Cut a student out of a super-network: the weights a subnet keeps, in a model of their own."""
 
+import contextlib
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from .architecture import Dimension, Weight, architecture_module, get_architecture, head_dim
+from .architecture import Dimension, Weight, architecture_module, check_model_type, get_architecture, head_dim
+from .checkpoint import Checkpoint
 from .cost import padded_shape
-from .errors import CheckpointError, OutputError, SubnetError
+from .errors import ArchitectureError, CheckpointError, OutputError, SubnetError
 from .files import atomic_folder
 from .models.elastic import take
 from .models.supernet import axis_rows
@@ -19,9 +24,8 @@ from .subnet import Shape, SubnetConfig
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-    from .checkpoint import Checkpoint
-
 Format = Literal["auto", "stock", "whittle", "padded"]
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 FORMATS = ("auto", "stock", "whittle", "padded")
 
 
@@ -53,7 +57,7 @@ def extract_subnet(
     output_dir: str | Path | None = None,
     *,
     format: Format = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     max_shard_size: int | str = "5GB",
     progress: bool = True,
     **hub: Any,
@@ -73,7 +77,8 @@ def extract_subnet(
             `WhittleGPTNeoXForCausalLM`, `"auto"` for stock where that can hold the student. `"padded"` for a
             `GPTNeoXForCausalLM` in which all layers get as many heads and neurons as the largest needs, the missing
             ones zero: the logits are the same, also after training, at the cost of the larger size.
-        dtype (`torch.dtype`, *optional*): of the student's weights; the model's own by default.
+        dtype (`torch.dtype` or `str`, *optional*): of all the student's weights; by default `model.dtype`, or what the
+            checkpoint's configuration states.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file in `output_dir`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar while a checkpoint is read.
         hub: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` of a checkpoint, as in
@@ -84,53 +89,109 @@ def extract_subnet(
         model's device; or the folder, if `output_dir` is given.
 
     Raises:
-        SubnetError: if the subnet does not fit the model, or the format cannot hold it.
-        ArchitectureError: if the model is of an architecture without a table.
+        SubnetError: if the subnet does not fit the model, or the format or `dtype` cannot hold it.
+        ArchitectureError: if the model is of an architecture without a table, or not for causal language modeling.
+        TypeError, ValueError: if an argument is not known, or `max_shard_size` is no size.
         CheckpointError: if a checkpoint cannot be found, is damaged, or contradicts its configuration.
         OutputError: if `output_dir` is not empty or cannot be written.
     """
     if format not in FORMATS:
         raise SubnetError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if output_dir is not None:
-        output_dir = _check_new(output_dir)
-    tokenizer_files: list[Path] = []
-    if isinstance(model, str | Path):
-        from .checkpoint import Checkpoint  # reads config classes of transformers, which memory does not need
-
-        checkpoint = Checkpoint(model, **hub)
-        tokenizer_files = checkpoint.tokenizer_files
-        student = _cut_from_disk(checkpoint, subnet, format, dtype or checkpoint.dtype, progress)
-    elif hub:
-        raise TypeError(f"{', '.join(hub)} only apply to a checkpoint, got a {type(model).__name__}")
-    else:
-        student = _cut_from_memory(model, subnet, format, dtype or model.dtype)
+    if not isinstance(subnet, SubnetConfig):
+        raise SubnetError(
+            f"subnet must be a SubnetConfig, got a {type(subnet).__name__}; make one with SubnetConfig.from_dict or "
+            "SubnetConfig.from_pretrained"
+        )
+    dtype = _as_dtype(dtype)
+    if not isinstance(model, str | Path):
+        if hub:
+            raise TypeError(f"{', '.join(hub)} can only be given with a checkpoint, got a {type(model).__name__}")
+        if output_dir is None:
+            return _cut_from_memory(model, subnet, format, dtype)
+        with _new_folder(output_dir, max_shard_size) as folder:
+            _save(_cut_from_memory(model, subnet, format, dtype), subnet, folder, max_shard_size)
+        return Path(output_dir)
+    unknown = [name for name in hub if name not in _HUB]
+    if unknown:
+        raise TypeError(f"unknown arguments {', '.join(unknown)}; a checkpoint takes {', '.join(_HUB)}")
+    checkpoint = Checkpoint(model, **hub)
     if output_dir is None:
-        return student
-    with atomic_folder(output_dir) as folder:
-        student.save_pretrained(folder, max_shard_size=max_shard_size)
-        subnet.save_pretrained(folder)
-        for file in tokenizer_files:
+        return _cut_from_disk(checkpoint, subnet, format, dtype, progress)
+    with _new_folder(output_dir, max_shard_size) as folder:
+        _save(_cut_from_disk(checkpoint, subnet, format, dtype, progress), subnet, folder, max_shard_size)
+        for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
-    return output_dir
+    return Path(output_dir)
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    known = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if known is None or known == "auto":
+        return None
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise SubnetError(f"dtype must be a floating-point type such as torch.bfloat16 or 'bfloat16', got {dtype!r}")
+    return known
+
+
+def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib.AbstractContextManager[Path]:
+    """A folder that appears whole or not at all, where there is nothing yet."""
+    size = max_shard_size
+    if not (re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", size, re.I) if isinstance(size, str) else size > 0):
+        raise ValueError(f"max_shard_size must be a number of bytes above 0, or like '5GB', got {size!r}")
+    folder = Path(os.path.realpath(output_dir))
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OutputError(
+            f"{output_dir} exists already and is not an empty folder; choose another output_dir, or remove it"
+        )
+    if folder.is_mount() or folder == Path.cwd():
+        raise OutputError(f"{output_dir} cannot be replaced as a whole; give a folder inside it")
+    return atomic_folder(folder)
+
+
+def _save(student: "PreTrainedModel", subnet: SubnetConfig, folder: Path, max_shard_size: int | str) -> None:
+    with _without_bars():
+        student.save_pretrained(folder, max_shard_size=max_shard_size)
+    subnet.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which would count the same tensors again."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _cut_from_memory(
-    model: "PreTrainedModel", subnet: SubnetConfig, format: Format, dtype: torch.dtype
+    model: "PreTrainedModel", subnet: SubnetConfig, format: Format, dtype: torch.dtype | None
 ) -> "PreTrainedModel":
     source = getattr(model, "full_config", model.config)
+    check_model_type(source.model_type)
+    weights = model.state_dict()
+    everything = _kept_weights(source, SubnetConfig.full(source))
+    lacking = [weight.name for weight, layer, _ in everything if not _stored_as(weights, weight, layer)]
+    if lacking:
+        raise ArchitectureError(
+            f"a {type(model).__name__} has no {lacking[0]}; give a model for causal language modeling, unwrapped"
+        )
     generation_config = model.generation_config if model.can_generate() else None
-    student = _cut(model.state_dict(), source, subnet, format, dtype, generation_config, progress=False)
+    student = _cut(weights, source, subnet, format, dtype or model.dtype, generation_config, progress=False)
     student.set_attn_implementation(source._attn_implementation)
     return student.to(model.device)
 
 
 def _cut_from_disk(
-    checkpoint: "Checkpoint", subnet: SubnetConfig, format: Format, dtype: torch.dtype, progress: bool
+    checkpoint: Checkpoint, subnet: SubnetConfig, format: Format, dtype: torch.dtype | None, progress: bool
 ) -> "PreTrainedModel":
     config = checkpoint.config
     subnet.validate(config)
+    architecture_module(config, "student").student_config(config, subnet, format)  # before anything is downloaded
     checkpoint.fetch([_stored_name(checkpoint, weight, layer) for weight, layer, _ in _kept_weights(config, subnet)])
-    return _cut(checkpoint, config, subnet, format, dtype, checkpoint.generation_config, progress)
+    return _cut(checkpoint, config, subnet, format, dtype or checkpoint.dtype, checkpoint.generation_config, progress)
 
 
 def _cut(
@@ -146,9 +207,11 @@ def _cut(
     architecture = architecture_module(source, "student")
     config = architecture.student_config(source, subnet, format)
     state_dict = slice_weights(weights, source, subnet, padded=format == "padded", dtype=dtype, progress=progress)
-    student = architecture.student_class(config).from_pretrained(
-        None, config=config, state_dict=state_dict, dtype=dtype
-    )
+    with _without_bars():
+        student = architecture.student_class(config).from_pretrained(
+            None, config=config, state_dict=state_dict, dtype=dtype
+        )
+    student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
     if generation_config is not None:
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return student
@@ -204,12 +267,21 @@ def _kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tupl
     return kept
 
 
-def _stored_name(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str:
+def _stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
+    """The name of a weight in a checkpoint, if it is there."""
     names = [name.format(layer=layer) for name in (weight.name, weight.former_name) if name is not None]
-    for name in names:
-        if name in weights:
-            return name
-    raise CheckpointError(f"the checkpoint lacks the tensor {' or '.join(names)}; download it again")
+    return next((name for name in names if name in weights), None)
+
+
+def _stored_name(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str:
+    name = _stored_as(weights, weight, layer)
+    if name is None:
+        wanted = " or ".join(n.format(layer=layer) for n in (weight.name, weight.former_name) if n is not None)
+        raise CheckpointError(
+            f"the checkpoint lacks the tensor {wanted}; download it again. If it is of a model without a head for "
+            "causal language modeling, load it with AutoModelForCausalLM and save that"
+        )
+    return name
 
 
 def _weight_shape(weight: Weight, config: "PreTrainedConfig", shape: Shape, layer: int) -> tuple[int, ...]:
@@ -221,12 +293,3 @@ def _weight_shape(weight: Weight, config: "PreTrainedConfig", shape: Shape, laye
         Dimension.NEURONS: shape.intermediate_size[layer],
     }
     return tuple(sizes[axis.dimension] * axis.block_size(head_dim(config)) for axis in weight.axes)
-
-
-def _check_new(output_dir: str | Path) -> Path:
-    folder = Path(output_dir)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise OutputError(
-            f"{folder} exists already and is not an empty folder; choose another output_dir, or remove it"
-        )
-    return folder

@@ -15,17 +15,23 @@ from safetensors import SafetensorError
 
 from .errors import OutputError
 
+_SPACE = "free some space"
+_PERMISSION = "make the folder writable"
+_IN_THE_WAY = "something is in the way there: choose another path, or remove it"
 _DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOTDIR,
-    errno.EEXIST,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: _PERMISSION,
+    errno.EIO: "check the disk",
+    errno.EBUSY: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
 }
+"""What to do about an error of the disk."""
 
 
 @contextlib.contextmanager
@@ -47,10 +53,11 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 
 def _could_not_write(path: str | Path, code: int) -> OutputError:
+    advice = _DISK_ERRORS.get(code, "mend that")
     return OutputError(
         code,
-        f"could not write {path}: {os.strerror(code)}. What was computed until then is kept: free some space "
-        "or make the folder writable, then run the same command again to go on",
+        f"could not write {path}: {os.strerror(code)}. What is on disk is kept: {advice}, then run the same command "
+        "again",
     )
 
 
@@ -70,8 +77,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            _synchronise(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
@@ -80,8 +86,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, renamed to it if the block succeeds and removed if it does not."""
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, renamed to it if the block succeeds and removed if it does not.
+
+    Args:
+        path (`str` or `Path`): the folder; unless `replace`, there must be none, or an empty one.
+        replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`.
+
+    Raises:
+        OutputError: if the folder cannot be written, is not empty, or the disk is full.
+    """
     path = Path(path)
     temporary = None
     with disk_errors(path):
@@ -90,12 +104,25 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
             temporary.chmod(0o777 & ~_umask())
             yield temporary
-            if path.exists():
+            for written in [*filter(Path.is_file, temporary.rglob("*")), temporary]:
+                _synchronise(written)
+            if replace and path.exists():
                 shutil.rmtree(path)
+            elif path.exists():
+                shutil.copymode(path, temporary)
             temporary.replace(path)
+            _synchronise(path.parent)
         finally:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

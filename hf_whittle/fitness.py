@@ -210,7 +210,9 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Ten
         input_ids = blocks
     else:
         if blocks is None or len(blocks) == 0:
-            raise DataError("there are no blocks of text to evaluate on; give an eval_dataset of packed tokens")
+            raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
+        if not hasattr(blocks, "with_format"):
+            raise DataError(f"expected a datasets.Dataset or a tensor of token ids, got a {type(blocks).__name__}")
         input_ids = torch.from_numpy(np.asarray(blocks.with_format("numpy")[:]["input_ids"], dtype=np.int64))
     if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
         raise DataError(f"expected token ids of shape (blocks, block_size), got {tuple(input_ids.shape)}")
@@ -231,11 +233,11 @@ _NOT_FINGERPRINTED = {"_name_or_path", "transformers_version", "architectures", 
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model: its configuration, and names, shapes and some 256 values of its parameters."""
+    """A short hash of a model: its configuration and its parameters."""
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for name, parameter in model.named_parameters():
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

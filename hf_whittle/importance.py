@@ -3,8 +3,9 @@
 Criteria for heads, neurons and channels:
 
 - `magnitude`: L2 norm of all weights that belong to the entry.
-- `activation`: L2 norm over sequences of the mean absolute activation over tokens: of heads and neurons at the input
-  of their output projection, of channels at the output of each layer norm, summed (Minitron, arXiv 2407.14679).
+- `activation`: L2 norm over sequences of the mean absolute activation over tokens (of a head, the L2 norm over its
+  channels): of heads and neurons at the input of their output projection, of channels at the output of each layer norm,
+  summed (Minitron, arXiv 2407.14679).
 - `taylor`: mean over batches of the square of the sum of weight times gradient, over all weights that belong to the
   entry: the first-order estimate of how the loss changes without it (arXiv 1906.10771).
 
@@ -16,8 +17,9 @@ import contextlib
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +31,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
-from .errors import CheckpointError, SubnetError
+from .errors import ArchitectureError, CheckpointError, SubnetError
 from .files import atomic_path
 from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
@@ -70,6 +72,8 @@ class ImportanceScores:
         scored = Shape(len(self.channels), tuple(map(len, self.heads)), tuple(map(len, self.neurons)))
         if scored != shape or len(self.layers) != shape.num_hidden_layers:
             raise SubnetError(f"these scores are of a model with {scored}, got one with {shape}; score this model")
+        if not all(np.isfinite(scores).all() for scores in (self.layers, self.channels, *self.heads, *self.neurons)):
+            raise SubnetError("some of these scores are not finite; score the model in float32")
 
     def save(self, path: str | Path) -> None:
         """Write the scores as safetensors."""
@@ -116,7 +120,7 @@ def score_importance(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> ImportanceScores:
-    """Score all that a subnet can keep, from one pass over some text (`removal`: one more for each layer).
+    """Score all that a subnet can keep, from one pass over some text; `taylor` and `removal` take passes of their own.
 
     Args:
         model (`PreTrainedModel`): a super-network, a stock GPT-NeoX or a student; left as it was.
@@ -130,7 +134,8 @@ def score_importance(
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Raises:
-        ValueError: if a criterion is not known.
+        ValueError: if a criterion is not known, or `batch_size` is below 1.
+        ArchitectureError: if the model has no table, or is not for causal language modeling.
         SubnetError: if `removal` is asked of a model that is no super-network, or a subnet is active.
         DataError, VocabularyError: if the blocks are empty or not in the model's vocabulary.
     """
@@ -140,6 +145,8 @@ def score_importance(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_whole(model)
     if layer_criterion == "removal" and not isinstance(model, SuperNetModel):
         raise SubnetError("layer_criterion='removal' runs the model without a layer: load it as a super-network")
@@ -241,14 +248,17 @@ def _taylor(
             for batch in tqdm(batches, desc="importance", unit="batch", disable=not progress):
                 loss = _loss(model, batch.to(model.device))
                 gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-                products = {name: gradients[name].float() * parameters[name].detach().float() for name in parameters}
-                changes = _owned(model, products.__getitem__)
+                changes = _owned(model, partial(_product, gradients, parameters))
                 for key, change in changes.items():
                     totals[key] = totals[key] + change**2 / len(batches)
         finally:
             for name, parameter in parameters.items():
                 parameter.requires_grad_(needed[name])
     return {key: total.numpy() for key, total in totals.items()}
+
+
+def _product(gradients: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return gradients[name].float() * parameters[name].detach().float()
 
 
 def _loss(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
@@ -321,6 +331,12 @@ def _removal(model: Any, input_ids: torch.Tensor, batch_size: int, progress: boo
 
 
 def check_whole(model: "PreTrainedModel") -> None:
-    """Raise `SubnetError` while a subnet is active."""
+    """Raise an error unless this is a causal language model with a table and no subnet is active."""
+    get_architecture(model.config)
+    there = dict(model.named_parameters())
+    names = (weight.name.format(layer=layer) for weight, layer in model_weights(model))
+    missing = next((name for name in names if name not in there), None)
+    if missing is not None:
+        raise ArchitectureError(f"a {type(model).__name__} lacks {missing}; give a model for causal language modeling")
     if getattr(model, "full_config", model.config) is not model.config:
         raise SubnetError("a subnet is active: leave the active_subnet block first")

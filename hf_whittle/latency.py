@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
+from .files import read_json, write_json
 from .fitness import evaluating
 from .subnet import Shape, SubnetConfig
 
@@ -57,6 +59,9 @@ def measure_latency(
 
     Returns:
         `Latency`: seconds.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
     if phase not in ("prefill", "decode"):
         raise ValueError(f"phase must be 'prefill' or 'decode', got {phase!r}")
@@ -106,7 +111,8 @@ class LatencyModel:
 
     Args:
         polynomial (`Polynomial`): seconds of a forward pass.
-        error (`float`): median relative error on measured subnets the polynomial was not fitted to.
+        error (`float`): median relative error on measured subnets the polynomial was not fitted to; look at it before
+            trusting a bin narrower than that.
         device (`str`): where it was measured.
         dtype (`str`): of the weights.
         batch_size (`int`): sequences at a time.
@@ -150,7 +156,13 @@ class LatencyModel:
             subnets (`int`, *optional*, defaults to 40): how many to measure; a quarter of them tests the fit.
             seed (`int`, *optional*, defaults to 0): seed of the draws.
             progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+
+        Raises:
+            ValueError: if there are too few subnets, or a setting is out of range.
+            SubnetError: if the model is no super-network.
         """
+        if not hasattr(supernet, "active_subnet"):
+            raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")
         if subnets < 16:
             raise ValueError(f"subnets must be at least 16, twice the coefficients to fit, got {subnets}")
         rng = Random(seed)
@@ -179,6 +191,16 @@ class LatencyModel:
     def __call__(self, subnet: SubnetConfig) -> float:
         """Predicted seconds of a forward pass."""
         return self.polynomial(subnet)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as JSON; measuring anew would give other coefficients, and with them another bin."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LatencyModel":
+        """Read a model that `save` wrote."""
+        values = read_json(path)
+        return cls(**{**values, "polynomial": Polynomial(**values["polynomial"])})
 
     def check(self, config: "PreTrainedConfig") -> None:
         """Raise `SubnetError` unless the model was fitted to a super-network of these sizes."""

@@ -30,7 +30,7 @@ class Reach:
             self._low: float = int(np.ceil(min(bin.low, 1e18)))
             self._high: float = int(np.floor(min(bin.high, 1e18)))
         else:  # a measured cost: move the ends inwards by more than rounding can put a sum outside
-            self._low, self._high = bin.low * (1 + 1e-9), bin.high * (1 - 1e-9)
+            self._low, self._high = min(bin.low, 1e18) * (1 + 1e-9), min(bin.high, 1e18) * (1 - 1e-9)
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:

@@ -13,21 +13,16 @@ from typing import Any
 
 _CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 _MODELING_AUTO = "transformers.models.auto.modeling_auto"
-_WATCHED = {
-    _CONFIGURATION_AUTO,
-    _MODELING_AUTO,
-    "transformers.models.gpt_neox.configuration_gpt_neox",
-    "transformers.models.gpt_neox.modeling_gpt_neox",
-    "hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox",
-    "hf_whittle.models.gpt_neox.modeling_whittle_gpt_neox",
-}
+_OURS = "hf_whittle.models.gpt_neox."
 
 
 def register() -> None:
     """Register now with the auto classes that are imported already, and with the others when they are."""
-    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
-    _register_with_imported()
+    watcher = next((finder for finder in sys.meta_path if isinstance(finder, _Watcher)), None)
+    if watcher is None:
+        watcher = _Watcher()
+        sys.meta_path.insert(0, watcher)
+    watcher.settle()
 
 
 def _register_with_imported() -> None:
@@ -45,15 +40,27 @@ def _register_with_imported() -> None:
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds the watched modules as Python does, and registers after the outermost of them is imported."""
+    """Finds modules as Python does, and registers after the outermost import of transformers' or ours."""
 
     def __init__(self) -> None:
         self.depth = 0
+        self._registered: set[str] = set()
+
+    def settle(self) -> None:
+        """Register, unless a module is half way through its import or nothing is new."""
+        present = {_CONFIGURATION_AUTO, _MODELING_AUTO} & sys.modules.keys()
+        if self.depth == 0 and present != self._registered:
+            self.depth += 1
+            try:
+                _register_with_imported()
+                self._registered = present
+            finally:
+                self.depth -= 1
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _WATCHED:
+        if not fullname.startswith(("transformers.", _OURS)):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -79,5 +86,4 @@ class _Loader(importlib.abc.Loader):
             self._loader.exec_module(module)
         finally:
             self._watcher.depth -= 1
-        if self._watcher.depth == 0:
-            _register_with_imported()
+        self._watcher.settle()

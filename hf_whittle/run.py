@@ -287,7 +287,7 @@ class Run:
         ]
         length = self.recipe.data.block_size
         if name == "student":
-            with atomic_folder(self.folder / "stages" / "final") as temporary:
+            with atomic_folder(self.folder / "stages" / "final", replace=True) as temporary:
                 self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
         student_flops = training_flops_per_token(model.config, sequence_length=length)
         teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.beta > 0 else 0

@@ -280,8 +280,8 @@ class SearchSpace:
         self._redraw_layer(draft, "neurons", rng)
 
     def _redraw_layer(self, draft: "_Draft", name: str, rng: Random) -> None:
-        size = rng.choice(self._sizes(name))
-        self._change_layer(draft, name, rng, lambda entries, kept: entries.resize(rng, kept, size))
+        sizes = self._sizes(name)
+        self._change_layer(draft, name, rng, lambda entries, kept: entries.resize(rng, kept, rng.choice(sizes)))
 
     def _change_layer(self, draft: "_Draft", name: str, rng: Random, change: Callable[[Entries, Kept], Kept]) -> None:
         """Change the heads or neurons of one layer, or of all in a uniform space."""

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from .architecture import Dimension, head_dim
+from .errors import SubnetError
+from .fitness import model_fingerprint
 from .importance import ImportanceScores, check_whole, model_weights
 from .models.elastic import rows, take
 from .subnet import Kept, Shape, SubnetConfig, indices
@@ -80,10 +82,12 @@ def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Or
         `Order`: where the entries stood before.
 
     Raises:
-        SubnetError: if the scores are of a model of other sizes, or a subnet is active.
+        SubnetError: if the scores are of another model, or a subnet is active.
     """
     check_whole(model)
     scores.check(Shape.from_config(model.config))
+    if scores.settings.get("model", fingerprint := model_fingerprint(model)) != fingerprint:
+        raise SubnetError("these scores are of another model, or it was sorted already; score this one as it is now")
     order = Order.by(scores)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -75,6 +75,8 @@ class SubnetConfig:
             object.__setattr__(self, name, _canonical(getattr(self, name), name))
         for name in ("num_attention_heads", "intermediate_size"):
             value = getattr(self, name)
+            if hasattr(value, "tolist"):  # arrays and tensors
+                value = value.tolist()
             if _is_number(value):
                 value = [value] * count(self.num_hidden_layers)
             if not isinstance(value, Sequence) or isinstance(value, str):
@@ -214,6 +216,8 @@ def _canonical(kept: Any, name: str) -> Kept:
         if kept < 1:
             raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got {kept}")
         return int(kept)
+    if hasattr(kept, "tolist"):  # arrays and tensors
+        return _canonical(kept.tolist(), name)
     if not isinstance(kept, Iterable) or isinstance(kept, str):
         raise SubnetError(f"{name}: expected a number or ascending indices, got {kept!r}")
     chosen = tuple(kept)

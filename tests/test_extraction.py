@@ -1,14 +1,17 @@
 """Extraction: the student is a copy of the slice, in the class and state that were asked for."""
 
 import copy
+import json
 import re
+from random import Random
 
 import pytest
 import torch
-from transformers import GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
-from hf_whittle.errors import ArchitectureError, SubnetError
+from hf_whittle.cost import num_parameters, padded_shape
+from hf_whittle.errors import ArchitectureError, OutputError, SubnetError
 from hf_whittle.subnet import Shape
 
 STOCK_SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)
@@ -40,30 +43,6 @@ def test_weights_are_the_rows_and_columns_of_the_kept_entries(stock, uneven_subn
     assert torch.equal(by_head, dense[channels][:, [2]])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_subnet_of_a_subnet_is_the_composed_subnet(variant_supernet, draw_within, input_ids, seed):
-    outer = draw_within(Shape.from_config(variant_supernet.config), seed)
-    inner = draw_within(outer.shape, seed + 100)
-    twice = extract_subnet(extract_subnet(variant_supernet, outer), inner)
-    once = extract_subnet(variant_supernet, outer.compose(inner))
-    assert_equal_weights(twice, once)
-    assert torch.equal(logits(twice, input_ids), logits(once, input_ids))
-
-
-def test_composition_of_spaces_own_draws(supernet, space, draw, draw_within):
-    outer = draw(space, 5)
-    inner = draw_within(outer.shape, 6)
-    once = extract_subnet(supernet, outer.compose(inner))
-    assert_equal_weights(extract_subnet(extract_subnet(supernet, outer), inner), once)
-
-
-def test_full_subnet_is_a_stock_model_with_the_same_weights(stock, input_ids):
-    student = extract_subnet(stock, SubnetConfig.full(stock.config))
-    assert type(student) is GPTNeoXForCausalLM
-    assert_equal_weights(student, stock)
-    assert torch.equal(logits(student, input_ids), logits(stock, input_ids))
-
-
 def test_super_network_and_stock_model_give_the_same_student(supernet, stock, uneven_subnet):
     assert_equal_weights(extract_subnet(supernet, uneven_subnet), extract_subnet(stock, uneven_subnet))
 
@@ -74,20 +53,6 @@ def test_whittle_format_holds_a_stock_student_with_equal_logits(supernet, input_
     assert (type(whittle), type(stock)) == (WhittleGPTNeoXForCausalLM, GPTNeoXForCausalLM)
     assert_equal_weights(whittle, stock)
     torch.testing.assert_close(logits(whittle, input_ids), logits(stock, input_ids), rtol=0, atol=1e-5)
-
-
-def test_student_shares_no_memory_with_the_super_network(variant_supernet, space, draw):
-    student = extract_subnet(variant_supernet, draw(space, 3))
-    taken = {tensor.untyped_storage().data_ptr() for tensor in variant_supernet.state_dict().values()}
-    assert not taken & {tensor.untyped_storage().data_ptr() for tensor in student.state_dict().values()}
-
-
-def test_full_student_shares_no_memory_either(supernet, input_ids):
-    before = logits(supernet, input_ids)
-    with torch.no_grad():
-        for parameter in extract_subnet(supernet, SubnetConfig.full(supernet.config)).parameters():
-            parameter.zero_()
-    assert torch.equal(logits(supernet, input_ids), before)
 
 
 def test_weights_of_a_student_are_contiguous(supernet, uneven_subnet):
@@ -107,15 +72,6 @@ def test_student_has_trainable_parameters_also_of_a_frozen_super_network(superne
     assert all(parameter.requires_grad for parameter in extract_subnet(frozen, uneven_subnet).parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_student_keeps_the_dtype(supernet, uneven_subnet, dtype):
-    student = extract_subnet(copy.deepcopy(supernet).to(dtype), uneven_subnet)
-    assert {parameter.dtype for parameter in student.parameters()} == {dtype}
-    exact = extract_subnet(supernet, uneven_subnet)
-    for ours, theirs in zip(student.parameters(), exact.parameters(), strict=True):
-        assert torch.equal(ours, theirs.to(dtype))
-
-
 def test_tied_student_stays_tied(make_stock, uneven_subnet):
     student = extract_subnet(make_stock(tie_word_embeddings=True), uneven_subnet)
     assert student.lm_head.weight is student.gpt_neox.embed_in.weight
@@ -127,6 +83,151 @@ def test_student_generates_with_the_settings_of_the_super_network(supernet, unev
     student = extract_subnet(source, uneven_subnet)
     assert student.generation_config.max_new_tokens == 7
     assert student.generation_config is not source.generation_config
+
+
+# Padded students
+
+
+def draw_with_room(seed):
+    """Any layer-wise subnet of the tiny model whose heads, 8 channels wide, fit into its hidden size."""
+    rng = Random(seed)
+
+    def some(size, most=None):
+        return sorted(rng.sample(range(size), rng.randint(1, most or size)))
+
+    blocks = rng.randint(1, 4)
+    layers = some(5)
+    return SubnetConfig(
+        hidden_size=sorted(rng.sample(range(32), 8 * blocks)),
+        num_hidden_layers=layers,
+        num_attention_heads=[some(4, blocks) for _ in layers],
+        intermediate_size=[some(64) for _ in layers],
+    )
+
+
+def padded_and_whittle(model, subnet, **options):
+    return [extract_subnet(model, subnet, format=format, **options) for format in ("padded", "whittle")]
+
+
+def split_padding(padded, whittle):
+    """The part of each weight of a padded student that a whittle student has, and the values around it."""
+    for name, tensor in padded.state_dict().items():
+        held = tuple(slice(size) for size in whittle.state_dict()[name].shape)
+        around = torch.ones_like(tensor, dtype=torch.bool)
+        around[held] = False
+        yield name, tensor[held], tensor[around]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_padded_student_has_the_logits_of_the_whittle_one(variant_supernet, input_ids, seed):
+    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed))
+    mask = torch.ones_like(input_ids)
+    mask[1, :5] = 0
+    for inputs in ({}, {"attention_mask": mask}):
+        with torch.no_grad():
+            ours, theirs = (model(input_ids=input_ids, **inputs).logits for model in (padded, whittle))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padded_student_is_the_whittle_one_with_zeros_around(variant_supernet, seed):
+    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed))
+    for name, held, around in split_padding(padded, whittle):
+        assert torch.equal(held, whittle.state_dict()[name]) and not around.any(), name
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_padded_student_gives_the_same_logits_token_by_token(supernet, input_ids, seed):
+    padded, whittle = padded_and_whittle(supernet, draw_with_room(seed))
+    cache, steps = None, []
+    with torch.no_grad():
+        for token in input_ids.T:
+            output = padded(input_ids=token[:, None], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            steps.append(output.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), logits(whittle, input_ids), rtol=0, atol=1e-5)
+
+
+def test_padded_student_generates_the_same_tokens(supernet, input_ids):
+    padded, whittle = padded_and_whittle(supernet, draw_with_room(0))
+    settings = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(padded.generate(input_ids, **settings), whittle.generate(input_ids, **settings))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padded_student_has_the_counted_sizes(variant_supernet, seed):
+    config, subnet = variant_supernet.config, draw_with_room(seed)
+    padded = extract_subnet(variant_supernet, subnet, format="padded")
+    shape = padded_shape(config, subnet)
+    assert Shape.from_config(padded.config) == shape
+    assert shape.hidden_size == subnet.shape.hidden_size == 8 * shape.num_attention_heads[0]
+    assert set(shape.intermediate_size) == {max(subnet.shape.intermediate_size)}
+    assert num_parameters(config, shape) == sum(parameter.numel() for parameter in padded.parameters())
+
+
+def test_saved_padded_student_is_a_stock_model(supernet, input_ids, tmp_path):
+    padded, whittle = padded_and_whittle(supernet, draw_with_room(1))
+    padded.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "gpt_neox" and config["architectures"] == ["GPTNeoXForCausalLM"]
+    assert not {"head_dim", "per_layer_config", "auto_map"} & config.keys() and not list(tmp_path.glob("*.py"))
+    for model_class in (GPTNeoXForCausalLM, AutoModelForCausalLM):
+        loaded = model_class.from_pretrained(tmp_path)
+        assert type(loaded) is GPTNeoXForCausalLM
+        torch.testing.assert_close(logits(loaded, input_ids), logits(whittle, input_ids), rtol=0, atol=1e-5)
+
+
+def test_padding_of_what_a_stock_model_holds_adds_nothing(supernet):
+    padded, stock = (extract_subnet(supernet, STOCK_SUBNET, format=format) for format in ("padded", "stock"))
+    assert padded.config.to_dict() == stock.config.to_dict()
+    assert_equal_weights(padded, stock)
+
+
+def train(model, input_ids, steps=5):
+    """A few steps of AdamW; in float64, where rounding does not decide which way Adam goes."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(steps):
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_padding_stays_zero_in_training_and_the_logits_equal(variant_supernet, input_ids, seed):
+    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed), dtype=torch.float64)
+    before = logits(whittle, input_ids)
+    train(padded, input_ids)
+    train(whittle, input_ids)
+    assert (logits(whittle, input_ids) - before).abs().max() > 0.1
+    torch.testing.assert_close(logits(padded, input_ids), logits(whittle, input_ids), rtol=0, atol=1e-8)
+    for name, _, around in split_padding(padded, whittle):
+        assert not around.any(), name
+
+
+@pytest.mark.parametrize(
+    ("subnet", "message"),
+    [
+        (
+            SubnetConfig(16, 2, [1, 3], 40),
+            "a padded student needs num_attention_heads * 8 <= hidden_size in every layer, got 3 heads, 24 channels "
+            "wide, and hidden_size=16; use format='auto'",
+        ),
+        (
+            SubnetConfig(20, 2, [1, 2], 40),
+            "a padded student needs a hidden_size that is a multiple of the 8 channels of a head, got 20; use format=",
+        ),
+        (SubnetConfig([*range(7)], 2, 1, 40), "got 1 heads, 8 channels wide, and hidden_size=7; use format='auto'"),
+    ],
+)
+def test_padded_format_refuses_what_it_cannot_hold(supernet, subnet, message):
+    with pytest.raises(SubnetError, match=re.escape(message)):
+        extract_subnet(supernet, subnet, format="padded")
+
+
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -153,3 +254,67 @@ def test_model_of_another_architecture_is_an_error():
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=99, **sizes))
     with pytest.raises(ArchitectureError, match="the architecture is 'llama'; hf_whittle knows"):
         extract_subnet(llama, SubnetConfig(24, 1, 3, 40))
+
+
+# Arguments and folders
+
+
+def test_folder_above_the_one_named_is_never_removed(stock, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists already and is not an empty folder"):
+        extract_subnet(stock, STOCK_SUBNET, f"{tmp_path}/new/..")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_working_directory_is_not_replaced(stock, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="cannot be replaced as a whole; give a folder inside it"):
+        extract_subnet(stock, STOCK_SUBNET, ".")
+
+
+def test_link_to_an_empty_folder_leads_to_the_student(stock, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    extract_subnet(stock, STOCK_SUBNET, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert_equal_weights(GPTNeoXForCausalLM.from_pretrained(tmp_path / "there"), extract_subnet(stock, STOCK_SUBNET))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype_may_be_a_name(stock, dtype):
+    student = extract_subnet(stock, STOCK_SUBNET, dtype=dtype)
+    assert_equal_weights(student, extract_subnet(stock, STOCK_SUBNET).bfloat16())
+    assert_equal_weights(extract_subnet(stock, STOCK_SUBNET, dtype="auto"), extract_subnet(stock, STOCK_SUBNET))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat", "int8", torch.int8, 16])
+def test_dtype_that_is_none_is_an_error(stock, dtype):
+    with pytest.raises(SubnetError, match=f"dtype must be a floating-point type .*, got {dtype!r}"):
+        extract_subnet(stock, STOCK_SUBNET, dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [0, -1, "2XB", "5"])
+def test_shard_size_that_is_none_is_an_error_before_anything_is_written(stock, tmp_path, size):
+    with pytest.raises(ValueError, match=re.escape(f"or like '5GB', got {size!r}")):
+        extract_subnet(stock, STOCK_SUBNET, tmp_path / "out", max_shard_size=size)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("subnet", [STOCK_SUBNET.to_dict(), "subnet.json"], ids=["dict", "path"])
+def test_subnet_of_another_type_is_an_error(stock, subnet):
+    with pytest.raises(SubnetError, match=r"subnet must be a SubnetConfig, got a .*; make one with"):
+        extract_subnet(stock, subnet)
+
+
+def test_argument_that_is_not_known_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="unknown arguments variant; a checkpoint takes revision, token"):
+        extract_subnet(tmp_path, STOCK_SUBNET, variant="fp16")
+
+
+def test_model_without_its_head_is_an_error(stock):
+    with pytest.raises(ArchitectureError, match=r"a GPTNeoXModel has no gpt_neox\.embed_in.* causal language"):
+        extract_subnet(stock.gpt_neox, STOCK_SUBNET)
+
+
+def test_student_does_not_say_that_it_was_loaded_from_none(stock):
+    assert extract_subnet(stock, STOCK_SUBNET).name_or_path == ""

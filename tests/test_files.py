@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+from safetensors import SafetensorError
 
 from hf_whittle.errors import OutputError, WhittleError
 from hf_whittle.files import atomic_folder, atomic_path, disk_errors, read_json, write_json, write_text
@@ -51,12 +52,30 @@ def test_a_failing_block_leaves_the_folder_as_it_was(tmp_path, error):
     assert names_in(tmp_path) == ["folder"] and names_in(tmp_path / "folder") == ["one"]
 
 
-def test_a_folder_replaces_the_one_before(tmp_path):
+def test_a_folder_replaces_the_one_before_where_that_is_asked_for(tmp_path):
     for name in ("one", "two"):
-        with atomic_folder(tmp_path / "deep" / "folder") as temporary:
+        with atomic_folder(tmp_path / "deep" / "folder", replace=True) as temporary:
             assert not (tmp_path / "deep" / "folder" / name).exists()
             (temporary / name).write_text(name)
     assert names_in(tmp_path / "deep") == ["folder"] and names_in(tmp_path / "deep" / "folder") == ["two"]
+
+
+def test_a_folder_that_is_not_empty_by_then_is_left_alone(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"Directory not empty.*in the way"),
+        atomic_folder(tmp_path / "folder") as new,
+    ):
+        (new / "mine").write_text("x")
+        write_text(tmp_path / "folder" / "yours", "y")
+    assert names_in(tmp_path) == ["folder"] and names_in(tmp_path / "folder") == ["yours"]
+
+
+def test_an_empty_folder_keeps_its_mode(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").chmod(0o2770)
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o2770
 
 
 def test_modes_are_those_of_a_file_made_by_hand(tmp_path):
@@ -87,6 +106,23 @@ def test_disk_full_in_a_folder_is_an_output_error_that_names_it(tmp_path):
     ):
         raise_disk_full()
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_full_disk_that_safetensors_meets_is_an_output_error_too(tmp_path, code):
+    words = os.strerror(code)
+    with (
+        pytest.raises(OutputError, match=rf"could not write .*folder: {words}\. .*run the same command") as caught,
+        atomic_folder(tmp_path / "folder"),
+    ):
+        raise SafetensorError(f"Error while serializing: I/O error: {words} (os error {code})")
+    assert caught.value.errno == code and isinstance(caught.value.__cause__, SafetensorError)
+    assert names_in(tmp_path) == []
+
+
+def test_other_errors_of_safetensors_stay_what_they_are(tmp_path):
+    with pytest.raises(SafetensorError, match="header too small"), disk_errors(tmp_path / "file"):
+        raise SafetensorError("Error while deserializing header: header too small")
 
 
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: atomic_folder(path).__enter__()])

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, SubnetConfig, extract_subnet
 from hf_whittle.errors import DataError, VocabularyError
-from hf_whittle.fitness import Perplexity, cross_entropy
+from hf_whittle.fitness import Perplexity, cross_entropy, model_fingerprint
 
 
 def perplexity_of(model, input_ids):
@@ -80,7 +80,7 @@ def test_settings_tell_other_text_and_other_weights_apart(supernet, make_stock, 
 
 @pytest.mark.parametrize("blocks", [None, Dataset.from_dict({"input_ids": []})], ids=["none", "empty"])
 def test_no_text_is_an_error(supernet, blocks):
-    with pytest.raises(DataError, match="there are no blocks of text to evaluate on; give an eval_dataset of packed"):
+    with pytest.raises(DataError, match="there are no blocks of text to evaluate on; give a dataset of packed"):
         Perplexity(supernet, blocks)
 
 
@@ -96,3 +96,18 @@ def test_text_of_another_vocabulary_is_an_error(supernet, ids, span):
     message = f"the text has token ids {span}, the model's vocabulary has 99 entries; tokenize with the model's own"
     with pytest.raises(VocabularyError, match=re.escape(message)):
         Perplexity(supernet, torch.tensor(ids))
+
+
+def test_fingerprint_knows_one_changed_value_and_the_dtype(supernet):
+    changed = copy.deepcopy(supernet)
+    before = model_fingerprint(changed)
+    assert before == model_fingerprint(supernet)
+    with torch.no_grad():
+        changed.gpt_neox.layers[1].mlp.dense_4h_to_h.weight[3, 5] += 1e-3
+    assert model_fingerprint(changed) != before
+    assert model_fingerprint(copy.deepcopy(supernet).double()) != before
+
+
+def test_blocks_of_another_type_are_an_error(supernet):
+    with pytest.raises(DataError, match=r"expected a datasets\.Dataset or a tensor of token ids, got a list"):
+        Perplexity(supernet, [[1, 2, 3]])

@@ -25,8 +25,8 @@ FOUNDATION = {
     "extraction": {"architecture", "checkpoint", "cost", "errors", "files", "models", "subnet"},
     "fitness": {"architecture", "errors", "files", "models", "subnet"},
     "importance": {"architecture", "errors", "files", "fitness", "models", "subnet"},
-    "sorting": {"architecture", "importance", "models", "subnet"},
-    "latency": {"cost", "errors", "fitness", "subnet"},
+    "sorting": {"architecture", "errors", "fitness", "importance", "models", "subnet"},
+    "latency": {"cost", "errors", "files", "fitness", "subnet"},
 }
 """What a module or package may import of hf_whittle, at most."""
 SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")
@@ -134,3 +134,15 @@ def test_code_that_travels_with_a_student_imports_only_its_libraries_and_sibling
             assert imported.removeprefix(folder).split(".")[0] in SHIPPED
         else:
             assert imported.split(".")[0] in {"torch", "transformers", "huggingface_hub"}
+
+
+def test_any_module_of_transformers_can_be_imported_next_and_students_are_registered(run_python):
+    script = """
+        import hf_whittle
+        from transformers.modeling_layers import GradientCheckpointingLayer
+        from transformers import AutoConfig, AutoModelForCausalLM
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        config = AutoConfig.for_model("whittle_gpt_neox", **sizes)
+        print(type(AutoModelForCausalLM.from_config(config)).__name__)
+    """
+    assert run_python(script) == "WhittleGPTNeoXForCausalLM\n"

@@ -54,6 +54,17 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     untrained = hf_whittle.extract_subnet(names["supernet"], names["result"].best)
     trained = names["student"].state_dict()
     assert any((trained[name].cpu() != weight).any() for name, weight in untrained.state_dict().items())
+    sorts, cuts = (next(block for block in blocks_of("python") if word in block) for word in ("sort_by", "pythia-12b"))
+    shorter = {
+        "ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)",
+        'blocks["search"])': 'blocks["search"].select(range(2)), config=EvolutionConfig(generations=1))',
+    }
+    exec(replace_once(sorts, shorter), names)
+    exec(replace_once(cuts, {"EleutherAI/pythia-12b": str(tmp_path / "pythia"), '"student"': '"cut"'}), names)
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
+    with torch.no_grad(), names["supernet"].active_subnet(names["result"].best):
+        input_ids = torch.tensor(names["blocks"]["search"]["input_ids"][:2])
+        torch.testing.assert_close(cut(input_ids).logits, names["supernet"](input_ids).logits, rtol=0, atol=1e-2)
 
 
 def test_recipe_in_the_readme_is_valid(tmp_path):

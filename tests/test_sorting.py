@@ -241,3 +241,18 @@ def test_sorting_while_a_subnet_is_active_is_an_error(supernet, uneven_subnet):
     message = "a subnet is active: leave the active_subnet block first"
     with supernet.active_subnet(uneven_subnet), pytest.raises(SubnetError, match=message):
         sort_by_importance(supernet, random_scores(Shape.from_config(supernet.full_config)))
+
+
+def test_scores_of_before_the_sorting_are_an_error_the_second_time(supernet, input_ids):
+    network = copy.deepcopy(supernet)
+    scores = score_importance(network, input_ids, criterion="magnitude", progress=False)
+    sort_by_importance(network, scores)
+    with pytest.raises(SubnetError, match="these scores are of another model, or it was sorted already"):
+        sort_by_importance(network, scores)
+
+
+def test_scores_that_are_not_finite_are_an_error(supernet, input_ids):
+    scores = score_importance(supernet, input_ids, criterion="magnitude", progress=False)
+    scores.neurons[1][3] = float("nan")
+    with pytest.raises(SubnetError, match="some of these scores are not finite; score the model in float32"):
+        sort_by_importance(copy.deepcopy(supernet), scores)

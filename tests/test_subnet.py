@@ -3,7 +3,9 @@
 import pickle
 import re
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -261,3 +263,11 @@ def test_errors_are_also_value_errors():
     with pytest.raises(ValueError, match="hidden_size"):
         SubnetConfig(0, 1, 1, 1)
     assert issubclass(SubnetError, WhittleError)
+
+
+def test_arrays_and_tensors_of_indices_are_taken_as_they_are():
+    by_hand = SubnetConfig([0, 2, 5], [1, 3], [[0, 2], [1]], [3, 4])
+    arrays = SubnetConfig(
+        np.array([0, 2, 5]), torch.tensor([1, 3]), [np.array([0, 2]), torch.tensor([1])], np.array([3, 4])
+    )
+    assert arrays == by_hand and arrays.to_json() == by_hand.to_json()

@@ -61,12 +61,12 @@ def measure_subnet(checkpoint: Path, subnet: SubnetConfig, largest: int) -> dict
         peak = peak_memory(partial(prepare, checkpoint), partial(extract, subnet=subnet, target=target))
         written = list(target.glob("*.safetensors"))
         assert sum(file.stat().st_size for file in written) >= size
-        from_memory = GPTNeoXForCausalLM.from_pretrained(checkpoint)
+        from_memory = extract_subnet(GPTNeoXForCausalLM.from_pretrained(checkpoint), subnet)
         equal = all(
             torch.equal(ours, theirs)
             for ours, theirs in zip(
-                extract_subnet(from_memory, subnet).state_dict().values(),
-                type(extract_subnet(from_memory, subnet)).from_pretrained(target).state_dict().values(),
+                from_memory.state_dict().values(),
+                type(from_memory).from_pretrained(target).state_dict().values(),
                 strict=True,
             )
         )
@@ -110,6 +110,7 @@ def copy_bytes(checkpoint: Path, size: int, target: Path) -> None:
                 while size > 0 and (block := stored.read(min(size, 16 * MEGABYTE))):
                     written.write(block)
                     size -= len(block)
+        os.fsync(written.fileno())
 
 
 def write_checkpoint(folder: Path) -> None:

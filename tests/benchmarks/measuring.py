@@ -27,6 +27,7 @@ def peak_memory(prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(prepare, work, sender))
     process.start()
+    sender.close()  # so that a process that dies ends the wait
     megabytes = receiver.recv()
     process.join()
     return megabytes

@@ -210,7 +210,7 @@ def test_folder_that_becomes_read_only_is_an_error_and_keeps_earlier_evaluations
         search(tmp_path, Counted(3))
     with monkeypatch.context() as patch:
         patch.setattr("hf_whittle.files.tempfile.mkstemp", refuse)
-        with pytest.raises(OutputError, match=r"could not write .*search.json: Read-only file system.*is kept: free"):
+        with pytest.raises(OutputError, match=r"search.json: Read-only file system.*is kept: make the folder"):
             search(tmp_path)
     assert (tmp_path / "candidates.jsonl").read_bytes().count(b"\n") == 6
     search(tmp_path)
@@ -232,7 +232,7 @@ FULL_DISK = """
 def test_disk_that_is_full_is_an_error_and_keeps_earlier_evaluations(uninterrupted, tmp_path, run_python):
     size = len(read(uninterrupted)["candidates.jsonl"]) // 2
     printed = run_python("    import sys\n" + FULL_DISK.format(size=size), tmp_path, textwrap.dedent(script()))
-    assert f"could not write {tmp_path}: File too large. What was computed until then is kept" in printed
+    assert f"could not write {tmp_path}: File too large. What is on disk is kept" in printed
     kept = (tmp_path / "candidates.jsonl").read_bytes()
     assert kept == read(uninterrupted)["candidates.jsonl"][:size]
     fitness = Counted()
