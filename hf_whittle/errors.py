@@ -35,3 +35,7 @@ class RecipeError(WhittleError, ValueError):
 
 class OutputError(WhittleError, OSError):
     """An output folder that cannot be written, or that holds another run."""
+
+
+class OtherSearchError(OutputError):
+    """A folder that holds another search than the one that is to go on in it."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -137,19 +137,21 @@ class KLDivergence(TokenFitness):
                 f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
             )
         self._teacher = model_fingerprint(teacher)
-        logits = batched_logits(teacher, self.input_ids, batch_size)
-        self._targets = torch.cat([part.float().log_softmax(-1).half().cpu() for _, part in logits])
+        with evaluating(teacher):
+            parts = [_logits(teacher, batch) for batch in self.input_ids.split(batch_size)]
+        self._targets = torch.cat([part.float().log_softmax(-1).half().cpu() for part in parts])
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)
         targets = self._targets[rows]
-        total = torch.zeros((), dtype=torch.float64)
+
+        def divergence(start: int, logits: torch.Tensor) -> torch.Tensor:
+            target = targets[start : start + len(logits)].to(logits.device).float()
+            return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
+
         with self.supernet.active_subnet(subnet):
-            for start, logits in batched_logits(self.supernet, self.input_ids[rows], self.batch_size):
-                target = targets[start : start + len(logits)].to(logits.device).float()
-                predicted = logits.float().log_softmax(-1)
-                total += F.kl_div(predicted, target, reduction="sum", log_target=True).double().cpu()
-        return total.item() / (len(rows) * self.input_ids.shape[1])
+            total = _sum_over_batches(self.supernet, self.input_ids[rows], self.batch_size, divergence)
+        return total / (len(rows) * self.input_ids.shape[1])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -172,24 +174,53 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
     Returns:
         `float`: nats per predicted token.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    for start, logits in batched_logits(model, input_ids, batch_size):
+
+    def loss(start: int, logits: torch.Tensor) -> torch.Tensor:
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        total += loss.double().cpu()
-    return total.item() / (input_ids.shape[0] * (input_ids.shape[1] - 1))
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+    total = _sum_over_batches(model, input_ids, batch_size, loss)
+    return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
-def batched_logits(
-    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Logits of blocks of tokens, a batch at a time and without gradient, each with the index of its first block."""
+def is_sharded(model: "PreTrainedModel") -> bool:
+    """Whether the parameters of a model are spread over processes, so that all must run it together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _sum_over_batches(
+    model: "PreTrainedModel",
+    input_ids: torch.Tensor,
+    batch_size: int,
+    value: Callable[[int, torch.Tensor], torch.Tensor],
+) -> float:
+    """Sum, in order, of a value of each batch's logits: `value(first_block, logits)`.
+
+    The processes of a sharded model take the batches in turn, and each gets the same sum.
+    """
+    starts = range(0, len(input_ids), batch_size)
+    sharded = is_sharded(model)
+    processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if sharded else (1, 0)
+    values = []
     with evaluating(model):
-        for start in range(0, len(input_ids), batch_size):
-            with torch.inference_mode():
-                batch = input_ids[start : start + batch_size].to(model.device)
-                logits = model(input_ids=batch, use_cache=False).logits
-            yield start, logits
+        for first in range(0, len(starts), processes):
+            start = starts[min(first + own, len(starts) - 1)]  # one too many is run, since all must run together
+            logits = _logits(model, input_ids[start : start + batch_size])
+            values.append(value(start, logits).double())
+    if sharded:
+        from accelerate.utils import gather
+
+        values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
+    return sum((one.cpu() for one in values), torch.zeros((), dtype=torch.float64)).item()
+
+
+@torch.no_grad()
+def _logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=batch.to(model.device), use_cache=False).logits
 
 
 @contextlib.contextmanager
@@ -239,5 +270,6 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a sharded model
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -146,7 +146,7 @@ class SearchSpace:
         }
         if self.importance is not None:
             chosen |= {"importance": self.importance.settings, "temperature": self.temperature}
-        return {**chosen, **sizes}
+        return {**chosen, **sizes, "supernet": {name: getattr(self.config, name) for name in _SIZES}}
 
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig:
         """Draw a subnet in the bin.
@@ -288,9 +288,9 @@ class SearchSpace:
         kept = getattr(draft, name)
         if self.layer_wise:
             position = rng.randrange(len(kept))
-            kept[position] = change(self._entries(name, indices(draft.layers)[position]), kept[position])
+            kept[position] = change(self.entries(name, indices(draft.layers)[position]), kept[position])
         else:
-            kept[:] = [change(self._entries(name), kept[0])] * len(kept)
+            kept[:] = [change(self.entries(name), kept[0])] * len(kept)
 
     def _exchange_entries(self, draft: "_Draft", rng: Random, bin: Bin) -> None:
         """Replace some kept entries of one dimension by as many others."""
@@ -325,19 +325,19 @@ class SearchSpace:
     def _draw_layers(self, rng: Random, name: str, total: int, layers: Kept) -> list[Kept]:
         """Kept entries of each layer, drawn at random and corrected to a total."""
         if not self.layer_wise:
-            return [self._entries(name).choose(rng, total // count(layers))] * count(layers)
+            return [self.entries(name).choose(rng, total // count(layers))] * count(layers)
         sizes = self._sizes(name)
         drawn = [rng.choice(sizes) for _ in range(count(layers))]
         corrected = zip(indices(layers), _correct(rng, drawn, total, sizes), strict=True)
-        return [self._entries(name, layer).choose(rng, size) for layer, size in corrected]
+        return [self.entries(name, layer).choose(rng, size) for layer, size in corrected]
 
     def _spread(self, rng: Random, name: str, kept: list[Kept], total: int, layers: Kept) -> list[Kept]:
         """Resize the kept entries of the layers so that they add up to a total."""
         if not self.layer_wise:
-            return [self._entries(name).resize(rng, kept[0], total // len(kept))] * len(kept)
+            return [self.entries(name).resize(rng, kept[0], total // len(kept))] * len(kept)
         corrected = _correct(rng, [count(entry) for entry in kept], total, self._sizes(name))
         changes = zip(indices(layers), kept, corrected, strict=True)
-        return [self._entries(name, layer).resize(rng, entry, size) for layer, entry, size in changes]
+        return [self.entries(name, layer).resize(rng, entry, size) for layer, entry, size in changes]
 
     # Which entries
 
@@ -352,8 +352,10 @@ class SearchSpace:
     def _layers(self) -> Entries:
         return self._some(self.config.num_hidden_layers, self.importance and self.importance.layers)
 
-    def _entries(self, name: str, layer: int | None = None) -> Entries:
-        """How heads or neurons are chosen in a layer of the super-network, or in all of them alike."""
+    def entries(self, name: str, layer: int | None = None) -> Entries:
+        """How `"channels"`, `"layers"`, or the `"heads"` or `"neurons"` of a layer (or of all alike) are chosen."""
+        if name in ("channels", "layers"):
+            return self._channels if name == "channels" else self._layers
         return self._in_layers[name][-1 if layer is None else layer]
 
     @cached_property

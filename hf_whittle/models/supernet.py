@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -87,6 +88,12 @@ class SuperNetModel(PreTrainedModel):
             super().save_pretrained(*args, **kwargs)
         finally:
             self._activate(before)
+
+    def weights_in_use(self) -> Iterator[torch.Tensor]:
+        """The weights of the active subnet's matrices and norms, without biases; all of them if none is active."""
+        for _, layer, module in self._sliced_modules():
+            if layer is None or self._layers.active is None or layer in self._layers.active:
+                yield module.in_use("weight")
 
     _active: SubnetConfig | None = None
     _full_config: PreTrainedConfig | None = None

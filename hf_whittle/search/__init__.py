@@ -1,1 +1,26 @@
-"""Search algorithms behind one interface, the run that drives them, and its result."""
+"""The search algorithms, one a file, behind the interface of `algorithm.py`."""
+
+from .additive import AdditiveSearchConfig
+from .algorithm import SearchConfig
+from .evolution import EvolutionConfig
+from .local import LocalSearchConfig
+from .multi_fidelity import MultiFidelityConfig
+from .nsga2 import NSGA2Config
+from .random import RandomSearchConfig
+from .regularized import RegularizedEvolutionConfig
+from .surrogate import SurrogateSearchConfig
+
+ALGORITHMS: dict[str, type[SearchConfig]] = {
+    config.name: config
+    for config in (
+        AdditiveSearchConfig,
+        EvolutionConfig,
+        LocalSearchConfig,
+        MultiFidelityConfig,
+        NSGA2Config,
+        RandomSearchConfig,
+        RegularizedEvolutionConfig,
+        SurrogateSearchConfig,
+    )
+}
+"""The settings of every algorithm by its name."""

@@ -1,7 +1,7 @@
 """Additive scores: replace one thing at a time in the full super-network, then solve for the best sum in the bin.
 
-The scores of all replacements are added as if they did not depend on each other; which of them to make is a
-mixed-integer program, one for each number of channels, solved exactly by `scipy.optimize.milp`.
+The scores of all replacements are added as if they did not depend on each other. Which of them to make is then a
+mixed-integer linear program for each number of channels, solved exactly by `scipy.optimize.milp`.
 """
 
 import math
@@ -12,162 +12,143 @@ from typing import ClassVar
 import numpy as np
 
 from ..cost import Bin
+from ..reach import heads_for
 from ..search_space import SearchSpace
-from ..subnet import Shape, SubnetConfig
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
-from .evolution import EvolutionConfig
+from ..subnet import Kept, Shape, SubnetConfig
+from .algorithm import Candidate, Evaluation
+from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
+
+_WORST = 1e6  # the score of a replacement whose fitness is not finite
+_SECONDS = 20.0  # the most a program may take before its best answer so far is used
 
 
 @dataclass
-class AdditiveConfig(SearchConfig):
-    """How the search by additive scores runs: it scores, solves, evaluates the best answers, and may evolve them."""
+class AdditiveSearchConfig(MultiFidelityConfig):
+    """How the search by additive scores runs: it scores, solves, evaluates the best answers, and evolves them.
+
+    The evolution is multi-fidelity evolution; with `generations=0`, the answers are all there is.
+    """
 
     name: ClassVar[str] = "additive"
 
     head_options: int = field(default=4, metadata={"help": "Numbers of heads tried in each layer."})
     neuron_options: int = field(default=4, metadata={"help": "Numbers of neurons tried in each layer."})
     channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried."})
-    levels: int = field(default=16, metadata={"help": "Numbers of neurons the program chooses from, interpolated."})
-    answers: int = field(default=8, metadata={"help": "Best answers that are evaluated."})
-    generations: int = field(default=0, metadata={"help": "Generations of evolution from the answers."})
-    num_offspring: int = field(default=10, metadata={"help": "New candidates in such a generation."})
-    num_elites: int = field(default=8, metadata={"help": "Best candidates so far that become parents in it."})
-    mutation_rate: float = field(default=0.5, metadata={"help": "Share of offspring made by mutation, not crossover."})
+    score_share: float = field(default=1.0, metadata={"help": "Share of the tokens that replacements are scored on."})
+    levels: int = field(default=16, metadata={"help": "Sizes of a dimension that the program chooses from."})
+    answers: int = field(default=8, metadata={"help": "Best answers of the program that are evaluated."})
 
     def __post_init__(self) -> None:
-        self.require_at_least(head_options=1, neuron_options=1, channel_options=1, levels=2, answers=1, generations=0)
-        self.evolution()
+        super().__post_init__()
+        self.require_at_least(head_options=1, neuron_options=1, channel_options=1, levels=2, answers=1)
+        if not 0 < self.score_share <= 1:
+            raise ValueError(f"score_share must be above 0 and at most 1, got {self.score_share}")
 
-    def evolution(self) -> EvolutionConfig:
-        return EvolutionConfig(
-            generations=self.generations,
-            population_size=1,
-            num_offspring=self.num_offspring,
-            num_elites=self.num_elites,
-            mutation_rate=self.mutation_rate,
-            seed=self.seed,
-        )
-
-    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
+    def algorithm(self, space: SearchSpace, bin: Bin) -> "AdditiveSearch":
         return AdditiveSearch(space, bin, self)
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """One change to the full super-network: a size in a layer (`size=0` leaves the layer out), or of the channels."""
+    """One change to the full super-network: another size of a dimension; `layer` is -1 for the channels.
+
+    A layer of size 0 is left out.
+    """
 
     dimension: str
     layer: int
     size: int
 
 
-class AdditiveSearch(SearchAlgorithm):
+class AdditiveSearch(MultiFidelitySearch):
     """Scores of single replacements, the answers of the program, and evolution from these."""
 
-    def __init__(self, space: SearchSpace, bin: Bin, config: AdditiveConfig):
-        self.space, self.bin, self.config = space, bin, config
-        self._breeder = Breeder(space, bin, config.seed)
-        self._cost = bin.cost(space.config)
-        space.reachable_pairs(bin)  # says so if there is nothing to find
+    def __init__(self, space: SearchSpace, bin: Bin, config: AdditiveSearchConfig):
+        super().__init__(space, bin, config)
+        self.config: AdditiveSearchConfig = config
+        self._channels = sorted({channels for channels, _ in space.reachable_pairs(bin)})
+        self._full = Shape.from_config(space.config)
         self._replacements = self._all_replacements()
-        self._evolution = config.evolution().algorithm(space, bin)
+        self._scores: dict[Replacement, float] = {}
         self._stage = 0
 
     @property
     def max_evaluations(self) -> int:
-        evolved = self.config.generations * self.config.num_offspring
+        evolved = self.config.generations * sum(self.config.sizes)
         return 1 + len(self._replacements) + self.config.answers + evolved
 
     def ask(self) -> list[Candidate]:
         self._stage += 1
         if self._stage == 1:
-            full = Candidate(SubnetConfig.full(self.space.config), "replacement", in_bin=False)
-            return [full, *(Candidate(self._with(r), "replacement", in_bin=False) for r in self._replacements)]
+            changed = [SubnetConfig.full(self._full), *map(self._with, self._replacements)]
+            return [Candidate(subnet, "replacement", share=self.config.score_share) for subnet in changed]
         if self._stage == 2:
-            return self._breeder.first_new([Candidate(subnet, "answer") for subnet in self._answers()], self.config.answers)
-        if self.config.generations == 0:
-            return []
-        if self._stage == 3:
-            self._evolution.ask()  # its own first draws, which the answers stand in for
-        return self._evolution.ask()
+            answers = [Candidate(subnet, "answer") for subnet in self._answers()]
+            return self._breeder.first_new(answers, self.config.answers)
+        return super().ask()
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         if self._stage == 1:
-            full, *others = (math.log(e.fitness) if 0 < e.fitness < math.inf else math.inf for e in evaluations)
-            self._scores = dict(zip(self._replacements, (max(other - full, 0.0) for other in others), strict=True))
+            full, *others = (evaluation.fitness for evaluation in evaluations)
+            self._scores = dict(zip(self._replacements, additive_scores(full, others), strict=True))
+        elif self._stage == 2:
+            self.begin_from(evaluations)
         else:
-            self._evolution.tell(evaluations)
-
-    def inform(self, evaluations: list[Evaluation]) -> None:
-        self._evolution.inform(evaluations)
+            super().tell(evaluations)
 
     def _all_replacements(self) -> list[Replacement]:
-        space, full = self.space, Shape.from_config(self.space.config)
-        layers = range(full.num_hidden_layers)
-        sizes = {
-            "heads": _some(space.num_attention_heads, self.config.head_options),
-            "neurons": _some(space.intermediate_size, self.config.neuron_options),
-        }
+        space, layers = self.space, range(self._full.num_hidden_layers)
         found = [Replacement("channels", -1, size) for size in _some(space.hidden_size, self.config.channel_options)]
         if len(layers) > 1:
             found += [Replacement("layer", layer, 0) for layer in layers]
-        found += [Replacement(name, layer, size) for name, some in sizes.items() for layer in layers for size in some]
-        return [one for one in found if one.size < _full_size(full, one)]
+        for name, sizes, options in (
+            ("heads", space.num_attention_heads, self.config.head_options),
+            ("neurons", space.intermediate_size, self.config.neuron_options),
+        ):
+            found += [Replacement(name, layer, size) for layer in layers for size in _some(sizes, options)]
+        return [one for one in found if one.size < self._full_size(one.dimension, one.layer)]
+
+    def _full_size(self, dimension: str, layer: int) -> int:
+        if dimension == "layer":
+            return 1
+        if dimension == "channels":
+            return self._full.hidden_size
+        return (self._full.num_attention_heads if dimension == "heads" else self._full.intermediate_size)[layer]
 
     def _with(self, replacement: Replacement) -> SubnetConfig:
         """The full super-network with one replacement."""
-        full, space, rng = SubnetConfig.full(self.space.config), self.space, self._breeder.rng
+        full, entries, rng = self._full, self.space.entries, self._breeder.rng
         if replacement.dimension == "layer":
-            return full.with_layers([layer for layer in full.layers if layer != replacement.layer])
+            layers = [layer for layer in range(full.num_hidden_layers) if layer != replacement.layer]
+            return SubnetConfig.full(full).with_layers(layers)
+        kept = entries(replacement.dimension, replacement.layer).choose(rng, replacement.size)
         if replacement.dimension == "channels":
-            kept = space.entries("channels").choose(rng, replacement.size)
             return SubnetConfig(kept, full.num_hidden_layers, full.num_attention_heads, full.intermediate_size)
-        heads, neurons = list(full.num_attention_heads), list(full.intermediate_size)
-        changed = heads if replacement.dimension == "heads" else neurons
-        changed[replacement.layer] = space.entries(replacement.dimension, replacement.layer).choose(rng, replacement.size)
+        heads: list[Kept] = list(full.num_attention_heads)
+        neurons: list[Kept] = list(full.intermediate_size)
+        (heads if replacement.dimension == "heads" else neurons)[replacement.layer] = kept
         return SubnetConfig(full.hidden_size, full.num_hidden_layers, tuple(heads), tuple(neurons))
 
     # The program
 
     def _answers(self) -> list[SubnetConfig]:
-        """The best subnet for each number of channels, from the lowest predicted score up."""
-        solved = []
-        for channels in sorted({channels for channels, _ in self.space.reachable_pairs(self.bin)}):
-            answer = self._solve(channels)
-            if answer is not None:
-                solved.append(answer)
-        return [subnet for _, subnet in sorted(solved, key=lambda pair: pair[0])]
+        """The best subnet for each of some numbers of channels, from the lowest predicted score up."""
+        most = max(self.config.levels, self.config.answers)
+        solved = [self._solve(channels) for channels in _some(self._channels, most)]
+        found = sorted((answer for answer in solved if answer is not None), key=lambda pair: pair[0])
+        return [subnet for _, subnet in found]
 
     def _solve(self, channels: int) -> tuple[float, SubnetConfig] | None:
         """The best heads and neurons of each layer for a number of channels, with its predicted score."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         columns = self._columns(channels)
-        layers = self.space.config.num_hidden_layers
-        score = np.array([column.score for column in columns])
-        price = np.array([column.price for column in columns])
-        spent = self._cost.base(channels, 0)
-        rows, low, high = [price], [self.bin.low - spent], [self.bin.high - spent]
-        for layer in range(layers):  # a layer that is kept has one number of heads and one of neurons
-            for name in ("heads", "neurons"):
-                rows.append(_where(columns, lambda c, n=name, i=layer: c.layer == i and c.dimension in (n, "layer")))
-                low.append(1), high.append(1)
-        out = _where(columns, lambda c: c.dimension == "layer")
-        rows.append(out)
-        low.append(layers - self.space.num_hidden_layers[-1]), high.append(layers - self.space.num_hidden_layers[0])
-        if self.space.granularity == "coarse":  # layers are left out from the last one on
-            for layer in range(layers - 1):
-                rows.append(
-                    _where(columns, lambda c, i=layer: c.dimension == "layer" and c.layer == i + 1)
-                    - _where(columns, lambda c, i=layer: c.dimension == "layer" and c.layer == i)
-                )
-                low.append(0), high.append(1)
         solution = milp(
-            score,
+            np.array([column.score for column in columns]),
             integrality=np.ones(len(columns)),
             bounds=Bounds(0, 1),
-            constraints=LinearConstraint(np.stack(rows), low, high),
-            options={"mip_rel_gap": 1e-6, "time_limit": 60},
+            constraints=LinearConstraint(*self._constraints(channels, columns)),
+            options={"mip_rel_gap": 1e-6, "time_limit": _SECONDS, "presolve": False},  # presolving, HiGHS prints lines
         )
         if solution.x is None:
             return None
@@ -176,36 +157,106 @@ class AdditiveSearch(SearchAlgorithm):
 
     def _columns(self, channels: int) -> list["_Column"]:
         """What the program may choose, with its score and price: sizes of each layer, or leaving it out."""
-        per_head, per_neuron = self._cost.per_head(channels), self._cost.per_neuron(channels)
-        kept = self._cost.base(channels, 1) - self._cost.base(channels, 0)
+        cost = self.bin.cost(self.space.config)
+        layer_price = cost.base(channels, 1) - cost.base(channels, 0)
+        per_head, per_neuron = cost.per_head(channels), cost.per_neuron(channels)
+        heads = _some(heads_for(self.space, channels), self.config.levels)
+        neurons = _some(self.space.intermediate_size, self.config.levels)
         columns = []
-        for layer in range(self.space.config.num_hidden_layers):
-            if self.space.config.num_hidden_layers > 1:
-                columns.append(_Column("layer", layer, 0, self._score("layer", layer, 0), 0.0))
-            for size in self.space.num_attention_heads:
-                score = self._score("heads", layer, size)
-                columns.append(_Column("heads", layer, size, score, size * per_head + kept))
-            for size in _some(self.space.intermediate_size, self.config.levels):
-                score = self._score("neurons", layer, size)
-                columns.append(_Column("neurons", layer, size, score, size * per_neuron))
+        for layer in range(self._full.num_hidden_layers):
+            if self._full.num_hidden_layers > 1:
+                columns.append(_Column("layer", layer, 0, self._score("layer", layer, 0), 0))
+            for name, sizes, price, fixed in (
+                ("heads", heads, per_head, layer_price),
+                ("neurons", neurons, per_neuron, 0),
+            ):
+                columns += [
+                    _Column(name, layer, size, self._score(name, layer, size), fixed + size * price) for size in sizes
+                ]
+        if not self.space.layer_wise:  # one choice for all layers
+            columns += [_Column("all heads", -1, size, 0, 0) for size in heads]
+            columns += [_Column("all neurons", -1, size, 0, 0) for size in neurons]
         return columns
 
+    def _constraints(
+        self, channels: int, columns: Sequence["_Column"]
+    ) -> tuple[np.ndarray, Sequence[float], Sequence[float]]:
+        """Rows of the program, each with its least and its greatest value."""
+        layers, low, high = self._full.num_hidden_layers, self.bin.low, self.bin.high
+        spent = self.bin.cost(self.space.config).base(channels, 0)
+        rows: list[tuple[np.ndarray, float, float]] = []
+
+        def where(layer: int | None, *dimensions: str, size: int | None = None) -> np.ndarray:
+            """1 for the columns of these dimensions, of a layer and of a size unless it is `None`."""
+            found = [
+                column.dimension in dimensions and layer in (None, column.layer) and size in (None, column.size)
+                for column in columns
+            ]
+            return np.array(found, dtype=float)
+
+        rows.append((np.array([column.price for column in columns], dtype=float), low - spent, high - spent))
+        for layer in range(layers):  # it is left out, or has one number of heads and one of neurons
+            rows += [(where(layer, name, "layer"), 1, 1) for name in ("heads", "neurons")]
+        kept = self.space.num_hidden_layers
+        rows.append((where(None, "layer"), layers - kept[-1], layers - kept[0]))
+        if self.space.granularity == "coarse":  # the last layers are left out
+            rows += [(where(i + 1, "layer") - where(i, "layer"), 0, 1) for i in range(layers - 1)]
+        for name in () if self.space.layer_wise else ("heads", "neurons"):
+            rows.append((where(None, f"all {name}"), 1, 1))
+            for size in sorted({column.size for column in columns if column.dimension == f"all {name}"}):
+                for_all = where(None, f"all {name}", size=size)
+                rows.append((where(None, name, size=size) - layers * for_all, -math.inf, 0))
+        coefficients, least, greatest = zip(*rows, strict=True)
+        return np.stack(coefficients), least, greatest
+
     def _score(self, dimension: str, layer: int, size: int) -> float:
-        """The score of a replacement, between those that were tried linear in the size."""
+        """The score of a replacement, linear in the size between those that were tried."""
         tried = {r.size: s for r, s in self._scores.items() if (r.dimension, r.layer) == (dimension, layer)}
-        if dimension == "layer":
-            return min(tried[0], 1e6)
-        tried[_full_size(Shape.from_config(self.space.config), Replacement(dimension, layer, size))] = 0.0
+        tried[self._full_size(dimension, layer)] = 0.0
         sizes = sorted(tried)
-        return float(np.interp(size, sizes, [min(tried[known], 1e6) for known in sizes]))
+        return float(np.interp(size, sizes, [tried[known] for known in sizes]))
 
     def _assemble(self, channels: int, chosen: Sequence["_Column"]) -> SubnetConfig:
         sizes = {(column.dimension, column.layer): column.size for column in chosen}
-        layers = [layer for layer in range(self.space.config.num_hidden_layers) if ("heads", layer) in sizes]
+        layers = [layer for layer in range(self._full.num_hidden_layers) if ("heads", layer) in sizes]
         rng, entries = self._breeder.rng, self.space.entries
-        return SubnetConfig(
-            hidden_size=entries("channels").choose(rng, channels),
-            num_hidden_layers=tuple(layers),
-            num_attention_heads=tuple(entries("heads", i).choose(rng, sizes["heads", i]) for i in layers),
-            intermediate_size=tuple(entries("neurons", i).choose(rng, sizes["neurons", i]) for i in layers),
-        )
+        kept_channels = entries("channels").choose(rng, channels)
+        kept: list[tuple[Kept, ...]] = []
+        for name in ("heads", "neurons"):
+            if self.space.layer_wise:
+                kept.append(tuple(entries(name, layer).choose(rng, sizes[name, layer]) for layer in layers))
+            else:
+                kept.append((entries(name).choose(rng, sizes[name, layers[0]]),) * len(layers))
+        return SubnetConfig(kept_channels, tuple(layers), *kept)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A choice of the program."""
+
+    dimension: str
+    layer: int
+    size: int
+    score: float
+    price: float
+
+
+def additive_scores(full: float, others: Sequence[float]) -> list[float]:
+    """What each replacement costs in fitness, at least 0.
+
+    A fitness that is nowhere below 1, as perplexity, is compared by its logarithm, in which replacements add up.
+    """
+    if min(full, *others, math.inf) >= 1:
+        full, others = math.log(full), [math.log(other) for other in others]
+    if not math.isfinite(full):
+        return [0.0] * len(others)
+    return [min(max(other - full, 0.0), _WORST) for other in others]
+
+
+def _some(sizes: Sequence[int], number: int) -> list[int]:
+    """At most `number` of the sizes, evenly spread, the least and the greatest among them."""
+    if len(sizes) <= number:
+        return list(sizes)
+    if number == 1:
+        return [sizes[len(sizes) // 2]]
+    return [sizes[round(i * (len(sizes) - 1) / (number - 1))] for i in range(number)]

@@ -43,6 +43,9 @@ class Evaluation:
         subnet (`SubnetConfig`): the subnet.
         fitness (`float`): what is minimised; infinite where evaluation failed or overflowed.
         parameters (`int`): of its student.
+        cost (`float`): what the bins bound.
+        bins (`tuple[int, ...]`): the bins of the search it lies in, counted from 0; a search may try subnets that lie
+            in none, and these are not among its answers.
         generation (`int`): the batch it was in, counted from 0.
         origin (`str`): how it came about.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.
@@ -54,12 +57,19 @@ class Evaluation:
     subnet: SubnetConfig
     fitness: float
     parameters: int
+    cost: float
+    bins: tuple[int, ...]
     generation: int
     origin: str
     parents: tuple[str, ...]
     share: float = 1.0
     tokens: int = 0
     flops: int = 0
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it lies in a bin and was evaluated on all tokens, so that it compares with others."""
+        return self.share == 1 and bool(self.bins)
 
     @property
     def key(self) -> tuple[str, float]:
@@ -111,6 +121,12 @@ class SearchConfig(ABC):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+
+    def require_shares(self, *names: str) -> None:
+        """Raise `ValueError` for a setting that is not a share."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 class Breeder:

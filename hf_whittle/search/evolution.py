@@ -29,8 +29,7 @@ class EvolutionConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         self.require_at_least(generations=0, population_size=1, num_offspring=1, num_elites=1)
-        if not 0 <= self.mutation_rate <= 1:
-            raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
+        self.require_shares("mutation_rate")
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return EvolutionarySearch(space, bin, self)

@@ -9,7 +9,7 @@ from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchCo
 
 
 @dataclass
-class LocalConfig(SearchConfig):
+class LocalSearchConfig(SearchConfig):
     """How local search runs; without an improvement in `patience` batches it starts anew from other draws."""
 
     name: ClassVar[str] = "local"
@@ -29,7 +29,7 @@ class LocalConfig(SearchConfig):
 class LocalSearch(SearchAlgorithm):
     """Hill climbing with restarts."""
 
-    def __init__(self, space: SearchSpace, bin: Bin, config: LocalConfig):
+    def __init__(self, space: SearchSpace, bin: Bin, config: LocalSearchConfig):
         self.config = config
         self._breeder = Breeder(space, bin, config.seed)
         self._current: Evaluation | None = None

@@ -1,5 +1,6 @@
 """Multi-fidelity evolution: many offspring on few tokens, the survivors on more (EvoPress, arXiv 2410.14649)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,11 +16,14 @@ class MultiFidelityConfig(SearchConfig):
     In each generation `sizes[0]` offspring are evaluated on `shares[0]` of the tokens, the best `sizes[1]` of them on
     `shares[1]`, and so on; those that come to the last share, 1, may become elites. The first generation takes
     `initial` times as many, drawn at random.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     name: ClassVar[str] = "multi-fidelity"
 
-    generations: int = field(default=100, metadata={"help": "Generations after the first."})
+    generations: int = field(default=40, metadata={"help": "Generations after the first."})
     shares: list[float] = field(
         default_factory=lambda: [0.0625, 0.25, 1.0], metadata={"help": "Shares of the tokens, ascending to 1."}
     )
@@ -32,14 +36,13 @@ class MultiFidelityConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         self.require_at_least(generations=0, initial=1, num_elites=1)
+        self.require_shares("mutation_rate")
         if not self.shares or sorted(set(self.shares)) != self.shares or self.shares[-1] != 1 or self.shares[0] <= 0:
             raise ValueError(f"shares must ascend from above 0 to 1, got {self.shares}")
         if len(self.sizes) != len(self.shares) or sorted(self.sizes, reverse=True) != self.sizes or self.sizes[-1] < 1:
             raise ValueError(f"sizes must have {len(self.shares)} descending numbers from 1, got {self.sizes}")
-        if not 0 <= self.mutation_rate <= 1:
-            raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
 
-    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
+    def algorithm(self, space: SearchSpace, bin: Bin) -> "MultiFidelitySearch":
         return MultiFidelitySearch(space, bin, self)
 
 
@@ -47,11 +50,11 @@ class MultiFidelitySearch(SearchAlgorithm):
     """Evolution whose generations are weeded out on ever more tokens."""
 
     def __init__(self, space: SearchSpace, bin: Bin, config: MultiFidelityConfig):
-        self.config = config
+        self.space, self.bin, self.config = space, bin, config
         self._breeder = Breeder(space, bin, config.seed)
         self._elites: list[Evaluation] = []
         self._generation = self._rung = 0
-        self._survivors: list[Candidate] = []
+        self._survivors: Sequence[Candidate] = ()
 
     @property
     def max_evaluations(self) -> int:
@@ -61,13 +64,7 @@ class MultiFidelitySearch(SearchAlgorithm):
         if self._rung == 0:
             if self._generation > self.config.generations:
                 return []
-            size = self.config.sizes[0]
-            if self._generation == 0:
-                self._survivors = self._breeder.batch(size * self.config.initial, self._breeder.sample)
-            else:
-                self._survivors = self._breeder.batch(
-                    size, lambda: self._breeder.breed(self._elites, self.config.mutation_rate)
-                )
+            self._survivors = self._bred() if self._generation else self._drawn()
         share = self.config.shares[self._rung]
         return [Candidate(c.subnet, c.origin, c.parents, share) for c in self._survivors]
 
@@ -75,7 +72,7 @@ class MultiFidelitySearch(SearchAlgorithm):
         ranked = sorted(zip(evaluations, self._survivors, strict=True), key=lambda pair: pair[0].fitness)
         self._rung += 1
         if self._rung < len(self.config.shares):
-            scale = self.config.initial if self._generation == 0 else 1
+            scale = 1 if self._generation else self.config.initial
             self._survivors = [candidate for _, candidate in ranked[: self.config.sizes[self._rung] * scale]]
             return
         self.inform([evaluation for evaluation, _ in ranked])
@@ -84,3 +81,17 @@ class MultiFidelitySearch(SearchAlgorithm):
     def inform(self, evaluations: list[Evaluation]) -> None:
         full = [evaluation for evaluation in evaluations if evaluation.share == 1]
         self._elites = sorted([*self._elites, *full], key=lambda e: e.fitness)[: self.config.num_elites]
+
+    def begin_from(self, evaluations: list[Evaluation]) -> None:
+        """Start with these as elites instead of random draws."""
+        self.inform(evaluations)
+        self._generation = 1
+
+    def _drawn(self) -> list[Candidate]:
+        return self._breeder.batch(self.config.sizes[0] * self.config.initial, self._breeder.sample)
+
+    def _bred(self) -> list[Candidate]:
+        def breed() -> Candidate:
+            return self._breeder.breed(self._elites, self.config.mutation_rate)
+
+        return self._breeder.batch(self.config.sizes[0], breed)

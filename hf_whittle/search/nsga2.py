@@ -22,8 +22,7 @@ class NSGA2Config(SearchConfig):
 
     def __post_init__(self) -> None:
         self.require_at_least(evaluations=1, population_size=2)
-        if not 0 <= self.mutation_rate <= 1:
-            raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
+        self.require_shares("mutation_rate")
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return NSGA2Search(space, bin, self)

@@ -10,7 +10,7 @@ from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchCo
 
 
 @dataclass
-class RandomConfig(SearchConfig):
+class RandomSearchConfig(SearchConfig):
     """How random search runs: independent draws of the space's sampler, in `strata` equal parts of the bin in turn."""
 
     name: ClassVar[str] = "random"
@@ -29,7 +29,7 @@ class RandomConfig(SearchConfig):
 class RandomSearch(SearchAlgorithm):
     """Draws of the space's sampler, none of them twice."""
 
-    def __init__(self, space: SearchSpace, bin: Bin, config: RandomConfig):
+    def __init__(self, space: SearchSpace, bin: Bin, config: RandomSearchConfig):
         self.config = config
         strata = [stratum for stratum in split_bin(bin, config.strata) if _is_reachable(space, stratum)]
         if not strata:

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError, WhittleError
 from ..files import read_json, write_json, write_text
@@ -23,7 +23,7 @@ class SearchResult:
     """The evaluations of a search, in the order they were made.
 
     Args:
-        settings (`dict`): what defines the search: space, bin, algorithm, fitness, data and model.
+        settings (`dict`): what defines the search: space, bins, algorithm, fitness, data and model.
         evaluations (`list[Evaluation]`): every candidate evaluated.
     """
 
@@ -32,37 +32,65 @@ class SearchResult:
 
     @property
     def best_evaluation(self) -> Evaluation:
-        """The evaluation of lowest fitness on all tokens, the first one where several are equal."""
-        if not self.full_evaluations:
-            raise WhittleError("the search has no evaluations on all tokens yet, so there is no best subnet")
-        return min(self.full_evaluations, key=lambda evaluation: evaluation.fitness)
-
-    @property
-    def full_evaluations(self) -> list[Evaluation]:
-        """The evaluations on all of the fitness' tokens: only these compare with each other."""
-        return [evaluation for evaluation in self.evaluations if evaluation.share == 1]
+        """The answer of lowest fitness, the first one where several are equal."""
+        if not self.answers:
+            raise WhittleError(
+                "the search has evaluated no subnet of its bin on all tokens yet, so there is no best one"
+            )
+        return min(self.answers, key=lambda evaluation: evaluation.fitness)
 
     @property
     def best(self) -> SubnetConfig:
         """The subnet of lowest fitness."""
         return self.best_evaluation.subnet
 
-    def pareto_front(self) -> list[Evaluation]:
-        """Evaluations that no other one beats in fitness and parameters together, from small to large."""
+    @property
+    def answers(self) -> list[Evaluation]:
+        """The evaluations on all of the fitness' tokens that lie in a bin: these compare with each other."""
+        return [evaluation for evaluation in self.evaluations if evaluation.is_answer]
+
+    def top(self, number: int) -> list[SubnetConfig]:
+        """The subnets of lowest fitness, the best first."""
+        return [answer.subnet for answer in sorted(self.answers, key=lambda evaluation: evaluation.fitness)[:number]]
+
+    def in_bin(self, index: int) -> "SearchResult":
+        """What was evaluated in one of the bins of the search, counted from 0."""
+        bins = self.settings["bins"]
+        if not 0 <= index < len(bins):
+            raise WhittleError(f"the search has {len(bins)} bins, counted from 0; there is no bin {index}")
+        inside = [evaluation for evaluation in self.evaluations if index in evaluation.bins]
+        return SearchResult({**self.settings, "bins": [bins[index]]}, inside)
+
+    def pareto_front(self, cost: Literal["parameters", "cost"] = "parameters") -> list[Evaluation]:
+        """Answers that no other one beats in fitness and cost together, from small to large.
+
+        Args:
+            cost (`str`, *optional*, defaults to `"parameters"`): parameters, or `"cost"` for what the bins bound.
+        """
         front: list[Evaluation] = []
-        for evaluation in sorted(self.full_evaluations, key=lambda e: (e.parameters, e.fitness)):
+        for evaluation in sorted(self.answers, key=lambda e: (getattr(e, cost), e.fitness)):
             if not front or evaluation.fitness < front[-1].fitness:
                 front.append(evaluation)
         return front
 
     def best_so_far(self) -> list[float]:
-        """After each evaluation, the lowest fitness on all tokens until then; infinite before the first."""
+        """After each evaluation, the lowest fitness of an answer until then; infinite before the first."""
         lowest, curve = math.inf, []
         for evaluation in self.evaluations:
-            if evaluation.share == 1:
+            if evaluation.is_answer:
                 lowest = min(lowest, evaluation.fitness)
             curve.append(lowest)
         return curve
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all evaluations together read."""
+        return sum(evaluation.tokens for evaluation in self.evaluations)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs that all evaluations together cost."""
+        return sum(evaluation.flops for evaluation in self.evaluations)
 
     @property
     def candidates(self) -> "Dataset":
@@ -70,6 +98,20 @@ class SearchResult:
         from datasets import Dataset
 
         return Dataset.from_list([json.loads(evaluation_line(evaluation)) for evaluation in self.evaluations])
+
+    def plot(self, folder: str | Path) -> list[Path]:
+        """Draw the search, its Pareto front and the best subnet as PNG files.
+
+        Returns:
+            `list[Path]`: `search.png`, `pareto.png` and `architecture.png` in the folder.
+        """
+        from ..plots import plot_architecture, plot_pareto, plot_search
+
+        files = [Path(folder) / f"{name}.png" for name in ("search", "pareto", "architecture")]
+        plot_search(self, files[0])
+        plot_pareto(self, files[1])
+        plot_architecture(self.best, self.settings["space"]["supernet"], files[2])
+        return files
 
     def save(self, folder: str | Path) -> None:
         """Write `search.json` (settings and the best) and `candidates.jsonl` (a line for each evaluation)."""
@@ -80,7 +122,7 @@ class SearchResult:
     def save_summary(self, folder: str | Path) -> None:
         """Write `search.json` alone."""
         summary: dict[str, Any] = {"settings": self.settings, "evaluations": len(self.evaluations)}
-        if self.evaluations:
+        if self.answers:
             summary["best"] = json.loads(evaluation_line(self.best_evaluation))
         write_json(Path(folder) / SEARCH_FILE, summary)
 
@@ -102,14 +144,8 @@ def evaluation_line(evaluation: Evaluation) -> str:
     """An evaluation as a line of JSON; infinite fitness is written as `null`."""
     row = {
         "digest": evaluation.subnet.digest,
+        **vars(evaluation),
         "fitness": evaluation.fitness if math.isfinite(evaluation.fitness) else None,
-        "parameters": evaluation.parameters,
-        "generation": evaluation.generation,
-        "origin": evaluation.origin,
-        "parents": list(evaluation.parents),
-        "share": evaluation.share,
-        "tokens": evaluation.tokens,
-        "flops": evaluation.flops,
         "subnet": evaluation.subnet.to_json(),
     }
     return json.dumps(row) + "\n"
@@ -119,27 +155,30 @@ def read_evaluations(path: str | Path) -> tuple[list[Evaluation], int]:
     """Evaluations in a file of lines, and how many of its bytes they take.
 
     A last line that was cut off while it was written is passed over.
+
+    Raises:
+        OutputError: if the file is not of a search of this version.
     """
     evaluations: list[Evaluation] = []
     size = 0
     if not Path(path).is_file():
         return evaluations, size
-    for line in Path(path).read_bytes().splitlines(keepends=True):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
-        row = json.loads(line)
-        evaluations.append(
-            Evaluation(
-                subnet=SubnetConfig.from_json(row["subnet"]),
-                fitness=math.inf if row["fitness"] is None else row["fitness"],
-                parameters=row["parameters"],
-                generation=row["generation"],
-                origin=row["origin"],
-                parents=tuple(row["parents"]),
-                share=row["share"],
-                tokens=row["tokens"],
-                flops=row["flops"],
-            )
-        )
+        try:
+            evaluations.append(_evaluation(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"line {number} of {path} is not an evaluation of this version of hf_whittle ({error!r}); "
+                "remove the folder, or choose another one"
+            ) from error
         size += len(line)
     return evaluations, size
+
+
+def _evaluation(row: dict[str, Any]) -> Evaluation:
+    values = {name: value for name, value in row.items() if name != "digest"}
+    values["subnet"] = SubnetConfig.from_json(row["subnet"])
+    values["fitness"] = math.inf if row["fitness"] is None else row["fitness"]
+    return Evaluation(**{**values, "bins": tuple(row["bins"]), "parents": tuple(row["parents"])})

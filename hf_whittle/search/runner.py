@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..cost import Bin, num_parameters
-from ..errors import DataError, OutputError
+from ..errors import BinError, DataError, OtherSearchError, OutputError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -46,7 +46,8 @@ def search_subnets(
         supernet (`SuperNetModel`): the super-network; may be `None` if `fitness` is given.
         space (`SearchSpace`): where to search.
         bin (`Bin` or `Sequence[Bin]`): what the subnets must lie in. Several bins are searched in turn; a subnet is
-            evaluated once, and a search learns from those of others that lie in its bin.
+            evaluated once, and a search learns from those of others that lie in its bin. `SearchResult.in_bin` tells
+            what was found in each.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
             needed if `fitness` is given.
         config (`SearchConfig`, *optional*): the algorithm and its settings; `EvolutionConfig()` by default.
@@ -60,12 +61,17 @@ def search_subnets(
         `SearchResult`: every evaluation, and the best.
 
     Raises:
-        BinError: if no subnet of the space lies in a bin.
+        BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
-        OutputError: if `output_dir` holds another search, or cannot be written.
+        OtherSearchError: if `output_dir` holds another search.
+        OutputError: if it cannot be written.
     """
     config = config or EvolutionConfig()
     bins = [bin] if isinstance(bin, Bin) else list(bin)
+    if len({each.of for each in bins}) != 1:
+        raise BinError(
+            f"give one bin, or several of the same cost, got {[each.of for each in bins]}; search each by itself"
+        )
     if fitness is None:
         from ..fitness import Perplexity
 
@@ -74,7 +80,7 @@ def search_subnets(
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = {
         "space": space.to_dict(),
-        "bin": bins[0].to_dict() if len(bins) == 1 else [each.to_dict() for each in bins],
+        "bins": [each.to_dict() for each in bins],
         "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
     }
@@ -104,6 +110,7 @@ class _Run:
     ):
         self._searches, self._fitness, self._space = searches, fitness, space
         self._archive, self._workers, self._bar = archive, workers, bar
+        self._cost = searches[0][0].cost(space.config)
         self._made: dict[tuple[str, float], Evaluation] = {}
         self._best = math.inf
 
@@ -123,9 +130,9 @@ class _Run:
             generation += 1
 
     def _share(self, evaluations: list[Evaluation], source: SearchAlgorithm) -> None:
-        for bin, algorithm in self._searches:
+        for index, (_, algorithm) in enumerate(self._searches):
             if algorithm is not source:
-                algorithm.inform([e for e in evaluations if bin.contains(self._space.config, e.subnet)])
+                algorithm.inform([evaluation for evaluation in evaluations if index in evaluation.bins])
 
     def _evaluate(self, candidates: list[Candidate], generation: int) -> list[Evaluation]:
         new = [c for c in dict.fromkeys(candidates) if c.key not in self._made]
@@ -140,7 +147,7 @@ class _Run:
 
     def _take(self, evaluation: Evaluation, generation: int) -> None:
         self._made[evaluation.key] = evaluation
-        if evaluation.share == 1:
+        if evaluation.is_answer:
             self._best = min(self._best, evaluation.fitness)
         self._bar.set_postfix(best=f"{self._best:.4g}", generation=generation, refresh=False)
         self._bar.update()
@@ -150,10 +157,13 @@ class _Run:
         if hasattr(self._fitness, "flops") and hasattr(self._fitness, "tokens"):
             tokens = self._fitness.tokens(candidate.share)
             flops = self._fitness.flops(candidate.subnet, candidate.share)
+        cost = self._cost(candidate.subnet)
         return Evaluation(
             subnet=candidate.subnet,
             fitness=value,
             parameters=num_parameters(self._space.config, candidate.subnet),
+            cost=cost,
+            bins=tuple(index for index, (bin, _) in enumerate(self._searches) if bin.low <= cost <= bin.high),
             generation=generation,
             origin=candidate.origin,
             parents=candidate.parents,
@@ -192,7 +202,7 @@ class _Archive:
         before = read_json(self._folder / SEARCH_FILE)["settings"]
         if before != self.result.settings:
             changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
-            raise OutputError(
+            raise OtherSearchError(
                 f"{self._folder} holds a search with another {' and '.join(changed)}; "
                 "choose another folder, or remove this one"
             )
@@ -220,7 +230,7 @@ class _Archive:
         recalled = self._known[position : position + len(candidates)]
         for i, (evaluation, candidate) in enumerate(zip(recalled, candidates, strict=False), position):
             if evaluation.key != candidate.key:
-                raise OutputError(
+                raise OtherSearchError(
                     f"{self._folder} was made by another version of the search: evaluation {i} is of subnet "
                     f"{evaluation.subnet.digest}, this search asks for {candidate.subnet.digest}; choose another folder"
                 )

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..cost import Bin
-from ..errors import SubnetError
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -20,15 +19,15 @@ from .result import SearchResult
 
 
 @dataclass
-class SurrogateConfig(SearchConfig):
+class SurrogateSearchConfig(SearchConfig):
     """How search with a surrogate runs.
 
     `role="filter"`: of `pool` new subnets bred from the elites the `num_offspring` that are predicted best are
     evaluated. `role="objective"`: evolution goes on for `inner_generations` on predictions alone before they are.
 
     Args:
-        archives (`list[str]`): folders of earlier searches, of any bin or teacher of as many layers, whose evaluations
-            the surrogate learns from as well; targets of each are scaled to 0 to 1.
+        archives (`list[str]`): folders of earlier searches, of any bin and super-network, whose evaluations the
+            surrogate learns from as well; targets of each are scaled to 0 to 1.
     """
 
     name: ClassVar[str] = "surrogate"
@@ -55,8 +54,7 @@ class SurrogateConfig(SearchConfig):
         for name, known in (("model", tuple(_MODELS)), ("role", ("filter", "objective"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.mutation_rate <= 1:
-            raise ValueError(f"mutation_rate must lie between 0 and 1, got {self.mutation_rate}")
+        self.require_shares("mutation_rate")
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return SurrogateSearch(space, bin, self)
@@ -70,28 +68,52 @@ class Surrogate:
         bin (`Bin`): the bin, whose cost is a feature.
         model (`str`): `"random-forest"` or `"gradient-boosting"`.
         seed (`int`): of the regression.
+        archives (`Sequence[SearchResult]`): earlier searches, of any bin and super-network, to learn from as well.
     """
 
-    def __init__(self, space: SearchSpace, bin: Bin, model: str = "gradient-boosting", seed: int = 0):
-        self.full = Shape.from_config(space.config)
+    def __init__(
+        self,
+        space: SearchSpace,
+        bin: Bin,
+        model: str = "gradient-boosting",
+        seed: int = 0,
+        archives: Sequence[SearchResult] = (),
+    ):
+        self._full = Shape.from_config(space.config)
         self._cost = bin.cost(space.config)
         self._model, self._seed = model, seed
+        self._transferred = [self._task(archive) for archive in archives]
         self._regression: Any = None
 
-    def describe(self, subnets: Sequence[SubnetConfig], full: Shape | None = None) -> np.ndarray:
-        """Features of subnets, `(subnets, features)`; of another super-network if its sizes are given as `full`."""
-        return np.stack([features(subnet, full or self.full, self._cost) for subnet in subnets])
+    def describe(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
+        """Features of subnets, `(subnets, features)`."""
+        return np.stack([features(subnet, self._full, self._cost) for subnet in subnets])
 
-    def fit(self, *tasks: tuple[np.ndarray, np.ndarray]) -> None:
-        """Fit on the features and the fitness of one or several tasks, each `(n, features)` and `(n,)`."""
-        described = np.concatenate([x for x, _ in tasks])
-        targets = np.concatenate([scaled(y) for _, y in tasks])
-        self._regression = _MODELS[self._model](self._seed)
-        self._regression.fit(described, targets)
+    def fit(self, described: np.ndarray | None = None, fitness: Sequence[float] = ()) -> bool:
+        """Fit on features `(n, features)` and the fitness of each, and on the archives.
+
+        Returns:
+            `bool`: whether there was anything to fit on.
+        """
+        own = [] if described is None or not len(described) else [(described, scaled(np.array(fitness)))]
+        tasks = own + self._transferred
+        if tasks:
+            self._regression = _MODELS[self._model](self._seed)
+            self._regression.fit(np.concatenate([x for x, _ in tasks]), np.concatenate([y for _, y in tasks]))
+        return bool(tasks)
 
     def predict(self, described: np.ndarray) -> np.ndarray:
-        """Predicted fitness, on a scale of its own."""
+        """Predicted fitness, on a scale of its own: the lower, the better."""
         return self._regression.predict(described)
+
+    def _task(self, archive: SearchResult) -> tuple[np.ndarray, np.ndarray]:
+        """Features and scaled fitness of an earlier search, each share of the super-network it was made on."""
+        sizes, answers = archive.settings["space"]["supernet"], archive.answers
+        layers, heads, neurons = (sizes[n] for n in ("num_hidden_layers", "num_attention_heads", "intermediate_size"))
+        full = Shape(sizes["hidden_size"], (heads,) * layers, (neurons,) * layers)
+        depth = self._full.num_hidden_layers
+        described = np.stack([features(answer.subnet, full, self._cost, depth) for answer in answers])
+        return described, scaled(np.array([answer.fitness for answer in answers]))
 
 
 def _random_forest(seed: int) -> Any:
@@ -122,11 +144,11 @@ def scaled(fitness: np.ndarray) -> np.ndarray:
 class SurrogateSearch(SearchAlgorithm):
     """Evolution that evaluates only what a surrogate predicts to be good."""
 
-    def __init__(self, space: SearchSpace, bin: Bin, config: SurrogateConfig):
+    def __init__(self, space: SearchSpace, bin: Bin, config: SurrogateSearchConfig):
         self.config = config
         self._breeder = Breeder(space, bin, config.seed)
-        self._surrogate = Surrogate(space, bin, config.model, config.seed)
-        self._transferred = [self._read(folder) for folder in config.archives]
+        archives = [SearchResult.load(folder) for folder in config.archives]
+        self._surrogate = Surrogate(space, bin, config.model, config.seed, archives)
         self._known: list[Evaluation] = []
         self._described: list[np.ndarray] = []
         self._asked = 0
@@ -140,7 +162,7 @@ class SurrogateSearch(SearchAlgorithm):
         if left <= 0:
             return []
         if not self._known:
-            batch = self._breeder.batch(min(self.config.population_size, left), self._breeder.sample)
+            batch = self._first(min(self.config.population_size, left))
         else:
             batch = self._predicted_best(min(self.config.num_offspring, left))
         self._asked += len(batch)
@@ -155,9 +177,16 @@ class SurrogateSearch(SearchAlgorithm):
             self._known += full
             self._described += list(self._surrogate.describe([evaluation.subnet for evaluation in full]))
 
+    def _first(self, size: int) -> list[Candidate]:
+        """Draws; where archives tell of other searches, those of many draws that they predict to be best."""
+        if not self._surrogate.fit():
+            return self._breeder.batch(size, self._breeder.sample)
+        drawn = [self._breeder.sample() for _ in range(max(size, self.config.pool))]
+        predicted = self._surrogate.predict(self._surrogate.describe([candidate.subnet for candidate in drawn]))
+        return self._breeder.first_new([drawn[i] for i in predicted.argsort(kind="stable")], size)
+
     def _predicted_best(self, size: int) -> list[Candidate]:
-        fitness = np.array([evaluation.fitness for evaluation in self._known])
-        self._surrogate.fit((np.stack(self._described), fitness), *self._transferred)
+        self._surrogate.fit(np.stack(self._described), [evaluation.fitness for evaluation in self._known])
         parents = sorted(self._known, key=lambda e: e.fitness)[: self.config.num_elites]
         rounds = self.config.inner_generations if self.config.role == "objective" else 1
         pool: dict[str, tuple[float, Candidate]] = {}
@@ -172,23 +201,6 @@ class SurrogateSearch(SearchAlgorithm):
         best = [candidate for _, candidate in ranked]
         return self._breeder.first_new(best, size)
 
-    def _read(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features and fitness of an earlier search."""
-        result = SearchResult.load(folder)
-        sizes = result.settings["space"]["supernet"]
-        layers = sizes["num_hidden_layers"]
-        if layers != self._surrogate.full.num_hidden_layers:
-            raise SubnetError(
-                f"the search in {folder} is of a super-network of {layers} layers, this one has "
-                f"{self._surrogate.full.num_hidden_layers}; a surrogate learns only from as many"
-            )
-        full = Shape(
-            sizes["hidden_size"], (sizes["num_attention_heads"],) * layers, (sizes["intermediate_size"],) * layers
-        )
-        evaluations = result.full_evaluations
-        described = self._surrogate.describe([evaluation.subnet for evaluation in evaluations], full)
-        return described, np.array([evaluation.fitness for evaluation in evaluations])
-
 
 def _as_parent(candidate: Candidate) -> Evaluation:
-    return Evaluation(candidate.subnet, math.inf, 0, 0, candidate.origin, candidate.parents)
+    return Evaluation(candidate.subnet, math.inf, 0, 0, (), 0, candidate.origin, candidate.parents)

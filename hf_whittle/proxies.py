@@ -1,0 +1,217 @@
+"""Zero-cost proxies: what a subnet may be worth, told from its weights or from a few gradients.
+
+Each is a `Fitness`, so that any search can minimise it: where more is better, it is the negative. They are known to
+rank worse than perplexity does (arXiv 2510.07227 for magnitude); `tests/benchmarks/search.py` measures how much.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .cost import num_parameters
+from .fitness import Fitness, TokenFitness, evaluating, model_fingerprint
+from .subnet import Kept, SubnetConfig, indices
+
+if TYPE_CHECKING:
+    from .importance import ImportanceScores
+    from .models.supernet import SuperNetModel
+
+
+class WeightMagnitude(Fitness):
+    """The negative sum of the absolute weights of a subnet's matrices, after arXiv 2510.07227.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+    """
+
+    name = "magnitude"
+
+    def __init__(self, supernet: "SuperNetModel"):
+        self.supernet = supernet
+        self._magnitudes = copy.deepcopy(supernet)  # as a super-network, so that it is sliced as one
+        with torch.no_grad():
+            for parameter in self._magnitudes.parameters():
+                parameter.abs_()
+
+    @torch.no_grad()
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        with self._magnitudes.active_subnet(subnet):
+            return -sum(part.double().sum().item() for part in self._magnitudes.weights_in_use())
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 0
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return num_parameters(self.supernet.full_config, subnet)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "model": model_fingerprint(self.supernet)}
+
+
+class RetainedImportance(Fitness):
+    """The negative share of importance that a subnet retains: of channels, layers, heads and neurons, on average.
+
+    Args:
+        scores (`ImportanceScores`): of the super-network; a negative score counts as 0.
+    """
+
+    name = "importance"
+
+    def __init__(self, scores: "ImportanceScores"):
+        self.scores = scores
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        scores = self.scores
+
+        def per_layer(kept: Sequence[Kept], of_layers: Sequence[Any]) -> float:
+            retained = sum(_retained(entry, of_layers[layer]) for layer, entry in zip(subnet.layers, kept, strict=True))
+            return retained / len(of_layers)
+
+        shares = (
+            _retained(subnet.hidden_size, scores.channels),
+            _retained(subnet.num_hidden_layers, scores.layers),
+            per_layer(subnet.num_attention_heads, scores.heads),
+            per_layer(subnet.intermediate_size, scores.neurons),
+        )
+        return -sum(shares) / len(shares)
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 0
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "scores": self.scores.settings}
+
+
+def _retained(kept: Kept, scores: Any) -> float:
+    positive = scores.clip(min=0)
+    return float(positive[list(indices(kept))].sum() / (positive.sum() or 1.0))
+
+
+class _GradientProxy(TokenFitness):
+    """A proxy of the gradient of the loss on all tokens."""
+
+    passes = 3
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        input_ids = self.input_ids[self.rows(share)]
+        parameters = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
+            for batch in input_ids.split(self.batch_size):
+                batch = batch.to(self.supernet.device)
+                loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)  # a slice has none outside of it
+                for total, gradient in zip(gradients, found, strict=True):
+                    if gradient is not None:
+                        total += gradient
+        return -self._score(parameters, gradients)
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        raise NotImplementedError
+
+
+class GradientNorm(_GradientProxy):
+    """The negative Euclidean norm of the gradient (arXiv 2101.08134)."""
+
+    name = "gradient-norm"
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        return math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients))
+
+
+class Snip(_GradientProxy):
+    """The negative sum over the weights of |weight x gradient| (SNIP, arXiv 1810.02340)."""
+
+    name = "snip"
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        pairs = zip(parameters, gradients, strict=True)
+        return sum((parameter.detach() * gradient).double().abs().sum().item() for parameter, gradient in pairs)
+
+
+class Synflow(Fitness):
+    """The negative logarithm of the synaptic flow: the sum of weight x gradient in a network of absolute weights.
+
+    After arXiv 2006.05467: every weight is replaced by its absolute value, norms pass on what they get, and the
+    network is fed with ones in place of the embedding of a single token, on which attention does nothing but pass on
+    values. The sum is then the same as R, the output, times the number of weights on a path. Needs no text, but a copy
+    of the super-network in `float64`, since R grows exponentially with depth.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+    """
+
+    name = "synflow"
+
+    def __init__(self, supernet: "SuperNetModel"):
+        self.supernet = supernet
+        self._linear = copy.deepcopy(supernet).double().eval()
+        with torch.no_grad():
+            for parameter in self._linear.parameters():
+                parameter.abs_()
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        parameters = [parameter for parameter in self._linear.parameters() if parameter.requires_grad]
+        with self._linear.active_subnet(subnet), _norms_pass_on(self._linear), torch.enable_grad():
+            ones = torch.ones(1, 1, subnet.shape.hidden_size, dtype=torch.float64, device=self._linear.device)
+            output = self._linear(inputs_embeds=ones, use_cache=False).logits.sum()
+            gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+        pairs = zip(parameters, gradients, strict=True)
+        flow = sum((p.detach() * g).sum().item() for p, g in pairs if g is not None)
+        return -math.log(flow) if flow > 0 else math.inf
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 1
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return 6 * num_parameters(self.supernet.full_config, subnet)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "model": model_fingerprint(self.supernet)}
+
+
+@contextmanager
+def _norms_pass_on(model: nn.Module) -> Iterator[None]:
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    hooks = [norm.register_forward_hook(lambda module, inputs, output: inputs[0]) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class JacobianCovariance(TokenFitness):
+    """How alike the gradients of blocks with respect to their embeddings are (arXiv 2006.04647): the less, the better.
+
+    With the eigenvalues v of the correlation matrix of these gradients, one a block, it is `sum(log(v) + 1 / v)`,
+    the negative of the published score. At least two blocks are needed.
+    """
+
+    name = "jacobian-covariance"
+    passes = 3
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        jacobians = []
+        with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
+            for batch in self.input_ids[self.rows(share)].split(self.batch_size):
+                embeddings = self.supernet.get_input_embeddings()(batch.to(self.supernet.device)).detach()
+                embeddings.requires_grad_()
+                output = self.supernet(inputs_embeds=embeddings, use_cache=False).logits.sum()
+                jacobians.append(torch.autograd.grad(output, embeddings)[0].flatten(1))
+        correlation = torch.corrcoef(torch.cat(jacobians).double())
+        if correlation.ndim == 0 or not correlation.isfinite().all():
+            return math.inf
+        values = torch.linalg.eigvalsh(correlation) + 1e-5
+        return (values.log() + 1 / values).sum().item()
