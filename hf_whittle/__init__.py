@@ -8,68 +8,100 @@ from .registration import register
 if TYPE_CHECKING:
     from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .distillation.config import DistillationConfig
+    from .distillation.rerank import rerank
     from .distillation.trainer import DistillationTrainer
     from .extraction import extract_subnet
+    from .fitness import KLDivergence, Perplexity
     from .hub.card import SubnetModelCardData
     from .importance import ImportanceScores, score_importance
     from .latency import LatencyModel, measure_latency
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+    from .search.additive import AdditiveSearchConfig
     from .search.evolution import EvolutionConfig
+    from .search.local import LocalSearchConfig
+    from .search.multi_fidelity import MultiFidelityConfig
+    from .search.nsga2 import NSGA2Config
+    from .search.random import RandomSearchConfig
+    from .search.regularized import RegularizedEvolutionConfig
     from .search.result import SearchResult
     from .search.runner import search_subnets
+    from .search.surrogate import SurrogateSearchConfig
     from .search_space import SearchSpace
     from .sorting import sort_by_importance
     from .subnet import SubnetConfig
+    from .training.subnet_search import SubnetSearchCallback
 
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
+    "AdditiveSearchConfig": "search.additive",
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
     "EvolutionConfig": "search.evolution",
     "FlopsBin": "cost",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
     "ImportanceScores": "importance",
+    "KLDivergence": "fitness",
     "KVCacheBin": "cost",
     "LatencyBin": "cost",
     "LatencyModel": "latency",
+    "LocalSearchConfig": "search.local",
+    "MultiFidelityConfig": "search.multi_fidelity",
+    "NSGA2Config": "search.nsga2",
     "ParameterBin": "cost",
+    "Perplexity": "fitness",
+    "RandomSearchConfig": "search.random",
+    "RegularizedEvolutionConfig": "search.regularized",
     "SearchResult": "search.result",
     "SearchSpace": "search_space",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
+    "SubnetSearchCallback": "training.subnet_search",
+    "SurrogateSearchConfig": "search.surrogate",
     "WeightBytesBin": "cost",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
     "extract_subnet": "extraction",
     "measure_latency": "latency",
+    "rerank": "distillation.rerank",
     "score_importance": "importance",
     "search_subnets": "search.runner",
     "sort_by_importance": "sorting",
 }
 
 __all__ = [
+    "AdditiveSearchConfig",
     "DistillationConfig",
     "DistillationTrainer",
     "EvolutionConfig",
     "FlopsBin",
     "GPTNeoXSuperNetForCausalLM",
     "ImportanceScores",
+    "KLDivergence",
     "KVCacheBin",
     "LatencyBin",
     "LatencyModel",
+    "LocalSearchConfig",
+    "MultiFidelityConfig",
+    "NSGA2Config",
     "ParameterBin",
+    "Perplexity",
+    "RandomSearchConfig",
+    "RegularizedEvolutionConfig",
     "SearchResult",
     "SearchSpace",
     "SubnetConfig",
     "SubnetModelCardData",
+    "SubnetSearchCallback",
+    "SurrogateSearchConfig",
     "WeightBytesBin",
     "WhittleGPTNeoXConfig",
     "WhittleGPTNeoXForCausalLM",
     "extract_subnet",
     "measure_latency",
+    "rerank",
     "score_importance",
     "search_subnets",
     "sort_by_importance",

@@ -15,11 +15,14 @@ import yaml
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
-from .search.evolution import EvolutionConfig
+from .search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
 
 if typing.TYPE_CHECKING:
     from .distillation.config import DistillationConfig
 
+FITNESSES = (
+    "perplexity", "kl", "magnitude", "importance", "gradient-norm", "snip", "synflow", "jacobian-covariance",
+)  # fmt: skip
 TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 0.04,
@@ -117,15 +120,41 @@ class SpaceSection:
 
 
 @dataclass
-class SearchSection(EvolutionConfig):
-    """The evolutionary search."""
+class SearchSection:
+    """The search; in YAML, the settings of the algorithm stand beside its name."""
 
+    algorithm: SearchConfig = field(
+        default_factory=AdditiveSearchConfig, metadata={"help": f"One of {', '.join(sorted(ALGORITHMS))}."}
+    )
+    fitness: Literal[FITNESSES] = field(  # type: ignore[valid-type]
+        default="perplexity", metadata={"help": "What is minimised; see fitness.py and proxies.py."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @classmethod
+    def parse(cls, values: Any, where: str) -> "SearchSection":
+        """Make a section of a mapping that names an algorithm and its settings."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"{where}: expected keys and values, got {values!r}")
+        name = values.get("algorithm", AdditiveSearchConfig.name)
+        if name not in ALGORITHMS:
+            raise RecipeError(f"{where}.algorithm: expected one of {', '.join(sorted(ALGORITHMS))}, got {name!r}")
+        algorithm = ALGORITHMS[name]
+        hints = typing.get_type_hints(cls) | {"algorithm": str} | typing.get_type_hints(algorithm)
+        known = {item.name: hints[item.name] for item in (*dataclasses.fields(cls), *dataclasses.fields(algorithm))}
+        parsed = _parse_values(known, values, where)
+        own = {item.name: parsed.pop(item.name) for item in dataclasses.fields(cls) if item.name in parsed}
+        try:
+            return cls(**{**own, "algorithm": algorithm(**parsed)})
+        except ValueError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "algorithm": self.algorithm.name, **dataclasses.asdict(self.algorithm)}
 
 
 @dataclass
@@ -203,7 +232,7 @@ class Recipe:
         return DistillationConfig(**values, output_dir=str(folder))
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "search": self.search.to_dict()}
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
@@ -253,6 +282,8 @@ def _parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> 
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
+    if hint is SearchSection:
+        return SearchSection.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return _parse(hint, value, path)
     if _accepts(hint, float) and isinstance(value, str):  # YAML reads 1e-3 as text

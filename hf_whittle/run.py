@@ -5,7 +5,7 @@ Every stage leaves its facts in `stages/`; a stage whose facts are there is not 
 
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ from .distillation.trainer import DistillationTrainer, check_same_tokens
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
-from .fitness import as_input_ids, cross_entropy, perplexity
+from .fitness import Fitness, KLDivergence, Perplexity, as_input_ids, cross_entropy, perplexity
 from .hub.card import write_card
-from .hub.plots import plot_search, plot_training
-from .importance import score_importance
+from .importance import ImportanceScores, score_importance
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from .plots import plot_training
+from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import Recipe
 from .report import environment, to_match
-from .search.evolution import EvolutionConfig
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
@@ -159,35 +159,52 @@ class Run:
 
     def search(self) -> SearchResult:
         space, section = self.recipe.space, self.recipe.search
-        scores = None
-        if space.importance:
-            scores = score_importance(
-                self.supernet,
-                self._calibration_blocks,
-                criterion=space.importance,
-                cache_dir=self.folder / "stages",
-                progress=self.progress,
-            )
         search_space = SearchSpace.from_config(
             self.supernet.config,
             space.granularity,
             space.layer_wise,
             space.stock_only,
-            importance=scores,
+            importance=self._importance if space.importance else None,
             temperature=space.temperature,
             **space.ranges(),
         )
-        evolution = EvolutionConfig(**{item.name: getattr(section, item.name) for item in fields(EvolutionConfig)})
         return search_subnets(
             self.supernet,
             search_space,
             bin=self.recipe.bin.to_bin(self.recipe.data.block_size),
-            eval_dataset=self.blocks["search"],
-            config=evolution,
-            batch_size=section.batch_size,
+            fitness=self._fitness,
+            config=section.algorithm,
             output_dir=self.folder,
             progress=self.progress,
         )
+
+    @cached_property
+    def _importance(self) -> ImportanceScores:
+        return score_importance(
+            self.supernet,
+            self._calibration_blocks,
+            criterion=self._criterion or "activation",
+            cache_dir=self.folder / "stages",
+            progress=self.progress,
+        )
+
+    @property
+    def _criterion(self) -> Any:
+        """The criterion of importance that the space or the fitness uses, if any."""
+        by_fitness = "activation" if self.recipe.search.fitness == RetainedImportance.name else None
+        return self.recipe.space.importance or by_fitness
+
+    @cached_property
+    def _fitness(self) -> Fitness:
+        name = self.recipe.search.fitness
+        if name == RetainedImportance.name:
+            return RetainedImportance(self._importance)
+        if name in (WeightMagnitude.name, Synflow.name):
+            return (WeightMagnitude if name == WeightMagnitude.name else Synflow)(self.supernet)
+        known = {fitness.name: fitness for fitness in (Perplexity, GradientNorm, Snip, JacobianCovariance)}
+        if name == KLDivergence.name:
+            return KLDivergence(self.supernet, self.blocks["search"], self.recipe.search.batch_size, self.teacher)
+        return known[name](self.supernet, self.blocks["search"], self.recipe.search.batch_size)
 
     @property
     def _calibration_blocks(self) -> Dataset:
@@ -196,11 +213,11 @@ class Run:
 
     def _calibration_cost(self) -> dict[str, int]:
         """Tokens and FLOPs of the importance scores: layers by one forward pass, `taylor` by a backward pass too."""
-        if not self.recipe.space.importance:
+        if not self._criterion:
             return {"tokens": 0, "flops": 0}
         length = self.recipe.data.block_size
         tokens = len(self._calibration_blocks) * length
-        passes = 4 if self.recipe.space.importance == "taylor" else 1
+        passes = 4 if self._criterion == "taylor" else 1
         return {
             "tokens": tokens,
             "flops": passes * tokens * flops_per_token(self.supernet.config, sequence_length=length),
@@ -212,19 +229,21 @@ class Run:
 
     def _search_facts(self) -> dict[str, Any]:
         result = self.search()
-        plot_search(result, self.folder / "search.png")
-        config, length = self.supernet.config, self.recipe.data.block_size
-        tokens = self.blocks["search"].num_rows * length
-        flops = sum(tokens * flops_per_token(config, e.subnet, sequence_length=length) for e in result.evaluations)
+        result.plot(self.folder)
+        best = result.best_evaluation
         calibration = self._calibration_cost()
+        by_perplexity = self.recipe.search.fitness == Perplexity.name
+        perplexity_of = Perplexity(self.supernet, self.blocks["search"], self.recipe.search.batch_size)
         return {
+            "algorithm": self.recipe.search.algorithm.name,
+            "fitness": {"name": self.recipe.search.fitness, "value": best.fitness},
             "evaluations": len(result.evaluations),
-            "tokens_per_evaluation": tokens,
-            "tokens": tokens * len(result.evaluations) + calibration["tokens"],
-            "flops": flops + calibration["flops"],
-            "perplexity": result.best_evaluation.fitness,
+            "tokens_per_evaluation": self._fitness.tokens(),
+            "tokens": result.tokens + calibration["tokens"],
+            "flops": result.flops + calibration["flops"],
+            "perplexity": best.fitness if by_perplexity else perplexity_of(result.best),
             "subnet": result.best.to_dict(),
-            "parameters": result.best_evaluation.parameters,
+            "parameters": best.parameters,
         }
 
     def initial_student(self) -> PreTrainedModel:

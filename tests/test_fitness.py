@@ -1,4 +1,4 @@
-"""Perplexity against the loss of the stock model and of the student."""
+"""Perplexity and divergence against the loss and the logits of the stock model and of the student."""
 
 import copy
 import math
@@ -6,12 +6,15 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_whittle import GPTNeoXSuperNetForCausalLM, SubnetConfig, extract_subnet
+from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.errors import DataError, VocabularyError
-from hf_whittle.fitness import Perplexity, cross_entropy, model_fingerprint
+from hf_whittle.fitness import KLDivergence, Perplexity, cross_entropy, model_fingerprint
+from hf_whittle.search import RandomSearchConfig
 
 
 def perplexity_of(model, input_ids):
@@ -111,3 +114,152 @@ def test_fingerprint_knows_one_changed_value_and_the_dtype(supernet):
 def test_blocks_of_another_type_are_an_error(supernet):
     with pytest.raises(DataError, match=r"expected a datasets\.Dataset or a tensor of token ids, got a list"):
         Perplexity(supernet, [[1, 2, 3]])
+
+
+# Shares of the tokens
+
+FITNESSES = [Perplexity, KLDivergence]
+SHARES = [1e-6, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
+
+
+@pytest.fixture(scope="module")
+def many_blocks():
+    return torch.randint(1, 99, (20, 12), generator=torch.Generator().manual_seed(8))
+
+
+def test_blocks_of_a_smaller_share_are_part_of_a_larger_one(supernet, many_blocks):
+    perplexity = Perplexity(supernet, many_blocks)
+    chosen = [perplexity.rows(share).tolist() for share in SHARES]
+    assert [len(rows) for rows in chosen] == [1, 2, 5, 10, 15, 18, 20]
+    for smaller, larger in zip(chosen, chosen[1:], strict=False):
+        assert smaller == sorted(set(smaller)) and set(smaller) < set(larger)
+
+
+def test_blocks_of_a_share_are_the_same_for_every_fitness_and_not_the_first_ones(supernet, many_blocks):
+    half = Perplexity(supernet, many_blocks).rows(0.5).tolist()
+    assert KLDivergence(supernet, many_blocks, batch_size=3).rows(0.5).tolist() == half
+    assert half != list(range(10))
+
+
+@pytest.mark.parametrize("fitness_class", FITNESSES)
+def test_share_of_one_is_all_tokens(supernet, uneven_subnet, many_blocks, fitness_class):
+    fitness = fitness_class(supernet, many_blocks)
+    assert fitness.rows(1.0).tolist() == list(range(20))
+    assert fitness(uneven_subnet, 1.0) == fitness(uneven_subnet)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_perplexity_on_a_share_is_that_of_the_student_on_its_blocks(supernet, uneven_subnet, many_blocks, share):
+    perplexity = Perplexity(supernet, many_blocks, batch_size=4)
+    expected = perplexity_of(extract_subnet(supernet, uneven_subnet), many_blocks[perplexity.rows(share)])
+    assert perplexity(uneven_subnet, share) == pytest.approx(expected, rel=1e-5)
+
+
+# Cost
+
+
+@pytest.mark.parametrize("fitness_class", FITNESSES)
+@pytest.mark.parametrize(("share", "tokens"), [(1e-6, 12), (0.1, 24), (0.5, 120), (1.0, 240)])
+def test_tokens_and_flops_are_those_of_the_student_on_the_share(
+    supernet, space, draw, many_blocks, fitness_class, share, tokens
+):
+    fitness = fitness_class(supernet, many_blocks)
+    subnet = draw(space, 3)
+    student = extract_subnet(supernet, subnet)
+    student.set_attn_implementation("eager")  # all that the counter sees
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(many_blocks[: tokens // 12], use_cache=False)
+    assert fitness.tokens(share) == tokens
+    assert fitness.flops(subnet, share) == counter.get_total_flops()
+
+
+# Divergence from a teacher
+
+
+def log_probabilities(model, input_ids):
+    with torch.no_grad():
+        return model(input_ids).logits.double().log_softmax(-1)
+
+
+def divergence(student, teacher, input_ids):
+    """In nats a token, in double precision."""
+    of_student, of_teacher = log_probabilities(student, input_ids), log_probabilities(teacher, input_ids)
+    return (F.kl_div(of_student, of_teacher, reduction="sum", log_target=True) / input_ids.numel()).item()
+
+
+def test_full_subnet_does_not_diverge_from_itself(supernet, many_blocks):
+    kl = KLDivergence(supernet, many_blocks)
+    assert kl(SubnetConfig.full(supernet.config)) == pytest.approx(0, abs=1e-3)
+    assert kl(SubnetConfig(24, 3, 3, 40)) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_divergence_of_a_subnet_is_that_of_its_student_from_the_super_network(
+    supernet, stock, space, draw, many_blocks, seed
+):
+    subnet = draw(space, seed)
+    expected = divergence(extract_subnet(supernet, subnet), stock, many_blocks)
+    assert KLDivergence(supernet, many_blocks)(subnet) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_divergence_is_that_from_the_teacher_given(supernet, make_stock, uneven_subnet, many_blocks):
+    teacher = make_stock(seed=1, num_hidden_layers=2, hidden_size=16)
+    student = extract_subnet(supernet, uneven_subnet)
+    expected = divergence(student, teacher, many_blocks)
+    found = KLDivergence(supernet, many_blocks, teacher=teacher)(uneven_subnet)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found != pytest.approx(KLDivergence(supernet, many_blocks)(uneven_subnet), rel=1e-2)
+
+
+def test_divergence_on_a_share_is_that_of_its_blocks(supernet, stock, uneven_subnet, many_blocks):
+    kl = KLDivergence(supernet, many_blocks, batch_size=3)
+    expected = divergence(extract_subnet(supernet, uneven_subnet), stock, many_blocks[kl.rows(0.35)])
+    assert kl(uneven_subnet, 0.35) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 64])
+def test_divergence_does_not_depend_on_the_batch_size(supernet, uneven_subnet, many_blocks, batch_size):
+    expected = KLDivergence(supernet, many_blocks, batch_size=3)(uneven_subnet)
+    assert KLDivergence(supernet, many_blocks, batch_size)(uneven_subnet) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dropout_is_off_while_divergence_is_taken_and_training_goes_on_after_it(make_stock, make_supernet, input_ids):
+    supernet, teacher = (make_supernet(make_stock(seed, hidden_dropout=0.5)) for seed in (0, 1))
+    expected = KLDivergence(supernet, input_ids, teacher=teacher)(SubnetConfig(24, 3, 3, 40))
+    supernet.train(), teacher.train()
+    assert KLDivergence(supernet, input_ids, teacher=teacher)(SubnetConfig(24, 3, 3, 40)) == expected
+    assert all(module.training for model in (supernet, teacher) for module in model.modules())
+
+
+def test_teacher_of_another_vocabulary_is_an_error(supernet, make_stock, input_ids):
+    message = "the teacher's vocabulary has 120 entries, that of the super-network 99; use a teacher with the same"
+    with pytest.raises(VocabularyError, match=message):
+        KLDivergence(supernet, input_ids, teacher=make_stock(vocab_size=120))
+
+
+def test_settings_tell_the_teacher_and_the_fitness(supernet, make_stock, input_ids):
+    settings = KLDivergence(supernet, input_ids).settings
+    assert KLDivergence(supernet, input_ids, teacher=copy.deepcopy(supernet)).settings == settings
+    other = KLDivergence(supernet, input_ids, teacher=make_stock(seed=1)).settings
+    assert other["teacher"] != settings["teacher"]
+    assert {**other, "teacher": settings["teacher"]} == settings
+    assert settings["name"] != Perplexity(supernet, input_ids).settings["name"]
+
+
+# Weights that are no numbers
+
+
+@pytest.mark.parametrize("fitness_class", FITNESSES)
+def test_weights_that_are_no_numbers_count_as_worst_in_a_search(supernet, space, input_ids, fitness_class):
+    broken = copy.deepcopy(supernet)
+    with torch.no_grad():
+        broken.lm_head.weight[3] = math.nan
+    found = search_subnets(
+        broken,
+        space,
+        bin=ParameterBin(0, 1e9),
+        config=RandomSearchConfig(evaluations=3),
+        fitness=fitness_class(broken, input_ids),
+        progress=False,
+    )
+    assert [evaluation.fitness for evaluation in found.evaluations] == [math.inf] * 3

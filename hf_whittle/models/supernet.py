@@ -42,6 +42,7 @@ class SuperNetModel(PreTrainedModel):
         self._layers.__class__ = ElasticModuleList
         for _, _, module in self._sliced_modules():
             make_elastic(module)
+        self.register_load_state_dict_pre_hook(_rename_former)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,6 +140,13 @@ class SuperNetModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.config = config
+
+
+def _rename_former(model: Any, state_dict: dict[str, Any], *_: Any) -> None:
+    """Take a weight under the name that `save_pretrained` writes, as `Trainer` reads it when it resumes."""
+    for weight in get_architecture(model.config).weights:
+        if weight.former_name in state_dict:
+            state_dict[weight.name] = state_dict.pop(weight.former_name)
 
 
 def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: int, device: Any = None) -> Any:

@@ -12,8 +12,8 @@ from ..cost import Bin, num_parameters
 from ..errors import BinError, DataError, OtherSearchError, OutputError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
+from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
-from .evolution import EvolutionConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
 from .workers import Workers
 
@@ -36,7 +36,7 @@ def search_subnets(
     output_dir: str | Path | None = None,
     progress: bool = True,
 ) -> SearchResult:
-    """Search one or several bins for the subnets of lowest fitness, by default with the paper's algorithm.
+    """Search one or several bins for the subnets of lowest fitness.
 
     With an `output_dir`, every evaluation is on disk as soon as it is made, and the same call resumes an interrupted
     search to the identical result. Under `accelerate launch`, the candidates of a batch are spread over the
@@ -50,7 +50,8 @@ def search_subnets(
             what was found in each.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
             needed if `fitness` is given.
-        config (`SearchConfig`, *optional*): the algorithm and its settings; `EvolutionConfig()` by default.
+        config (`SearchConfig`, *optional*): the algorithm and its settings; `AdditiveSearchConfig()` by default,
+            which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
         fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
             perplexity on `eval_dataset` by default. A value that is not finite counts as worst.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
@@ -66,7 +67,7 @@ def search_subnets(
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written.
     """
-    config = config or EvolutionConfig()
+    config = config or AdditiveSearchConfig()
     bins = [bin] if isinstance(bin, Bin) else list(bin)
     if len({each.of for each in bins}) != 1:
         raise BinError(

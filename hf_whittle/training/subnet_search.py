@@ -1,0 +1,191 @@
+"""Search a super-network while it trains: SubnetSearchCallback."""
+
+import contextlib
+import copy
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partialmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..cost import Bin
+from ..errors import ArchitectureError, OtherSearchError
+from ..files import disk_errors
+from ..models.supernet import SuperNetModel
+from ..search.algorithm import SearchConfig
+from ..search.result import SearchResult
+from ..search.runner import search_subnets
+from ..search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FOLDER = "subnet_search"
+
+
+class SubnetSearchCallback(TrainerCallback, ExportableState):
+    """Searches the model of any `Trainer` that is a super-network, without a trace in its training.
+
+    Weights, modes and every random number generator are as they were after a search, so that training with
+    and without it gives the same model. Under DDP the candidates are spread over the processes. What was found is
+    logged as `search_fitness`, `search_parameters` and `search_evaluations`.
+
+    Args:
+        bin (`Bin` or `Sequence[Bin]`): what the subnets must lie in.
+        eval_dataset (`datasets.Dataset` or `torch.Tensor`, *optional*): held-out blocks of tokens to search on.
+        space (`dict`, *optional*): arguments of `SearchSpace.from_config`; a coarse layer-wise space by default.
+        config (`SearchConfig`, *optional*): the algorithm and its settings.
+        fitness (`Callable`, *optional*): makes the fitness of the super-network, such as `lambda supernet:
+            KLDivergence(supernet, blocks)`; perplexity on `eval_dataset` by default.
+        when (`str`, *optional*, defaults to `"end"`): `"end"` of training, results in `subnet_search/end` of the
+            Trainer's output folder; after each `"save"`, in `subnet_search` of the checkpoint; or after each
+            `"evaluate"`, in `subnet_search/step-N`.
+        trainer (`Trainer`, *optional*): whose loggers get what was found; it may be set later as an attribute. Without
+            it, that goes to `log_history` of the Trainer's state alone.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+
+    Attributes:
+        result (`SearchResult` or `None`): of the last search in this process.
+        history (`list[dict]`): step, fitness, parameters and subnet of each search; it is kept in checkpoints.
+
+    Raises:
+        ArchitectureError: when training begins, if the model is not a super-network.
+        ValueError: if `when` is unknown.
+    """
+
+    def __init__(
+        self,
+        bin: Bin | Sequence[Bin],
+        eval_dataset: "Dataset | torch.Tensor | None" = None,
+        *,
+        space: dict[str, Any] | None = None,
+        config: SearchConfig | None = None,
+        fitness: Callable[[SuperNetModel], Callable[..., float]] | None = None,
+        when: Literal["end", "save", "evaluate"] = "end",
+        trainer: Trainer | None = None,
+        batch_size: int = 16,
+    ):
+        if when not in ("end", "save", "evaluate"):
+            raise ValueError(f"when must be 'end', 'save' or 'evaluate', got {when!r}")
+        if eval_dataset is None and fitness is None:
+            raise ValueError("give an eval_dataset to search on, or a fitness")
+        self.trainer = trainer
+        self.result: SearchResult | None = None
+        self.history: list[dict[str, Any]] = []
+        self._when, self._bin, self._eval_dataset, self._batch_size = when, bin, eval_dataset, batch_size
+        self._space, self._config, self._fitness = space or {"layer_wise": True}, config, fitness
+        given = {"space": space, "config": config, "fitness": fitness, "when": when, "trainer": trainer}
+        self._rebuild_with(bin, eval_dataset, **given, batch_size=batch_size)
+
+    def _rebuild_with(self, *args: Any, **kwargs: Any) -> None:
+        """Make `type(self)()` another one like this.
+
+        With `restore_callback_states_from_checkpoint` the Trainer builds callbacks anew from arguments in JSON, which
+        holds neither a dataset nor a function.
+        """
+        cls = type(self)
+        if "_given" not in vars(cls):
+            again = partialmethod(cls.__init__, *args, **kwargs)
+            self.__class__ = type(cls.__name__, (cls,), {"__init__": again, "_given": True})
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"history": copy.deepcopy(self.history)}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(_unwrapped(model), SuperNetModel):
+            raise ArchitectureError(
+                f"SubnetSearchCallback needs a super-network to search, got a {type(_unwrapped(model)).__name__}; "
+                "train one loaded with GPTNeoXSuperNetForCausalLM.from_pretrained"
+            )
+        stored: Any = state.stateful_callbacks or {}
+        if state.global_step and not self.history and isinstance(stored.get(type(self).__name__), dict):
+            self.history = list(stored[type(self).__name__]["attributes"]["history"])
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if self._when == "evaluate":
+            self._search(model, state, Path(str(args.output_dir)) / FOLDER / f"step-{state.global_step}")
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if self._when == "save" and checkpoint.is_dir():
+            self._search(model, state, checkpoint / FOLDER)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if self._when == "end":
+            self._search(model, state, Path(str(args.output_dir)) / FOLDER / "end")
+
+    def _search(self, model: Any, state: TrainerState, folder: Path) -> None:
+        supernet = _unwrapped(model)
+
+        def search() -> SearchResult:
+            return search_subnets(
+                supernet,
+                SearchSpace.from_config(supernet.full_config, **self._space),
+                bin=self._bin,
+                eval_dataset=self._eval_dataset,
+                config=self._config,
+                fitness=None if self._fitness is None else self._fitness(supernet),
+                batch_size=self._batch_size,
+                output_dir=folder,
+                progress=False,
+            )
+
+        with _random_states_kept():
+            try:
+                self.result = search()
+            except OtherSearchError:  # of an earlier training into this folder, which this one replaces
+                _remove(folder, state)
+                self.result = search()
+        best = self.result.best_evaluation
+        found = {
+            "search_fitness": best.fitness,
+            "search_parameters": best.parameters,
+            "search_evaluations": len(self.result.evaluations),
+        }
+        self.history = [one for one in self.history if one["step"] != state.global_step]
+        self.history.append({"step": state.global_step, **found, "subnet": best.subnet.to_dict()})
+        if self.trainer is not None:
+            self.trainer.log(found)
+        else:
+            state.log_history.append({**found, "step": state.global_step})
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def _remove(folder: Path, state: TrainerState) -> None:
+    """Remove a folder in the first process, while the others wait."""
+    if state.is_world_process_zero:
+        with disk_errors(folder):
+            shutil.rmtree(folder)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Set every random number generator back after the block."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
