@@ -1,11 +1,12 @@
 """Which entries of a dimension are kept: draw them, keep more or fewer, exchange some."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
-from .subnet import Kept, count, indices
+import numpy as np
+
+from .subnet import Ascending, Kept
 
 
 class Entries(Protocol):
@@ -53,41 +54,51 @@ class AnyEntries:
 
     def __init__(self, total: int, scores: Sequence[float] | None = None, temperature: float = 0.1):
         self.total = total
-        self._ranks: list[float] | None = None
+        self._ranks: np.ndarray | None = None
         self._temperature = temperature
         if scores is not None:
-            ascending = sorted(range(total), key=lambda entry: (scores[entry], -entry))
-            self._ranks = [0.0] * total
-            for rank, entry in enumerate(ascending):
-                self._ranks[entry] = (rank + 1) / total
+            descending = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+            self._ranks = np.empty(total)
+            self._ranks[descending] = np.arange(total, 0, -1) / total
 
     def choose(self, rng: Random, size: int) -> Kept:
-        return tuple(sorted(self._best(rng, range(self.total), size)))
+        return _ascending(self._best(rng, np.arange(self.total), size))
 
     def resize(self, rng: Random, kept: Kept, size: int) -> Kept:
-        present = indices(kept)
-        if size <= len(present):
-            return kept if size == len(present) else tuple(sorted(self._best(rng, present, size)))
-        return tuple(sorted((*present, *self._best(rng, self._absent(present), size - len(present)))))
+        present = _array(kept)
+        if size == len(present):
+            return kept
+        if size < len(present):
+            return _ascending(self._best(rng, present, size))
+        return _ascending(np.concatenate([present, self._best(rng, self._absent(present), size - len(present))]))
 
     def exchange(self, rng: Random, kept: Kept) -> Kept:
-        present = indices(kept)
+        present = _array(kept)
         absent = self._absent(present)
-        number = min(rng.randint(1, max(1, count(kept) // 4)), len(absent))
+        number = min(rng.randint(1, max(1, len(present) // 4)), len(absent))
         stay = self._best(rng, present, len(present) - number)
-        return tuple(sorted((*stay, *self._best(rng, absent, number))))
+        return _ascending(np.concatenate([stay, self._best(rng, absent, number)]))
 
-    def _absent(self, present: Iterable[int]) -> list[int]:
-        return sorted(set(range(self.total)).difference(present))
+    def _absent(self, present: np.ndarray) -> np.ndarray:
+        absent = np.ones(self.total, dtype=bool)
+        absent[present] = False
+        return np.flatnonzero(absent)
 
-    def _best(self, rng: Random, entries: Sequence[int], size: int) -> list[int]:
-        """The first `size` of these in the order of their scores, or any if there are none."""
+    def _best(self, rng: Random, entries: np.ndarray, size: int) -> np.ndarray:
+        """The first `size` of these in the order of their noisy scores, or any if there are none."""
+        if size >= len(entries) or size == 0:
+            return entries[:size]
+        noise = np.random.default_rng(rng.getrandbits(64)).random(len(entries))
         if self._ranks is None:
-            return rng.sample(entries, size)
-        ranks = self._ranks
-        noisy = {entry: ranks[entry] + self._temperature * _gumbel(rng) for entry in entries}
-        return sorted(entries, key=noisy.__getitem__, reverse=True)[:size]
+            return entries[np.argpartition(noise, size)[:size]]
+        gumbel = -np.log(-np.log(noise + 2.0**-54))
+        noisy = self._ranks[entries] + self._temperature * gumbel
+        return entries[np.argpartition(-noisy, size)[:size]]
 
 
-def _gumbel(rng: Random) -> float:
-    return -math.log(-math.log(rng.random() or 0.5))
+def _array(kept: Kept) -> np.ndarray:
+    return np.arange(kept) if isinstance(kept, int) else np.asarray(kept)
+
+
+def _ascending(entries: np.ndarray) -> Kept:
+    return Ascending(np.sort(entries).tolist())

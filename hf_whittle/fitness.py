@@ -51,6 +51,11 @@ class Fitness(ABC):
     def settings(self) -> dict[str, Any]:
         """What must be the same for two searches to give the same values."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether all processes must evaluate a candidate together, since each holds a part of the model."""
+        return False
+
 
 class TokenFitness(Fitness):
     """A fitness measured on a fixed set of tokens: the same ones, in the same order, for every subnet.
@@ -80,6 +85,10 @@ class TokenFitness(Fitness):
 
     def tokens(self, share: float = 1.0) -> int:
         return len(self.rows(share)) * self.input_ids.shape[1]
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self.supernet)
 
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
         length = self.input_ids.shape[1]
@@ -138,8 +147,8 @@ class KLDivergence(TokenFitness):
             )
         self._teacher = model_fingerprint(teacher)
         with evaluating(teacher):
-            parts = [_logits(teacher, batch) for batch in self.input_ids.split(batch_size)]
-        self._targets = torch.cat([part.float().log_softmax(-1).half().cpu() for part in parts])
+            batches = self.input_ids.split(batch_size)
+            self._targets = torch.cat([_logits(teacher, b).float().log_softmax(-1).clamp(min=-6e4).half().cpu() for b in batches])
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)

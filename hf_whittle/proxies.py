@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface
 
-from .cost import num_parameters
+from .cost import flops_per_token, num_parameters
 from .fitness import Fitness, TokenFitness, evaluating, model_fingerprint
 from .subnet import Kept, SubnetConfig, indices
 
@@ -104,9 +105,14 @@ class _GradientProxy(TokenFitness):
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         input_ids = self.input_ids[self.rows(share)]
-        parameters = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
+        parameters = list(self.supernet.parameters())
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
+        with (
+            self.supernet.active_subnet(subnet),
+            evaluating(self.supernet),
+            _all_need_gradients(self.supernet),
+            torch.enable_grad(),
+        ):
             for batch in input_ids.split(self.batch_size):
                 batch = batch.to(self.supernet.device)
                 loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
@@ -118,6 +124,17 @@ class _GradientProxy(TokenFitness):
 
     def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
         raise NotImplementedError
+
+
+@contextmanager
+def _all_need_gradients(model: nn.Module) -> Iterator[None]:
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class GradientNorm(_GradientProxy):
@@ -155,20 +172,21 @@ class Synflow(Fitness):
 
     def __init__(self, supernet: "SuperNetModel"):
         self.supernet = supernet
-        self._linear = copy.deepcopy(supernet).double().eval()
+        self._linear = copy.deepcopy(supernet).double().eval().requires_grad_(True)
+        self._linear.set_attn_implementation(_VALUES)
         with torch.no_grad():
             for parameter in self._linear.parameters():
                 parameter.abs_()
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
-        parameters = [parameter for parameter in self._linear.parameters() if parameter.requires_grad]
+        parameters = list(self._linear.parameters())
         with self._linear.active_subnet(subnet), _norms_pass_on(self._linear), torch.enable_grad():
             ones = torch.ones(1, 1, subnet.shape.hidden_size, dtype=torch.float64, device=self._linear.device)
             output = self._linear(inputs_embeds=ones, use_cache=False).logits.sum()
             gradients = torch.autograd.grad(output, parameters, allow_unused=True)
         pairs = zip(parameters, gradients, strict=True)
         flow = sum((p.detach() * g).sum().item() for p, g in pairs if g is not None)
-        return -math.log(flow) if flow > 0 else math.inf
+        return -math.log(flow) if 0 < flow < math.inf else math.inf
 
     def tokens(self, share: float = 1.0) -> int:
         return 1
@@ -179,6 +197,15 @@ class Synflow(Fitness):
     @property
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "model": model_fingerprint(self.supernet)}
+
+
+def _pass_on_values(module: nn.Module, query: Any, key: Any, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+    """Attention of a single token."""
+    return value.transpose(1, 2), None
+
+
+_VALUES = "hf_whittle_values"
+AttentionInterface.register(_VALUES, _pass_on_values)
 
 
 @contextmanager
@@ -200,7 +227,12 @@ class JacobianCovariance(TokenFitness):
     """
 
     name = "jacobian-covariance"
-    passes = 3
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        """A forward pass and a backward pass to the embeddings, which leaves out the gradients of the matrices."""
+        config, length = self.supernet.full_config, self.input_ids.shape[1]
+        whole, matrices = (flops_per_token(config, subnet, sequence_length=size) for size in (length, 0))
+        return self.tokens(share) * (3 * whole - matrices)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         jacobians = []

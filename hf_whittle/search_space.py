@@ -155,7 +155,8 @@ class SearchSpace:
         bin is reachable; given these, the total of heads is uniform over the totals for which it is reachable, and
         the total of neurons uniform over what is then left of the bin. Totals are spread over the layers by
         independent uniform draws, corrected in a random order. Which entries are kept is uniform, or goes by
-        importance.
+        importance. Every subnet of the bin can be drawn, but not all are equally likely: sizes are spread evenly, so
+        a subnet of few layers, of which there are fewer, is likelier than one of many.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.

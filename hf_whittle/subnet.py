@@ -21,6 +21,12 @@ Kept = int | tuple[int, ...]
 SUBNET_FILE = "subnet.json"
 
 
+class Ascending(tuple[int, ...]):
+    """Indices that are known to be whole, not negative and strictly ascending, so that they are not checked again."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a model that a subnet is cut from, or of the student it gives; every layer may have its own."""
@@ -216,6 +222,8 @@ def _canonical(kept: Any, name: str) -> Kept:
         if kept < 1:
             raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got {kept}")
         return int(kept)
+    if isinstance(kept, Ascending) and kept:
+        return len(kept) if kept[-1] == len(kept) - 1 else kept
     if hasattr(kept, "tolist"):  # arrays and tensors
         return _canonical(kept.tolist(), name)
     if not isinstance(kept, Iterable) or isinstance(kept, str):

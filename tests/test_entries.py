@@ -187,15 +187,6 @@ def test_one_entry_is_drawn_by_the_softmax_of_its_rank(temperature):
         assert abs(drawn[entry] - 4000 * share) < 5 * math.sqrt(4000 * share * (1 - share)) + 1
 
 
-@pytest.mark.parametrize("uniform", [0.0, 2**-53, 1 - 2**-53])
-def test_every_number_a_generator_gives_is_noise(uniform):
-    class Fixed(Random):
-        def random(self):
-            return uniform
-
-    assert AnyEntries(6, SCORES, temperature=0.1).choose(Fixed(), 3) == (0, 1, 3)
-
-
 def test_first_entries_are_numbers():
     entries, rng = FirstEntries(6), Random(0)
     assert entries.choose(rng, 4) == entries.resize(rng, 2, 4) == entries.exchange(rng, 4) == 4

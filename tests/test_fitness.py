@@ -3,6 +3,8 @@
 import copy
 import math
 import re
+import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -131,7 +133,7 @@ def test_blocks_of_a_smaller_share_are_part_of_a_larger_one(supernet, many_block
     perplexity = Perplexity(supernet, many_blocks)
     chosen = [perplexity.rows(share).tolist() for share in SHARES]
     assert [len(rows) for rows in chosen] == [1, 2, 5, 10, 15, 18, 20]
-    for smaller, larger in zip(chosen, chosen[1:], strict=False):
+    for smaller, larger in pairwise(chosen):
         assert smaller == sorted(set(smaller)) and set(smaller) < set(larger)
 
 
@@ -221,6 +223,18 @@ def test_divergence_on_a_share_is_that_of_its_blocks(supernet, stock, uneven_sub
 def test_divergence_does_not_depend_on_the_batch_size(supernet, uneven_subnet, many_blocks, batch_size):
     expected = KLDivergence(supernet, many_blocks, batch_size=3)(uneven_subnet)
     assert KLDivergence(supernet, many_blocks, batch_size)(uneven_subnet) == pytest.approx(expected, rel=1e-4)
+
+
+def test_logits_of_the_teacher_are_held_one_batch_at_a_time(supernet, make_stock, many_blocks):
+    teacher, logits, held = make_stock(seed=1), [], []
+
+    def note(module, inputs, output):
+        held.append(sum(reference() is not None for reference in logits))
+        logits.append(weakref.ref(output.logits))
+
+    teacher.register_forward_hook(note)
+    KLDivergence(supernet, many_blocks, batch_size=4, teacher=teacher)
+    assert len(held) == 5 and max(held) <= 1
 
 
 def test_dropout_is_off_while_divergence_is_taken_and_training_goes_on_after_it(make_stock, make_supernet, input_ids):

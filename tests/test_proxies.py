@@ -333,6 +333,16 @@ def test_flops_are_those_of_a_forward_and_a_backward_pass(supernet, space, draw,
     assert make(name, supernet, input_ids).flops(subnet) == counter.get_total_flops()
 
 
+def test_flops_of_jacobians_are_those_of_a_backward_pass_to_the_embeddings_alone(supernet, space, draw, input_ids):
+    subnet = draw(space, 2)
+    student = extract_subnet(supernet, subnet).requires_grad_(False)
+    student.set_attn_implementation("eager")  # all that the counter sees
+    embeddings = student.get_input_embeddings()(input_ids).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        student(inputs_embeds=embeddings, use_cache=False).logits.sum().backward()
+    assert JacobianCovariance(supernet, input_ids).flops(subnet) == counter.get_total_flops()
+
+
 @each_proxy
 def test_weights_that_are_no_numbers_count_as_worst_in_a_search(supernet, space, input_ids, name):
     broken = copy.deepcopy(supernet)

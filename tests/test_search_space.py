@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import BinError, SubnetError
-from hf_whittle.subnet import indices
+from hf_whittle.subnet import Shape, indices
 
 
 def make_config(**changes):
@@ -309,6 +310,68 @@ def test_mutation_in_a_wide_bin_changes_at_most_one_dimension(seed):
     assert sum(first != second for first, second in pairs) <= 1
 
 
+def law_of_sample(space, bin):
+    """Probability of each subnet, by following every choice that `sample` makes in a coarse layer-wise space."""
+    law = Counter()
+
+    def spread(total, layers, sizes):
+        """Probability of each way to spread a total: uniform draws, corrected in every order of the layers."""
+        ways, orders = Counter(), list(itertools.permutations(range(layers)))
+        for drawn, order in itertools.product(itertools.product(sizes, repeat=layers), orders):
+            corrected, rest = list(drawn), total - sum(drawn)
+            for position in order:
+                size = min(max(corrected[position] + rest, sizes[0]), sizes[-1])
+                rest, corrected[position] = rest - size + corrected[position], size
+            ways[tuple(corrected)] += 1 / len(sizes) ** layers / len(orders)
+        return ways
+
+    pairs = space.reachable_pairs(bin)
+    heads_of, neurons_of = space.num_attention_heads, space.intermediate_size
+    for channels, layers in pairs:
+
+        def inside(heads, neurons, channels=channels, layers=layers):
+            extra = [heads // layers + (i < heads % layers) for i in range(layers)]
+            shape = Shape(channels, tuple(extra), (0,) * layers)
+            return bin.low <= bin.cost(CONFIG)(shape) + neurons * bin.cost(CONFIG).per_neuron(channels) <= bin.high
+
+        totals = {
+            heads: [n for n in range(layers * neurons_of[0], layers * neurons_of[-1] + 1, neurons_of.step)
+                    if inside(heads, n)]
+            for heads in range(layers * heads_of[0], layers * heads_of[-1] + 1)
+        }  # fmt: skip
+        reachable = {heads: found for heads, found in totals.items() if found}
+        for heads, found in reachable.items():
+            for neurons in found:
+                chance = 1 / len(pairs) / len(reachable) / len(found)
+                for a, b in itertools.product(
+                    spread(heads, layers, heads_of).items(), spread(neurons, layers, neurons_of).items()
+                ):
+                    law[SubnetConfig(channels, layers, a[0], b[0])] += chance * a[1] * b[1]
+    return law
+
+
+def test_draws_follow_the_documented_law_which_is_not_uniform():
+    space = SearchSpace.from_config(
+        CONFIG, layer_wise=True, hidden_size=range(16, 33, 8), num_hidden_layers=range(1, 3),
+        num_attention_heads=range(1, 4), intermediate_size=range(16, 65, 16),
+    )  # fmt: skip
+    bin = ParameterBin(8_000, 14_000)
+    law = law_of_sample(space, bin)
+    assert sum(law.values()) == pytest.approx(1)
+    assert all(bin.contains(CONFIG, subnet) for subnet in law)
+    rng, number = Random(0), 20_000
+    drawn = Counter(space.sample(rng, bin) for _ in range(number))
+    assert set(drawn) <= set(law)
+    observed = [drawn[subnet] for subnet in law]
+    assert chisquare(observed, [number * chance for chance in law.values()]).pvalue > 0.01
+    assert chisquare(observed).pvalue < 1e-6
+    shapes = itertools.product(space.hidden_size, *[space.num_attention_heads] * 2, *[space.intermediate_size] * 2)
+    two_layers = [SubnetConfig(c, 2, (h, i), (m, n)) for c, h, i, m, n in shapes]
+    one_layer = [SubnetConfig(c, 1, h, m) for c, h, m in itertools.product(
+        space.hidden_size, space.num_attention_heads, space.intermediate_size)]  # fmt: skip
+    assert set(law) == {subnet for subnet in two_layers + one_layer if bin.contains(CONFIG, subnet)}
+
+
 def test_record_of_a_space_names_every_choice():
     space = SearchSpace.from_config(CONFIG, "fine", layer_wise=True, hidden_size=range(8, 33, 8))
     assert space.to_dict() == {
@@ -319,7 +382,10 @@ def test_record_of_a_space_names_every_choice():
         "num_hidden_layers": [1, 5, 1],
         "num_attention_heads": [1, 4, 1],
         "intermediate_size": [1, 64, 1],
-    }
+        "supernet": {
+            "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 64,
+        },
+    }  # fmt: skip
 
 
 # Errors

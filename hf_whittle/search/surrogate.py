@@ -82,7 +82,7 @@ class Surrogate:
         self._full = Shape.from_config(space.config)
         self._cost = bin.cost(space.config)
         self._model, self._seed = model, seed
-        self._transferred = [self._task(archive) for archive in archives]
+        self._transferred = [self._task(archive) for archive in archives if archive.answers]
         self._regression: Any = None
 
     def describe(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:

@@ -23,9 +23,10 @@ class Workers:
         self._fitness = fitness
         self._state: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
             from accelerate import PartialState
 
-            self._state = PartialState()
+            self._state = PartialState(cpu=not torch.accelerator.is_available())
 
     @property
     def is_main(self) -> bool:
@@ -40,8 +41,11 @@ class Workers:
         return broadcast_object_list([value])[0]
 
     def evaluate(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, float]]:
-        """Fitness of each candidate, in their order, as soon as it is there."""
-        if self._state is None:
+        """Fitness of each candidate, in their order, as soon as it is there.
+
+        Candidates are spread over the processes, unless all of these must run a sharded model together.
+        """
+        if self._state is None or getattr(self._fitness, "is_sharded", False):
             for candidate in candidates:
                 yield candidate, self._value(candidate)
             return

@@ -31,7 +31,7 @@ each_role = pytest.mark.parametrize("role", ROLES)
 def toy_fitness(subnet, layers=5):
     """Smooth: prefers wide models, and late layers with few heads and many neurons."""
     shape = subnet.shape
-    value = 8 * (1 - shape.hidden_size / 32) ** 2
+    value = 2 * (1 - shape.hidden_size / 32)
     for layer, heads, neurons in zip(subnet.layers, shape.num_attention_heads, shape.intermediate_size, strict=True):
         late = (layer + 1) / layers
         value += (heads / 4 - 0.25 - neurons / 64 * late) / layers
@@ -52,6 +52,15 @@ def search(fitness=toy_fitness, bin=BIN, space=SPACE, folder=None, **settings):
 def random_search(fitness, bin, space, folder, evaluations=150, seed=9):
     config = RandomSearchConfig(evaluations=evaluations, seed=seed)
     return search_subnets(None, space, bin=bin, config=config, fitness=fitness, output_dir=folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Folders of random searches of the same task in another bin, and of super-networks of other sizes."""
+    folder = tmp_path_factory.mktemp("archives")
+    random_search(toy_fitness, ParameterBin(24_000, 28_000), SPACE, folder / "another bin")
+    random_search(deeper_fitness, ParameterBin(30_000, 40_000), DEEPER, folder / "another depth")
+    return folder
 
 
 # Targets
@@ -114,7 +123,7 @@ def test_surrogate_ranks_subnets_it_has_not_seen(model, granularity):
 @each_model
 def test_surrogate_ranks_where_some_fitness_is_infinite(model):
     surrogate, seen = Surrogate(SPACE, BIN, model), drawn(200, 0)
-    fitness = [math.inf if toy_fitness(subnet) > 15 else toy_fitness(subnet) for subnet in seen]
+    fitness = [math.inf if toy_fitness(subnet) > 2.2 else toy_fitness(subnet) for subnet in seen]
     assert 5 < fitness.count(math.inf) < 100
     surrogate.fit(surrogate.describe(seen), fitness)
     assert tau(surrogate, drawn(100, 1)) > 0.3
@@ -140,7 +149,7 @@ def test_search_beats_as_many_random_draws(model, role):
 @each_role
 def test_later_batches_are_better_than_the_first(role):
     fitness = [evaluation.fitness for evaluation in search(role=role).evaluations]
-    assert np.mean(fitness[30:]) < np.mean(fitness[:30]) - np.std(fitness[:30])
+    assert np.median(fitness[30:]) < np.quantile(fitness[:30], 0.1)
 
 
 @each_role
@@ -192,26 +201,32 @@ def test_same_seed_gives_the_same_search_and_another_one_another(model, role):
     assert search(**settings, seed=1).evaluations != first
 
 
-def test_search_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path):
-    asked = []
+class Counted:
+    """The toy fitness, which stops at one evaluation."""
 
-    def stops(subnet):
-        if len(asked) == 43:
+    settings = {"name": "toy"}
+
+    def __init__(self, stop_at=None):
+        self.asked, self.stop_at = 0, stop_at
+
+    def __call__(self, subnet):
+        if self.asked == self.stop_at:
             raise KeyboardInterrupt
-        asked.append(subnet)
+        self.asked += 1
         return toy_fitness(subnet)
 
-    stops.settings = goes_on.settings = {"name": "toy"}
-    whole = search(goes_on, folder=tmp_path / "whole", evaluations=50)
+
+@each_role
+def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_path, role):
+    settings = {"role": role, "evaluations": 50, "archives": [str(archives / "another bin")]}
+    search(Counted(), folder=tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        search(stops, folder=tmp_path / "twice", evaluations=50)
-    assert search(goes_on, folder=tmp_path / "twice", evaluations=50).evaluations == whole.evaluations
+        search(Counted(stop_at=43), folder=tmp_path / "twice", **settings)
+    again = Counted()
+    search(again, folder=tmp_path / "twice", **settings)
+    assert again.asked == 7
     for name in ("candidates.jsonl", "search.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def goes_on(subnet):
-    return toy_fitness(subnet)
 
 
 def test_several_bins_learn_from_each_other():
@@ -225,15 +240,6 @@ def test_several_bins_learn_from_each_other():
 # Archives of earlier searches
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory):
-    """Folders of random searches of the same task in another bin, and of super-networks of other sizes."""
-    folder = tmp_path_factory.mktemp("archives")
-    random_search(toy_fitness, ParameterBin(24_000, 28_000), SPACE, folder / "another bin")
-    random_search(deeper_fitness, ParameterBin(30_000, 40_000), DEEPER, folder / "another depth")
-    return folder
-
-
 def first_batch(**settings):
     evaluations = search(evaluations=30, **settings).evaluations
     return np.mean([evaluation.fitness for evaluation in evaluations])
@@ -245,7 +251,7 @@ def first_batch(**settings):
 )
 def test_first_batch_after_an_earlier_search_is_better_than_draws(archives, model, names):
     folders = [str(archives / name) for name in names]
-    assert first_batch(model=model, archives=folders) < 0.8 * first_batch(model=model)
+    assert first_batch(model=model, archives=folders) < 0.9 * first_batch(model=model)
 
 
 @each_model
@@ -263,8 +269,8 @@ def test_scale_of_an_archive_does_not_matter(archives, tmp_path):
         return first_batch(archives=[str(folder)])
 
     random_search(lambda subnet: 0.001 * toy_fitness(subnet) - 7, ParameterBin(24_000, 28_000), SPACE, tmp_path)
-    assert read_twice(tmp_path) < 0.8 * first_batch()
-    assert read_twice(archives / "another bin") < 0.8 * first_batch()
+    assert read_twice(tmp_path) < 0.9 * first_batch()
+    assert read_twice(archives / "another bin") < 0.9 * first_batch()
 
 
 def test_candidates_of_an_archive_count_only_on_all_tokens_and_in_a_bin(archives, tmp_path):

@@ -1,0 +1,53 @@
+"""A search of a tiny super-network, the same on one process and on several, its weights whole or sharded.
+
+torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing]
+"""
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from fixtures_training import BIN, make_blocks, make_supernet
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hf_whittle import AdditiveSearchConfig, MultiFidelityConfig, SearchSpace, search_subnets
+from hf_whittle.fitness import Perplexity
+
+CONFIGS = {
+    "additive": AdditiveSearchConfig(generations=2, sizes=[6, 3, 2], answers=3, levels=6, channel_options=3),
+    "multi-fidelity": MultiFidelityConfig(generations=2, sizes=[7, 3, 1], initial=2),
+}
+
+
+class Failing(Perplexity):
+    """Fails in one process."""
+
+    def __call__(self, subnet, share=1.0):
+        if PartialState().process_index == 1:
+            raise RuntimeError("out of luck")
+        return super().__call__(subnet, share)
+
+
+def shard(supernet):
+    """FSDP2, as accelerate applies it on accelerators; it does not on a CPU."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in list(supernet.gpt_neox.layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(supernet, mesh=mesh)
+
+
+def search(folder, supernet, fitness=Perplexity, granularity="fine"):
+    space = SearchSpace.from_config(supernet.config, granularity, layer_wise=True)
+    measured = fitness(supernet, make_blocks(7, seed=2), batch_size=2)
+    for name, config in CONFIGS.items():
+        search_subnets(supernet, space, bin=BIN, fitness=measured, config=config, output_dir=Path(folder) / name)
+
+
+if __name__ == "__main__":
+    folder, kind = sys.argv[1], (sys.argv[2:] or [""])[0]
+    supernet = make_supernet(hidden_dropout=0.0)
+    PartialState(cpu=True)
+    if kind == "sharded":
+        shard(supernet)
+    search(folder, supernet, Failing if kind == "failing" else Perplexity)
