@@ -20,9 +20,9 @@ import torch
 from transformers import AutoTokenizer, HfArgumentParser
 
 from hf_whittle import (
+    AdditiveSearchConfig,
     DistillationConfig,
     DistillationTrainer,
-    EvolutionConfig,
     GPTNeoXSuperNetForCausalLM,
     ParameterBin,
     SearchSpace,
@@ -65,7 +65,7 @@ def main() -> None:
         SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),
         bin=ParameterBin(script.low, script.high),
         eval_dataset=blocks["search"].select(range(min(16, len(blocks["search"])))),
-        config=EvolutionConfig(generations=script.generations, population_size=20, num_offspring=20),
+        config=AdditiveSearchConfig(generations=script.generations),
         output_dir=args.output_dir,
     )
     student = extract_subnet(supernet, result.best)

@@ -147,8 +147,7 @@ class KLDivergence(TokenFitness):
             )
         self._teacher = model_fingerprint(teacher)
         with evaluating(teacher):
-            batches = self.input_ids.split(batch_size)
-            self._targets = torch.cat([_logits(teacher, b).float().log_softmax(-1).clamp(min=-6e4).half().cpu() for b in batches])
+            self._targets = torch.cat([_in_half(_logits(teacher, b)) for b in self.input_ids.split(batch_size)])
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)
@@ -165,6 +164,11 @@ class KLDivergence(TokenFitness):
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "teacher": self._teacher}
+
+
+def _in_half(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of logits, in half precision; those below its least number are as good as 0 all the same."""
+    return logits.float().log_softmax(-1).clamp(min=-6e4).half().cpu()
 
 
 def perplexity(loss: float) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
@@ -36,7 +36,7 @@ def plot_search(result: SearchResult, path: str | Path) -> None:
             [i for i, _ in shown],
             [e.fitness for _, e in shown],
             s=[9 if e.share == 1 else 3 for _, e in shown],
-            color=[(colour, 0.7 if e.share == 1 else 0.3) for _, e in shown],
+            c=[to_rgba(colour, 0.7 if e.share == 1 else 0.3) for _, e in shown],
             label=f"by {origin}",
             linewidths=0,
         )

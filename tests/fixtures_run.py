@@ -15,7 +15,14 @@ RECIPE = {
         "test_tokens": 512,
     },
     "bin": {"low": 30e3, "high": 40e3},
-    "search": {"generations": 2, "population_size": 4, "num_offspring": 3, "num_elites": 2, "batch_size": 4},
+    "search": {
+        "algorithm": "evolution",
+        "generations": 2,
+        "population_size": 4,
+        "num_offspring": 3,
+        "num_elites": 2,
+        "batch_size": 4,
+    },
     "training": {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "eval_steps": 2},
 }
 

@@ -65,6 +65,14 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     with torch.no_grad(), names["supernet"].active_subnet(names["result"].best):
         input_ids = torch.tensor(names["blocks"]["search"]["input_ids"][:2])
         torch.testing.assert_close(cut(input_ids).logits, names["supernet"](input_ids).logits, rtol=0, atol=1e-2)
+    searches, reranks = (next(b for b in blocks_of("python") if word in b) for word in ("in_bin", "rerank("))
+    sizes = {"150e6, 165e6": "30e3, 40e3", "200e6, 220e6": "40e3, 42e3"}
+    few = {"EvolutionConfig(seed=0)": "EvolutionConfig(generations=1, population_size=5, num_offspring=3)"}
+    exec(replace_once(searches, {**sizes, **few, 'blocks["search"]': 'blocks["search"].select(range(2))'}), names)
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == {"architecture", "pareto", "search"}
+    short = {'"probes", max_steps=50': '"probes", max_steps=1, use_cpu=True, report_to="none"', "top_k=5": "top_k=2"}
+    exec(replace_once(reranks, {"ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)", **short}), names)
+    assert -1 <= names["probes"].kendall_tau <= 1
 
 
 def test_recipe_in_the_readme_is_valid(tmp_path):

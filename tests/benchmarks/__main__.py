@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .measuring import environment
 
-NAMES = ("slices", "sampling", "distillation_loss", "extraction", "demo_budgets")
+NAMES = ("slices", "sampling", "distillation_loss", "extraction", "search", "demo_budgets")
 
 
 def main() -> None:

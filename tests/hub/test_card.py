@@ -132,7 +132,10 @@ def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
     assert row(page, "random initialization") == ["5M", "35T", "", ""]
     assert row(page[page.index("of which search") :], "this student") == ["1.25M", "15.8T", "3.3T", "3.75T"]
     assert "after 4 times fewer training tokens" in page and "perplexity of 23.45" in page
-    assert "seed 5 evaluated 57 subnets of 1.1M to 1.3M parameters" in page and "on 4,096 tokens" in page
+    assert (
+        "with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters" in page
+        and "on at most 4,096 tokens" in page
+    )
     assert "0.25 x cross-entropy + 0.75 x T² x KL(teacher || student), T = 1.5" in page
     assert "batches of 24 blocks, seed 42" in page and "Training took 321 s on CPU, 1 threads" in page
 
