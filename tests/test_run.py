@@ -326,7 +326,7 @@ def test_every_candidate_of_a_search_by_importance_lies_in_the_bin(scored_recipe
     assert len(search.evaluations) == 4 + 2 * 3
     assert all(45e3 <= flops_per_token(config, e.subnet, sequence_length=32) <= 55e3 for e in search.evaluations)
     assert search.settings["space"]["importance"]["criterion"] == "activation"
-    assert search.settings["bin"] == {"cost": "FLOPs per token", "low": 45e3, "high": 55e3, "sequence_length": 32}
+    assert search.settings["bins"] == [{"cost": "FLOPs per token", "low": 45e3, "high": 55e3, "sequence_length": 32}]
 
 
 def test_cost_of_a_search_by_importance_counts_its_calibration(scored_recipe, scored_results):

@@ -38,7 +38,7 @@ class NSGA2Search(SearchAlgorithm):
         try:
             from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
         except ImportError as error:
-            raise ImportError("NSGA-II needs pymoo: pip install pymoo") from error
+            raise ImportError("NSGA-II needs pymoo: pip install 'hf_whittle[search]'") from error
         self.config = config
         self._breeder = Breeder(space, bin, config.seed)
         self._cost = bin.cost(space.config)

@@ -81,6 +81,7 @@ class Surrogate:
     ):
         self._full = Shape.from_config(space.config)
         self._cost = bin.cost(space.config)
+        _ensemble()  # says before the search if it is missing
         self._model, self._seed = model, seed
         self._transferred = [self._task(archive) for archive in archives if archive.answers]
         self._regression: Any = None
@@ -117,15 +118,19 @@ class Surrogate:
 
 
 def _random_forest(seed: int) -> Any:
-    from sklearn.ensemble import RandomForestRegressor
-
-    return RandomForestRegressor(n_estimators=200, random_state=seed, n_jobs=1)
+    return _ensemble().RandomForestRegressor(n_estimators=200, random_state=seed, n_jobs=1)
 
 
 def _gradient_boosting(seed: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingRegressor
+    return _ensemble().HistGradientBoostingRegressor(random_state=seed, min_samples_leaf=5, early_stopping=False)
 
-    return HistGradientBoostingRegressor(random_state=seed, min_samples_leaf=5, early_stopping=False)
+
+def _ensemble() -> Any:
+    try:
+        from sklearn import ensemble
+    except ImportError as error:
+        raise ImportError("a surrogate needs scikit-learn: pip install 'hf_whittle[search]'") from error
+    return ensemble
 
 
 _MODELS: dict[str, Callable[[int], Any]] = {"random-forest": _random_forest, "gradient-boosting": _gradient_boosting}
