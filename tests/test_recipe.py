@@ -9,6 +9,7 @@ from hf_whittle import ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
+from hf_whittle.search import ALGORITHMS
 
 MINIMAL = {
     "teacher": "someone/teacher",
@@ -203,6 +204,9 @@ def test_training_does_not_choose_the_folder():
         ("search.generations", -1, "search: generations must be at least 0, got -1"),
         ("search.mutation_rate", 1.5, "search: mutation_rate must lie between 0 and 1, got 1.5"),
         ("search.batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("search.algorithm", "annealing", "search.algorithm: expected one of additive, evolution, .*, got 'annealing'"),
+        ("search.fitness", "beauty", "search.fitness: expected 'perplexity' or 'kl' or .*, got 'beauty'"),
+        ("search.shares", [0.5, 0.25, 1], r"search: shares must ascend from above 0 to 1, got \[0.5, 0.25, 1\]"),
         ("training.load_best_model_at_end", True, "training.load_best_model_at_end: a run publishes its last step"),
         ("training.alpha", -0.5, "alpha must be a number of at least 0, got -0.5"),
         ("training.temperature", 0, "temperature must be a positive number, got 0"),
@@ -271,3 +275,24 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00binary")
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         Recipe.load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_and_its_settings_survive_a_file(name, tmp_path):
+    section = {"algorithm": name, "seed": 7, "fitness": "kl", "batch_size": 3}
+    recipe = Recipe.from_dict(MINIMAL | {"search": section})
+    assert recipe.search.algorithm == ALGORITHMS[name](seed=7)
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["search"]
+    assert section.items() <= written.items()
+
+
+def test_setting_of_another_algorithm_is_an_error_that_names_those_of_this_one():
+    with pytest.raises(RecipeError, match=r"unknown key 'search\.population_size'.*Valid here: algorithm, "):
+        Recipe.from_dict(MINIMAL | {"search": {"algorithm": "additive", "population_size": 3}})
+
+
+def test_search_that_is_no_mapping_is_an_error():
+    with pytest.raises(RecipeError, match=r"^search: expected keys and values, got 'evolution'"):
+        Recipe.from_dict(MINIMAL | {"search": "evolution"})

@@ -32,7 +32,7 @@ from hf_whittle.errors import (
     VocabularyError,
 )
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
-from hf_whittle.recipe import Recipe
+from hf_whittle.recipe import FITNESSES, Recipe
 from hf_whittle.report import to_match
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
@@ -110,6 +110,20 @@ def test_search_facts_are_those_of_the_search(folder, recipe, results):
     assert found["flops"] == sum(
         128 * flops_per_token(config, e.subnet, sequence_length=32) for e in search.evaluations
     )
+
+
+@pytest.mark.parametrize("fitness", FITNESSES)
+def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tmp_path, fitness):
+    search = {"algorithm": "random", "evaluations": 3, "fitness": fitness, "batch_size": 4}
+    values = {**recipe.to_dict(), "output_dir": str(tmp_path), "search": search}
+    stages = Run(Recipe.from_dict(values), progress=False)
+    found, result = stages.search_facts(), SearchResult.load(tmp_path)
+    assert found["fitness"] == {"name": fitness, "value": min(e.fitness for e in result.evaluations)}
+    assert result.settings["fitness"]["name"] == fitness
+    perplexity = Perplexity(stages.supernet, stages.blocks["search"])(result.best)
+    assert found["perplexity"] == pytest.approx(perplexity, rel=1e-6)
+    assert found["flops"] >= result.flops and found["tokens"] >= result.tokens
+    assert {"search.png", "pareto.png", "architecture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_what_matching_the_baseline_took_follows_from_the_curves(recipe, results, student):

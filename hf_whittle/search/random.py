@@ -16,11 +16,11 @@ class RandomSearchConfig(SearchConfig):
     name: ClassVar[str] = "random"
 
     evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
-    batch_size: int = field(default=50, metadata={"help": "Candidates asked for at a time."})
+    num_draws: int = field(default=50, metadata={"help": "Candidates drawn at a time."})
     strata: int = field(default=1, metadata={"help": "Equal parts of the bin, each of which gets as many candidates."})
 
     def __post_init__(self) -> None:
-        self.require_at_least(evaluations=1, batch_size=1, strata=1)
+        self.require_at_least(evaluations=1, num_draws=1, strata=1)
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return RandomSearch(space, bin, self)
@@ -43,7 +43,7 @@ class RandomSearch(SearchAlgorithm):
 
     def ask(self) -> list[Candidate]:
         batch: list[Candidate] = []
-        size = min(self.config.batch_size, self.config.evaluations - self._asked)
+        size = min(self.config.num_draws, self.config.evaluations - self._asked)
         for _ in range(size):
             breeder = self._breeders[self._asked % len(self._breeders)]
             self._asked += 1

@@ -11,17 +11,17 @@ from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchCo
 
 @dataclass
 class RegularizedEvolutionConfig(SearchConfig):
-    """How regularised evolution runs; `batch_size=1` is the published algorithm, more of them evaluate in parallel."""
+    """How regularised evolution runs; `num_offspring=1` is the published algorithm, more of them evaluate in parallel."""
 
     name: ClassVar[str] = "regularized-evolution"
 
     evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
     population_size: int = field(default=100, metadata={"help": "Candidates alive."})
     tournament_size: int = field(default=10, metadata={"help": "Candidates drawn, the best of which has offspring."})
-    batch_size: int = field(default=10, metadata={"help": "Offspring made before any of them is evaluated."})
+    num_offspring: int = field(default=10, metadata={"help": "Offspring made before any of them is evaluated."})
 
     def __post_init__(self) -> None:
-        self.require_at_least(evaluations=1, population_size=1, tournament_size=1, batch_size=1)
+        self.require_at_least(evaluations=1, population_size=1, tournament_size=1, num_offspring=1)
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return RegularizedEvolution(space, bin, self)
@@ -43,7 +43,7 @@ class RegularizedEvolution(SearchAlgorithm):
     def ask(self) -> list[Candidate]:
         left = self.config.evaluations - self._asked
         if self._population:
-            batch = self._breeder.batch(min(self.config.batch_size, left), self._mutant)
+            batch = self._breeder.batch(min(self.config.num_offspring, left), self._mutant)
         else:
             batch = self._breeder.batch(min(self.config.population_size, left), self._breeder.sample)
         self._asked += len(batch)

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     fitness, bin = Perplexity(supernet, blocks, batch_size=4), ParameterBin(800_000, 880_000)
     search_subnets(None, space, bin=bin, fitness=fitness, config=RandomSearchConfig(evaluations=8), progress=False)
     started = time.perf_counter()
-    config = RandomSearchConfig(evaluations=160, batch_size=80, seed=1)
+    config = RandomSearchConfig(evaluations=160, num_draws=80, seed=1)
     search_subnets(None, space, bin=bin, fitness=fitness, config=config, progress=False)
     if os.environ.get("RANK", "0") == "0":
         print("per second", 160 / (time.perf_counter() - started))
