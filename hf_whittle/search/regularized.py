@@ -11,7 +11,7 @@ from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchCo
 
 @dataclass
 class RegularizedEvolutionConfig(SearchConfig):
-    """How regularised evolution runs; `num_offspring=1` is the published algorithm, more of them evaluate in parallel."""
+    """How regularised evolution runs; `num_offspring=1` is as published, more of them evaluate in parallel."""
 
     name: ClassVar[str] = "regularized-evolution"
 
