@@ -81,7 +81,9 @@ class AdditiveSearch(MultiFidelitySearch):
         self._stage += 1
         if self._stage == 1:
             changed = [SubnetConfig.full(self._full), *map(self._with, self._replacements)]
-            return [Candidate(subnet, "replacement", share=self.config.score_share) for subnet in changed]
+            return [
+                Candidate(subnet, "replacement", share=self.config.score_share, in_space=False) for subnet in changed
+            ]
         if self._stage == 2:
             answers = [Candidate(subnet, "answer") for subnet in self._answers()]
             return self._breeder.first_new(answers, self.config.answers)

@@ -22,12 +22,14 @@ class Candidate:
         origin (`str`): such as `"sample"`, `"mutation"` or `"crossover"`.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.
         share (`float`): share of the fitness' tokens to evaluate it on; a smaller share is part of a larger one.
+        in_space (`bool`): whether it is known to belong to the space; one that does not is no answer.
     """
 
     subnet: SubnetConfig
     origin: str = "sample"
     parents: tuple[str, ...] = ()
     share: float = 1.0
+    in_space: bool = True
 
     @property
     def key(self) -> tuple[str, float]:
@@ -44,8 +46,8 @@ class Evaluation:
         fitness (`float`): what is minimised; infinite where evaluation failed or overflowed.
         parameters (`int`): of its student.
         cost (`float`): what the bins bound.
-        bins (`tuple[int, ...]`): the bins of the search it lies in, counted from 0; a search may try subnets that lie
-            in none, and these are not among its answers.
+        bins (`tuple[int, ...]`): the bins of the search it lies in, counted from 0; none if it is not of the space. A
+            search may try such subnets, which are not among its answers.
         generation (`int`): the batch it was in, counted from 0.
         origin (`str`): how it came about.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.

@@ -159,12 +159,13 @@ class _Run:
             tokens = self._fitness.tokens(candidate.share)
             flops = self._fitness.flops(candidate.subnet, candidate.share)
         cost = self._cost(candidate.subnet)
+        in_space = candidate.in_space or self._space.contains(candidate.subnet)
         return Evaluation(
             subnet=candidate.subnet,
             fitness=value,
             parameters=num_parameters(self._space.config, candidate.subnet),
             cost=cost,
-            bins=tuple(index for index, (bin, _) in enumerate(self._searches) if bin.low <= cost <= bin.high),
+            bins=tuple(i for i, (bin, _) in enumerate(self._searches) if in_space and bin.low <= cost <= bin.high),
             generation=generation,
             origin=candidate.origin,
             parents=candidate.parents,

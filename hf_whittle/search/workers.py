@@ -74,7 +74,10 @@ class Workers:
         return [gathered[i % processes][0][i // processes] for i in range(total)]
 
     def _value(self, candidate: Candidate) -> float:
-        value = float(evaluate(self._fitness, candidate.subnet, candidate.share))
+        try:
+            value = float(evaluate(self._fitness, candidate.subnet, candidate.share))
+        except (OverflowError, FloatingPointError):
+            return math.inf
         return value if math.isfinite(value) else math.inf
 
 

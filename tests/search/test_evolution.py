@@ -125,7 +125,7 @@ def test_result_round_trips_through_its_folder(tmp_path):
 
 
 def evaluation(parameters, fitness):
-    return Evaluation(SubnetConfig(parameters, 1, 1, 1), fitness, parameters, 0, "sample", ())
+    return Evaluation(SubnetConfig(parameters, 1, 1, 1), fitness, parameters, parameters, (0,), 0, "sample", ())
 
 
 def test_pareto_front_is_what_no_other_evaluation_dominates():
@@ -183,7 +183,7 @@ def test_search_without_text_is_an_error(supernet):
 
 
 def test_empty_result_has_no_best():
-    with pytest.raises(WhittleError, match="the search has no evaluations yet, so there is no best subnet"):
+    with pytest.raises(WhittleError, match="the search has evaluated no subnet of its bin on all tokens yet"):
         _ = SearchResult().best
 
 

@@ -173,10 +173,10 @@ def test_killed_process_is_resumed_to_the_same_bytes(uninterrupted, tmp_path):
     ("change", "named"),
     [
         ({"seed": 5}, "algorithm"),
-        ({"bin": ParameterBin(20_000, 23_000)}, "bin"),
+        ({"bin": ParameterBin(20_000, 23_000)}, "bins"),
         ({"space": SearchSpace.from_config(CONFIG)}, "space"),
         ({"fitness": toy_fitness}, "fitness"),
-        ({"seed": 5, "bin": ParameterBin(20_000, 23_000)}, "bin and algorithm"),
+        ({"seed": 5, "bin": ParameterBin(20_000, 23_000)}, "bins and algorithm"),
     ],
 )
 def test_folder_of_another_search_is_an_error_and_stays_as_it_is(uninterrupted, change, named):

@@ -1,0 +1,408 @@
+"""What every search algorithm keeps to, and what each of them promises."""
+
+import itertools
+import math
+import re
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+from fixtures_search import BIN, CONFIG
+from small_searches import SPACE, Toy, search, small_config
+
+from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle.cost import num_parameters
+from hf_whittle.search import ALGORITHMS, AdditiveSearchConfig
+from hf_whittle.search.random import split_bin
+from hf_whittle.subnet import Shape
+
+NAMES = sorted(ALGORITHMS)
+KINDS = list(itertools.product(("coarse", "fine"), (False, True)))
+BINS = [BIN, ParameterBin(21_000, 24_000), ParameterBin(26_000, 28_000)]
+each_algorithm = pytest.mark.parametrize("name", NAMES)
+each_kind = pytest.mark.parametrize(("granularity", "layer_wise"), KINDS)
+
+
+def batches(result):
+    """Evaluations of each batch, in order."""
+    return [list(batch) for _, batch in itertools.groupby(result.evaluations, lambda e: e.generation)]
+
+
+# All algorithms
+
+
+@each_algorithm
+@each_kind
+def test_answers_lie_in_the_bin_and_in_the_space(name, granularity, layer_wise):
+    space = SearchSpace.from_config(CONFIG, granularity, layer_wise=layer_wise)
+    answers = search(name, space=space).answers
+    assert answers
+    assert all(space.contains(e.subnet) and BIN.contains(CONFIG, e.subnet) for e in answers)
+
+
+@each_algorithm
+@each_kind
+def test_answers_in_a_bin_up_to_the_super_network_lie_in_the_space(name, granularity, layer_wise):
+    space = SearchSpace.from_config(CONFIG, granularity, layer_wise=layer_wise)
+    most = num_parameters(CONFIG)
+    answers = search(name, space=space, bin=ParameterBin(0.8 * most, most)).answers
+    assert all(space.contains(e.subnet) for e in answers)
+
+
+@each_algorithm
+def test_answers_of_a_stock_space_are_stock(name):
+    space = SearchSpace.from_config(CONFIG, stock_only=True)
+    assert all(space.contains(e.subnet) for e in search(name, space=space).answers)
+
+
+@each_algorithm
+@each_kind
+def test_nothing_is_evaluated_twice(name, granularity, layer_wise):
+    space = SearchSpace.from_config(CONFIG, granularity, layer_wise=layer_wise)
+    keys = [e.key for e in search(name, space=space).evaluations]
+    assert len(set(keys)) == len(keys)
+
+
+@each_algorithm
+def test_same_seed_gives_the_same_evaluations_and_another_one_others(name):
+    first = search(name).evaluations
+    assert search(name).evaluations == first
+    assert search(name, seed=5).evaluations != first
+
+
+@each_algorithm
+@pytest.mark.parametrize("bin", [BIN, ParameterBin(0, 1e9)])
+def test_no_more_is_evaluated_than_announced(name, bin):
+    evaluations = search(name, bin=bin).evaluations
+    assert 0 < len(evaluations) <= small_config(name).algorithm(SPACE, bin).max_evaluations
+
+
+FEW = SearchSpace.from_config(
+    CONFIG,
+    hidden_size=range(8, 17, 8),
+    num_hidden_layers=range(1, 3),
+    num_attention_heads=range(2, 3),
+    intermediate_size=range(8, 9),
+)
+ALL_OF_FEW = {SubnetConfig(c, n, 2, 8) for c in (8, 16) for n in (1, 2)}
+
+
+@each_algorithm
+def test_search_ends_when_the_space_is_exhausted(name):
+    evaluations = search(name, space=FEW, bin=ParameterBin(0, 1e9)).evaluations
+    assert {e.subnet for e in evaluations if e.origin != "replacement"} == ALL_OF_FEW
+
+
+@each_algorithm
+def test_fitness_that_is_often_not_a_number_is_the_worst(name):
+    values = (math.nan, -math.inf, 1e308, math.inf)
+
+    def often_nan(subnet, share=1.0):
+        return values[int(subnet.digest, 16) % 4] if int(subnet.digest, 16) % 7 < 5 else Toy()(subnet, share)
+
+    result = search(name, often_nan)
+    for e in result.evaluations:
+        value = often_nan(e.subnet, e.share)
+        assert e.fitness == (value if math.isfinite(value) else math.inf)
+
+
+@each_algorithm
+def test_fitness_that_is_never_a_number_ends(name):
+    assert len(search(name, lambda subnet, share=1.0: math.nan).evaluations) >= 15
+
+
+@each_algorithm
+def test_several_bins_are_searched_and_share_evaluations(name):
+    result = search(name, bin=BINS)
+    keys = [e.key for e in result.evaluations]
+    assert len(set(keys)) == len(keys)
+    for e in result.evaluations:
+        assert e.bins == tuple(i for i, bin in enumerate(BINS) if bin.contains(CONFIG, e.subnet))
+    for i in range(len(BINS)):
+        assert result.in_bin(i).answers
+
+
+@each_algorithm
+@pytest.mark.parametrize("bin", [FlopsBin(40_000, 44_000, sequence_length=16), KVCacheBin(160, 224)])
+def test_bin_of_another_cost_is_searched(name, bin):
+    result = search(name, bin=bin)
+    assert result.answers
+    assert all(bin.contains(CONFIG, e.subnet) for e in result.answers)
+    assert all(e.cost == bin.cost(CONFIG)(e.subnet) for e in result.evaluations)
+
+
+@each_algorithm
+def test_nothing_is_printed(name, capfd):
+    search(name)
+    assert capfd.readouterr() == ("", "")
+
+
+# Random search
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_parts_of_a_bin_are_equal_and_join(parts):
+    split = split_bin(BIN, parts)
+    width = (BIN.high - BIN.low) / parts
+    assert len(split) == parts
+    assert [part.low for part in split] == pytest.approx([BIN.low + i * width for i in range(parts)])
+    assert [part.high for part in split[:-1]] == [part.low for part in split[1:]]
+    assert split[-1].high == pytest.approx(BIN.high)
+
+
+def test_every_stratum_gets_as_many_candidates():
+    result = search("random", strata=4, evaluations=40)
+    costs = [e.cost for e in result.evaluations]
+    assert [sum(part.low <= cost < part.high for cost in costs) for part in split_bin(BIN, 4)] == [10] * 4
+
+
+def test_stratum_out_of_reach_leaves_its_share_to_the_others():
+    most = num_parameters(CONFIG)
+    result = search("random", bin=ParameterBin(0.5 * most, 2.5 * most), strata=4)
+    assert len(result.answers) == 20
+
+
+def test_exhausted_stratum_does_not_end_the_search():
+    result = search("random", space=FEW, bin=ParameterBin(0, 1e4), strata=40, num_draws=1, evaluations=400)
+    assert {e.subnet for e in result.evaluations} == ALL_OF_FEW
+
+
+# Local search
+
+
+def test_mutants_are_children_of_the_best_since_the_restart():
+    config = {"evaluations": 120, "population_size": 6, "num_neighbours": 4, "patience": 2}
+    current, failures, starts = None, 0, 0
+    for batch in batches(search("local", **config)):
+        best = min(batch, key=lambda e: e.fitness)
+        if current is None:
+            assert {e.origin for e in batch} == {"sample"}
+            starts += 1
+        else:
+            assert {e.parents for e in batch} == {(current.subnet.digest,)}
+        if current is None or best.fitness < current.fitness:
+            current, failures = best, 0
+        else:
+            failures += 1
+            if failures == 2:
+                current, failures = None, 0
+    assert starts > 1
+
+
+# Regularised evolution
+
+
+@pytest.mark.parametrize("num_offspring", [1, 4])
+def test_parents_are_among_the_youngest(num_offspring):
+    made = batches(search("regularized-evolution", evaluations=60, num_offspring=num_offspring))
+    for i, batch in enumerate(made[1:], 1):
+        alive = {e.subnet.digest for e in [e for earlier in made[:i] for e in earlier][-6:]}
+        assert all(set(e.parents) <= alive for e in batch)
+
+
+def test_tournament_of_all_is_won_by_the_best_alive():
+    made = batches(search("regularized-evolution", evaluations=60, tournament_size=6))
+    for i, batch in enumerate(made[1:], 1):
+        alive = [e for earlier in made[:i] for e in earlier][-6:]
+        winner = min(alive, key=lambda e: e.fitness).subnet.digest
+        assert all(e.parents == (winner,) for e in batch if e.origin == "mutation")
+
+
+# Multi-fidelity evolution
+
+
+@pytest.mark.parametrize("initial", [1, 3])
+def test_survivors_of_a_rung_are_the_best_of_the_one_before(initial):
+    sizes, shares = [8, 4, 2], [0.125, 0.5, 1.0]
+    made = batches(search("multi-fidelity", generations=3, sizes=sizes, shares=shares, initial=initial))
+    assert len(made) == 12
+    for i, batch in enumerate(made):
+        scale = initial if i < 3 else 1
+        assert len(batch) == sizes[i % 3] * scale
+        assert {e.share for e in batch} == {shares[i % 3]}
+        if i % 3:
+            ranked = sorted(made[i - 1], key=lambda e: e.fitness)[: len(batch)]
+            assert [e.subnet for e in batch] == [e.subnet for e in ranked]
+
+
+def test_parents_are_elites_on_all_tokens():
+    result = search("multi-fidelity", generations=4, num_elites=2)
+    for e in result.evaluations:
+        earlier = [other for other in result.answers if other.generation < e.generation - e.generation % 3]
+        elites = {other.subnet.digest for other in sorted(earlier, key=lambda other: other.fitness)[:2]}
+        assert set(e.parents) <= elites
+    assert any(e.parents for e in result.evaluations)
+
+
+# NSGA-II
+
+
+def fewer_is_worse(subnet, share=1.0):
+    return -sum(subnet.shape.intermediate_size) + int(subnet.digest, 16) / 1e15
+
+
+def test_survivors_that_nothing_dominates_are_the_pareto_front():
+    config = small_config("nsga2", evaluations=120, population_size=40)
+    made = []
+
+    class Told(type(config)):
+        def algorithm(self, space, bin):
+            made.append(super().algorithm(space, bin))
+            return made[-1]
+
+    from hf_whittle import search_subnets
+
+    result = search_subnets(
+        None, SPACE, bin=BIN, config=Told(**vars(config)), fitness=fewer_is_worse, progress=False
+    )
+    alive = [one.X for one in made[0]._population]
+    points = [(e.cost, e.fitness) for e in alive]
+    best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert best == {(e.cost, e.fitness) for e in result.pareto_front("cost")}
+
+
+# Additive scores
+
+TINY = SimpleNamespace(
+    **{**vars(CONFIG), "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 4}
+)
+TINY_SIZES = {
+    "coarse uniform": {},
+    "coarse layer-wise": {"layer_wise": True},
+    "fine uniform": {"granularity": "fine"},
+    "fine layer-wise": {"granularity": "fine", "layer_wise": True},
+    "stock": {"stock_only": True},
+    "fine stock": {"granularity": "fine", "stock_only": True},
+    "two layers or more": {"granularity": "fine", "layer_wise": True, "num_hidden_layers": range(2, 4)},
+}
+
+
+class AdditiveToy:
+    """A sum of a term of the channels and terms of the layers' sizes, each 0 for the full size."""
+
+    def __init__(self, seed):
+        rng = Random(seed)
+        self.channels = {size: rng.random() for size in range(1, 16)} | {16: 0.0}
+        self.heads = [{1: rng.random(), 2: 0.0} for _ in range(3)]
+        self.neurons = [{1: rng.random(), 2: rng.random(), 3: rng.random(), 4: 0.0} for _ in range(3)]
+        self.left_out = [2 * rng.random() for _ in range(3)]
+
+    def __call__(self, subnet, share=1.0):
+        shape = subnet.shape
+        of_layers = zip(subnet.layers, shape.num_attention_heads, shape.intermediate_size, strict=True)
+        value = self.channels[shape.hidden_size] + sum(self.heads[i][h] + self.neurons[i][n] for i, h, n in of_layers)
+        return value + sum(self.left_out[i] for i in range(3) if i not in subnet.layers)
+
+
+def all_subnets(space):
+    """A subnet of each choice of sizes and layers of the space."""
+    for channels, number in itertools.product(space.hidden_size, space.num_hidden_layers):
+        subsets = [range(number)] if space.granularity == "coarse" else itertools.combinations(range(3), number)
+        for layers in subsets:
+            pairs = list(itertools.product(space.num_attention_heads, space.intermediate_size))
+            chosen = itertools.product(pairs, repeat=number) if space.layer_wise else ([pair] * number for pair in pairs)
+            for sizes in chosen:
+                heads, neurons = zip(*sizes, strict=True)
+                subnet = SubnetConfig(channels, tuple(layers), heads, neurons)
+                if space.contains(subnet):
+                    yield subnet
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", TINY_SIZES.values(), ids=TINY_SIZES)
+def test_best_answer_of_an_additive_fitness_is_the_optimum(kind, seed):
+    space = SearchSpace.from_config(TINY, **{"hidden_size": range(8, 17, 4), **kind})
+    low, high = space.reachable_costs(ParameterBin(0, 1).cost(TINY))
+    bin = ParameterBin(low + 0.5 * (high - low), low + 0.65 * (high - low))
+    fitness = AdditiveToy(seed)
+    result = search("additive", fitness, bin, space, generations=0, head_options=4, neuron_options=4,
+                    channel_options=8, levels=16, answers=8)  # fmt: skip
+    optimum = min(fitness(subnet) for subnet in all_subnets(space) if bin.contains(TINY, subnet))
+    best = min(e.fitness for e in result.evaluations if e.origin == "answer")
+    assert best == pytest.approx(optimum)
+
+
+def test_replacements_are_not_answers():
+    result = search("additive")
+    replaced = [e for e in result.evaluations if e.origin == "replacement"]
+    assert len(replaced) > 10
+    assert not set(replaced) & set(result.answers)
+
+
+def test_replacements_change_one_thing_of_the_super_network():
+    full = Shape.from_config(CONFIG)
+    first, *others = [e.subnet for e in search("additive").evaluations if e.origin == "replacement"]
+    assert first == SubnetConfig.full(full)
+    for subnet in others:
+        shape = subnet.shape
+        if shape.num_hidden_layers == 4:
+            assert subnet == first.with_layers(subnet.layers)
+            continue
+        changed = [shape.hidden_size != full.hidden_size]
+        for name in ("num_attention_heads", "intermediate_size"):
+            changed += [a != b for a, b in zip(getattr(shape, name), getattr(full, name), strict=True)]
+        assert sum(changed) == 1
+
+
+def test_replacements_are_scored_on_their_share():
+    result = search("additive", score_share=0.25)
+    assert {e.share for e in result.evaluations if e.origin == "replacement"} == {0.25}
+    assert {e.share for e in result.evaluations if e.origin == "answer"} == {1}
+
+
+def test_evolution_goes_on_from_the_answers():
+    result = search("additive", num_elites=2)
+    answers = sorted((e for e in result.evaluations if e.origin == "answer"), key=lambda e: e.fitness)
+    parents = {parent for e in result.evaluations for parent in e.parents}
+    assert parents and parents <= {e.subnet.digest for e in result.answers if e.generation == answers[0].generation}
+
+
+# Errors
+
+AT_LEAST_1 = {
+    "additive": ["initial", "num_elites", "head_options", "neuron_options", "channel_options", "answers"],
+    "evolution": ["population_size", "num_offspring", "num_elites"],
+    "local": ["evaluations", "population_size", "num_neighbours", "patience"],
+    "multi-fidelity": ["initial", "num_elites"],
+    "nsga2": ["evaluations"],
+    "random": ["evaluations", "num_draws", "strata"],
+    "regularized-evolution": ["evaluations", "population_size", "tournament_size", "num_offspring"],
+}
+
+
+@pytest.mark.parametrize(("name", "setting"), [(name, s) for name, known in AT_LEAST_1.items() for s in known])
+def test_number_below_1_is_an_error(name, setting):
+    with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
+        ALGORITHMS[name](**{setting: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("additive", {"levels": 1}, "levels must be at least 2, got 1"),
+        ("additive", {"score_share": 0.0}, "score_share must be above 0 and at most 1, got 0.0"),
+        ("additive", {"score_share": 1.5}, "score_share must be above 0 and at most 1, got 1.5"),
+        ("additive", {"score_share": math.nan}, "score_share must be above 0 and at most 1, got nan"),
+        ("nsga2", {"population_size": 1}, "population_size must be at least 2, got 1"),
+        ("nsga2", {"mutation_rate": -0.5}, "mutation_rate must lie between 0 and 1, got -0.5"),
+        ("multi-fidelity", {"generations": -1}, "generations must be at least 0, got -1"),
+        ("multi-fidelity", {"mutation_rate": 2.0}, "mutation_rate must lie between 0 and 1, got 2.0"),
+        ("multi-fidelity", {"shares": []}, "shares must ascend from above 0 to 1, got []"),
+        ("multi-fidelity", {"shares": [0.5, 0.25, 1]}, "shares must ascend from above 0 to 1, got [0.5, 0.25, 1]"),
+        ("multi-fidelity", {"shares": [0.0, 0.5, 1]}, "shares must ascend from above 0 to 1, got [0.0, 0.5, 1]"),
+        ("multi-fidelity", {"shares": [0.1, 0.2, 0.5]}, "shares must ascend from above 0 to 1, got [0.1, 0.2, 0.5]"),
+        ("multi-fidelity", {"sizes": [4, 2]}, "sizes must have 3 descending numbers from 1, got [4, 2]"),
+        ("multi-fidelity", {"sizes": [2, 4, 1]}, "sizes must have 3 descending numbers from 1, got [2, 4, 1]"),
+        ("multi-fidelity", {"sizes": [2, 1, 0]}, "sizes must have 3 descending numbers from 1, got [2, 1, 0]"),
+    ],
+)
+def test_setting_out_of_range_is_an_error(name, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ALGORITHMS[name](**settings)
+
+
+def test_additive_scores_are_the_default():
+    from hf_whittle import search_subnets
+
+    result = search_subnets(None, FEW, bin=ParameterBin(0, 1e9), fitness=Toy(), progress=False)
+    assert result.settings["algorithm"] == {"name": "additive", **vars(AdditiveSearchConfig())}
