@@ -10,7 +10,7 @@ import pytest
 from fixtures_search import BIN, CONFIG
 from small_searches import SPACE, Toy, search, small_config
 
-from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.search import ALGORITHMS, AdditiveSearchConfig
 from hf_whittle.search.random import split_bin
@@ -158,13 +158,16 @@ def test_every_stratum_gets_as_many_candidates():
 
 def test_stratum_out_of_reach_leaves_its_share_to_the_others():
     most = num_parameters(CONFIG)
-    result = search("random", bin=ParameterBin(0.5 * most, 2.5 * most), strata=4)
+    result = search("random", bin=ParameterBin(0.6 * most, 2.6 * most), strata=4)
     assert len(result.answers) == 20
 
 
 def test_exhausted_stratum_does_not_end_the_search():
-    result = search("random", space=FEW, bin=ParameterBin(0, 1e4), strata=40, num_draws=1, evaluations=400)
-    assert {e.subnet for e in result.evaluations} == ALL_OF_FEW
+    costs = sorted(num_parameters(CONFIG, subnet) for subnet in ALL_OF_FEW)
+    bin = ParameterBin(costs[0] - 1, 2 * costs[1] - costs[0] - 3)  # one subnet in the lower half, others in the upper
+    result = search("random", space=FEW, bin=bin, strata=2, num_draws=1, evaluations=400)
+    inside = {subnet for subnet in ALL_OF_FEW if bin.contains(CONFIG, subnet)}
+    assert {e.subnet for e in result.evaluations} == inside
 
 
 # Local search
@@ -250,11 +253,7 @@ def test_survivors_that_nothing_dominates_are_the_pareto_front():
             made.append(super().algorithm(space, bin))
             return made[-1]
 
-    from hf_whittle import search_subnets
-
-    result = search_subnets(
-        None, SPACE, bin=BIN, config=Told(**vars(config)), fitness=fewer_is_worse, progress=False
-    )
+    result = search_subnets(None, SPACE, bin=BIN, config=Told(**vars(config)), fitness=fewer_is_worse, progress=False)
     alive = [one.X for one in made[0]._population]
     points = [(e.cost, e.fitness) for e in alive]
     best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
@@ -300,7 +299,9 @@ def all_subnets(space):
         subsets = [range(number)] if space.granularity == "coarse" else itertools.combinations(range(3), number)
         for layers in subsets:
             pairs = list(itertools.product(space.num_attention_heads, space.intermediate_size))
-            chosen = itertools.product(pairs, repeat=number) if space.layer_wise else ([pair] * number for pair in pairs)
+            chosen = (
+                itertools.product(pairs, repeat=number) if space.layer_wise else ([pair] * number for pair in pairs)
+            )
             for sizes in chosen:
                 heads, neurons = zip(*sizes, strict=True)
                 subnet = SubnetConfig(channels, tuple(layers), heads, neurons)
@@ -312,8 +313,8 @@ def all_subnets(space):
 @pytest.mark.parametrize("kind", TINY_SIZES.values(), ids=TINY_SIZES)
 def test_best_answer_of_an_additive_fitness_is_the_optimum(kind, seed):
     space = SearchSpace.from_config(TINY, **{"hidden_size": range(8, 17, 4), **kind})
-    low, high = space.reachable_costs(ParameterBin(0, 1).cost(TINY))
-    bin = ParameterBin(low + 0.5 * (high - low), low + 0.65 * (high - low))
+    costs = sorted(num_parameters(TINY, subnet) for subnet in all_subnets(space))
+    bin = ParameterBin(costs[len(costs) * 2 // 5], costs[len(costs) * 3 // 5])
     fitness = AdditiveToy(seed)
     result = search("additive", fitness, bin, space, generations=0, head_options=4, neuron_options=4,
                     channel_options=8, levels=16, answers=8)  # fmt: skip
@@ -402,7 +403,5 @@ def test_setting_out_of_range_is_an_error(name, settings, message):
 
 
 def test_additive_scores_are_the_default():
-    from hf_whittle import search_subnets
-
     result = search_subnets(None, FEW, bin=ParameterBin(0, 1e9), fitness=Toy(), progress=False)
     assert result.settings["algorithm"] == {"name": "additive", **vars(AdditiveSearchConfig())}

@@ -1,4 +1,4 @@
-"""Evolutionary search: what it asks for, what it is told, and the result it leaves."""
+"""Evolutionary search: what it asks for, and what it is told."""
 
 import math
 import re
@@ -9,8 +9,7 @@ from fixtures_search import BIN, CONFIG
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.errors import BinError, DataError, OutputError, WhittleError
-from hf_whittle.search.algorithm import Evaluation
+from hf_whittle.errors import BinError, DataError
 from hf_whittle.search.evolution import EvolutionarySearch
 
 SETTINGS = EvolutionConfig(generations=4, population_size=10, num_offspring=8, num_elites=3, seed=1)
@@ -116,32 +115,6 @@ def test_search_whose_fitness_is_never_a_number_still_ends():
     assert result.best == result.evaluations[0].subnet
 
 
-def test_result_round_trips_through_its_folder(tmp_path):
-    result = search()
-    result.save(tmp_path / "saved")
-    loaded = SearchResult.load(tmp_path / "saved")
-    assert loaded == result
-    assert loaded.best == result.best
-
-
-def evaluation(parameters, fitness):
-    return Evaluation(SubnetConfig(parameters, 1, 1, 1), fitness, parameters, parameters, (0,), 0, "sample", ())
-
-
-def test_pareto_front_is_what_no_other_evaluation_dominates():
-    rng = Random(0)
-    evaluations = [evaluation(rng.randint(1, 12), rng.randint(1, 12)) for _ in range(40)]
-    points = {(e.parameters, e.fitness) for e in evaluations}
-    expected = sorted(p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
-    assert [(e.parameters, e.fitness) for e in SearchResult(evaluations=evaluations).pareto_front()] == expected
-
-
-def test_best_so_far_falls_to_the_best():
-    result = SearchResult(evaluations=[evaluation(1, fitness) for fitness in (5.0, 7.0, 3.0, 3.0, 4.0)])
-    assert result.best_so_far() == [5.0, 5.0, 3.0, 3.0, 3.0]
-    assert result.best_evaluation is result.evaluations[2]
-
-
 def test_search_on_a_super_network_finds_the_subnet_of_lowest_perplexity(supernet, input_ids):
     from hf_whittle.fitness import Perplexity
 
@@ -180,13 +153,3 @@ def test_search_without_text_is_an_error(supernet):
     space = SearchSpace.from_config(supernet.config)
     with pytest.raises(DataError, match="give a supernet and an eval_dataset, or a fitness of your own"):
         search_subnets(supernet, space, bin=BIN)
-
-
-def test_empty_result_has_no_best():
-    with pytest.raises(WhittleError, match="the search has evaluated no subnet of its bin on all tokens yet"):
-        _ = SearchResult().best
-
-
-def test_folder_without_a_search_is_an_error(tmp_path):
-    with pytest.raises(OutputError, match=r"holds no search: search\.json is missing"):
-        SearchResult.load(tmp_path)

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+from random import Random
 
 import pytest
+import small_searches
 from fixtures_search import BIN, CONFIG
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
-from hf_whittle.errors import OutputError
+from hf_whittle.errors import OtherSearchError, OutputError
+from hf_whittle.search import ALGORITHMS
 
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 SETTINGS = {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3, "seed": 4}
@@ -166,6 +170,92 @@ def test_killed_process_is_resumed_to_the_same_bytes(uninterrupted, tmp_path):
     assert read(tmp_path) == read(uninterrupted)
 
 
+# Every algorithm
+
+
+class CountedToy(small_searches.Toy):
+    """Notes what it is asked, and is interrupted at one evaluation."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.asked, self.stop_at = [], stop_at
+
+    def __call__(self, subnet, share=1.0):
+        if len(self.asked) == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append((subnet, share))
+        return super().__call__(subnet, share)
+
+
+each_algorithm = pytest.mark.parametrize("name", sorted(ALGORITHMS))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Files of an uninterrupted search by each algorithm."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in ALGORITHMS:
+        small_searches.search(name, folder=folder / name)
+    return {name: read(folder / name) for name in ALGORITHMS}
+
+
+@each_algorithm
+@pytest.mark.parametrize("stop_at", [0, 1, 6, 9, 14, 17])
+def test_every_algorithm_goes_on_to_the_same_bytes_and_evaluates_nothing_twice(whole, tmp_path, name, stop_at):
+    first, second = CountedToy(stop_at), CountedToy()
+    with pytest.raises(KeyboardInterrupt):
+        small_searches.search(name, first, folder=tmp_path)
+    small_searches.search(name, second, folder=tmp_path)
+    assert read(tmp_path) == whole[name]
+    asked = first.asked + second.asked
+    assert len(set(asked)) == len(asked) == whole[name]["candidates.jsonl"].count(b"\n")
+
+
+@each_algorithm
+def test_every_algorithm_evaluates_a_torn_last_line_anew(whole, tmp_path, name):
+    with pytest.raises(KeyboardInterrupt):
+        small_searches.search(name, CountedToy(13), folder=tmp_path)
+    path = tmp_path / "candidates.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    fitness = CountedToy()
+    small_searches.search(name, fitness, folder=tmp_path)
+    assert read(tmp_path) == whole[name]
+    assert len(fitness.asked) == whole[name]["candidates.jsonl"].count(b"\n") - 12
+
+
+@each_algorithm
+def test_several_bins_are_resumed_to_the_same_bytes(tmp_path, name):
+    bins = [BIN, ParameterBin(21_000, 24_000)]
+    small_searches.search(name, bin=bins, folder=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        small_searches.search(name, CountedToy(17), bin=bins, folder=tmp_path / "resumed")
+    small_searches.search(name, bin=bins, folder=tmp_path / "resumed")
+    assert read(tmp_path / "resumed") == read(tmp_path / "whole")
+
+
+@each_algorithm
+def test_search_killed_again_and_again_ends_with_the_same_bytes(whole, tmp_path, name):
+    rng, candidates, kills = Random(name), tmp_path / "candidates.jsonl", 0
+    script = Path(small_searches.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    while True:
+        before = candidates.read_bytes().count(b"\n") if candidates.is_file() else 0
+        process = subprocess.Popen([sys.executable, script, name, tmp_path, "0.05"], env=environment)
+        if kills == 3:
+            assert process.wait(60) == 0
+            break
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if candidates.is_file() and candidates.read_bytes().count(b"\n") > before:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        kills += 1
+    assert read(tmp_path) == whole[name]
+
+
 # Errors
 
 
@@ -182,7 +272,7 @@ def test_killed_process_is_resumed_to_the_same_bytes(uninterrupted, tmp_path):
 def test_folder_of_another_search_is_an_error_and_stays_as_it_is(uninterrupted, change, named):
     before = read(uninterrupted)
     message = f"{uninterrupted} holds a search with another {named}; choose another folder, or remove this one"
-    with pytest.raises(OutputError, match=re.escape(message)):
+    with pytest.raises(OtherSearchError, match=re.escape(message)):
         search(uninterrupted, **change)
     assert read(uninterrupted) == before
 
@@ -192,7 +282,7 @@ def test_evaluations_of_another_version_are_an_error(tmp_path):
     path = tmp_path / "candidates.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(OutputError, match="was made by another version of the search: evaluation 0 is of subnet"):
+    with pytest.raises(OtherSearchError, match="was made by another version of the search: evaluation 0 is of subnet"):
         search(tmp_path)
 
 
@@ -221,7 +311,8 @@ FULL_DISK = """
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-    from hf_whittle.errors import OutputError
+    from hf_whittle.errors import OtherSearchError, OutputError
+from hf_whittle.search import ALGORITHMS
     try:
         exec(sys.argv[2])
     except OutputError as error:
