@@ -1,5 +1,6 @@
 """Random search, the control of every other; stratified, it spreads over the bin."""
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ class RandomSearch(SearchAlgorithm):
         strata = [stratum for stratum in split_bin(bin, config.strata) if _is_reachable(space, stratum)]
         if not strata:
             space.reachable_pairs(bin)  # says why
-        self._breeders = [Breeder(space, stratum, config.seed + i) for i, stratum in enumerate(strata)]
+        self._breeders = deque(Breeder(space, stratum, config.seed + i) for i, stratum in enumerate(strata))
         self._asked = 0
 
     @property
@@ -43,13 +44,13 @@ class RandomSearch(SearchAlgorithm):
 
     def ask(self) -> list[Candidate]:
         batch: list[Candidate] = []
-        size = min(self.config.num_draws, self.config.evaluations - self._asked)
-        for _ in range(size):
-            breeder = self._breeders[self._asked % len(self._breeders)]
-            self._asked += 1
+        while self._breeders and len(batch) < self.config.num_draws and self._asked < self.config.evaluations:
+            breeder = self._breeders.popleft()
             candidate = breeder.new(breeder.sample)
-            if candidate is not None:
+            if candidate is not None:  # else it has no more to give
                 batch.append(candidate)
+                self._asked += 1
+                self._breeders.append(breeder)
         return batch
 
     def tell(self, evaluations: list[Evaluation]) -> None:

@@ -168,7 +168,7 @@ def read_evaluations(path: str | Path) -> tuple[list[Evaluation], int]:
             break
         try:
             evaluations.append(_evaluation(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"line {number} of {path} is not an evaluation of this version of hf_whittle ({error!r}); "
                 "remove the folder, or choose another one"

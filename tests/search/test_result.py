@@ -148,5 +148,5 @@ def test_damaged_line_in_the_middle_is_an_error(result, tmp_path, damaged):
     path = tmp_path / "candidates.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
-    with pytest.raises(OutputError, match="line 3 of .* is not an evaluation of this version"):
+    with pytest.raises(OutputError, match=r"line 3 of .* is not an evaluation of this version"):
         SearchResult.load(tmp_path)

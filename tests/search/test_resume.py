@@ -311,8 +311,7 @@ FULL_DISK = """
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-    from hf_whittle.errors import OtherSearchError, OutputError
-from hf_whittle.search import ALGORITHMS
+    from hf_whittle.errors import OutputError
     try:
         exec(sys.argv[2])
     except OutputError as error:
