@@ -15,12 +15,18 @@ from torch import nn
 from transformers import AttentionInterface
 
 from .cost import flops_per_token, num_parameters
-from .fitness import Fitness, TokenFitness, evaluating, model_fingerprint
+from .errors import WhittleError
+from .fitness import Fitness, TokenFitness, evaluating, is_sharded, model_fingerprint
 from .subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:
     from .importance import ImportanceScores
     from .models.supernet import SuperNetModel
+
+
+def _check_whole(supernet: "SuperNetModel", name: str) -> None:
+    if is_sharded(supernet):
+        raise WhittleError(f"{name} needs the whole model in each process; use perplexity or kl for a sharded one")
 
 
 class WeightMagnitude(Fitness):
@@ -33,6 +39,7 @@ class WeightMagnitude(Fitness):
     name = "magnitude"
 
     def __init__(self, supernet: "SuperNetModel"):
+        _check_whole(supernet, self.name)
         self.supernet = supernet
         self._magnitudes = copy.deepcopy(supernet)  # as a super-network, so that it is sliced as one
         with torch.no_grad():
@@ -104,6 +111,7 @@ class _GradientProxy(TokenFitness):
     passes = 3
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        _check_whole(self.supernet, self.name)
         input_ids = self.input_ids[self.rows(share)]
         parameters = list(self.supernet.parameters())
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
@@ -171,6 +179,7 @@ class Synflow(Fitness):
     name = "synflow"
 
     def __init__(self, supernet: "SuperNetModel"):
+        _check_whole(supernet, self.name)
         self.supernet = supernet
         self._linear = copy.deepcopy(supernet).double().eval().requires_grad_(True)
         self._linear.set_attn_implementation(_VALUES)
@@ -235,6 +244,7 @@ class JacobianCovariance(TokenFitness):
         return self.tokens(share) * (3 * whole - matrices)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        _check_whole(self.supernet, self.name)
         jacobians = []
         with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
             for batch in self.input_ids[self.rows(share)].split(self.batch_size):

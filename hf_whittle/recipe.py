@@ -141,7 +141,7 @@ class SearchSection:
         if not isinstance(values, dict):
             raise RecipeError(f"{where}: expected keys and values, got {values!r}")
         name = values.get("algorithm", AdditiveSearchConfig.name)
-        if name not in ALGORITHMS:
+        if not isinstance(name, str) or name not in ALGORITHMS:
             raise RecipeError(f"{where}.algorithm: expected one of {', '.join(sorted(ALGORITHMS))}, got {name!r}")
         algorithm = ALGORITHMS[name]
         hints = typing.get_type_hints(cls) | {"algorithm": str} | typing.get_type_hints(algorithm)

@@ -25,7 +25,7 @@ FOUNDATION = {
     "checkpoint": {"architecture", "errors", "files"},
     "extraction": {"architecture", "checkpoint", "cost", "errors", "files", "models", "subnet"},
     "fitness": {"architecture", "cost", "errors", "files", "models", "subnet"},
-    "proxies": {"cost", "fitness", "importance", "models", "subnet"},
+    "proxies": {"cost", "errors", "fitness", "importance", "models", "subnet"},
     "importance": {"architecture", "errors", "files", "fitness", "models", "subnet"},
     "sorting": {"architecture", "errors", "fitness", "importance", "models", "subnet"},
     "latency": {"cost", "errors", "files", "fitness", "subnet"},

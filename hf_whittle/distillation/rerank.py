@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RERANK_FILE = "rerank.json"
 _DEFINING = (
     "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_steps",
-    "train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16",
+    "train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16", "optim", "max_grad_norm",
 )  # fmt: skip
 
 
@@ -106,10 +106,13 @@ def rerank(
         raise ValueError("args.max_steps says how many steps a probe takes; set it above 0")
     path = Path(str(args.output_dir)) / RERANK_FILE
     subnets = result.top(top_k)
+    if len(subnets) < 2:
+        raise ValueError(f"the search found {len(subnets)} subnets; at least 2 are needed to rank them")
     fitness = {answer.subnet: answer.fitness for answer in result.answers}
     settings = {
         "supernet": model_fingerprint(supernet),
         "training": {name: str(getattr(args, name)) for name in _DEFINING},
+        "teacher": _teacher(supernet, teacher_model) if args.beta > 0 else None,
         "data": [_told(blocks, supernet.config.vocab_size) for blocks in (train_dataset, eval_dataset)],
     }
     known: dict[str, dict[str, Any]] = {}
@@ -140,6 +143,10 @@ def _as_teacher(supernet: "SuperNetModel") -> Iterator[None]:
         finally:
             for parameter in trained:
                 parameter.requires_grad_()
+
+
+def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | None") -> str:
+    return teacher if isinstance(teacher, str) else model_fingerprint(teacher or supernet)
 
 
 def _told(blocks: "Dataset", vocab_size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Additive scores: replace one thing at a time in the full super-network, then solve for the best sum in the bin.
 
 The scores of all replacements are added as if they did not depend on each other. Which of them to make is then a
-mixed-integer linear program for each number of channels, solved exactly by `scipy.optimize.milp`.
+mixed-integer linear program for each number of channels, solved to 0.01% of its score by `scipy.optimize.milp`.
 """
 
 import math
@@ -18,8 +18,11 @@ from ..subnet import Kept, Shape, SubnetConfig
 from .algorithm import Candidate, Evaluation
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
 
-_WORST = 1e6  # the score of a replacement whose fitness is not finite
-_SECONDS = 20.0  # the most a program may take before its best answer so far is used
+_OPTIONS = {
+    "mip_rel_gap": 1e-4,
+    "node_limit": 2000,  # a limit of time would make the answer depend on the machine
+    "presolve": False,  # presolving, HiGHS prints lines
+}
 
 
 @dataclass
@@ -31,9 +34,11 @@ class AdditiveSearchConfig(MultiFidelityConfig):
 
     name: ClassVar[str] = "additive"
 
-    head_options: int = field(default=4, metadata={"help": "Numbers of heads tried in each layer."})
-    neuron_options: int = field(default=4, metadata={"help": "Numbers of neurons tried in each layer."})
-    channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried."})
+    head_options: int = field(default=4, metadata={"help": "Numbers of heads tried in each layer, with the full one."})
+    neuron_options: int = field(
+        default=4, metadata={"help": "Numbers of neurons tried in each layer, with the full one."}
+    )
+    channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried, with the full one."})
     score_share: float = field(default=1.0, metadata={"help": "Share of the tokens that replacements are scored on."})
     levels: int = field(default=16, metadata={"help": "Sizes of a dimension that the program chooses from."})
     answers: int = field(default=8, metadata={"help": "Best answers of the program that are evaluated."})
@@ -150,12 +155,15 @@ class AdditiveSearch(MultiFidelitySearch):
             integrality=np.ones(len(columns)),
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(*self._constraints(channels, columns)),
-            options={"mip_rel_gap": 1e-6, "time_limit": _SECONDS, "presolve": False},  # presolving, HiGHS prints lines
+            options=_OPTIONS,
         )
         if solution.x is None:
             return None
         chosen = [column for column, value in zip(columns, solution.x, strict=True) if value > 0.5]
-        return solution.fun + self._score("channels", -1, channels), self._assemble(channels, chosen)
+        subnet = self._assemble(channels, chosen)
+        if not (self.space.contains(subnet) and self.bin.contains(self.space.config, subnet)):
+            return None  # numbers of layers are a range with a step, or the ends of the bin within rounding
+        return solution.fun + self._score("channels", -1, channels), subnet
 
     def _columns(self, channels: int) -> list["_Column"]:
         """What the program may choose, with its score and price: sizes of each layer, or leaving it out."""
@@ -196,7 +204,9 @@ class AdditiveSearch(MultiFidelitySearch):
             ]
             return np.array(found, dtype=float)
 
-        rows.append((np.array([column.price for column in columns], dtype=float), low - spent, high - spent))
+        prices = np.array([column.price for column in columns], dtype=float)
+        scale = prices.max() or 1.0  # since the solver's tolerance is absolute
+        rows.append((prices / scale, (low - spent) / scale, (high - spent) / scale))
         for layer in range(layers):  # it is left out, or has one number of heads and one of neurons
             rows += [(where(layer, name, "layer"), 1, 1) for name in ("heads", "neurons")]
         kept = self.space.num_hidden_layers
@@ -246,19 +256,22 @@ class _Column:
 def additive_scores(full: float, others: Sequence[float]) -> list[float]:
     """What each replacement costs in fitness, at least 0.
 
-    A fitness that is nowhere below 1, as perplexity, is compared by its logarithm, in which replacements add up.
+    A fitness that is nowhere below 1, as perplexity, is compared by its logarithm, in which replacements add up. One
+    that is not finite costs ten times the worst of the others.
     """
     if min(full, *others, math.inf) >= 1:
         full, others = math.log(full), [math.log(other) for other in others]
     if not math.isfinite(full):
         return [0.0] * len(others)
-    return [min(max(other - full, 0.0), _WORST) for other in others]
+    scores = [max(other - full, 0.0) for other in others]
+    worst = 10 * max((score for score in scores if math.isfinite(score)), default=0.0) + 1
+    return [score if math.isfinite(score) else worst for score in scores]
 
 
 def _some(sizes: Sequence[int], number: int) -> list[int]:
-    """At most `number` of the sizes, evenly spread, the least and the greatest among them."""
+    """At most `number` of the sizes, evenly spread, the least among them and, of several, the greatest."""
     if len(sizes) <= number:
         return list(sizes)
     if number == 1:
-        return [sizes[len(sizes) // 2]]
+        return [sizes[0]]
     return [sizes[round(i * (len(sizes) - 1) / (number - 1))] for i in range(number)]

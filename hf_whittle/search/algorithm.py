@@ -119,8 +119,8 @@ class SearchConfig(ABC):
         """The search these settings describe."""
 
     def require_at_least(self, **least: int) -> None:
-        """Raise `ValueError` for a setting below its least value."""
-        for name, value in least.items():
+        """Raise `ValueError` for a setting below its least value; the seed must not be negative."""
+        for name, value in {"seed": 0, **least}.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
 
@@ -129,6 +129,12 @@ class SearchConfig(ABC):
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+def best(evaluations: Sequence[Evaluation], number: int) -> list[Evaluation]:
+    """Those of lowest fitness, the best first, each subnet once."""
+    distinct = {evaluation.subnet: evaluation for evaluation in evaluations}
+    return sorted(distinct.values(), key=lambda evaluation: evaluation.fitness)[:number]
 
 
 class Breeder:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..cost import Bin
 from ..search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig, best
 
 
 @dataclass
@@ -68,7 +68,7 @@ class EvolutionarySearch(SearchAlgorithm):
         )
 
     def tell(self, evaluations: list[Evaluation]) -> None:
-        self._elites = sorted([*self._elites, *evaluations], key=lambda e: e.fitness)[: self.config.num_elites]
+        self._elites = best([*self._elites, *evaluations], self.config.num_elites)
 
     def inform(self, evaluations: list[Evaluation]) -> None:
         self.tell(evaluations)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ..cost import Bin
 from ..search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig, best
 
 
 @dataclass
@@ -37,6 +37,7 @@ class MultiFidelityConfig(SearchConfig):
     def __post_init__(self) -> None:
         self.require_at_least(generations=0, initial=1, num_elites=1)
         self.require_shares("mutation_rate")
+        self.shares, self.sizes = list(self.shares), list(self.sizes)
         if not self.shares or sorted(set(self.shares)) != self.shares or self.shares[-1] != 1 or self.shares[0] <= 0:
             raise ValueError(f"shares must ascend from above 0 to 1, got {self.shares}")
         if len(self.sizes) != len(self.shares) or sorted(self.sizes, reverse=True) != self.sizes or self.sizes[-1] < 1:
@@ -80,7 +81,7 @@ class MultiFidelitySearch(SearchAlgorithm):
 
     def inform(self, evaluations: list[Evaluation]) -> None:
         full = [evaluation for evaluation in evaluations if evaluation.share == 1]
-        self._elites = sorted([*self._elites, *full], key=lambda e: e.fitness)[: self.config.num_elites]
+        self._elites = best([*self._elites, *full], self.config.num_elites)
 
     def begin_from(self, evaluations: list[Evaluation]) -> None:
         """Start with these as elites instead of random draws."""

@@ -52,7 +52,7 @@ class NSGA2Search(SearchAlgorithm):
 
     def ask(self) -> list[Candidate]:
         size = min(self.config.population_size, self.config.evaluations - self._asked)
-        draw = self._breeder.sample if self._population is None else self._breed
+        draw = self._breed if self._asked else self._breeder.sample
         batch = self._breeder.batch(size, draw)
         self._asked += len(batch)
         return batch

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from ..cost import Bin
@@ -32,7 +33,7 @@ class RandomSearch(SearchAlgorithm):
 
     def __init__(self, space: SearchSpace, bin: Bin, config: RandomSearchConfig):
         self.config = config
-        strata = [stratum for stratum in split_bin(bin, config.strata) if _is_reachable(space, stratum)]
+        strata = [stratum for stratum in split_bin(space, bin, config.strata) if _is_reachable(space, stratum)]
         if not strata:
             space.reachable_pairs(bin)  # says why
         self._breeders = deque(Breeder(space, stratum, config.seed + i) for i, stratum in enumerate(strata))
@@ -57,10 +58,15 @@ class RandomSearch(SearchAlgorithm):
         """Random search learns nothing."""
 
 
-def split_bin(bin: Bin, parts: int) -> list[Bin]:
-    """Equal parts of a bin that do not overlap but for their ends."""
-    width = (bin.high - bin.low) / parts
-    return [replace(bin, low=bin.low + i * width, high=bin.low + (i + 1) * width) for i in range(parts)]
+def split_bin(space: SearchSpace, bin: Bin, parts: int) -> list[Bin]:
+    """Equal parts of what a space reaches of a bin; they do not overlap but for their ends."""
+    if parts == 1:
+        return [bin]
+    least, most = space.reachable_costs(bin.cost(space.config))
+    low, high = max(bin.low, least), min(bin.high, most)
+    width = max(high - low, 0) / parts
+    ends = [low + i * width for i in range(parts)] + [max(high, low)]
+    return [replace(bin, low=first, high=second) for first, second in pairwise(ends)]
 
 
 def _is_reachable(space: SearchSpace, bin: Bin) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +58,7 @@ class SearchResult:
         bins = self.settings["bins"]
         if not 0 <= index < len(bins):
             raise WhittleError(f"the search has {len(bins)} bins, counted from 0; there is no bin {index}")
-        inside = [evaluation for evaluation in self.evaluations if index in evaluation.bins]
+        inside = [replace(evaluation, bins=(0,)) for evaluation in self.evaluations if index in evaluation.bins]
         return SearchResult({**self.settings, "bins": [bins[index]]}, inside)
 
     def pareto_front(self, cost: Literal["parameters", "cost"] = "parameters") -> list[Evaluation]:

@@ -1,15 +1,18 @@
 """Drive a search: evaluate candidates, keep them on disk, resume where it was interrupted."""
 
+import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from ..cost import Bin, num_parameters
-from ..errors import BinError, DataError, OtherSearchError, OutputError
+from ..errors import BinError, DataError, OtherSearchError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
@@ -53,7 +56,8 @@ def search_subnets(
         config (`SearchConfig`, *optional*): the algorithm and its settings; `AdditiveSearchConfig()` by default,
             which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
         fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
-            perplexity on `eval_dataset` by default. A value that is not finite counts as worst.
+            perplexity on `eval_dataset` by default. A value that is not finite counts as worst. A function without a
+            second argument, the share of the tokens, is always evaluated whole.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         output_dir (`str` or `Path`, *optional*): folder of `search.json` and `candidates.jsonl`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
@@ -69,9 +73,9 @@ def search_subnets(
     """
     config = config or AdditiveSearchConfig()
     bins = [bin] if isinstance(bin, Bin) else list(bin)
-    if len({each.of for each in bins}) != 1:
+    if len({each.cost(space.config) for each in bins}) != 1:
         raise BinError(
-            f"give one bin, or several of the same cost, got {[each.of for each in bins]}; search each by itself"
+            f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
         )
     if fitness is None:
         from ..fitness import Perplexity
@@ -85,6 +89,7 @@ def search_subnets(
         "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
     }
+    settings = json.loads(json.dumps(settings))  # as they are read back
     workers = Workers(fitness)
     searches = [(each, config.algorithm(space, each)) for each in bins]
     archive = _Archive(output_dir, SearchResult(settings), workers)
@@ -112,22 +117,23 @@ class _Run:
         self._searches, self._fitness, self._space = searches, fitness, space
         self._archive, self._workers, self._bar = archive, workers, bar
         self._cost = searches[0][0].cost(space.config)
+        self._takes_share = _takes_share(fitness)
         self._made: dict[tuple[str, float], Evaluation] = {}
         self._best = math.inf
 
     def finish(self) -> None:
         """Ask and tell until no search asks any more."""
-        generation, going = 0, True
+        generation, going = 0, [algorithm for _, algorithm in self._searches]
         while going:
-            going = False
-            for _, algorithm in self._searches:
+            for algorithm in list(going):
                 candidates = algorithm.ask()
-                if candidates:
-                    going = True
-                    made = self._evaluate(candidates, generation)
-                    algorithm.tell(made)
-                    self._share(made, algorithm)
-                    self._archive.save_summary()
+                if not candidates:
+                    going.remove(algorithm)
+                    continue
+                made = self._evaluate(candidates, generation)
+                algorithm.tell(made)
+                self._share(made, algorithm)
+                self._archive.save_summary()
             generation += 1
 
     def _share(self, evaluations: list[Evaluation], source: SearchAlgorithm) -> None:
@@ -136,6 +142,8 @@ class _Run:
                 algorithm.inform([evaluation for evaluation in evaluations if index in evaluation.bins])
 
     def _evaluate(self, candidates: list[Candidate], generation: int) -> list[Evaluation]:
+        if not self._takes_share:  # then a share is all of it
+            candidates = [replace(candidate, share=1.0) for candidate in candidates]
         new = [c for c in dict.fromkeys(candidates) if c.key not in self._made]
         recalled = self._archive.recall(new)
         for evaluation in recalled:
@@ -175,6 +183,15 @@ class _Run:
         )
 
 
+def _takes_share(fitness: Callable[..., float]) -> bool:
+    """Whether a fitness can be called with a share of the tokens as its second argument."""
+    try:
+        inspect.signature(fitness).bind(None, 1.0)
+    except TypeError:
+        return False
+    return True
+
+
 class _Archive:
     """The evaluations of a search, in memory and, with a folder, on disk line by line."""
 
@@ -188,7 +205,7 @@ class _Archive:
         if self._writes:
             try:
                 self._read()
-            except OutputError as caught:
+            except Exception as caught:  # every process is to know
                 error = caught
         self._known, error = workers.from_main((self._known, error))
         if error is not None:

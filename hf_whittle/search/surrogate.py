@@ -55,6 +55,7 @@ class SurrogateSearchConfig(SearchConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         self.require_shares("mutation_rate")
+        self.archives = [str(folder) for folder in self.archives]
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return SurrogateSearch(space, bin, self)
@@ -166,7 +167,7 @@ class SurrogateSearch(SearchAlgorithm):
         left = self.config.evaluations - self._asked
         if left <= 0:
             return []
-        if not self._known:
+        if not self._asked:
             batch = self._first(min(self.config.population_size, left))
         else:
             batch = self._predicted_best(min(self.config.num_offspring, left))

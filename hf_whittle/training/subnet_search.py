@@ -5,7 +5,6 @@ import copy
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,7 +52,8 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
 
     Attributes:
         result (`SearchResult` or `None`): of the last search in this process.
-        history (`list[dict]`): step, fitness, parameters and subnet of each search; it is kept in checkpoints.
+        history (`list[dict]`): step, fitness, parameters and subnet of each search. A checkpoint holds those made
+            before it was saved.
 
     Raises:
         ArchitectureError: when training begins, if the model is not a super-network.
@@ -81,19 +81,19 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         self.history: list[dict[str, Any]] = []
         self._when, self._bin, self._eval_dataset, self._batch_size = when, bin, eval_dataset, batch_size
         self._space, self._config, self._fitness = space or {"layer_wise": True}, config, fitness
-        given = {"space": space, "config": config, "fitness": fitness, "when": when, "trainer": trainer}
-        self._rebuild_with(bin, eval_dataset, **given, batch_size=batch_size)
+        self._rebuild_as_this()
 
-    def _rebuild_with(self, *args: Any, **kwargs: Any) -> None:
-        """Make `type(self)()` another one like this.
+    def _rebuild_as_this(self) -> None:
+        """Make `type(self)()` one that shares all of this one's attributes.
 
         With `restore_callback_states_from_checkpoint` the Trainer builds callbacks anew from arguments in JSON, which
         holds neither a dataset nor a function.
         """
-        cls = type(self)
-        if "_given" not in vars(cls):
-            again = partialmethod(cls.__init__, *args, **kwargs)
-            self.__class__ = type(cls.__name__, (cls,), {"__init__": again, "_given": True})
+
+        def share(rebuilt: SubnetSearchCallback) -> None:
+            rebuilt.__dict__ = self.__dict__
+
+        self.__class__ = type(type(self).__name__, (type(self),), {"__init__": share})
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"history": copy.deepcopy(self.history)}}
@@ -120,7 +120,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self._when == "save" and checkpoint.is_dir():
+        if self._when == "save":
             self._search(model, state, checkpoint / FOLDER)
 
     def on_train_end(

@@ -11,8 +11,10 @@ from fixtures_search import BIN, CONFIG
 from small_searches import SPACE, Toy, search, small_config
 
 from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
-from hf_whittle.cost import num_parameters
+from hf_whittle.cost import num_parameters, parameter_polynomial
+from hf_whittle.errors import BinError
 from hf_whittle.search import ALGORITHMS, AdditiveSearchConfig
+from hf_whittle.search.additive import additive_scores
 from hf_whittle.search.random import split_bin
 from hf_whittle.subnet import Shape
 
@@ -142,7 +144,7 @@ def test_nothing_is_printed(name, capfd):
 
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_parts_of_a_bin_are_equal_and_join(parts):
-    split = split_bin(BIN, parts)
+    split = split_bin(SPACE, BIN, parts)
     width = (BIN.high - BIN.low) / parts
     assert len(split) == parts
     assert [part.low for part in split] == pytest.approx([BIN.low + i * width for i in range(parts)])
@@ -153,7 +155,7 @@ def test_parts_of_a_bin_are_equal_and_join(parts):
 def test_every_stratum_gets_as_many_candidates():
     result = search("random", strata=4, evaluations=40)
     costs = [e.cost for e in result.evaluations]
-    assert [sum(part.low <= cost < part.high for cost in costs) for part in split_bin(BIN, 4)] == [10] * 4
+    assert [sum(part.low <= cost < part.high for cost in costs) for part in split_bin(SPACE, BIN, 4)] == [10] * 4
 
 
 def test_stratum_out_of_reach_leaves_its_share_to_the_others():
@@ -404,3 +406,58 @@ def test_setting_out_of_range_is_an_error(name, settings, message):
 def test_additive_scores_are_the_default():
     result = search_subnets(None, FEW, bin=ParameterBin(0, 1e9), fitness=Toy(), progress=False)
     assert result.settings["algorithm"] == {"name": "additive", **vars(AdditiveSearchConfig())}
+
+
+@each_algorithm
+def test_function_of_a_subnet_alone_is_evaluated_whole(name):
+    asked = []
+
+    def fitness(subnet):
+        asked.append(subnet)
+        return Toy()(subnet)
+
+    result = search_subnets(None, SPACE, bin=BIN, config=small_config(name), fitness=fitness, progress=False)
+    assert result.answers and {evaluation.share for evaluation in result.evaluations} == {1}
+    assert len(set(asked)) == len(asked) == len(result.evaluations)
+
+
+@each_algorithm
+def test_bin_without_an_end(name):
+    result = search(name, bin=ParameterBin(25_000, math.inf))
+    assert result.answers and all(answer.cost >= 25_000 for answer in result.answers)
+
+
+@each_algorithm
+def test_negative_seed_is_an_error(name):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        small_config(name, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "bins",
+    [[], [BIN, FlopsBin(40e3, 45e3, sequence_length=32)], [BIN, ParameterBin(12_000, 14_000, embeddings=False)]],
+)
+def test_bins_of_different_costs_are_an_error(bins):
+    with pytest.raises(BinError, match="give one bin, or several of the same cost"):
+        search("random", bin=bins)
+
+
+def test_program_prices_in_seconds_as_exactly_as_in_parameters():
+    polynomial = parameter_polynomial(CONFIG) * 1e-9
+
+    class Seconds(ParameterBin):
+        def cost(self, config):
+            return polynomial
+
+    parameters = search("additive", bin=BIN, generations=0)
+    seconds = search("additive", bin=Seconds(BIN.low * 1e-9, BIN.high * 1e-9), generations=0)
+    answers = [[e.subnet for e in result.evaluations if e.origin == "answer"] for result in (parameters, seconds)]
+    assert answers[0] and answers[0] == answers[1]
+
+
+def test_scores_are_differences_of_logarithms_for_perplexities_and_of_values_below_one():
+    assert additive_scores(2.0, [4.0, 1.5]) == pytest.approx([math.log(2), 0.0])
+    assert additive_scores(0.0, [0.25, 0.5]) == [0.25, 0.5]
+    assert additive_scores(-9e6, [-8.9e6, -1e6]) == pytest.approx([1e5, 8e6])
+    assert additive_scores(math.inf, [1.0]) == [0.0]
+    assert additive_scores(2.0, [4.0, math.inf]) == pytest.approx([math.log(2), 10 * math.log(2) + 1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -64,7 +65,8 @@ def test_top_is_in_the_order_of_fitness():
 def test_in_bin_gives_what_lies_in_one_bin(result, index):
     bin = (BIN, ParameterBin(21_000, 24_000))[index]
     inside = result.in_bin(index)
-    assert inside.evaluations == [e for e in result.evaluations if bin.contains(CONFIG, e.subnet)]
+    belonging = [replace(e, bins=(0,)) for e in result.evaluations if bin.contains(CONFIG, e.subnet)]
+    assert inside.evaluations == inside.in_bin(0).evaluations == belonging
     assert inside.settings == {**result.settings, "bins": [bin.to_dict()]}
 
 
