@@ -291,7 +291,7 @@ def search(supernet, space, proxy, folder=None):
         supernet,
         space,
         bin=ParameterBin(0, 1e9),
-        config=RandomSearchConfig(evaluations=4, batch_size=2),
+        config=RandomSearchConfig(evaluations=4),
         fitness=proxy,
         output_dir=folder,
         progress=False,
