@@ -9,7 +9,7 @@ from ..errors import WhittleError
 from ..subnet import SubnetConfig
 from .algorithm import Candidate
 
-_AT_A_TIME = 4  # candidates of a process between two exchanges: what a kill can lose
+_AT_A_TIME = 16  # candidates of a process between two exchanges: what a kill can lose
 
 
 class Workers:

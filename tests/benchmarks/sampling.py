@@ -1,7 +1,8 @@
 """Candidates in a bin per second: constructive sampling against drawing sizes freely and rejecting.
 
-Shapes of Pythia-410M and Pythia-6.9B, the paper's bin of 385M to 426M parameters for the latter. Rejection draws
-every size uniformly from the same ranges and keeps what falls into the bin; only its counting is timed, no indices.
+Shapes of Pythia-410M, and of Pythia-6.9B and 12B with the paper's bins: 5% around Pythia-410M, 1B and 2.8B. Rejection
+draws every size uniformly from the same ranges and keeps what falls into the bin; its counting alone is timed, while
+sampling draws the indices of fine-grained subnets too.
 """
 
 import time
@@ -13,23 +14,27 @@ from hf_whittle.cost import ParameterBin, parameter_polynomial
 from hf_whittle.search_space import SearchSpace
 from hf_whittle.subnet import Shape
 
+PAPERS_BINS = [ParameterBin(385e6, 426e6), ParameterBin(961e6, 1062e6), ParameterBin(2636e6, 2914e6)]
 SHAPES = {
-    "pythia-410m, 150M to 165M": (50304, 1024, 24, 16, 4096, ParameterBin(150e6, 165e6)),
-    "pythia-6.9b, 385M to 426M": (50432, 4096, 32, 32, 16384, ParameterBin(385e6, 426e6)),
+    "pythia-410m": ((50304, 1024, 24, 16, 4096), [ParameterBin(150e6, 165e6)]),
+    "pythia-6.9b": ((50432, 4096, 32, 32, 16384), PAPERS_BINS),
+    "pythia-12b": ((50688, 5120, 36, 40, 20480), PAPERS_BINS),
 }
 
 
 def measure() -> dict[str, Any]:
     return {
-        f"{name}, {granularity}, {'layer-wise' if layer_wise else 'uniform'}": _compare(shape, granularity, layer_wise)
-        for name, shape in SHAPES.items()
+        f"{name}, {bin.low / 1e6:g}M to {bin.high / 1e6:g}M, {granularity}, {law}":
+            _compare(shape, bin, granularity, law == "layer-wise")
+        for name, (shape, bins) in SHAPES.items()
+        for bin in bins
         for granularity in ("coarse", "fine")
-        for layer_wise in (False, True)
-    }
+        for law in ("uniform", "layer-wise")
+    }  # fmt: skip
 
 
-def _compare(shape: tuple, granularity: str, layer_wise: bool) -> dict[str, float]:
-    vocabulary, channels, layers, heads, neurons, bin = shape
+def _compare(shape: tuple, bin: ParameterBin, granularity: str, layer_wise: bool) -> dict[str, float]:
+    vocabulary, channels, layers, heads, neurons = shape
     config: Any = SimpleNamespace(
         model_type="gpt_neox",
         vocab_size=vocabulary,

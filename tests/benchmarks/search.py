@@ -248,19 +248,31 @@ def _proxies(demo: Run, space: SearchSpace, drawn: SearchResult) -> dict[str, An
 
 
 def _processes() -> dict[str, float]:
-    """Candidates a second of two processes against one, each with one thread; in turn, twice."""
-    script = Path(__file__).with_name("search_on_processes.py")
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(2):
-        for processes in rates:
-            command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-            done = subprocess.run(
-                [sys.executable, "-m", *command],
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            rates[processes].append(float(done.stdout.split("per second ")[1].split()[0]))
-    one, two = (max(rates[processes]) for processes in (1, 2))
-    return {"one_per_second": round(one, 2), "two_per_second": round(two, 2), "ratio": round(two / one, 2)}
+    """Candidates a second of two processes against one, each with one thread: medians of three runs in turn.
+
+    Two searches that know nothing of each other say what the machine's two cores can do at most.
+    """
+    script = str(Path(__file__).with_name("search_on_processes.py"))
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    commands = {
+        "one": [[*launched, "1", script]],
+        "two": [[*launched, "2", script]],
+        "two apart": [[sys.executable, script], [sys.executable, script]],
+    }
+    rates: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(3):
+        for name, together in commands.items():
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            started = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, text=True) for one in together]
+            printed = [process.communicate()[0] for process in started]
+            rates[name].append(sum(float(text.split("per second ")[1].split()[0]) for text in printed))
+    one, two, apart = (statistics.median(rates[name]) for name in commands)
+    return {
+        "one_per_second": round(one, 2),
+        "two_per_second": round(two, 2),
+        "two_apart_per_second": round(apart, 2),
+        "ratio": round(two / one, 2),
+    }
 
 
 def _spread(values: list[float]) -> dict[str, float]:
