@@ -118,6 +118,11 @@ def check_model_type(model_type: str | None, source: object = None) -> None:
         )
 
 
+def has_architecture(config: "PreTrainedConfig") -> bool:
+    """Whether there is a table for a configuration."""
+    return config.model_type in ARCHITECTURES
+
+
 def head_dim(config: "PreTrainedConfig") -> int:
     """Channels of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from .errors import DataError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STANDARD_LIBRARY = "python-standard-library"
 _DOCUMENTS_PER_PACKING_BATCH = 10_000
+_DOCUMENTS_PER_STREAMED_BATCH = 1000
 
 
 def load_documents(
@@ -136,38 +137,50 @@ def _split_at(position: float, fractions: Mapping[str, float]) -> str:
 
 
 def pack_documents(
-    documents: Dataset,
+    documents: Any,
     tokenizer: "PreTrainedTokenizerBase",
     block_size: int,
     *,
     text_column: str = "text",
     num_proc: int | None = None,
-) -> Dataset:
+) -> Any:
     """Tokenize documents and pack them into blocks without padding, an end-of-text token after each document.
 
     The blocks do not depend on `num_proc`: only tokenization, which treats each document alone, is spread over
     processes. Both steps are cached by `datasets`. At most `block_size - 1` tokens are dropped for every 10,000
-    documents.
+    documents, every 1,000 of a stream.
 
     Args:
-        documents (`datasets.Dataset`): one row a document, its text in `text_column`.
+        documents (`datasets.Dataset` or `datasets.IterableDataset`): one row a document, its text in `text_column`; a
+            streamed one is packed while it is read.
         tokenizer: a tokenizer with an `eos_token_id`.
         block_size (`int`): tokens in a block.
         text_column (`str`, *optional*, defaults to `"text"`): the column of the text.
         num_proc (`int`, *optional*): processes that tokenize.
 
     Returns:
-        `datasets.Dataset`: one column, `input_ids`, each row `block_size` token ids (`int32`).
+        `datasets.Dataset` or `datasets.IterableDataset`: one column, `input_ids`, each row
+            `block_size` token ids (`int32`).
 
     Raises:
         DataError: if there is no text, or less than one block of it.
     """
+    if isinstance(documents, IterableDataset) and documents.column_names is None:
+        documents = documents._resolve_features()
     if text_column not in documents.column_names:
         raise DataError(f"the dataset has no column {text_column!r}, only {documents.column_names}; name one of these")
     if block_size < 2:
         raise DataError(f"a block needs at least 2 tokens to predict one, got block_size={block_size}")
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token")
+    tokenizing = {"tokenizer": tokenizer, "text_column": text_column, "eos_token_id": tokenizer.eos_token_id}
+    if isinstance(documents, IterableDataset):
+        tokens = documents.map(
+            _tokenize, batched=True, batch_size=100, remove_columns=documents.column_names, fn_kwargs=tokenizing
+        )
+        return tokens.map(
+            _pack, batched=True, batch_size=_DOCUMENTS_PER_STREAMED_BATCH, fn_kwargs={"block_size": block_size}
+        ).with_format("numpy")
     if len(documents) == 0:
         raise DataError("the dataset has no documents; check the paths, the split and the text column")
     tokens = documents.map(
@@ -176,7 +189,7 @@ def pack_documents(
         batch_size=100,
         num_proc=num_proc if num_proc and num_proc > 1 and len(documents) > num_proc else None,
         remove_columns=documents.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "text_column": text_column, "eos_token_id": tokenizer.eos_token_id},
+        fn_kwargs=tokenizing,
         desc="tokenize",
     )
     blocks = tokens.map(
@@ -216,3 +229,28 @@ def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """
     input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
     return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+class DocumentCollator:
+    """Stacks packed blocks so that no document sees another: positions start anew after each end-of-text token.
+
+    `transformers` reads positions that start anew as documents apart and masks attention between them. The first token
+    of a document is not to be predicted from another one: its label does not count.
+
+    Args:
+        eos_token_id (`int`): the token after each document.
+    """
+
+    def __init__(self, eos_token_id: int):
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `labels` and `position_ids`, `int64`, `(batch, block_size)`."""
+        batch = collate_blocks(blocks)
+        ends = batch["input_ids"] == self.eos_token_id
+        starts = torch.zeros_like(ends)
+        starts[:, 0], starts[:, 1:] = True, ends[:, :-1]
+        places = torch.arange(ends.shape[1]).expand_as(batch["input_ids"])
+        batch["labels"] = batch["labels"].masked_fill(starts, -100)
+        batch["position_ids"] = places - torch.where(starts, places, 0).cummax(dim=1).values
+        return batch

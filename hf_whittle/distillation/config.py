@@ -1,40 +1,91 @@
-"""DistillationConfig: `TrainingArguments` with the weights of the distillation loss."""
+"""DistillationConfig: `TrainingArguments` with the parts of the distillation loss."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+from .hidden import HIDDEN_LOSSES
+from .losses import DIVERGENCES, LossWeights
+
+LOSS_IMPLEMENTATIONS = ("fused", "naive", "liger")
+NON_FINITE = ("stop", "skip")
 
 
 @dataclass
 class DistillationConfig(TrainingArguments):
-    """`TrainingArguments` plus the distillation loss `alpha * CE + beta * temperature**2 * KL(teacher || student)`.
+    """`TrainingArguments` plus the distillation loss `alpha * CE + beta * temperature**2 * D(teacher, student)`.
 
-    Defaults as in arXiv 2510.07227: full logits, forward KL.
+    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged.
 
     Raises:
-        ValueError: if a weight is out of range.
+        ValueError: if a value is out of range.
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     alpha: float = field(default=0.2, metadata={"help": "Weight of cross-entropy; has no effect where beta is 0."})
     beta: float = field(
-        default=0.8, metadata={"help": "Weight of the KL divergence from the teacher; 0 is plain pretraining."}
+        default=0.8, metadata={"help": "Weight of the divergence from the teacher; 0 is plain pretraining."}
     )
-    temperature: float = field(
-        default=0.9, metadata={"help": "Temperature of both distributions in the KL divergence."}
+    temperature: float = field(default=0.9, metadata={"help": "Temperature of both distributions in the divergence."})
+    divergence: str = field(default="forward_kl", metadata={"help": f"One of {', '.join(DIVERGENCES)}."})
+    jsd_weight: float = field(
+        default=0.5, metadata={"help": "The teacher's weight in jensen_shannon, between 0 and 1."}
     )
-    loss_chunk_size: int = field(
-        default=1024, metadata={"help": "Tokens whose distillation loss is computed at a time."}
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss between hidden states; needs the subnet of the student."}
+    )
+    hidden_loss: str = field(default="mse", metadata={"help": f"One of {', '.join(HIDDEN_LOSSES)}."})
+    loss_impl: str = field(
+        default="fused",
+        metadata={
+            "help": "fused never holds all logits; naive does; liger is the chunked loss of liger-kernel. All agree."
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Tokens whose logits are held at a time; by default 128 on a CPU, else 1024."},
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of from_pretrained for a teacher given by name, as a dict or JSON: dtype, device_map, "
+            "revision, load_in_4bit, load_in_8bit and others."
+        },
+    )
+    non_finite_loss: str = field(
+        default="stop",
+        metadata={"help": "What to do at a NaN or infinite loss: stop with an error, or skip the batch."},
+    )
+    include_num_input_tokens_seen: str | bool = field(
+        default=True, metadata={"help": "Which tokens to count and log: all (or true), non_padding, no (or false)."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "hidden_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        if not 0 < self.jsd_weight < 1:
+            raise ValueError(f"jsd_weight must lie between 0 and 1, got {self.jsd_weight}")
+        for name, allowed in (
+            ("divergence", tuple(DIVERGENCES)),
+            ("hidden_loss", HIDDEN_LOSSES),
+            ("loss_impl", LOSS_IMPLEMENTATIONS),
+            ("non_finite_loss", NON_FINITE),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.label_smoothing_factor:
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
-        if self.loss_chunk_size < 1:
+        if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
             raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}")
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The parts of the loss, as `losses` takes them."""
+        return LossWeights(self.alpha, self.beta, self.temperature, self.divergence, self.jsd_weight)

@@ -1,10 +1,12 @@
-"""Distillation losses: divergences of log-probabilities, and their sum with cross-entropy in chunks of rows.
+"""Divergences of token distributions, each once, and the plain form of the distillation loss.
 
-Shapes: `N` rows (tokens), `V` entries of the vocabulary.
+Shapes: `N` rows (tokens), `V` entries of the vocabulary. Logarithms are natural.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +16,96 @@ IGNORED = -100
 
 
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of log-probabilities `(N, V)`, in nats for each row, `(N,)`."""
+    """KL(teacher || student) of log-probabilities `(N, V)`, in nats for each row, `(N,)`; 0 to infinity."""
     return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(student || teacher) of log-probabilities; 0 to infinity."""
+    return forward_kl(teacher, student)
+
+
+def symmetric_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean of forward and reverse KL: half of Jeffreys' divergence; 0 to infinity."""
+    return ((teacher.exp() - student.exp()) * (teacher - student)).sum(-1) / 2
+
+
+def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
+    """Generalised Jensen-Shannon divergence: `weight * KL(teacher || m) + (1 - weight) * KL(student || m)`.
+
+    `m` is the mixture `weight * teacher + (1 - weight) * student` (arXiv 2306.13649). 0 to the entropy of the weights,
+    which is ln 2 at 0.5.
+    """
+    mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))
+    return weight * forward_kl(mixture, teacher) + (1 - weight) * forward_kl(mixture, student)
+
+
+def total_variation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Half the L1 distance of the probabilities; 0 to 1."""
+    return l1(student, teacher) / 2
+
+
+def l1(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Sum of the absolute differences of the probabilities; 0 to 2."""
+    return (student.exp() - teacher.exp()).abs().sum(-1)
+
+
+def l2(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Sum of the squared differences of the probabilities; 0 to 2."""
+    return (student.exp() - teacher.exp()).square().sum(-1)
+
+
+def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """1 minus the cosine of the two vectors of probabilities; 0 to 1."""
+    return 1 - F.cosine_similarity(student.exp(), teacher.exp(), dim=-1)
+
+
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy under the teacher: forward KL plus the teacher's entropy, with the same gradient."""
+    return -(teacher.exp() * student).sum(-1)
+
+
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "symmetric_kl": symmetric_kl,
+    "jensen_shannon": jensen_shannon,
+    "total_variation": total_variation,
+    "cosine": cosine,
+    "l1": l1,
+    "l2": l2,
+    "soft_cross_entropy": soft_cross_entropy,
+}
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of `alpha * CE + beta * temperature**2 * KL`, the distributions of KL softened by the temperature.
+    """Weights of `alpha * CE + beta * temperature**2 * D`, the distributions of `D` softened by the temperature.
 
-    The factor `temperature**2` keeps the gradient of the KL term at the scale it has without a temperature (Hinton et
-    al., arXiv 1503.02531). Defaults: arXiv 2510.07227.
+    The factor `temperature**2` keeps the gradient of a KL divergence at the scale it has without a temperature (Hinton
+    et al., arXiv 1503.02531). Defaults: arXiv 2510.07227.
+
+    Args:
+        alpha (`float`): of cross-entropy with the labels.
+        beta (`float`): of the divergence from the teacher.
+        temperature (`float`): what logits are divided by in the divergence.
+        divergence (`str`): a name in `DIVERGENCES`.
+        jsd_weight (`float`): the teacher's weight in `jensen_shannon`, between 0 and 1.
     """
 
     alpha: float = 0.2
     beta: float = 0.8
     temperature: float = 0.9
+    divergence: str = "forward_kl"
+    jsd_weight: float = 0.5
+
+    @property
+    def function(self) -> Divergence:
+        """The divergence, of log-probabilities."""
+        if self.divergence == "jensen_shannon":
+            return partial(jensen_shannon, weight=self.jsd_weight)
+        return DIVERGENCES[self.divergence]
 
 
 @dataclass
@@ -36,7 +113,7 @@ class DistillationLoss:
     """The loss summed over the rows that count, and its two parts, unweighted and detached.
 
     Args:
-        total (`torch.Tensor`): weighted sum, scalar, carries the gradient to the student's logits.
+        total (`torch.Tensor`): weighted sum, scalar, carries the gradient.
         cross_entropy (`torch.Tensor`): sum of cross-entropies, scalar.
         divergence (`torch.Tensor`): sum of divergences at the temperature, scalar, without the factor of it.
         rows (`torch.Tensor`): number of rows that count, scalar.
@@ -48,76 +125,26 @@ class DistillationLoss:
     rows: torch.Tensor
 
 
-def distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.Tensor,
-    weights: LossWeights | None = None,
-    chunk_size: int = 128,
+def naive_distillation_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, weights: LossWeights
 ) -> DistillationLoss:
-    """Cross-entropy with the labels plus KL divergence from the teacher, in chunks of rows.
-
-    Gradients are made in the forward pass, chunk by chunk, so that no softmax of all rows is ever held. The result is
-    in single precision, whatever the logits are in.
+    """The loss as its formula reads, over all rows at once.
 
     Args:
         student_logits (`torch.Tensor`): `(N, V)`.
         teacher_logits (`torch.Tensor`): `(N, V)`.
         labels (`torch.Tensor`): `(N,)`, the token each row is to predict; rows with `IGNORED` do not count.
-        weights (`LossWeights`, *optional*): alpha, beta and temperature.
-        chunk_size (`int`, *optional*, defaults to 128): rows at a time.
+        weights (`LossWeights`): of the two parts.
     """
-    if student_logits.shape != teacher_logits.shape or student_logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"expected student and teacher logits (N, V) and labels (N,), got {tuple(student_logits.shape)}, "
-            f"{tuple(teacher_logits.shape)} and {tuple(labels.shape)}"
-        )
-    total, cross_entropy, divergence = _ChunkedLoss.apply(
-        student_logits, teacher_logits.detach(), labels, weights or LossWeights(), chunk_size
-    )
-    return DistillationLoss(total, cross_entropy, divergence, (labels != IGNORED).sum())
-
-
-def naive_distillation_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, weights: LossWeights
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same sums over all rows at once: weighted total, cross-entropy, divergence."""
     kept = labels != IGNORED
-    student, teacher = student_logits[kept].float(), teacher_logits[kept].float()
+    student, teacher = (at_least_float32(logits[kept]) for logits in (student_logits, teacher_logits))
     cross_entropy = F.cross_entropy(student, labels[kept], reduction="sum")
     soft = [F.log_softmax(logits / weights.temperature, dim=-1) for logits in (student, teacher)]
-    divergence = forward_kl(*soft).sum()
+    divergence = weights.function(*soft).sum()
     total = weights.alpha * cross_entropy + weights.beta * weights.temperature**2 * divergence
-    return total, cross_entropy, divergence
+    return DistillationLoss(total, cross_entropy.detach(), divergence.detach(), kept.sum())
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_logits: torch.Tensor,
-        teacher_logits: torch.Tensor,
-        labels: torch.Tensor,
-        weights: LossWeights,
-        chunk_size: int,
-    ) -> tuple[torch.Tensor, ...]:
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(student_logits) if needs_gradient else None
-        sums = torch.zeros(3, dtype=torch.float32, device=student_logits.device)
-        for start in range(0, len(labels), chunk_size):
-            rows = slice(start, start + chunk_size)
-            with torch.set_grad_enabled(needs_gradient):
-                chunk = student_logits[rows].detach().requires_grad_(needs_gradient)
-                parts = naive_distillation_loss(chunk, teacher_logits[rows], labels[rows], weights)
-                if gradient is not None:
-                    (gradient[rows],) = torch.autograd.grad(parts[0], chunk)
-            sums += torch.stack([part.detach() for part in parts])
-        ctx.save_for_backward(gradient)
-        total, cross_entropy, divergence = sums.unbind()
-        ctx.mark_non_differentiable(cross_entropy, divergence)
-        return total, cross_entropy, divergence
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_total.to(gradient.dtype), None, None, None, None
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in single precision, or as it is if it is in double."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

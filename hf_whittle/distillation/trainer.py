@@ -1,13 +1,14 @@
-"""DistillationTrainer: a `Trainer` whose student learns from text and from a teacher's logits."""
+"""DistillationTrainer: a `Trainer` whose student learns from text and from a teacher."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,36 +16,63 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import CONFIG_NAME, logging
 
+from ..architecture import has_architecture
+from ..cost import flops_per_token
 from ..data import collate_blocks
-from ..errors import VocabularyError
+from ..errors import NonFiniteLossError, SubnetError
 from ..fitness import perplexity
+from ..subnet import SUBNET_FILE, SubnetConfig
 from .config import DistillationConfig
-from .losses import IGNORED, LossWeights, distillation_loss
+from .fused import fused_distillation_loss
+from .heads import head_of, in_place_of, output_module
+from .hidden import HiddenStateLoss, layer_outputs
+from .liger import liger_distillation_loss
+from .losses import IGNORED, DistillationLoss, naive_distillation_loss
+from .store import LogitStore
+from .targets import DenseTargets, Head, Targets
+from .teacher import Teacher, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import TrainingArguments
+
+logger = logging.get_logger(__name__)
+
+LORA_TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+"""Every matrix of a GPT-NeoX layer, for adapters whose configuration names none."""
+_PROJECTIONS_FILE = "hidden_projections.safetensors"
 
 
 class DistillationTrainer(Trainer):
-    """Pretrains a causal language model on packed blocks of tokens with cross-entropy and forward KL from a teacher.
+    """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
-    Evaluation always reports plain cross-entropy as `eval_loss`, and its exponential as `eval_perplexity`, whatever
-    the weights of the training loss are. Everything else is `transformers.Trainer`.
+    Logits of the whole batch are held neither of the student nor of the teacher. Evaluation always reports plain
+    cross-entropy as `eval_loss`, and its exponential as `eval_perplexity`, whatever the weights of the training loss
+    are. Logs of training hold both parts of the loss, tokens seen and a second, and the FLOPs so far, those of the
+    teacher among them. Everything else is `transformers.Trainer`.
 
     Args:
         model (`PreTrainedModel`): the student.
-        teacher_model (`PreTrainedModel` or `str`, *optional*): the teacher, or where to load it from. It is put in
-            evaluation mode, gets no gradient and is in no checkpoint. Not loaded if `args.beta` is 0.
+        teacher_model (`PreTrainedModel`, `str` or `LogitStore`, *optional*): the teacher, where to load it from, or
+            what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no checkpoint.
+            Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
         data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
+        subnet (`SubnetConfig`, *optional*): what the student keeps of the teacher, for `args.hidden_weight`; known of
+            students that `extract_subnet` gave or wrote.
+        peft_config (`PeftConfig`, *optional*): train adapters of the student instead of its weights; by default on all
+            matrices of its layers.
         kwargs: as for `Trainer`.
 
     Raises:
-        VocabularyError: if teacher and student differ in vocabulary size or tokenizer.
+        VocabularyError: if teacher and student differ in vocabulary or tokenizer.
+        StoreError: if a store is of another temperature or vocabulary, or lacks a block that is trained on.
+        NonFiniteLossError: while training, at a NaN or infinite loss, unless `args.non_finite_loss` is `"skip"`.
         ValueError: if `args.beta` is positive and there is no teacher.
     """
 
@@ -59,49 +87,83 @@ class DistillationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
-        teacher_model: PreTrainedModel | str | None = None,
+        teacher_model: "PreTrainedModel | str | LogitStore | None" = None,
         args: "TrainingArguments | None" = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         data_collator: Any = None,
+        *,
+        subnet: SubnetConfig | None = None,
+        peft_config: "PeftConfig | None" = None,
         **kwargs: Any,
     ):
         args = args or DistillationConfig()
         if not isinstance(args, DistillationConfig):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
+        if peft_config is not None:
+            model = _with_adapters(model, peft_config, args)
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
-        if any(p.dtype == torch.float16 for p in self.accelerator.unwrap_model(self.model).parameters()):
+        student: Any = self.accelerator.unwrap_model(self.model)
+        if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
             raise ValueError(
                 "the student's weights are in float16, in which an optimizer loses small updates; load it with "
                 "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
             )
-        self._weights = LossWeights(args.alpha, args.beta, args.temperature)
-        self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, divergence, tokens since the last log
-        self.teacher: nn.Module | None = None
-        if args.beta > 0:
-            if self.compute_loss_func is not None:
-                raise ValueError("compute_loss_func has no effect on distillation; unset it, or set beta=0")
-            if teacher_model is None:
-                raise ValueError("beta > 0 needs a teacher_model; give one, or set beta=0 for plain pretraining")
-            self.teacher = self._prepare_teacher(teacher_model, teacher_tokenizer)
+        self._sums = torch.zeros(4, device=self.args.device)  # cross-entropy, divergence, hidden, rows since a log
+        self._chunk_size = args.loss_chunk_size or (128 if self.args.device.type == "cpu" else 1024)
+        self._loss: DistillationLoss | None = None  # of the forward pass that is under way
+        self._asked: tuple[Targets, torch.Tensor] | None = None
+        self.teacher: nn.Module | LogitStore | None = None
+        self._hidden: HiddenStateLoss | None = None
+        self._starts_step = True
+        if not (args.beta > 0 or args.hidden_weight > 0):
+            return
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func has no effect on distillation; unset it, or set beta=0")
+        if teacher_model is None:
+            raise ValueError("beta > 0 needs a teacher_model; give one, or set beta=0 for plain pretraining")
+        self._head = output_module(student) if self.args.n_gpu <= 1 else None
+        self._compute_in_head = torch.compiler.disable(self._compute_in_head)  # type: ignore[method-assign]
+        self._set_teacher(teacher_model, teacher_tokenizer)
+        if args.hidden_weight > 0:
+            self._hidden = self._make_hidden_loss(student, subnet)
 
-    def _prepare_teacher(
-        self, teacher: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None
-    ) -> PreTrainedModel:
+    def _set_teacher(
+        self, teacher: "PreTrainedModel | str | LogitStore", tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        student: Any = self.accelerator.unwrap_model(self.model)
+        ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+        if isinstance(teacher, LogitStore):
+            if self.args.hidden_weight > 0:
+                raise ValueError("a store has no hidden states; set hidden_weight=0, or give the teacher itself")
+            if self.args.divergence != "forward_kl":
+                raise ValueError(
+                    f"{self.args.divergence} needs the teacher's whole distribution; a store allows forward_kl alone"
+                )
+            teacher.check(temperature=self.args.temperature, vocab_size=student.config.vocab_size, tokenizer=ours)
+            self.teacher = teacher
+            return
         if isinstance(teacher, str):
-            if tokenizer is None and isinstance(self.processing_class, PreTrainedTokenizerBase):
+            if tokenizer is None and ours is not None:
                 tokenizer = AutoTokenizer.from_pretrained(teacher)
-            teacher = AutoModelForCausalLM.from_pretrained(teacher)
-        sizes = teacher.config.vocab_size, self.accelerator.unwrap_model(self.model).config.vocab_size
-        if sizes[0] != sizes[1]:
-            raise VocabularyError(
-                f"the teacher's vocabulary has {sizes[0]} entries, the student's {sizes[1]}; KL compares them entry by "
-                "entry: use a teacher with the student's tokenizer"
+            options: Any = self.args.teacher_model_init_kwargs
+            teacher = load_teacher(teacher, options)
+        check_vocabulary(student.config, teacher.config, ours, tokenizer)
+        self._teacher = Teacher(teacher, self.accelerator)
+        self.teacher = self._teacher.model
+
+    def _make_hidden_loss(self, student: Any, subnet: SubnetConfig | None) -> HiddenStateLoss:
+        subnet = subnet or getattr(student, "subnet", None)
+        if subnet is None and (Path(student.name_or_path) / SUBNET_FILE).is_file():
+            subnet = SubnetConfig.from_pretrained(student.name_or_path)
+        if subnet is None:
+            raise SubnetError(
+                "hidden_weight > 0 needs to know which of the teacher's layers the student keeps; give subnet=..., or "
+                "a student from extract_subnet"
             )
-        if tokenizer is not None and isinstance(self.processing_class, PreTrainedTokenizerBase):
-            check_same_tokens(self.processing_class, tokenizer)
-        teacher.eval().requires_grad_(False)
-        moved: Any = teacher
-        return moved.to(self.args.device)
+        teacher: Any = self.teacher
+        subnet.validate(teacher.config)
+        sizes = student.config.hidden_size, teacher.config.hidden_size
+        return HiddenStateLoss(subnet, sizes, self.args.hidden_loss).to(self.args.device)
 
     def compute_loss(
         self,
@@ -111,24 +173,73 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy, plus the divergence from the teacher while training."""
-        if self.teacher is None or not model.training:
+        if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.teacher is None:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:
+            loss, outputs = self._distil(model, inputs, return_outputs, num_items_in_batch)
+        loss = self._checked(loss, model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _distil(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
         inputs = {**inputs, "use_cache": False}
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher(**inputs).logits
-        targets = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]  # row t predicts token t + 1
-        loss = distillation_loss(
-            outputs.logits.flatten(0, 1),
-            teacher_logits.flatten(0, 1),
-            targets.flatten(),
-            self._weights,
-            self.args.loss_chunk_size,
-        )
-        self._sums += torch.stack([loss.cross_entropy, loss.divergence, loss.rows.float()])
-        scaled = loss.total / self._normaliser(loss.rows, num_items_in_batch)
-        return (scaled, outputs) if return_outputs else scaled
+        labels = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
+        student: Any = self.accelerator.unwrap_model(model)
+        with contextlib.ExitStack() as watched:
+            if self._hidden is not None:
+                of_teacher = watched.enter_context(layer_outputs(self._teacher.model))
+            targets = self._targets(inputs, student.config.vocab_size)
+        with contextlib.ExitStack() as watched:
+            if self._hidden is not None:
+                of_student = watched.enter_context(layer_outputs(student))
+            if self._head is None or return_outputs:
+                outputs = model(**inputs)
+                self._loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
+                total = self._loss.total
+            else:
+                self._asked = targets, labels
+                watched.enter_context(in_place_of(self._head, self._compute_in_head))
+                outputs = model(**inputs)
+                total = outputs.logits.sum()
+        loss: Any = self._loss
+        hidden = torch.zeros_like(total)
+        if self._hidden is not None:
+            hidden = self._hidden(of_student, of_teacher, (labels != IGNORED).nonzero()[:, 0])
+            total = total + self.args.hidden_weight * hidden
+        self._parts = {"cross-entropy": loss.cross_entropy, "divergence": loss.divergence, "hidden": hidden.detach()}
+        self._targets_seen = targets
+        self._sums += torch.stack([*self._parts.values(), loss.rows]).float()
+        return total / self._normaliser(loss.rows, num_items_in_batch), outputs
+
+    def _targets(self, inputs: dict[str, Any], size: int) -> Targets:
+        if isinstance(self.teacher, LogitStore):
+            return self.teacher.targets(inputs["input_ids"])
+        return self._teacher.targets(inputs, size)
+
+    def _compute_in_head(self, states: torch.Tensor) -> torch.Tensor:
+        """The summed loss, in place of logits; called by the student's forward."""
+        assert self._asked is not None and self._head is not None
+        self._loss = self._compute(states.flatten(0, 1), head_of(self._head), *self._asked)
+        return self._loss.total.reshape(1, 1, 1)
+
+    def _compute(
+        self, states: torch.Tensor, head: Head | None, targets: Targets, labels: torch.Tensor
+    ) -> DistillationLoss:
+        weights = self.args.loss_weights
+        if self.args.loss_impl == "fused" or not isinstance(targets, DenseTargets):
+            return fused_distillation_loss(states, head, targets, labels, weights, self._chunk_size)
+        if self.args.loss_impl == "liger":
+            return liger_distillation_loss(states, head, targets, labels, weights, self._chunk_size)
+        logits = states if head is None else F.linear(states, head.weight, head.bias)
+        everything = torch.arange(len(states), device=states.device)
+        return naive_distillation_loss(logits, targets.logits(everything, logits.shape[-1]), labels, weights)
 
     def _normaliser(self, rows: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
         """Tokens to divide the summed loss by, so that gradients average over all tokens of an optimizer step."""
@@ -137,6 +248,110 @@ class DistillationTrainer(Trainer):
         items = torch.as_tensor(num_items_in_batch).flatten()[0].clamp(min=1)
         # Several processes average their gradients, while the count is over all of them.
         return items / self.accelerator.num_processes if self.args.average_tokens_across_devices else items
+
+    def _checked(self, loss: torch.Tensor, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The loss, if it is a number; else an error, or a loss without any gradient, where batches are skipped."""
+        if loss.isfinite().all():
+            return loss
+        broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        message = (
+            f"the loss is {loss.item()} at step {self.state.global_step + 1}, {self._blame(broken)}; "
+            f"{self._where(inputs)}"
+        )
+        if self.args.non_finite_loss == "skip" and not broken:
+            logger.warning(f"Skipped a batch: {message}")
+            self._sums.nan_to_num_(0, 0, 0)
+            # Every weight takes part with a gradient of 0, which is what other processes wait for.
+            return sum(((p * 0).sum() for p in model.parameters() if p.requires_grad), torch.zeros_like(loss))
+        folder = str(self.args.output_dir)
+        last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        raise NonFiniteLossError(
+            f"{message}. "
+            + (f"The last good checkpoint is {last}" if last else f"There is no checkpoint in {folder}")
+            + "; go on from it with a lower learning rate, or with non_finite_loss='skip'"
+        )
+
+    def _blame(self, broken: list[str]) -> str:
+        if broken:
+            return f"since weights of the student are no numbers, {broken[0]} first"
+        targets = getattr(self, "_targets_seen", None)
+        if isinstance(targets, DenseTargets) and not targets.states.isfinite().all():
+            return "since the teacher gives what is no number"
+        if self.teacher is not None:
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in self._parts.items())
+            return f"from the student, whose teacher gives numbers (sums over the batch: {parts})"
+        return "from the student"
+
+    def _where(self, inputs: dict[str, Any]) -> str:
+        """The rows of the training set that are in a batch, or how its blocks begin."""
+        blocks = [tuple(block) for block in inputs["input_ids"].tolist()]
+        dataset: Any = self.train_dataset
+        if hasattr(dataset, "__getitem__"):
+            wanted: dict[tuple[int, ...], int | None] = dict.fromkeys(blocks)
+            for row in range(len(dataset)):
+                block = tuple(torch.as_tensor(dataset[row]["input_ids"]).tolist())
+                if block in wanted and wanted[block] is None:
+                    wanted[block] = row
+            if None not in wanted.values():
+                return f"the batch is rows {list(wanted.values())} of train_dataset"
+        starts: list[Any] = [list(block[:8]) for block in blocks]
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            starts = [self.processing_class.decode(start) for start in starts]
+        return f"the blocks of the batch begin with {starts}"
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step of `Trainer`, which clears and averages the gradients of its model alone: the projections' too."""
+        if self._hidden is None:
+            return super().training_step(*args, **kwargs)
+        if self._starts_step:
+            self._hidden.zero_grad()
+        loss = super().training_step(*args, **kwargs)
+        self._starts_step = self.accelerator.sync_gradients
+        if self._starts_step and self.accelerator.num_processes > 1:
+            for parameter in self._hidden.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer of `Trainer`, which also has the projections of hidden states."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self._hidden is not None:
+            optimizer.add_param_group({"params": list(self._hidden.parameters()), "weight_decay": 0.0})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._hidden is not None and self.args.should_save:
+            save_file(self._hidden.state_dict(), Path(output_dir) / _PROJECTIONS_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._hidden is not None and checkpoint is not None:
+            self._hidden.load_state_dict(load_file(Path(checkpoint) / _PROJECTIONS_FILE))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """FLOPs of a training step on a batch: the student's, forward and backward, and the teacher's forward."""
+        batch, length = inputs["input_ids"].shape
+        student: Any = self.accelerator.unwrap_model(self.model)
+        trained = any(p.requires_grad for name, p in student.named_parameters() if "lora_" not in name)
+        per_token = _flops(student, length) * (3 if trained else 2)  # frozen weights need no gradient of their own
+        if isinstance(self.teacher, nn.Module):
+            per_token += _flops(self.teacher, length)
+        return batch * length * per_token
+
+    def merge_adapters(self) -> PreTrainedModel:
+        """Fold the adapters into the student, which is then a stock one again, and go on with that.
+
+        Raises:
+            ValueError: if there are no adapters.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "merge_and_unload"):
+            raise ValueError("there are no adapters to merge; train them with peft_config=LoraConfig(...)")
+        merged = model.merge_and_unload()
+        self.model = self.model_wrapped = merged
+        return merged
 
     def train_from(self, checkpoint: str | None) -> None:
         """Train on from a checkpoint, or from the start if it is `None`; do nothing more if it is of the last step."""
@@ -172,24 +387,32 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer` does, with the parts of the training loss and perplexities of evaluations beside it."""
-        if "loss" in logs and self.teacher is not None:
-            cross_entropy, divergence, rows = self.accelerator.reduce(self._sums, "sum").tolist()
-            if rows:
-                logs |= {"cross_entropy": cross_entropy / rows, "kl": divergence / rows}
-            self._sums.zero_()
+        if "loss" in logs:
+            logs["total_flos"] = self.state.total_flos
+            if self.teacher is not None:
+                cross_entropy, divergence, hidden, rows = self.accelerator.reduce(self._sums, "sum").tolist()
+                if rows:
+                    name = "kl" if self.args.divergence == "forward_kl" else self.args.divergence
+                    logs |= {"cross_entropy": cross_entropy / rows, name: divergence / rows}
+                    logs |= {"hidden_loss": hidden / rows} if self._hidden is not None else {}
+                self._sums.zero_()
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
         super().log(logs, *args, **kwargs)
 
 
-def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise `VocabularyError` unless two tokenizers have the same tokens under the same ids."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
-    different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
-    first = different[0]
-    raise VocabularyError(
-        f"student and teacher tokenizers differ in {len(different)} tokens, first {first!r}: student id "
-        f"{ours.get(first)}, teacher id {theirs.get(first)}; distillation needs the same tokenizer"
-    )
+def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
+    from peft import get_peft_model
+
+    if getattr(config, "target_modules", None) is None and has_architecture(model.config):
+        config.target_modules = LORA_TARGETS
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()  # else no gradient would reach the adapters through frozen embeddings
+    return get_peft_model(model, config)
+
+
+def _flops(model: Any, length: int) -> int:
+    """FLOPs of a forward pass per token: exact where the architecture is known, else two for each weight."""
+    if has_architecture(model.config):
+        return flops_per_token(model.config, sequence_length=length)
+    return 2 * model.num_parameters(exclude_embeddings=True)

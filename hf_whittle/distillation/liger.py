@@ -1,0 +1,53 @@
+"""The chunked distillation loss of liger-kernel, in the place of ours."""
+
+import torch
+
+from .losses import IGNORED, DistillationLoss, LossWeights
+from .targets import DenseTargets, Head
+
+_WEIGHT_OF_TEACHER = {"forward_kl": 0.0, "reverse_kl": 1.0}
+
+
+def liger_distillation_loss(
+    states: torch.Tensor,
+    head: Head | None,
+    targets: DenseTargets,
+    labels: torch.Tensor,
+    weights: LossWeights,
+    chunk_size: int = 1024,
+) -> DistillationLoss:
+    """As `fused_distillation_loss`, by `liger_kernel.chunked_loss`; compiled where there is a GPU.
+
+    Raises:
+        ImportError: if liger-kernel is not there.
+        ValueError: for a divergence it does not have, and for logits instead of states.
+    """
+    try:
+        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+    except ImportError as error:
+        raise ImportError("loss_impl='liger' needs liger-kernel: pip install liger-kernel, or set 'fused'") from error
+    if weights.divergence not in (*_WEIGHT_OF_TEACHER, "jensen_shannon"):
+        raise ValueError(f"liger-kernel has no {weights.divergence}; use loss_impl='fused'")
+    if head is None or targets.head is None:
+        raise ValueError("liger-kernel reads states and plain output matrices of both models; use loss_impl='fused'")
+    teacher = targets.head.first(head.size)
+    rows = (labels != IGNORED).nonzero()[:, 0]
+    number = max(len(rows), 1)
+    mean, soft, hard = LigerFusedLinearJSDFunction.apply(
+        states[rows].to(head.weight.dtype),
+        head.weight,
+        targets.states[rows].to(teacher.weight.dtype),
+        teacher.weight,
+        labels[rows],
+        head.bias,
+        teacher.bias,
+        weights.alpha,
+        weights.beta * weights.temperature**2,
+        _WEIGHT_OF_TEACHER.get(weights.divergence, weights.jsd_weight),
+        IGNORED,
+        weights.temperature,
+        states.is_cuda,
+        chunk_size,
+        True,
+    )
+    return DistillationLoss(mean * number, hard.detach() * number, soft.detach() * number, torch.tensor(number))

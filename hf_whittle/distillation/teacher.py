@@ -1,0 +1,129 @@
+"""A teacher that answers while the student trains: loaded, placed, checked, and asked for its targets."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import VocabularyError
+from .heads import head_of, in_place_of, output_module
+from .targets import DenseTargets
+
+
+def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrainedModel:
+    """Load a teacher with `AutoModelForCausalLM`.
+
+    Args:
+        name (`str`): on the Hub, or a folder.
+        options (`dict`, *optional*): arguments of `from_pretrained`, such as `dtype`, `device_map` or `revision`;
+            `load_in_4bit` and `load_in_8bit` quantize with bitsandbytes.
+
+    Raises:
+        ImportError: if it is to be quantized and bitsandbytes is not there.
+    """
+    options = dict(options or {})
+    bits = {key: options.pop(key) for key in list(options) if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
+    if bits:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**bits)
+    return AutoModelForCausalLM.from_pretrained(name, **options)
+
+
+def check_vocabulary(
+    student: Any,
+    teacher: Any,
+    student_tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Raise `VocabularyError` unless two configurations speak the same tokens.
+
+    Vocabularies of different sizes, padded differently, are fine if the tokenizers are known to be the same.
+    """
+    if student_tokenizer is not None and teacher_tokenizer is not None:
+        check_same_tokens(student_tokenizer, teacher_tokenizer)
+    elif student.vocab_size != teacher.vocab_size:
+        raise VocabularyError(
+            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}; if that "
+            "is padding, show that the tokens are the same with processing_class=... and teacher_tokenizer=...; else "
+            "use a teacher with the student's tokenizer"
+        )
+
+
+def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise `VocabularyError` unless two tokenizers have the same tokens under the same ids."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
+    first = different[0]
+    raise VocabularyError(
+        f"student and teacher tokenizers differ in {len(different)} tokens, first {first!r}: student id "
+        f"{ours.get(first)}, teacher id {theirs.get(first)}; distillation needs the same tokenizer"
+    )
+
+
+class Teacher:
+    """A model that tells what follows each token. It is in evaluation mode and gets no gradient.
+
+    It goes to the accelerator's device, unless it was placed by a device map, quantized or sharded before; under
+    FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
+
+    Args:
+        model (`PreTrainedModel`): the teacher.
+        accelerator (`Accelerator`): the trainer's.
+    """
+
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
+        model.eval().requires_grad_(False)
+        self._accelerator = accelerator
+        self._head = output_module(model)
+        self.model: Any = model
+        self._run = _place(model, accelerator)  # the model, or what runs it
+        if any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()):
+            self._head = None  # ZeRO-3 takes the output matrix away after the forward
+
+    @torch.no_grad()
+    def targets(self, inputs: dict[str, Any], size: int) -> DenseTargets:
+        """Targets of all rows of a batch, in their order; its logits as they are where the model has no plain head.
+
+        Args:
+            inputs (`dict`): what the model's forward takes, `input_ids` of shape `(batch, length)` among it.
+            size (`int`): entries of the student's vocabulary.
+        """
+        device = self.model.get_input_embeddings().weight.device
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        with self._accelerator.autocast():
+            if self._head is None:
+                return DenseTargets(self._run(**inputs).logits.flatten(0, 1)[:, :size])
+            with in_place_of(self._head, _unchanged):
+                states = self._run(**inputs).logits.flatten(0, 1)
+        return DenseTargets(states, head_of(self._head))
+
+
+def _unchanged(states: torch.Tensor) -> torch.Tensor:
+    return states
+
+
+def _place(model: Any, accelerator: Accelerator) -> nn.Module:
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    if sharded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+        return model
+    if accelerator.is_fsdp2:
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        return fsdp2_prepare_model(accelerator, model)
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        import deepspeed
+
+        settings = {key: plugin.deepspeed_config[key] for key in _OF_INFERENCE if key in plugin.deepspeed_config}
+        engine = deepspeed.initialize(model=model, config=settings)[0]
+        engine.eval()
+        return engine
+    return model.to(accelerator.device)
+
+
+_OF_INFERENCE = ("zero_optimization", "bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size")

@@ -1,0 +1,90 @@
+"""Losses that are no numbers: told where they come from, and stopped at or skipped."""
+
+import pytest
+import torch
+from uneven_training import make_blocks, make_model, make_trainer
+
+from hf_whittle.errors import NonFiniteLossError
+
+
+def break_at(trainer, step, which="student"):
+    """Make a model give NaN in the forward of one step (counted from 1)."""
+    model, count = (trainer.teacher if which == "teacher" else trainer.model), [0]
+
+    def poison(module, arguments, output):
+        if module.training or which == "teacher":
+            count[0] += 1
+        return output * torch.nan if count[0] == step else output
+
+    model.gpt_neox.final_layer_norm.register_forward_hook(poison)
+
+
+@pytest.mark.parametrize(
+    "which, blamed",
+    [("student", "from the student, whose teacher gives numbers"), ("teacher", "the teacher gives what is no number")],
+)
+def test_nan_stops_with_step_rows_checkpoint_and_who(tmp_path, which, blamed):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
+    break_at(trainer, 3, which)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert "the loss is nan at step 3" in message and blamed in message
+    assert "rows [8, 9, 10, 11] of train_dataset" in message
+    assert f"last good checkpoint is {tmp_path}/checkpoint-2" in message
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.8])
+def test_nan_without_checkpoints_says_so(tmp_path, beta):
+    trainer = make_trainer(tmp_path / "none", beta=beta)
+    break_at(trainer, 1)
+    with pytest.raises(NonFiniteLossError, match=r"at step 1, .*from the student.*There is no checkpoint"):
+        trainer.train()
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    student = make_model(seed=1)
+    with torch.no_grad():
+        student.gpt_neox.layers[1].mlp.dense_h_to_4h.weight[0, 0] = torch.inf
+    with pytest.raises(NonFiniteLossError, match=r"weights of the student are no numbers, gpt_neox\.layers\.1\.mlp"):
+        make_trainer(tmp_path, student, non_finite_loss="skip").train()
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+@pytest.mark.parametrize("beta", [0.0, 0.8])
+def test_skipped_batch_leaves_the_weights_and_training_goes_on(tmp_path, which, beta):
+    if which == "teacher" and beta == 0:
+        return
+    blocks = make_blocks(uneven=False)
+    trainer = make_trainer(tmp_path, blocks=blocks, max_steps=3, beta=beta, non_finite_loss="skip")
+    break_at(trainer, 2, which)
+    trainer.train()
+    without = make_trainer(tmp_path, blocks=blocks[:4] + blocks[8:], max_steps=2, beta=beta)
+    without.train()
+    for name, value in without.model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-6)
+    if beta:
+        assert all(row["kl"] == row["kl"] for row in trainer.state.log_history if "kl" in row)
+
+
+def test_skipped_part_of_an_accumulated_step_counts_as_nothing(tmp_path):
+    blocks = make_blocks(uneven=False)
+    trainer = make_trainer(
+        tmp_path,
+        blocks=blocks,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        non_finite_loss="skip",
+    )
+    break_at(trainer, 2)
+    trainer.train()
+    half = make_trainer(tmp_path, blocks=blocks[:2], max_steps=1, per_device_train_batch_size=2, learning_rate=0.1)
+    half.train()
+    for name, value in half.model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_unknown_choice_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="non_finite_loss must be one of stop, skip, got 'ignore'"):
+        make_trainer(tmp_path, non_finite_loss="ignore")
