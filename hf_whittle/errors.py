@@ -39,3 +39,11 @@ class OutputError(WhittleError, OSError):
 
 class OtherSearchError(OutputError):
     """A folder that holds another search than the one that is to go on in it."""
+
+
+class NonFiniteLossError(WhittleError, ArithmeticError):
+    """A training loss that is NaN or infinite."""
+
+
+class StoreError(WhittleError, ValueError):
+    """Stored predictions of a teacher that are missing, damaged, or made for something else."""

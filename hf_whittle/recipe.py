@@ -170,6 +170,8 @@ class Recipe:
         space (`SpaceSection`): the search space.
         search (`SearchSection`): the search.
         training (`dict`): fields of `DistillationConfig`.
+        teacher_store (`str`, *optional*): folder that `hf-whittle store-logits` wrote for this recipe; the student
+            learns from it instead of the running teacher.
         baseline (`bool`, *optional*, defaults to `False`): whether to train the same architecture from random
             initialization on the same tokens too.
     """
@@ -182,6 +184,7 @@ class Recipe:
     space: SpaceSection = field(default_factory=SpaceSection)
     search: SearchSection = field(default_factory=SearchSection)
     training: dict[str, Any] = field(default_factory=dict)
+    teacher_store: str | None = None
     baseline: bool = False
 
     @classmethod

@@ -27,7 +27,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from .architecture import architecture_module, check_model_type
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
-from .distillation.trainer import DistillationTrainer, check_same_tokens
+from .distillation.store import LogitStore
+from .distillation.teacher import check_same_tokens
+from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
@@ -280,7 +282,7 @@ class Run:
         interruption = SaveOnInterrupt()
         trainer = DistillationTrainer(
             model=model,
-            teacher_model=self.teacher if args.beta > 0 else None,
+            teacher_model=self._targets() if args.beta > 0 else None,
             args=args,
             train_dataset=self.blocks["train"],
             eval_dataset=self.blocks["test"],
@@ -320,6 +322,10 @@ class Run:
             "environment": environment(args.device),
             **({"seconds": seconds} if checkpoint is None and seconds else {}),
         }
+
+    def _targets(self) -> "PreTrainedModel | LogitStore":
+        """What the student learns from: the teacher, or what it said before."""
+        return self.teacher if self.recipe.teacher_store is None else LogitStore(self.recipe.teacher_store)
 
     def _save(self, student: PreTrainedModel, folder: Path) -> None:
         student.config.use_cache = True  # the Trainer unsets it

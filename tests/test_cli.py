@@ -21,6 +21,9 @@ RECIPE = {
 OPTIONS = {
     "run": {"-h", "--help", "recipe", "--output-dir"},
     "demo": {"-h", "--help", "--output-dir"},
+    "store-logits": {
+        *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
+    },
 }
 RESULTS = {
     "teacher": {"parameters": 2_000_000, "perplexity": 5.5},

@@ -20,6 +20,7 @@ import hf_whittle.files
 import hf_whittle.importance
 import hf_whittle.run
 import hf_whittle.search.runner
+from hf_whittle.cli import main
 from hf_whittle.cost import flops_per_token, training_flops_per_token
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.errors import (
@@ -523,3 +524,15 @@ def test_an_output_folder_that_is_a_file_is_an_error(teacher_folder, texts, tmp_
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         run(make_recipe(teacher_folder, texts, tmp_path / "out"), progress=False)
+
+
+def test_student_learns_from_what_the_teacher_said_before(recipe, results, texts, teacher_folder, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    recipe.save(path)
+    assert (
+        main(["store-logits", str(path), "--output-dir", str(tmp_path / "store"), "--kind", "top-k", "--k", "300"]) == 0
+    )
+    stored = make_recipe(teacher_folder, texts, tmp_path / "out", teacher_store=str(tmp_path / "store"), baseline=False)
+    curve = run(stored, progress=False)["student"]["curve"]
+    expected = [point["perplexity"] for point in results["student"]["curve"]]
+    assert [point["perplexity"] for point in curve] == pytest.approx(expected, rel=1e-2)

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from ..errors import WhittleError
-from . import demo, run
+from . import demo, run, store_logits
 
-COMMANDS = {"run": run, "demo": demo}
+COMMANDS = {"run": run, "demo": demo, "store-logits": store_logits}
 
 
 def make_parser() -> argparse.ArgumentParser:

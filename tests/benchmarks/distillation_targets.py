@@ -1,0 +1,78 @@
+"""What the student learns from: text alone, the teacher's whole distribution, its top entries, or samples of it.
+
+The subnet of the demo's card, trained with the demo's settings for 160 steps of 2,048 tokens, on the same blocks in the
+same order; two seeds of the training. Perplexity on the demo's test text; 2,048 entries of vocabulary.
+"""
+
+import json
+import statistics
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
+from hf_whittle.distillation.store import store_targets
+from hf_whittle.recipe import Recipe
+from hf_whittle.run import Run
+
+STEPS, SEEDS = 160, 2
+FACTS = Path(__file__).parents[2] / "model_cards" / "demo" / "results.json"
+STORES: dict[str, dict[str, Any]] = {
+    "12 samples": {"kind": "sample", "draws": 12},
+    "50 samples": {"kind": "sample", "draws": 50},
+    "top 12": {"kind": "top-k", "k": 12},
+    "top 64": {"kind": "top-k", "k": 64},
+    "top 1024": {"kind": "top-k", "k": 1024},
+}
+
+
+def measure() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(Path(folder))
+
+
+def _measure(folder: Path) -> dict[str, Any]:
+    demo = Path(str(resources.files("hf_whittle"))) / "demo"
+    recipe = Recipe.load(demo / "recipe.yaml", teacher=str(demo / "teacher"), output_dir=str(folder / "demo"))
+    run = Run(recipe, progress=False)
+    count = STEPS * recipe.training_arguments(folder).per_device_train_batch_size
+    train = run.blocks["train"].select(range(count))
+    teachers: dict[str, Any] = {"text alone": None, "whole distribution": run.teacher}
+    bytes_per_token: dict[str, float] = {}
+    for name, options in STORES.items():
+        store = store_targets(run.teacher, train, folder / name, progress=False, **options)
+        teachers[name], bytes_per_token[name] = store, store.bytes_per_token
+    rows: dict[str, Any] = {}
+    for name, teacher in teachers.items():
+        ends = [_train(run, train, teacher, folder / f"{name} {seed}", seed) for seed in range(SEEDS)]
+        rows[name] = {
+            "perplexity": [round(end, 3) for end in ends],
+            "mean_perplexity": round(statistics.mean(ends), 3),
+            "bytes_per_token": bytes_per_token.get(name),
+        }
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def _train(run: Run, train: Any, teacher: Any, folder: Path, seed: int) -> float:
+    args = run.recipe.training_arguments(
+        folder, max_steps=STEPS, seed=seed, disable_tqdm=True, save_strategy="no", eval_strategy="no",
+        eval_on_start=False, beta=0.0 if teacher is None else 0.8,
+    )  # fmt: skip
+    set_seed(seed)
+    trainer = DistillationTrainer(
+        model=extract_subnet(run.supernet, _subnet()),
+        teacher_model=teacher,
+        args=args,
+        train_dataset=train,
+        eval_dataset=run.blocks["test"],
+    )
+    trainer.train()
+    return trainer.evaluate()["eval_perplexity"]
+
+
+def _subnet() -> SubnetConfig:
+    return SubnetConfig.from_dict(json.loads(FACTS.read_text())["search"]["subnet"])

@@ -1,0 +1,265 @@
+"""Teachers of every kind: of another vocabulary, architecture or precision, sharded, or stored."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from uneven_training import LENGTH, VOCABULARY, collate, logged_numbers, make_blocks, make_model, make_trainer
+
+from hf_whittle import DistillationTrainer
+from hf_whittle.distillation.heads import output_module
+from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.errors import StoreError, VocabularyError
+
+SHARDED = Path(__file__).with_name("sharded_training.py")
+
+
+def tokenizer(size=VOCABULARY):
+    words = {f"token{i}": i for i in range(size - 1)} | {"[UNK]": size - 1}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")))
+
+
+def make_llama(vocab_size=VOCABULARY):
+    torch.manual_seed(3)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+        )
+    )
+
+
+class Capped(GPTNeoXForCausalLM):
+    """A model whose logits are not what its output matrix gives."""
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = 3 * torch.tanh(outputs.logits / 3)
+        return outputs
+
+
+def capped(seed):
+    plain = make_model(seed, layers=2)
+    model = Capped(plain.config)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+def with_tokenizers(folder, student_size, teacher_size, **changes):
+    plain = make_trainer(folder, **changes)
+    return DistillationTrainer(
+        model=make_model(1, vocab_size=student_size),
+        teacher_model=make_model(2, layers=3, vocab_size=teacher_size),
+        args=plain.args,
+        train_dataset=make_blocks(),
+        data_collator=plain.data_collator,
+        processing_class=tokenizer(),
+        teacher_tokenizer=tokenizer(),
+    )
+
+
+@pytest.mark.parametrize(
+    "sizes", [(VOCABULARY, VOCABULARY + 14), (VOCABULARY + 14, VOCABULARY)], ids=["teacher", "student"]
+)
+@pytest.mark.parametrize("loss_impl", ["fused", "naive"])
+def test_vocabularies_that_are_padded_differently_train(tmp_path, sizes, loss_impl):
+    trainer = with_tokenizers(tmp_path, *sizes, loss_impl=loss_impl)
+    trainer.train()
+    kl = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert len(kl) == 3 and all(0 < value < 20 for value in kl)
+
+
+def test_padding_of_the_teacher_does_not_change_the_student(tmp_path):
+    """Entries that belong to no token are cut away, whatever their logits are."""
+    teacher, padded_teacher = make_model(2, layers=3), make_model(2, layers=3, vocab_size=VOCABULARY + 14)
+    weights = teacher.state_dict()
+    for name in ("gpt_neox.embed_in.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], torch.full((14, 16), 5.0)])
+    padded_teacher.load_state_dict(weights)
+    trainers = []
+    for one in (teacher, padded_teacher):
+        plain = make_trainer(tmp_path)
+        trainers.append(
+            DistillationTrainer(
+                make_model(1),
+                one,
+                plain.args,
+                tokenizer(),
+                plain.data_collator,
+                processing_class=tokenizer(),
+                train_dataset=make_blocks(),
+            )
+        )
+        trainers[-1].train()
+    for name, value in trainers[0].model.state_dict().items():
+        torch.testing.assert_close(trainers[1].model.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_other_sizes_without_tokenizers_are_an_error(tmp_path):
+    with pytest.raises(VocabularyError, match=r"has 64 entries, the student's 50; if that is padding, show"):
+        make_trainer(tmp_path, teacher=make_model(2, vocab_size=64))
+
+
+def test_a_teacher_of_another_architecture(tmp_path):
+    trainers = [make_trainer(tmp_path, teacher=make_llama(), loss_impl=name) for name in ("fused", "naive")]
+    for trainer in trainers:
+        trainer.train()
+    for name, value in trainers[0].model.state_dict().items():
+        torch.testing.assert_close(trainers[1].model.state_dict()[name], value, rtol=0, atol=1e-5)
+    weights = 2 * make_llama().num_parameters(exclude_embeddings=True)
+    own = make_trainer(tmp_path, beta=0.0).floating_point_ops({"input_ids": torch.zeros(1, LENGTH)})
+    assert trainers[0].floating_point_ops({"input_ids": torch.zeros(1, LENGTH)}) == own + LENGTH * weights
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_logits_that_are_not_those_of_the_output_matrix_are_taken_as_they_are(tmp_path, which):
+    assert output_module(capped(1)) is None and output_module(make_model(1)) is not None
+    trained = []
+    for loss_impl in ("fused", "naive"):
+        student, teacher = (
+            capped(seed) if name == which else make_model(seed) for seed, name in ((1, "student"), (2, "teacher"))
+        )
+        trainer = make_trainer(tmp_path, student, teacher, loss_impl=loss_impl)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-5)
+    first = next(row for row in trainer.state.log_history if "kl" in row)
+    plain = make_trainer(tmp_path, max_steps=1, teacher=make_model(2))
+    plain.train()
+    assert first["kl"] != pytest.approx(next(row["kl"] for row in plain.state.log_history if "kl" in row), rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, '{"dtype": "bfloat16"}'], ids=["dict", "json"])
+def test_teacher_is_loaded_with_the_arguments_given(tmp_path, options):
+    make_model(2, layers=3).save_pretrained(tmp_path / "teacher")
+    trainer = make_trainer(tmp_path, teacher=str(tmp_path / "teacher"), teacher_model_init_kwargs=options)
+    assert trainer.teacher.dtype == torch.bfloat16
+    trainer.train()
+    whole = make_trainer(tmp_path, teacher=str(tmp_path / "teacher"))
+    whole.train()
+    kl = [[row["kl"] for row in one.state.log_history if "kl" in row] for one in (trainer, whole)]
+    assert kl[0] == pytest.approx(kl[1], rel=0.05) and kl[0] != kl[1]
+
+
+@pytest.mark.parametrize("bits, near", [(8, 0.05), (4, 0.2)])
+def test_quantized_teacher(tmp_path, bits, near):
+    make_model(2, layers=3).save_pretrained(tmp_path / "teacher")
+    options = {f"load_in_{bits}bit": True}
+    trainer = make_trainer(tmp_path, teacher=str(tmp_path / "teacher"), teacher_model_init_kwargs=options)
+    assert trainer.teacher.is_quantized
+    trainer.train()
+    whole = make_trainer(tmp_path, teacher=str(tmp_path / "teacher"))
+    whole.train()
+    kl = [[row["kl"] for row in one.state.log_history if "kl" in row] for one in (trainer, whole)]
+    assert kl[0] == pytest.approx(kl[1], rel=near) and kl[0] != kl[1]
+
+
+def on_two_processes(kind, folder, **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SHARDED)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run([*command, kind, str(folder)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sharded_teacher_on_two_processes_is_the_whole_one(tmp_path):
+    on_two_processes("teacher", tmp_path)
+    one = make_trainer(tmp_path)
+    one.train()
+    two = torch.load(tmp_path / "trained.pt")
+    torch.testing.assert_close(two.pop("logs"), logged_numbers(one), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two, dict(one.model.state_dict()), rtol=0, atol=1e-5)
+
+
+def test_sharded_student_on_two_processes_has_the_gradients_of_the_whole_one(tmp_path):
+    on_two_processes("student", tmp_path)
+    one = make_trainer(tmp_path)
+    one.model.train()
+    one.compute_loss(one.model, collate(make_blocks(uneven=False)[:4])).backward()
+    gradients = torch.load(tmp_path / "gradients.pt")
+    for name, parameter in one.model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+def test_zero3_on_two_processes_is_one_process(tmp_path):
+    on_two_processes("zero3", tmp_path, DS_ACCELERATOR="cpu")
+    one = make_trainer(tmp_path)
+    one.train()
+    torch.testing.assert_close(torch.load(tmp_path / "logs.pt"), logged_numbers(one), rtol=1e-4, atol=1e-4)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
+    torch.testing.assert_close(saved, one.model.state_dict(), rtol=0, atol=1e-5)
+
+
+def blocks_without_labels():
+    return [{"input_ids": block["input_ids"], "labels": block["input_ids"]} for block in make_blocks(uneven=False)]
+
+
+def stored(folder, **options):
+    blocks = torch.stack([block["input_ids"] for block in make_blocks(uneven=False)])
+    return store_targets(make_model(2, layers=3), blocks, folder, progress=False, **options)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_training_from_a_store_of_everything_is_training_with_the_teacher(tmp_path, accumulated):
+    store = stored(tmp_path / "store", kind="top-k", k=VOCABULARY)
+    changes = {"per_device_train_batch_size": 4 // accumulated, "gradient_accumulation_steps": accumulated}
+    online, offline = (
+        make_trainer(
+            tmp_path, teacher=teacher, blocks=blocks_without_labels(), train_sampling_strategy="random", **changes
+        )
+        for teacher in (None, store)
+    )
+    online.train()
+    offline.train()
+    for name, value in online.model.state_dict().items():
+        torch.testing.assert_close(offline.model.state_dict()[name], value, rtol=0, atol=2e-3)
+    kl = [[row["kl"] for row in one.state.log_history if "kl" in row] for one in (online, offline)]
+    assert kl[1] == pytest.approx(kl[0], rel=0.01)
+
+
+def test_training_from_samples_is_resumed_exactly(tmp_path):
+    store = stored(tmp_path / "store", kind="sample")
+
+    def trainer(folder, **changes):
+        return make_trainer(tmp_path / folder, teacher=store, blocks=blocks_without_labels(), max_steps=4, **changes)
+
+    whole = trainer("whole")
+    whole.train()
+    trainer("part", save_strategy="steps", save_steps=2).train()
+    again = trainer("part")
+    again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value)
+
+
+def test_store_of_another_temperature_is_an_error(tmp_path):
+    store = LogitStore(stored(tmp_path / "store", kind="sample").folder)
+    with pytest.raises(StoreError, match=r"temperature"):
+        make_trainer(tmp_path, teacher=store, temperature=2.0)
+
+
+def test_blocks_that_are_not_in_the_store_are_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, teacher=stored(tmp_path / "store", kind="sample"), blocks=blocks_without_labels())
+    trainer.train_dataset[0]["input_ids"] = trainer.train_dataset[0]["input_ids"].roll(1)
+    with pytest.raises(StoreError, match=r"not in the store"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "changes, message", [({"divergence": "l2"}, "l2 needs"), ({"hidden_weight": 1.0}, "no hidden states")]
+)
+def test_what_a_store_cannot_give_is_an_error(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, teacher=stored(tmp_path / "store", kind="sample"), **changes)
