@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .distillation.config import DistillationConfig
     from .distillation.rerank import rerank
+    from .distillation.store import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction import extract_subnet
     from .fitness import KLDivergence, Perplexity
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .sorting import sort_by_importance
     from .subnet import SubnetConfig
     from .training.subnet_search import SubnetSearchCallback
+    from .training.supernet_trainer import SupernetConfig, SupernetTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -48,6 +50,7 @@ _MODULES = {
     "LatencyBin": "cost",
     "LatencyModel": "latency",
     "LocalSearchConfig": "search.local",
+    "LogitStore": "distillation.store",
     "MultiFidelityConfig": "search.multi_fidelity",
     "NSGA2Config": "search.nsga2",
     "ParameterBin": "cost",
@@ -59,6 +62,8 @@ _MODULES = {
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
     "SubnetSearchCallback": "training.subnet_search",
+    "SupernetConfig": "training.supernet_trainer",
+    "SupernetTrainer": "training.supernet_trainer",
     "SurrogateSearchConfig": "search.surrogate",
     "WeightBytesBin": "cost",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
@@ -69,6 +74,7 @@ _MODULES = {
     "score_importance": "importance",
     "search_subnets": "search.runner",
     "sort_by_importance": "sorting",
+    "store_targets": "distillation.store",
 }
 
 __all__ = [
@@ -84,6 +90,7 @@ __all__ = [
     "LatencyBin",
     "LatencyModel",
     "LocalSearchConfig",
+    "LogitStore",
     "MultiFidelityConfig",
     "NSGA2Config",
     "ParameterBin",
@@ -95,6 +102,8 @@ __all__ = [
     "SubnetConfig",
     "SubnetModelCardData",
     "SubnetSearchCallback",
+    "SupernetConfig",
+    "SupernetTrainer",
     "SurrogateSearchConfig",
     "WeightBytesBin",
     "WhittleGPTNeoXConfig",
@@ -105,6 +114,7 @@ __all__ = [
     "score_importance",
     "search_subnets",
     "sort_by_importance",
+    "store_targets",
 ]
 
 

@@ -73,6 +73,11 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     short = {'"probes", max_steps=50': '"probes", max_steps=1, use_cpu=True, report_to="none"', "top_k=5": "top_k=2"}
     exec(replace_once(reranks, {"ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)", **short}), names)
     assert -1 <= names["probes"].kendall_tau <= 1
+    adapters, stores = (next(b for b in blocks_of("python") if word in b) for word in ("LoraConfig", "LogitStore"))
+    exec(replace_once(adapters, {"max_steps=1000": "max_steps=1, use_cpu=True, report_to='none'"}), names)
+    assert type(names["student"]) is type(untrained)
+    exec(stores, names)
+    names["trainer"].train()
 
 
 def test_recipe_in_the_readme_is_valid(tmp_path):

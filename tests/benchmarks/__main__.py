@@ -7,7 +7,16 @@ from pathlib import Path
 
 from .measuring import environment
 
-NAMES = ("slices", "sampling", "distillation_loss", "extraction", "search", "demo_budgets")
+NAMES = (
+    "slices",
+    "sampling",
+    "distillation_loss",
+    "store",
+    "extraction",
+    "search",
+    "supernet_training",
+    "demo_budgets",
+)
 
 
 def main() -> None:

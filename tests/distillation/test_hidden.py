@@ -98,7 +98,7 @@ def test_subnet_is_read_from_the_folder_of_the_student(tmp_path):
 
 def test_a_student_of_unknown_origin_is_an_error(tmp_path):
     with pytest.raises(SubnetError, match=r"which of the teacher's layers the student keeps; give subnet="):
-        make_trainer(tmp_path, hidden_weight=0.5)
+        make_trainer(tmp_path, make_model(seed=1), hidden_weight=0.5)
 
 
 def test_a_subnet_of_another_teacher_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from hf_whittle import SubnetConfig, extract_subnet
 from hf_whittle.distillation.config import DistillationConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
 
@@ -12,8 +13,10 @@ VOCABULARY, LENGTH, BLOCKS = 50, 12, 16
 CASES = {
     "batches of 2": {"per_device_train_batch_size": 2},
     "batches of 1, accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    "hidden states": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "hidden_weight": 0.5},
 }
 """What each of two processes does for the weights that one gets with batches of 4."""
+SUBNET = SubnetConfig(tuple(range(1, 16, 2)), (0, 2), 1, 16)
 
 
 def make_model(seed, layers=2, vocab_size=VOCABULARY):
@@ -66,9 +69,12 @@ def make_arguments(kind, output_dir, **changes):
 
 def make_trainer(output_dir, student=None, teacher=None, blocks=None, **changes):
     """A trainer of one small model from another; `changes` are those of its arguments."""
+    teacher = teacher or make_model(seed=2, layers=3)
+    if student is None:
+        student = extract_subnet(teacher, SUBNET) if changes.get("hidden_weight") else make_model(seed=1)
     return DistillationTrainer(
-        model=student or make_model(seed=1),
-        teacher_model=teacher or make_model(seed=2, layers=3),
+        model=student,
+        teacher_model=teacher,
         args=make_arguments(DistillationConfig, output_dir, **changes),
         train_dataset=blocks or make_blocks(),
         eval_dataset=make_blocks(uneven=False)[:4],
@@ -84,8 +90,12 @@ def main(output_dir):
         eval_loss = trainer.evaluate()["eval_loss"]
         if trainer.is_world_process_zero():
             weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-            numbers = {"logs": logged_numbers(trainer), "eval_loss": torch.tensor(eval_loss)}
+            numbers = {"logs": logged_numbers(trainer), "eval_loss": torch.tensor(eval_loss), **projections(trainer)}
             torch.save({**weights, **numbers}, f"{output_dir}/{name}.pt")
+
+
+def projections(trainer):
+    return {} if trainer._hidden is None else trainer._hidden.state_dict()
 
 
 def logged_numbers(trainer):

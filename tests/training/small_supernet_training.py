@@ -1,0 +1,90 @@
+"""A small super-network training on blocks of which some have few labels; `torchrun` starts it on two processes."""
+
+import sys
+
+import torch
+from fixtures_training import make_supernet
+
+from hf_whittle import SearchSpace, SupernetConfig, SupernetTrainer
+
+VOCABULARY, LENGTH, BLOCKS = 61, 12, 16
+STRATEGIES = {
+    "random": {"strategy": "random", "num_random_subnets": 2},
+    "sandwich": {"strategy": "sandwich", "alpha": 0.3, "beta": 0.7, "temperature": 2.0},
+    "checkpointed": {"strategy": "ats", "activation_checkpointing": True},
+}
+BATCHES = {
+    "batches of 2": {"per_device_train_batch_size": 2},
+    "batches of 1, accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+}
+"""What each of two processes does for the weights that one gets with batches of 4."""
+
+
+def make_blocks():
+    """Blocks with labels; of every four, one has them all, one none and two a few."""
+    generator = torch.Generator().manual_seed(5)
+    input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
+    labels = input_ids.clone()
+    for row, kept in zip(labels, [LENGTH, 3, 0, 7] * BLOCKS, strict=False):
+        row[torch.randperm(LENGTH, generator=generator)[: LENGTH - kept]] = -100
+    return [{"input_ids": ids, "labels": row} for ids, row in zip(input_ids, labels, strict=True)]
+
+
+def collate(blocks):
+    return {name: torch.stack([block[name] for block in blocks]) for name in ("input_ids", "labels")}
+
+
+def make_space(model):
+    return SearchSpace.from_config(
+        model.config, layer_wise=True, hidden_size=range(8, 33, 4), intermediate_size=range(16, 65, 8)
+    )
+
+
+def make_trainer(output_dir, model=None, blocks=None, callbacks=(), **changes):
+    """A trainer of a model without dropout; `changes` are those of its arguments."""
+    values = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.2,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "seed": 3,
+    }
+    model = model or make_supernet(hidden_dropout=0.0)
+    blocks = blocks or make_blocks()
+    return SupernetTrainer(
+        model=model,
+        args=SupernetConfig(output_dir=str(output_dir), **{**values, **changes}),
+        data_collator=collate,
+        train_dataset=blocks,
+        eval_dataset=blocks[::4],
+        search_space=make_space(model),
+        callbacks=list(callbacks),
+    )
+
+
+def losses_of(trainer):
+    return torch.tensor([row["loss"] for row in trainer.state.log_history if "loss" in row])
+
+
+def main(output_dir):
+    """Train in every way; weights and losses go into a file for each."""
+    for strategy, settings in STRATEGIES.items():
+        for batches, changes in BATCHES.items():
+            trainer = make_trainer(f"{output_dir}/{strategy}", **settings, **changes)
+            trainer.train()
+            if trainer.is_world_process_zero():
+                weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+                torch.save({**weights, "losses": losses_of(trainer)}, f"{output_dir}/{strategy}, {batches}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
