@@ -269,7 +269,7 @@ class Run:
             config = self.initial_student().config
             set_seed(self.recipe.training_arguments(self.folder).seed)
             student = architecture_module(config, "student").student_class(config)(config)
-            return self._train("baseline", student, beta=0.0)
+            return self._train("baseline", student, beta=0.0, hidden_weight=0.0)
 
         return self._stage("baseline", train)
 
@@ -282,7 +282,7 @@ class Run:
         interruption = SaveOnInterrupt()
         trainer = DistillationTrainer(
             model=model,
-            teacher_model=self._targets() if args.beta > 0 else None,
+            teacher_model=self._targets() if args.has_teacher else None,
             args=args,
             train_dataset=self.blocks["train"],
             eval_dataset=self.blocks["test"],
@@ -311,7 +311,7 @@ class Run:
             with atomic_folder(self.folder / "stages" / "final", replace=True) as temporary:
                 self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
         student_flops = training_flops_per_token(model.config, sequence_length=length)
-        teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.beta > 0 else 0
+        teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.has_teacher else 0
         seconds = next((row["train_runtime"] for row in history if "train_runtime" in row), None)
         return {
             "parameters": model.num_parameters(),

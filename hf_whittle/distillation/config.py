@@ -25,7 +25,7 @@ class DistillationConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
-    alpha: float = field(default=0.2, metadata={"help": "Weight of cross-entropy; has no effect where beta is 0."})
+    alpha: float = field(default=0.2, metadata={"help": "Weight of cross-entropy; plain pretraining has 1."})
     beta: float = field(
         default=0.8, metadata={"help": "Weight of the divergence from the teacher; 0 is plain pretraining."}
     )
@@ -84,6 +84,11 @@ class DistillationConfig(TrainingArguments):
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
             raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}")
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the loss needs a teacher."""
+        return self.beta > 0 or self.hidden_weight > 0
 
     @property
     def loss_weights(self) -> LossWeights:

@@ -7,6 +7,7 @@ No tensor of all rows and the whole vocabulary is held, neither of the student n
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from .losses import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
 from .targets import DenseTargets, Head, SparseTargets, Targets
@@ -112,6 +113,7 @@ class _Fused(torch.autograd.Function):
         return total, cross_entropy, divergence
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad_total.to(saved.dtype) for saved in ctx.saved_tensors)
         return *gradients, None, None, None, None

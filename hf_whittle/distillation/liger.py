@@ -30,14 +30,16 @@ def liger_distillation_loss(
         raise ValueError(f"liger-kernel has no {weights.divergence}; use loss_impl='fused'")
     if head is None or targets.head is None:
         raise ValueError("liger-kernel reads states and plain output matrices of both models; use loss_impl='fused'")
+    if targets.head.size < head.size:
+        raise ValueError("liger-kernel cannot pad a teacher's smaller vocabulary; use loss_impl='fused'")
     teacher = targets.head.first(head.size)
     rows = (labels != IGNORED).nonzero()[:, 0]
     number = max(len(rows), 1)
     mean, soft, hard = LigerFusedLinearJSDFunction.apply(
         states[rows].to(head.weight.dtype),
         head.weight,
-        targets.states[rows].to(teacher.weight.dtype),
-        teacher.weight,
+        targets.states[rows.to(targets.states.device)].to(head.weight),
+        teacher.weight.to(head.weight),
         labels[rows],
         head.bias,
         teacher.bias,
@@ -50,4 +52,4 @@ def liger_distillation_loss(
         chunk_size,
         True,
     )
-    return DistillationLoss(mean * number, hard.detach() * number, soft.detach() * number, torch.tensor(number))
+    return DistillationLoss(mean * number, hard.detach() * number, soft.detach() * number, (labels != IGNORED).sum())

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 RERANK_FILE = "rerank.json"
 _DEFINING = (
-    "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_steps",
-    "train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16", "optim", "max_grad_norm",
+    "alpha", "beta", "temperature", "divergence", "jsd_weight", "hidden_weight", "hidden_loss", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_steps", "train_batch_size",
+    "gradient_accumulation_steps", "seed", "bf16", "fp16", "optim", "max_grad_norm",
 )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def rerank(
     settings = {
         "supernet": model_fingerprint(supernet),
         "training": {name: str(getattr(args, name)) for name in _DEFINING},
-        "teacher": _teacher(supernet, teacher_model) if args.beta > 0 else None,
+        "teacher": _teacher(supernet, teacher_model) if args.has_teacher else None,
         "data": [_told(blocks, supernet.config.vocab_size) for blocks in (train_dataset, eval_dataset)],
     }
     known: dict[str, dict[str, Any]] = {}
@@ -171,7 +172,7 @@ def _probe(
     set_seed(args.seed)
     trainer = DistillationTrainer(
         model=extract_subnet(supernet, subnet),
-        teacher_model=(teacher_model or supernet) if args.beta > 0 else None,
+        teacher_model=(teacher_model or supernet) if args.has_teacher else None,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

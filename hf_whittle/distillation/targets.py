@@ -67,10 +67,14 @@ class DenseTargets:
             logits = states[:, :size] / temperature
         else:
             head = self.head.first(size)
-            logits = (states / temperature).to(head.weight.dtype) @ head.weight.T
+            logits = (states / temperature).to(head.weight) @ head.weight.T
             if head.bias is not None:
                 logits += head.bias / temperature
-        return F.pad(logits, (0, size - logits.shape[-1]), value=NEVER) if logits.shape[-1] < size else logits
+        return (
+            F.pad(logits, (0, size - logits.shape[-1]), value=NEVER / temperature)
+            if logits.shape[-1] < size
+            else logits
+        )
 
 
 @dataclass(frozen=True)

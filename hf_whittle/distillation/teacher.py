@@ -82,8 +82,6 @@ class Teacher:
         self._head = output_module(model)
         self.model: Any = model
         self._run = _place(model, accelerator)  # the model, or what runs it
-        if any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()):
-            self._head = None  # ZeRO-3 takes the output matrix away after the forward
 
     @torch.no_grad()
     def targets(self, inputs: dict[str, Any], size: int) -> DenseTargets:

@@ -1,11 +1,13 @@
 """DistillationTrainer: a `Trainer` whose student learns from text and from a teacher."""
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -16,13 +18,12 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, logging
 
 from ..architecture import has_architecture
 from ..cost import flops_per_token
 from ..data import collate_blocks
-from ..errors import NonFiniteLossError, SubnetError
+from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..fitness import perplexity
 from ..subnet import SUBNET_FILE, SubnetConfig
 from .config import DistillationConfig
@@ -49,7 +50,8 @@ _PROJECTIONS_FILE = "hidden_projections.safetensors"
 class DistillationTrainer(Trainer):
     """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
-    Logits of the whole batch are held neither of the student nor of the teacher. Evaluation always reports plain
+    Logits of the whole batch are held neither of the student nor of the teacher, where their output layers are plain
+    matrices and `args.loss_impl` is `"fused"` or `"liger"`. Evaluation always reports plain
     cross-entropy as `eval_loss`, and its exponential as `eval_perplexity`, whatever the weights of the training loss
     are. Logs of training hold both parts of the loss, tokens seen and a second, and the FLOPs so far, those of the
     teacher among them. Everything else is `transformers.Trainer`.
@@ -73,7 +75,7 @@ class DistillationTrainer(Trainer):
         VocabularyError: if teacher and student differ in vocabulary or tokenizer.
         StoreError: if a store is of another temperature or vocabulary, or lacks a block that is trained on.
         NonFiniteLossError: while training, at a NaN or infinite loss, unless `args.non_finite_loss` is `"skip"`.
-        ValueError: if `args.beta` is positive and there is no teacher.
+        ValueError: if there is no teacher to learn from, or for combinations of arguments that do not work.
     """
 
     _tag_names = ["hf_whittle", "knowledge-distillation"]
@@ -112,16 +114,25 @@ class DistillationTrainer(Trainer):
         self._chunk_size = args.loss_chunk_size or (128 if self.args.device.type == "cpu" else 1024)
         self._loss: DistillationLoss | None = None  # of the forward pass that is under way
         self._asked: tuple[Targets, torch.Tensor] | None = None
+        self._plain_head: tuple[Any, Any] = None, None  # an output layer, and what the loss may take the place of
         self.teacher: nn.Module | LogitStore | None = None
         self._hidden: HiddenStateLoss | None = None
         self._starts_step = True
-        if not (args.beta > 0 or args.hidden_weight > 0):
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if args.non_finite_loss == "skip" and sharded:
+            raise ValueError("a batch cannot be skipped where weights are sharded; set non_finite_loss='stop'")
+        if not args.has_teacher:
             return
+        if args.hidden_weight > 0 and (sharded or kwargs.get("optimizers", (None, None))[0] is not None):
+            raise ValueError(
+                "hidden_weight > 0 trains projections beside the student: that needs the Trainer's own optimizer, and "
+                "weights that are not sharded; set hidden_weight=0"
+            )
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func has no effect on distillation; unset it, or set beta=0")
         if teacher_model is None:
-            raise ValueError("beta > 0 needs a teacher_model; give one, or set beta=0 for plain pretraining")
-        self._head = output_module(student) if self.args.n_gpu <= 1 else None
+            which = "beta" if args.beta > 0 else "hidden_weight"
+            raise ValueError(f"{which} > 0 needs a teacher_model; give one, or set {which}=0 for plain pretraining")
         self._compute_in_head = torch.compiler.disable(self._compute_in_head)  # type: ignore[method-assign]
         self._set_teacher(teacher_model, teacher_tokenizer)
         if args.hidden_weight > 0:
@@ -173,13 +184,17 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy, plus the divergence from the teacher while training."""
-        if not model.training:
+        if not model.training:  # an evaluation
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.teacher is None:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        else:
+            if not loss.isfinite().all():
+                loss = self._faulty(loss, model, inputs, "from the student")
+            return (loss, outputs) if return_outputs else loss
+        try:
             loss, outputs = self._distil(model, inputs, return_outputs, num_items_in_batch)
-        loss = self._checked(loss, model, inputs)
+        finally:
+            self._asked = self._loss = None
         return (loss, outputs) if return_outputs else loss
 
     def _distil(
@@ -192,6 +207,7 @@ class DistillationTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}
         labels = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
         student: Any = self.accelerator.unwrap_model(model)
+        head = self._output_module(student)
         with contextlib.ExitStack() as watched:
             if self._hidden is not None:
                 of_teacher = watched.enter_context(layer_outputs(self._teacher.model))
@@ -199,13 +215,13 @@ class DistillationTrainer(Trainer):
         with contextlib.ExitStack() as watched:
             if self._hidden is not None:
                 of_student = watched.enter_context(layer_outputs(student))
-            if self._head is None or return_outputs:
+            if head is None or return_outputs:
                 outputs = model(**inputs)
                 self._loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
                 total = self._loss.total
             else:
                 self._asked = targets, labels
-                watched.enter_context(in_place_of(self._head, self._compute_in_head))
+                watched.enter_context(in_place_of(head, self._compute_in_head))
                 outputs = model(**inputs)
                 total = outputs.logits.sum()
         loss: Any = self._loss
@@ -213,20 +229,34 @@ class DistillationTrainer(Trainer):
         if self._hidden is not None:
             hidden = self._hidden(of_student, of_teacher, (labels != IGNORED).nonzero()[:, 0])
             total = total + self.args.hidden_weight * hidden
-        self._parts = {"cross-entropy": loss.cross_entropy, "divergence": loss.divergence, "hidden": hidden.detach()}
-        self._targets_seen = targets
-        self._sums += torch.stack([*self._parts.values(), loss.rows]).float()
-        return total / self._normaliser(loss.rows, num_items_in_batch), outputs
+        scaled = total / self._normaliser(loss.rows, num_items_in_batch)
+        parts = torch.stack([loss.cross_entropy, loss.divergence, hidden.detach(), loss.rows]).float()
+        if scaled.isfinite():
+            self._sums += parts
+            return scaled, outputs
+        blame = "from the student, whose teacher gives numbers"
+        if isinstance(targets, DenseTargets) and not targets.states.isfinite().all():
+            blame = "since the teacher gives what is no number"
+        return self._faulty(scaled, model, inputs, blame), outputs
+
+    def _output_module(self, student: Any) -> nn.Module | None:
+        """The layer whose place the loss takes; a new one if the model or its output layer was exchanged."""
+        current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
+        if self._plain_head[0] is not current:
+            self._plain_head = current, output_module(student) if self.args.n_gpu <= 1 else None
+        return self._plain_head[1]
 
     def _targets(self, inputs: dict[str, Any], size: int) -> Targets:
         if isinstance(self.teacher, LogitStore):
+            if "position_ids" in inputs:
+                raise ValueError("the teacher of a store saw each block as a whole; train without a DocumentCollator")
             return self.teacher.targets(inputs["input_ids"])
         return self._teacher.targets(inputs, size)
 
     def _compute_in_head(self, states: torch.Tensor) -> torch.Tensor:
         """The summed loss, in place of logits; called by the student's forward."""
-        assert self._asked is not None and self._head is not None
-        self._loss = self._compute(states.flatten(0, 1), head_of(self._head), *self._asked)
+        assert self._asked is not None
+        self._loss = self._compute(states.flatten(0, 1), head_of(self._plain_head[1]), *self._asked)
         return self._loss.total.reshape(1, 1, 1)
 
     def _compute(
@@ -239,7 +269,8 @@ class DistillationTrainer(Trainer):
             return liger_distillation_loss(states, head, targets, labels, weights, self._chunk_size)
         logits = states if head is None else F.linear(states, head.weight, head.bias)
         everything = torch.arange(len(states), device=states.device)
-        return naive_distillation_loss(logits, targets.logits(everything, logits.shape[-1]), labels, weights)
+        teacher_logits = targets.logits(everything, logits.shape[-1]).to(logits.device)
+        return naive_distillation_loss(logits, teacher_logits, labels, weights)
 
     def _normaliser(self, rows: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
         """Tokens to divide the summed loss by, so that gradients average over all tokens of an optimizer step."""
@@ -247,57 +278,55 @@ class DistillationTrainer(Trainer):
             return rows.clamp(min=1)
         items = torch.as_tensor(num_items_in_batch).flatten()[0].clamp(min=1)
         # Several processes average their gradients, while the count is over all of them.
-        return items / self.accelerator.num_processes if self.args.average_tokens_across_devices else items
+        processes = self.accelerator.num_processes // self.get_tp_size()
+        return items / processes if self.args.average_tokens_across_devices else items
 
-    def _checked(self, loss: torch.Tensor, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """The loss, if it is a number; else an error, or a loss without any gradient, where batches are skipped."""
-        if loss.isfinite().all():
-            return loss
+    def _faulty(self, loss: torch.Tensor, model: nn.Module, inputs: dict[str, Any], blame: str) -> torch.Tensor:
+        """An error that tells of a loss that is no number; a loss without any gradient, where batches are skipped."""
         broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-        message = (
-            f"the loss is {loss.item()} at step {self.state.global_step + 1}, {self._blame(broken)}; "
-            f"{self._where(inputs)}"
-        )
+        if broken:
+            blame = f"since weights of the student are no numbers, {broken[0]} first"
+        message = f"the loss is {loss.item()} at step {self.state.global_step + 1}, {blame}"
         if self.args.non_finite_loss == "skip" and not broken:
             logger.warning(f"Skipped a batch: {message}")
-            self._sums.nan_to_num_(0, 0, 0)
+            weights = [*model.parameters(), *(self._hidden.parameters() if self._hidden is not None else ())]
             # Every weight takes part with a gradient of 0, which is what other processes wait for.
-            return sum(((p * 0).sum() for p in model.parameters() if p.requires_grad), torch.zeros_like(loss))
+            return sum(((weight * 0).sum() for weight in weights if weight.requires_grad), torch.zeros_like(loss))
         folder = str(self.args.output_dir)
-        last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        last = _last_good_checkpoint(folder)
+        advice = "with a lower learning rate" + ("" if broken else ", or with non_finite_loss='skip'")
         raise NonFiniteLossError(
-            f"{message}. "
-            + (f"The last good checkpoint is {last}" if last else f"There is no checkpoint in {folder}")
-            + "; go on from it with a lower learning rate, or with non_finite_loss='skip'"
+            f"{message}; {self._where(inputs)}. "
+            + (
+                f"The last good checkpoint is {last}: go on from it"
+                if last
+                else f"{folder} has none to go on from: start anew"
+            )
+            + f" {advice}"
         )
-
-    def _blame(self, broken: list[str]) -> str:
-        if broken:
-            return f"since weights of the student are no numbers, {broken[0]} first"
-        targets = getattr(self, "_targets_seen", None)
-        if isinstance(targets, DenseTargets) and not targets.states.isfinite().all():
-            return "since the teacher gives what is no number"
-        if self.teacher is not None:
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in self._parts.items())
-            return f"from the student, whose teacher gives numbers (sums over the batch: {parts})"
-        return "from the student"
 
     def _where(self, inputs: dict[str, Any]) -> str:
         """The rows of the training set that are in a batch, or how its blocks begin."""
         blocks = [tuple(block) for block in inputs["input_ids"].tolist()]
         dataset: Any = self.train_dataset
-        if hasattr(dataset, "__getitem__"):
-            wanted: dict[tuple[int, ...], int | None] = dict.fromkeys(blocks)
-            for row in range(len(dataset)):
-                block = tuple(torch.as_tensor(dataset[row]["input_ids"]).tolist())
-                if block in wanted and wanted[block] is None:
-                    wanted[block] = row
-            if None not in wanted.values():
-                return f"the batch is rows {list(wanted.values())} of train_dataset"
+        rows: dict[tuple[int, ...], int] = {}
+        if isinstance(dataset, (Dataset, list)):
+            for number, row in enumerate(dataset):
+                block = tuple(torch.as_tensor(row["input_ids"]).tolist()) if "input_ids" in row else ()
+                if block in blocks:
+                    rows.setdefault(block, number)
+                    if len(rows) == len(set(blocks)):
+                        return f"the batch is rows {[rows[block] for block in blocks]} of train_dataset"
         starts: list[Any] = [list(block[:8]) for block in blocks]
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             starts = [self.processing_class.decode(start) for start in starts]
         return f"the blocks of the batch begin with {starts}"
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does."""
+        self._sums.zero_()  # of a training that was broken off
+        self._starts_step = True
+        return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step of `Trainer`, which clears and averages the gradients of its model alone: the projections' too."""
@@ -326,9 +355,12 @@ class DistillationTrainer(Trainer):
             save_file(self._hidden.state_dict(), Path(output_dir) / _PROJECTIONS_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if self._hidden is not None and checkpoint is not None:
-            self._hidden.load_state_dict(load_file(Path(checkpoint) / _PROJECTIONS_FILE))
+            path = Path(checkpoint) / _PROJECTIONS_FILE
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing: the checkpoint is of a training with hidden_weight=0")
+            self._hidden.load_state_dict(load_file(path))
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of a training step on a batch: the student's, forward and backward, and the teacher's forward."""
@@ -341,7 +373,7 @@ class DistillationTrainer(Trainer):
         return batch * length * per_token
 
     def merge_adapters(self) -> PreTrainedModel:
-        """Fold the adapters into the student, which is then a stock one again, and go on with that.
+        """Fold the adapters into the student, which is then a stock one again, and the trainer's model.
 
         Raises:
             ValueError: if there are no adapters.
@@ -349,7 +381,8 @@ class DistillationTrainer(Trainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         if not hasattr(model, "merge_and_unload"):
             raise ValueError("there are no adapters to merge; train them with peft_config=LoraConfig(...)")
-        merged = model.merge_and_unload()
+        merged = model.merge_and_unload().requires_grad_()
+        self.optimizer = self.lr_scheduler = None  # those of the adapters
         self.model = self.model_wrapped = merged
         return merged
 
@@ -405,10 +438,22 @@ def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
     from peft import get_peft_model
 
     if getattr(config, "target_modules", None) is None and has_architecture(model.config):
-        config.target_modules = LORA_TARGETS
+        config = copy.copy(config)
+        config.target_modules = set(LORA_TARGETS)
     if args.gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient would reach the adapters through frozen embeddings
     return get_peft_model(model, config)
+
+
+def _last_good_checkpoint(folder: str) -> str | None:
+    """The newest checkpoint all of whose weights are numbers."""
+    steps = [path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")]
+    for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
+        checkpoint = Path(folder) / f"checkpoint-{step}"
+        files = list(checkpoint.glob("*.safetensors"))
+        if files and all(value.isfinite().all() for file in files for value in load_file(file).values()):
+            return str(checkpoint)
+    return None
 
 
 def _flops(model: Any, length: int) -> int:

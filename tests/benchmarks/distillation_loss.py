@@ -34,7 +34,12 @@ def measure() -> dict[str, Any]:
     }
     if importlib.util.find_spec("liger_kernel"):
         losses |= {f"liger 0.8.5, chunks of {size}": partial(liger, size) for size in (256, 1024)}
-    return {f"{rows} tokens": _compare(losses, rows, repeats) for rows, repeats in ROWS.items()}
+    few = {
+        name: losses[name]
+        for name in ("naive", "fused, chunks of 128", "liger 0.8.5, chunks of 1024")
+        if name in losses
+    }
+    return {f"{rows} tokens": _compare(losses if repeats > 1 else few, rows, repeats) for rows, repeats in ROWS.items()}
 
 
 def _compare(losses: dict[str, Callable[..., Any]], rows: int, repeats: int) -> dict[str, Any]:

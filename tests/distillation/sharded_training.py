@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from uneven_training import collate, logged_numbers, make_blocks, make_model, make_trainer
+from transformers import AutoModelForCausalLM
+from uneven_training import collate, logged_numbers, make_arguments, make_blocks, make_model, make_trainer
+
+from hf_whittle import DistillationConfig, DistillationTrainer
 
 ZERO3 = Path(__file__).parents[2] / "examples" / "deepspeed_zero3.json"
 
@@ -45,12 +48,22 @@ def student(output_dir):
 
 def zero3(output_dir):
     """Train student and teacher, both sharded by DeepSpeed, with the configuration of the examples."""
+    import deepspeed
+
+    deepspeed.init_distributed("gloo")
     settings = json.loads(ZERO3.read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # shard the smallest of weights too
-    trainer = make_trainer(output_dir, per_device_train_batch_size=2, deepspeed=settings)
+    arguments = make_arguments(DistillationConfig, output_dir, per_device_train_batch_size=2, deepspeed=settings)
+    trainer = DistillationTrainer(
+        AutoModelForCausalLM.from_pretrained(f"{output_dir}/student"),  # in shards as soon as it is loaded
+        f"{output_dir}/teacher",
+        arguments,
+        train_dataset=make_blocks(),
+        data_collator=collate,
+    )
     trainer.train()
     assert all(hasattr(p, "ds_id") for model in (trainer.model, trainer.teacher) for p in model.parameters())
-    trainer.save_model(f"{output_dir}/student")
+    trainer.save_model(f"{output_dir}/trained")
     if trainer.is_world_process_zero():
         torch.save(logged_numbers(trainer), f"{output_dir}/logs.pt")
 

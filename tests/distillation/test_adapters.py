@@ -98,8 +98,8 @@ def test_gradient_checkpointing_reaches_the_adapters(tmp_path):
 def test_adapters_on_the_output_matrix_take_part_in_the_loss(tmp_path):
     config = LoraConfig(r=2, target_modules=["query_key_value", "lm_head"])
     trainer = adapted(tmp_path, config=config)
-    assert trainer._head is None
     trainer.train()
+    assert trainer._plain_head[1] is None
     changed = [p for name, p in trainer.model.named_parameters() if "lm_head.lora_B" in name]
     assert changed and all(p.any() for p in changed)
 
@@ -108,6 +108,20 @@ def test_backward_of_frozen_weights_is_not_counted(tmp_path):
     inputs = {"input_ids": torch.zeros(2, 12, dtype=torch.long)}
     whole, frozen = make_trainer(tmp_path), adapted(tmp_path)
     assert frozen.floating_point_ops(inputs) < whole.floating_point_ops(inputs)
+
+
+def test_merged_student_trains_on(tmp_path):
+    trainer = adapted(tmp_path)
+    trainer.train()
+    before = {name: weight.clone() for name, weight in trainer.merge_adapters().state_dict().items()}
+    trainer.train()
+    assert all(not torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+
+
+def test_configuration_given_is_left_as_it_is(tmp_path):
+    config = LoraConfig(r=2)
+    adapted(tmp_path, config=config)
+    assert config.target_modules is None
 
 
 def test_merging_without_adapters_is_an_error(tmp_path):

@@ -1,9 +1,14 @@
 """Losses that are no numbers: told where they come from, and stopped at or skipped."""
 
+import re
+
 import pytest
 import torch
-from uneven_training import make_blocks, make_model, make_trainer
+from datasets import Dataset
+from transformers import TrainerCallback
+from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
+from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import NonFiniteLossError
 
 
@@ -38,7 +43,9 @@ def test_nan_stops_with_step_rows_checkpoint_and_who(tmp_path, which, blamed):
 def test_nan_without_checkpoints_says_so(tmp_path, beta):
     trainer = make_trainer(tmp_path / "none", beta=beta)
     break_at(trainer, 1)
-    with pytest.raises(NonFiniteLossError, match=r"at step 1, .*from the student.*There is no checkpoint"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"at step 1, .*from the student.*none has none to go on from: start anew with a lower"
+    ):
         trainer.train()
 
 
@@ -88,3 +95,58 @@ def test_skipped_part_of_an_accumulated_step_counts_as_nothing(tmp_path):
 def test_unknown_choice_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="non_finite_loss must be one of stop, skip, got 'ignore'"):
         make_trainer(tmp_path, non_finite_loss="ignore")
+
+
+def test_a_skipped_batch_leaves_the_logs_of_the_others(tmp_path):
+    blocks = make_blocks(uneven=False)
+    skipping, plain = (
+        make_trainer(tmp_path, blocks=blocks, learning_rate=0.0, max_steps=4, logging_steps=4, non_finite_loss="skip")
+        for _ in range(2)
+    )
+    break_at(skipping, 3)
+    skipping.train()
+    plain.train()
+    logs = [next(row for row in trainer.state.log_history if "kl" in row) for trainer in (skipping, plain)]
+    assert logs[0]["kl"] == pytest.approx(logs[1]["kl"], rel=0.2) and logs[0]["kl"] != logs[1]["kl"]
+    assert logs[0]["cross_entropy"] == pytest.approx(logs[1]["cross_entropy"], rel=0.2)
+
+
+def test_a_skipped_batch_leaves_the_projections_of_hidden_states(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, hidden_weight=0.5, non_finite_loss="skip")
+    before = {name: weight.clone() for name, weight in trainer._hidden.state_dict().items()}
+    break_at(trainer, 1)
+    trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer._hidden.state_dict().items())
+
+
+def test_streamed_blocks_are_told_by_how_they_begin(tmp_path):
+    blocks = Dataset.from_dict({"input_ids": [block["input_ids"].tolist() for block in make_blocks(False)]})
+    args = make_arguments(DistillationConfig, tmp_path)
+    trainer = DistillationTrainer(make_model(1), make_model(2), args, train_dataset=blocks.to_iterable_dataset())
+    break_at(trainer, 1)
+    first = blocks[0]["input_ids"][:8]
+    with pytest.raises(NonFiniteLossError, match=re.escape(f"the blocks of the batch begin with [{first}")):
+        trainer.train()
+
+
+def test_checkpoint_of_broken_weights_is_not_called_good(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
+
+    class Break(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 1:  # the second step
+                with torch.no_grad():
+                    model.lm_head.weight[0, 0] = torch.nan
+
+    trainer.add_callback(Break)
+    with pytest.raises(
+        NonFiniteLossError, match=rf"step 3, since weights .*lm_head.*last good checkpoint is {tmp_path}/checkpoint-1:"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.8])
+def test_nothing_of_a_batch_is_kept_after_it(tmp_path, beta):
+    trainer = make_trainer(tmp_path, beta=beta)
+    trainer.train()
+    assert trainer._asked is None and trainer._loss is None

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from uneven_training import make_blocks, make_model, make_trainer
+from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
-from hf_whittle import SubnetConfig, extract_subnet
+from hf_whittle import DistillationConfig, DistillationTrainer, SubnetConfig, extract_subnet
 from hf_whittle.distillation.hidden import HiddenStateLoss, layer_outputs
-from hf_whittle.errors import SubnetError
+from hf_whittle.errors import CheckpointError, SubnetError
 
 SUBNET = SubnetConfig((1, 3, 4, 8, 9, 10, 12, 15), (0, 2), 1, 16)
 
@@ -106,6 +106,23 @@ def test_a_subnet_of_another_teacher_is_an_error(tmp_path):
         make_trainer(
             tmp_path, extract_subnet(make_model(seed=2, layers=5), SubnetConfig(8, (0, 4), 1, 16)), hidden_weight=1.0
         )
+
+
+def test_an_optimizer_of_ones_own_would_leave_the_projections_out(tmp_path):
+    teacher = make_model(seed=2, layers=3)
+    student = extract_subnet(teacher, SUBNET)
+    args = make_arguments(DistillationConfig, tmp_path, hidden_weight=1.0)
+    optimizers = torch.optim.SGD(student.parameters(), 0.1), None
+    with pytest.raises(ValueError, match="needs the Trainer's own optimizer"):
+        DistillationTrainer(student, teacher, args, optimizers=optimizers)
+
+
+def test_checkpoint_without_projections_is_named(tmp_path):
+    teacher = make_model(seed=2, layers=3)
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, extract_subnet(teacher, SUBNET), teacher, **changes).train()
+    with pytest.raises(CheckpointError, match="is of a training with hidden_weight=0"):
+        trainer_with(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_projection_starts_as_the_choice_of_channels():

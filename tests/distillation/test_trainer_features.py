@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import EarlyStoppingCallback
-from uneven_training import LENGTH, VOCABULARY, make_arguments, make_blocks, make_model, make_trainer
+from uneven_training import LENGTH, VOCABULARY, collate, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.cost import flops_per_token
@@ -183,6 +183,20 @@ def test_padding_does_not_count_however_batches_are_made(tmp_path, strategy):
     whole, ones = trainer(8), trainer(1)
     assert_close(trained(ones), trained(whole))
     assert logged(ones, "kl") == pytest.approx(logged(whole, "kl"), rel=1e-4)
+
+
+def test_model_of_model_init_is_the_one_that_learns(tmp_path):
+    args = make_arguments(DistillationConfig, tmp_path, train_sampling_strategy="sequential")
+    blocks = make_blocks()
+    trainer = DistillationTrainer(
+        None,
+        make_model(2, layers=3),
+        args,
+        model_init=lambda: make_model(1),
+        train_dataset=blocks,
+        data_collator=collate,
+    )
+    assert_close(trained(trainer), trained(make_trainer(tmp_path)), atol=1e-6)
 
 
 END = 0
