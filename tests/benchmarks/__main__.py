@@ -11,6 +11,7 @@ NAMES = (
     "slices",
     "sampling",
     "distillation_loss",
+    "distillation_targets",
     "store",
     "extraction",
     "search",
