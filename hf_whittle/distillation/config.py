@@ -46,7 +46,7 @@ class DistillationConfig(TrainingArguments):
     )
     loss_chunk_size: int | None = field(
         default=None,
-        metadata={"help": "Tokens whose logits are held at a time; by default 128 on a CPU, else 1024."},
+        metadata={"help": "Tokens whose logits are held at a time; by default 256 on a CPU, else 1024."},
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,

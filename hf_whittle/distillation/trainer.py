@@ -111,7 +111,7 @@ class DistillationTrainer(Trainer):
                 "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
             )
         self._sums = torch.zeros(4, device=self.args.device)  # cross-entropy, divergence, hidden, rows since a log
-        self._chunk_size = args.loss_chunk_size or (128 if self.args.device.type == "cpu" else 1024)
+        self._chunk_size = args.loss_chunk_size or (256 if self.args.device.type == "cpu" else 1024)
         self._loss: DistillationLoss | None = None  # of the forward pass that is under way
         self._asked: tuple[Targets, torch.Tensor] | None = None
         self._plain_head: tuple[Any, Any] = None, None  # an output layer, and what the loss may take the place of
