@@ -8,8 +8,9 @@ OUTPUT ?= demo
 demo: .venv/installed
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
 
+# Two processes of one thread each: the tests' models are too small for more.
 test: quality
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: .venv/installed
 	$(BIN)/ruff check .
