@@ -53,6 +53,7 @@ class Weight:
         exists_if (`str`, *optional*): attribute of the configuration that must be true for the weight to exist.
         shared_if (`str`, *optional*): attribute of the configuration under which the weight is another one's tensor.
         former_name (`str`, *optional*): what checkpoints call it, where that differs from the state dict.
+        norm (`str`, *optional*): the norm whose output it multiplies.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Weight:
     exists_if: str | None = None
     shared_if: str | None = None
     former_name: str | None = None
+    norm: str | None = None
 
     @property
     def in_layer(self) -> bool:
@@ -80,6 +82,8 @@ class Architecture:
     weights: tuple[Weight, ...]
     layers: str
     """Name of the list of layers in the model."""
+    parallel_if: str | None = None
+    """Attribute of the configuration under which attention and MLP read the same stream; else the MLP comes after."""
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:

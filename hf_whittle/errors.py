@@ -47,3 +47,7 @@ class NonFiniteLossError(WhittleError, ArithmeticError):
 
 class StoreError(WhittleError, ValueError):
     """Stored predictions of a teacher that are missing, damaged, or made for something else."""
+
+
+class HealingError(WhittleError, ArithmeticError):
+    """A teacher or a student that computes what is not a number while the student is healed."""

@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .architecture import Dimension, Weight, architecture_module, check_model_type, get_architecture, head_dim
+from .architecture import architecture_module, check_model_type
 from .checkpoint import Checkpoint
 from .cost import padded_shape
-from .errors import ArchitectureError, CheckpointError, OutputError, SubnetError
-from .files import atomic_folder
-from .models.elastic import take
-from .models.supernet import axis_rows
-from .subnet import Shape, SubnetConfig
+from .errors import ArchitectureError, DataError, OutputError, SubnetError
+from .files import atomic_folder, write_json
+from .fitness import as_input_ids
+from .healing.config import HEALING_FILE, HealingConfig, HealingReport
+from .healing.healer import heal_weights
+from .slicing import Renamed, fill, kept_weights, slice_weights, stored_as, stored_name, weight_shape
+from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 Format = Literal["auto", "stock", "whittle", "padded"]
+_Healing = tuple[HealingConfig, Any] | None  # how, and the blocks
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 FORMATS = ("auto", "stock", "whittle", "padded")
 
@@ -58,6 +61,8 @@ def extract_subnet(
     *,
     format: Format = "auto",
     dtype: torch.dtype | str | None = None,
+    heal: HealingConfig | bool = False,
+    calibration_dataset: "Dataset | torch.Tensor | None" = None,
     max_shard_size: int | str = "5GB",
     progress: bool = True,
     **hub: Any,
@@ -65,7 +70,8 @@ def extract_subnet(
     """Cut a student out of a super-network, or out of another student.
 
     From a checkpoint, only what the subnet keeps is read, one tensor at a time, and only files that hold some of it
-    are downloaded. From memory or from disk, the student is the same bit for bit.
+    are downloaded. From memory or from disk, the student is the same bit for bit. Healed, it starts from weights that
+    put back what slicing took away, if they are better on held-out text; `student.healing` and `healing.json` say.
 
     Args:
         model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock GPT-NeoX or a student, for causal language
@@ -79,6 +85,9 @@ def extract_subnet(
             ones zero: the logits are the same, also after training, at the cost of the larger size.
         dtype (`torch.dtype` or `str`, *optional*): of all the student's weights; by default `model.dtype`, or what the
             checkpoint's configuration states.
+        heal (`HealingConfig` or `bool`, *optional*, defaults to `False`): whether and how to heal the student.
+        calibration_dataset (`datasets.Dataset` or `torch.Tensor`, *optional*): token ids to heal it on, `(blocks,
+            block_size)`: training text, some of which is held out.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file in `output_dir`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar while a checkpoint is read.
         hub: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` of a checkpoint, as in
@@ -94,6 +103,8 @@ def extract_subnet(
         TypeError, ValueError: if an argument is not known, or `max_shard_size` is no size.
         CheckpointError: if a checkpoint cannot be found, is damaged, or contradicts its configuration.
         OutputError: if `output_dir` is not empty or cannot be written.
+        DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer.
+        HealingError: if the model computes what is not a number on it.
     """
     if format not in FORMATS:
         raise SubnetError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -103,22 +114,26 @@ def extract_subnet(
             "SubnetConfig.from_pretrained"
         )
     dtype = _as_dtype(dtype)
+    settings = HealingConfig() if heal is True else heal or None
+    if settings is not None and calibration_dataset is None:
+        raise DataError("healing needs text: give blocks of tokens as calibration_dataset")
+    healing = None if settings is None else (settings, calibration_dataset)
     if not isinstance(model, str | Path):
         if hub:
             raise TypeError(f"{', '.join(hub)} can only be given with a checkpoint, got a {type(model).__name__}")
         if output_dir is None:
-            return _cut_from_memory(model, subnet, format, dtype)
+            return _cut_from_memory(model, subnet, format, dtype, healing, progress)
         with _new_folder(output_dir, max_shard_size) as folder:
-            _save(_cut_from_memory(model, subnet, format, dtype), subnet, folder, max_shard_size)
+            _save(_cut_from_memory(model, subnet, format, dtype, healing, progress), subnet, folder, max_shard_size)
         return Path(output_dir)
     unknown = [name for name in hub if name not in _HUB]
     if unknown:
         raise TypeError(f"unknown arguments {', '.join(unknown)}; a checkpoint takes {', '.join(_HUB)}")
     checkpoint = Checkpoint(model, **hub)
     if output_dir is None:
-        return _cut_from_disk(checkpoint, subnet, format, dtype, progress)
+        return _cut_from_disk(checkpoint, subnet, format, dtype, healing, progress)
     with _new_folder(output_dir, max_shard_size) as folder:
-        _save(_cut_from_disk(checkpoint, subnet, format, dtype, progress), subnet, folder, max_shard_size)
+        _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), subnet, folder, max_shard_size)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
     return Path(output_dir)
@@ -152,6 +167,9 @@ def _save(student: "PreTrainedModel", subnet: SubnetConfig, folder: Path, max_sh
     with _without_bars():
         student.save_pretrained(folder, max_shard_size=max_shard_size)
     subnet.save_pretrained(folder)
+    healing: Any = getattr(student, "healing", None)
+    if healing is not None:
+        write_json(folder / HEALING_FILE, healing.to_dict())
 
 
 @contextlib.contextmanager
@@ -167,31 +185,54 @@ def _without_bars() -> Iterator[None]:
 
 
 def _cut_from_memory(
-    model: "PreTrainedModel", subnet: SubnetConfig, format: Format, dtype: torch.dtype | None
+    model: "PreTrainedModel",
+    subnet: SubnetConfig,
+    format: Format,
+    dtype: torch.dtype | None,
+    healing: _Healing,
+    progress: bool,
 ) -> "PreTrainedModel":
     source = getattr(model, "full_config", model.config)
     check_model_type(source.model_type)
     weights = model.state_dict()
-    everything = _kept_weights(source, SubnetConfig.full(source))
-    lacking = [weight.name for weight, layer, _ in everything if not _stored_as(weights, weight, layer)]
+    everything = kept_weights(source, SubnetConfig.full(source))
+    lacking = [weight.name for weight, layer, _ in everything if not stored_as(weights, weight, layer)]
     if lacking:
         raise ArchitectureError(
             f"a {type(model).__name__} has no {lacking[0]}; give a model for causal language modeling, unwrapped"
         )
     generation_config = model.generation_config if model.can_generate() else None
-    student = _cut(weights, source, subnet, format, dtype or model.dtype, generation_config, progress=False)
+    student = _cut(
+        weights,
+        source,
+        subnet,
+        format,
+        dtype or model.dtype,
+        generation_config,
+        healing,
+        model.device,
+        progress and healing is not None,
+    )
     student.set_attn_implementation(source._attn_implementation)
     return student.to(model.device)
 
 
 def _cut_from_disk(
-    checkpoint: Checkpoint, subnet: SubnetConfig, format: Format, dtype: torch.dtype | None, progress: bool
+    checkpoint: Checkpoint,
+    subnet: SubnetConfig,
+    format: Format,
+    dtype: torch.dtype | None,
+    healing: _Healing,
+    progress: bool,
 ) -> "PreTrainedModel":
     config = checkpoint.config
     subnet.validate(config)
     architecture_module(config, "student").student_config(config, subnet, format)  # before anything is downloaded
-    checkpoint.fetch([_stored_name(checkpoint, weight, layer) for weight, layer, _ in _kept_weights(config, subnet)])
-    return _cut(checkpoint, config, subnet, format, dtype or checkpoint.dtype, checkpoint.generation_config, progress)
+    needed = kept_weights(config, subnet if healing is None else SubnetConfig.full(config))
+    checkpoint.fetch([stored_name(checkpoint, weight, layer) for weight, layer, _ in needed])
+    dtype, generation_config = dtype or checkpoint.dtype, checkpoint.generation_config
+    device = torch.device("cuda" if torch.cuda.is_available() and healing is not None else "cpu")
+    return _cut(checkpoint, config, subnet, format, dtype, generation_config, healing, device, progress).cpu()
 
 
 def _cut(
@@ -201,96 +242,54 @@ def _cut(
     format: Format,
     dtype: torch.dtype,
     generation_config: "GenerationConfig | None",
+    healing: _Healing,
+    device: torch.device,
     progress: bool,
 ) -> Any:
     subnet.validate(source)
     architecture = architecture_module(source, "student")
     config = architecture.student_config(source, subnet, format)
-    state_dict = slice_weights(weights, source, subnet, padded=format == "padded", dtype=dtype, progress=progress)
+    report = None
+    if healing is None:
+        state_dict = slice_weights(weights, source, subnet, padded=format == "padded", dtype=dtype, progress=progress)
+    else:
+        state_dict, report = _healed(weights, source, subnet, format, dtype, *healing, device, progress)
     with _without_bars():
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
-    student.subnet = subnet
+    student.subnet, student.healing = subnet, report
     if generation_config is not None:
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return student
 
 
-def slice_weights(
+def _healed(
     weights: Mapping[str, torch.Tensor],
     config: "PreTrainedConfig",
     subnet: SubnetConfig,
-    *,
-    padded: bool = False,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
-) -> dict[str, torch.Tensor]:
-    """The student's state dict: copies of what the subnet keeps, layers numbered anew.
-
-    Args:
-        weights (`Mapping[str, torch.Tensor]`): of the model, under the names of the table or those in old files.
-        config (`PreTrainedConfig`): the model's.
-        subnet (`SubnetConfig`): what to keep.
-        padded (`bool`, *optional*, defaults to `False`): whether to pad heads and neurons to `padded_shape`.
-        dtype (`torch.dtype`, *optional*): of the copies; that of each weight by default.
-        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
-    """
-    full = Shape.from_config(config)
-    target = padded_shape(config, subnet) if padded else subnet.shape
-    sliced = {}
-    for weight, layer, position in tqdm(_kept_weights(config, subnet), "extract", unit="tensor", disable=not progress):
-        name = _stored_name(weights, weight, layer)
-        tensor = weights[name].detach()
-        expected = _weight_shape(weight, config, full, layer)
-        if tensor.shape != expected:
-            raise CheckpointError(
-                f"{name} has the shape {tuple(tensor.shape)}, the configuration says {expected}; the checkpoint "
-                "contradicts its configuration"
-            )
-        for dim, axis in enumerate(weight.axes):
-            tensor = take(tensor, dim, axis_rows(axis, subnet, position, head_dim(config), tensor.device))
-        shape = _weight_shape(weight, config, target, position)
-        copy = (torch.zeros if padded else torch.empty)(shape, dtype=dtype or tensor.dtype, device=tensor.device)
-        copy[tuple(slice(size) for size in tensor.shape)] = tensor
-        sliced[weight.name.format(layer=position)] = copy
-    return sliced
-
-
-def _kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple[Weight, int, int]]:
-    """The weights a student has: each with its layer in the model and its layer in the student, 0 outside layers."""
-    kept: list[tuple[Weight, int, int]] = []
-    for weight in get_architecture(config).weights:
-        if weight.exists(config) and not weight.is_shared(config):
-            layers = enumerate(subnet.layers) if weight.in_layer else [(0, 0)]
-            kept.extend((weight, layer, position) for position, layer in layers)
-    return kept
-
-
-def _stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
-    """The name of a weight in a checkpoint, if it is there."""
-    names = [name.format(layer=layer) for name in (weight.name, weight.former_name) if name is not None]
-    return next((name for name in names if name in weights), None)
-
-
-def _stored_name(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str:
-    name = _stored_as(weights, weight, layer)
-    if name is None:
-        wanted = " or ".join(n.format(layer=layer) for n in (weight.name, weight.former_name) if n is not None)
-        raise CheckpointError(
-            f"the checkpoint lacks the tensor {wanted}; download it again. If it is of a model without a head for "
-            "causal language modeling, load it with AutoModelForCausalLM and save that"
-        )
-    return name
-
-
-def _weight_shape(weight: Weight, config: "PreTrainedConfig", shape: Shape, layer: int) -> tuple[int, ...]:
-    """The shape of a weight in a model of these sizes."""
-    sizes = {
-        Dimension.VOCABULARY: config.vocab_size,
-        Dimension.CHANNELS: shape.hidden_size,
-        Dimension.HEADS: shape.num_attention_heads[layer],
-        Dimension.NEURONS: shape.intermediate_size[layer],
-    }
-    return tuple(sizes[axis.dimension] * axis.block_size(head_dim(config)) for axis in weight.axes)
+    format: Format,
+    dtype: torch.dtype,
+    settings: HealingConfig,
+    blocks: "Dataset | torch.Tensor",
+    device: torch.device,
+    progress: bool,
+) -> tuple[dict[str, torch.Tensor], HealingReport]:
+    state_dict, report = heal_weights(
+        Renamed(weights, config),
+        config,
+        subnet,
+        slice_weights(weights, config, subnet, dtype=dtype),
+        as_input_ids(blocks, config.vocab_size),
+        settings,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    target = padded_shape(config, subnet) if format == "padded" else subnet.shape
+    return {
+        name: fill(state_dict[name], weight_shape(weight, config, target, position), dtype)
+        for weight, _, position in kept_weights(config, subnet)
+        for name in (weight.name.format(layer=position),)
+    }, report

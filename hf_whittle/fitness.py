@@ -5,13 +5,14 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .architecture import has_architecture
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
 from .subnet import SubnetConfig
@@ -52,9 +53,67 @@ class Fitness(ABC):
         """What must be the same for two searches to give the same values."""
 
     @property
+    def preparation(self) -> dict[str, int]:
+        """Tokens and FLOPs of what was done once, before the first evaluation."""
+        return {"tokens": 0, "flops": 0}
+
+    @property
     def is_sharded(self) -> bool:
         """Whether all processes must evaluate a candidate together, since each holds a part of the model."""
         return False
+
+
+class StagedFitness(Fitness):
+    """A fitness for each share of the tokens: cheap ones weed candidates out, a dear one decides.
+
+    A search that evaluates on shares of the tokens, as multi-fidelity evolution does, compares candidates within a
+    share only; here each of its shares is another fitness, on all of that one's tokens. Any other search takes the
+    last.
+
+    Args:
+        stages (`Mapping[float, Fitness]`): the fitness that stands for each share, ascending to 1.
+
+    Raises:
+        ValueError: if the shares do not ascend from above 0 to 1.
+    """
+
+    name = "staged"
+
+    def __init__(self, stages: Mapping[float, Fitness]):
+        self.stages = dict(stages)
+        shares = list(self.stages)
+        if not shares or shares != sorted(shares) or shares[0] <= 0 or shares[-1] != 1:
+            raise ValueError(f"the shares of stages must ascend from above 0 to 1, got {shares}")
+
+    def _stage(self, share: float) -> Fitness:
+        if share not in self.stages:
+            raise ValueError(
+                f"the search evaluates on a share of {share} of the tokens, the stages are for {list(self.stages)}; "
+                "give them the same shares"
+            )
+        return self.stages[share]
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        return self._stage(share)(subnet)
+
+    def tokens(self, share: float = 1.0) -> int:
+        return self._stage(share).tokens()
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return self._stage(share).flops(subnet)
+
+    @property
+    def preparation(self) -> dict[str, int]:
+        each = [stage.preparation for stage in self.stages.values()]
+        return {name: sum(cost[name] for cost in each) for name in ("tokens", "flops")}
+
+    @property
+    def is_sharded(self) -> bool:
+        return any(stage.is_sharded for stage in self.stages.values())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "stages": {str(share): stage.settings for share, stage in self.stages.items()}}
 
 
 class TokenFitness(Fitness):
@@ -146,6 +205,7 @@ class KLDivergence(TokenFitness):
                 f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
             )
         self._teacher = model_fingerprint(teacher)
+        self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
         with evaluating(teacher):
             self._targets = torch.cat([_in_half(_logits(teacher, b)) for b in self.input_ids.split(batch_size)])
 
@@ -162,8 +222,20 @@ class KLDivergence(TokenFitness):
         return total / (len(rows) * self.input_ids.shape[1])
 
     @property
+    def preparation(self) -> dict[str, int]:
+        return {"tokens": self.tokens(), "flops": self.tokens() * self._teacher_flops}
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "teacher": self._teacher}
+
+
+def forward_flops_per_token(model: "PreTrainedModel", sequence_length: int) -> int:
+    """FLOPs of a forward pass; of a model without a table, two for each parameter."""
+    config = getattr(model, "full_config", model.config)
+    if has_architecture(config):
+        return flops_per_token(config, sequence_length=sequence_length)
+    return 2 * model.num_parameters(exclude_embeddings=True)
 
 
 def _in_half(logits: torch.Tensor) -> torch.Tensor:

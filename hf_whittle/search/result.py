@@ -84,13 +84,16 @@ class SearchResult:
 
     @property
     def tokens(self) -> int:
-        """Tokens that all evaluations together read."""
-        return sum(evaluation.tokens for evaluation in self.evaluations)
+        """Tokens that all evaluations together read, with what was read to prepare the fitness."""
+        return self._preparation("tokens") + sum(evaluation.tokens for evaluation in self.evaluations)
 
     @property
     def flops(self) -> int:
-        """FLOPs that all evaluations together cost."""
-        return sum(evaluation.flops for evaluation in self.evaluations)
+        """FLOPs that all evaluations together cost, with what it cost to prepare the fitness."""
+        return self._preparation("flops") + sum(evaluation.flops for evaluation in self.evaluations)
+
+    def _preparation(self, name: str) -> int:
+        return self.settings.get("preparation", {}).get(name, 0)
 
     @property
     def candidates(self) -> "Dataset":

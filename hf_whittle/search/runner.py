@@ -88,6 +88,7 @@ def search_subnets(
         "bins": [each.to_dict() for each in bins],
         "algorithm": {"name": config.name, **vars(config)},
         "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
+        "preparation": getattr(fitness, "preparation", {"tokens": 0, "flops": 0}),
     }
     settings = json.loads(json.dumps(settings))  # as they are read back
     workers = Workers(fitness)

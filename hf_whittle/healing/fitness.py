@@ -1,0 +1,254 @@
+"""A fitness that heals: perplexity of a subnet's student after what slicing took away is put back."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from ..architecture import Weight, get_architecture, head_dim
+from ..cost import flops_per_token
+from ..errors import HealingError, WhittleError
+from ..fitness import TokenFitness, as_input_ids, cross_entropy, evaluating, fingerprint, is_sharded, perplexity
+from ..models.supernet import axis_rows
+from ..slicing import slice_weights, student_model
+from ..subnet import Shape, SubnetConfig
+from .parts import output_matrix, projections
+from .regression import Moments
+from .student_weights import StudentWeights
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ..models.supernet import SuperNetModel
+
+
+class HealedPerplexity(TokenFitness):
+    """Perplexity of a subnet's student, healed by what the super-network computed on calibration text.
+
+    Second moments of all that the full super-network computes are gathered once; healing a candidate takes sub-blocks
+    of them and solves. Unlike `extract_subnet(heal=...)`, it takes the super-network's stream in the student's basis
+    for the student's own, so that layers do not depend on each other.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+        blocks (`datasets.Dataset` or `torch.Tensor`): held-out token ids, `(blocks, block_size)`.
+        calibration_blocks (`datasets.Dataset` or `torch.Tensor`): token ids to gather moments on: training text.
+        batch_size (`int`, *optional*, defaults to 16): blocks at a time.
+        ridge (`float`, *optional*, defaults to 0.01): strength of the regressions, relative to the square of each
+            feature.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
+
+    Raises:
+        WhittleError: if the super-network is sharded.
+        HealingError: if it computes what is not a number.
+    """
+
+    name = "healed-perplexity"
+
+    def __init__(
+        self,
+        supernet: "SuperNetModel",
+        blocks: "Dataset | torch.Tensor",
+        calibration_blocks: "Dataset | torch.Tensor",
+        batch_size: int = 16,
+        *,
+        ridge: float = 1e-2,
+        progress: bool = False,
+    ):
+        if is_sharded(supernet):
+            raise WhittleError(f"{self.name} needs the whole model in each process; use perplexity for a sharded one")
+        super().__init__(supernet, blocks, batch_size)
+        self.ridge = ridge
+        self._calibration_ids = as_input_ids(calibration_blocks, supernet.config.vocab_size)
+        self._moments = SupernetMoments(supernet, self._calibration_ids, batch_size, progress)
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        input_ids = self.input_ids[self.rows(share)]
+        return perplexity(cross_entropy(self.student(subnet), input_ids, self.batch_size))
+
+    def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
+        """The healed student of a subnet, in single precision."""
+        subnet.validate(self.supernet.full_config)
+        return self._moments.heal(self.supernet, subnet, self.ridge)
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return super().flops(subnet, share) + self.healing_flops(subnet)
+
+    def healing_flops(self, subnet: SubnetConfig) -> int:
+        """FLOPs of the regressions for one subnet, those of their Cholesky factors and products."""
+        shape, size = subnet.shape, self.supernet.full_config.hidden_size
+        width, total = head_dim(self.supernet.full_config), 0
+        for heads, neurons in zip(shape.num_attention_heads, shape.intermediate_size, strict=True):
+            features = heads * width + neurons + 1
+            total += features**3 // 3 + 4 * features**2 * shape.hidden_size
+            total += 2 * features * size * shape.hidden_size
+        readers = 2 * shape.num_hidden_layers + 1
+        return total + readers * (shape.hidden_size**3 // 3 + 6 * size**2 * shape.hidden_size)
+
+    @property
+    def preparation(self) -> dict[str, int]:
+        tokens, length = self._calibration_ids.numel(), self._calibration_ids.shape[1]
+        config = self.supernet.full_config
+        return {
+            "tokens": tokens,
+            "flops": tokens * (flops_per_token(config, sequence_length=length) + self._moments.flops_per_token),
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "ridge": self.ridge, "calibration_data": fingerprint(self._calibration_ids)}
+
+
+class SupernetMoments:
+    """Second moments of what a super-network computes: of normalised streams, and of what its layers write.
+
+    Memory is that of a square matrix of all heads' channels and neurons for each layer, and of one of these by the
+    channels for each pair of layers; it does not depend on the number of tokens.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+        input_ids (`torch.Tensor`): `(blocks, block_size)`.
+        batch_size (`int`): blocks at a time.
+        progress (`bool`): whether to show a progress bar.
+    """
+
+    def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
+        self._config = supernet.full_config
+        groups = projections(self._config)
+        self._readers = tuple(weight for group in groups for weight in group.readers)
+        self._writers = tuple(weight for group in groups for weight in group.writers)
+        self._head = output_matrix(self._config)
+        self._normal: dict[tuple[str | None, int], Any] = defaultdict(float)  # of n and 1, by norm and layer
+        self._features: dict[int, Any] = defaultdict(float)
+        self._written: dict[tuple[int, int], Any] = defaultdict(float)  # by a later layer, with a layer's features
+        with evaluating(supernet), torch.no_grad():
+            for batch in tqdm(input_ids.split(batch_size), "moments", unit="batch", disable=not progress):
+                self._add(supernet, batch.to(supernet.device))
+
+    @property
+    def _layers(self) -> range:
+        return range(self._config.num_hidden_layers)
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of gathering."""
+        shape, width = Shape.from_config(self._config), head_dim(self._config)
+        total = 0
+        for layer, (heads, neurons) in enumerate(zip(shape.num_attention_heads, shape.intermediate_size, strict=True)):
+            features = heads * width + neurons + 1
+            total += 2 * features**2 + 2 * features * shape.hidden_size * (len(self._layers) - layer)
+        return total + 2 * shape.hidden_size**2 * (len({w.norm for w in self._readers}) * len(self._layers) + 1)
+
+    def _norms(self) -> Iterable[tuple[str | None, int]]:
+        """The norms that are read through, with their layer; those outside of layers count to the last."""
+        yield from dict.fromkeys((weight.norm, layer) for weight in self._readers for layer in self._layers)
+        if self._head is not None:
+            yield self._head.norm, self._layers[-1]
+
+    def _add(self, supernet: "SuperNetModel", batch: torch.Tensor) -> None:
+        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def watch(name: str) -> Any:
+            def keep(module: Any, arguments: Any, output: Any) -> None:
+                seen[name] = arguments[0].float(), (output[0] if isinstance(output, tuple) else output).float()
+
+            return keep
+
+        layers = get_architecture(self._config).layers
+        names = [str(norm).format(layer=layer) for norm, layer in self._norms()]
+        names += [_module(weight, layer) for weight in self._writers for layer in self._layers]
+        names += [f"{layers}.{layer}" for layer in self._layers]
+        with ExitStack() as hooks:
+            for name in names:
+                hooks.callback(supernet.get_submodule(name).register_forward_hook(watch(name)).remove)
+            supernet.base_model(input_ids=batch, use_cache=False)
+        for norm, layer in self._norms():
+            stream = seen[str(norm).format(layer=layer)][0]
+            normal = _with_one(F.layer_norm(stream, stream.shape[-1:]))
+            self._normal[norm, layer] += normal.T @ normal
+        written = []
+        for layer in self._layers:
+            before, after = seen[f"{layers}.{layer}"]
+            if not torch.isfinite(after).all():
+                raise HealingError(
+                    f"the super-network computes values that are not finite in layer {layer}; use a checkpoint whose "
+                    "weights are whole"
+                )
+            written.append((after - before).flatten(0, -2))
+        for layer in self._layers:
+            inputs = [seen[_module(weight, layer)][0] for weight in self._writers]
+            features = _with_one(torch.cat(inputs, -1))
+            self._features[layer] += features.T @ features
+            for later in self._layers[layer:]:
+                self._written[layer, later] += written[later].T @ features
+
+    @torch.no_grad()
+    def heal(self, supernet: "SuperNetModel", subnet: SubnetConfig, ridge: float) -> Any:
+        """The healed student of a subnet, in single precision."""
+        config, weights = self._config, supernet.state_dict()
+        sliced = slice_weights(weights, config, subnet, dtype=torch.float32)
+        student = StudentWeights(weights, config, subnet, sliced, (ridge,), supernet.device)
+        if student.can_change_basis:
+            student.change_basis(self._gram_of(subnet))
+        for position, layer in enumerate(subnet.layers):
+            for weight in self._readers:
+                student.heal_reader(weight, position, self._of_reader(student, weight, position, layer))
+            after = subnet.layers[position + 1] if position + 1 < len(subnet.layers) else len(self._layers)
+            moments = self._of_writers(student, subnet, position, layer, after)
+            student.heal_writers(self._writers, position, moments)
+        if self._head is not None:
+            last = len(subnet.layers) - 1
+            student.heal_reader(self._head, last, self._of_reader(student, self._head, last, self._layers[-1]))
+        return student_model(config, subnet, student.tensors, torch.float32)
+
+    def _gram_of(self, subnet: SubnetConfig) -> torch.Tensor:
+        """Products of channels of the normalised stream where the student reads it."""
+        assert self._head is not None
+        read = [(self._readers[0].norm, layer) for layer in subnet.layers] + [(self._head.norm, self._layers[-1])]
+        return sum((self._normal[key][:-1, :-1] for key in read), torch.zeros((), device=self._normal[read[0]].device))
+
+    def _of_reader(self, student: StudentWeights, weight: Weight, position: int, layer: int) -> Moments:
+        """Moments of the student's normalised stream, had it the teacher's in its basis, and the teacher's."""
+        normal, down = self._normal[weight.norm, layer].double(), student.basis.down.double()
+        scale, shift = (
+            student.tensors[f"{weight.norm}.{part}".format(layer=position)].double() for part in ("weight", "bias")
+        )
+        of_teacher = [student.of_teacher(f"{weight.norm}.{part}", layer).double() for part in ("weight", "bias")]
+        centred = down - down.mean(0)
+        variance = ((centred @ normal[:-1, :-1]) * centred).sum() / len(down) / normal[-1, -1]
+        features = F.pad(torch.cat([scale[:, None] * centred / variance.sqrt(), shift[:, None]], 1), (0, 0, 0, 1))
+        features[-1, -1] = 1
+        targets = torch.cat([of_teacher[0].diag(), of_teacher[1][:, None]], 1)
+        return Moments.known(features @ normal @ features.T, targets @ normal @ features.T, constant=True)
+
+    def _of_writers(
+        self, student: StudentWeights, subnet: SubnetConfig, position: int, layer: int, after: int
+    ) -> Moments:
+        """Moments of the kept inputs of a layer's writers, and of all that is written until the next kept layer."""
+        kept, first = [], 0
+        for weight in self._writers:
+            rows = axis_rows(weight.axes[1], subnet, position, head_dim(self._config))
+            kept.append(first + (torch.arange(rows) if isinstance(rows, int) else rows))
+            first += student.of_teacher(weight.name, layer).shape[1]
+        has_bias = bool(student.biases(self._writers, position))
+        chosen = torch.cat([*kept, *([torch.tensor([first])] if has_bias else [])]).to(student.embedding.device)
+        gram = self._features[layer][chosen][:, chosen]
+        written = sum(
+            (self._written[layer, later][:, chosen] for later in range(layer, after)),
+            torch.zeros((), device=gram.device),
+        )
+        return Moments.known(gram, student.basis.down.double() @ written.double(), has_bias)
+
+
+def _module(weight: Weight, layer: int) -> str:
+    return weight.name.format(layer=layer).removesuffix(".weight")
+
+
+def _with_one(states: torch.Tensor) -> torch.Tensor:
+    """`(B, T, features)` as `(tokens, features + 1)`; the last feature is 1."""
+    return F.pad(states.flatten(0, -2), (0, 1), value=1.0)

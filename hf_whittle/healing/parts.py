@@ -1,0 +1,89 @@
+"""The parts of a model that healing changes: the basis of its stream, and the matrices that read and write it."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..architecture import Dimension, Weight, get_architecture
+from ..subnet import SubnetConfig, indices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How the student's stream stands to the teacher's.
+
+    Args:
+        down (`torch.Tensor`): `(d, D)`; the student's stream is `down` times the teacher's.
+        up (`torch.Tensor`, *optional*): `(D, d)`, from the student's normalised stream to the teacher's; `None` where
+            the student keeps channels, and its norms.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor | None = None
+
+    @classmethod
+    def channels(cls, subnet: SubnetConfig, size: int, device: torch.device) -> "Basis":
+        """The kept ones of `size` channels."""
+        return cls(torch.eye(size, device=device)[list(indices(subnet.hidden_size))])
+
+    @classmethod
+    def principal(cls, gram: torch.Tensor, size: int) -> "Basis":
+        """The first `size - 1` principal components, in an orthonormal basis of the vectors of `size` and mean 0.
+
+        Args:
+            gram (`torch.Tensor`): `(D, D)`, products of channels of the teacher's normalised stream.
+            size (`int`): channels of the student.
+        """
+        from scipy.linalg import helmert
+
+        values, vectors = torch.linalg.eigh(gram.double())
+        components, energies = vectors.flip(1)[:, : size - 1], values.flip(0)
+        share = energies[: size - 1].sum() / energies.sum()
+        centred = torch.from_numpy(helmert(size)).to(components)  # orthonormal rows, each of sum 0
+        up = components @ centred
+        return cls(up.T.float(), (up * math.sqrt(len(gram) * share / size)).float())
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The matrices of a layer that read a stream, and those that write back to it, by their names in layer 0."""
+
+    readers: tuple[Weight, ...]
+    writers: tuple[Weight, ...]
+
+
+def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
+    """The projections of a layer: all together where attention and MLP read the same stream, else in turn."""
+    table = get_architecture(config)
+    of_dimension = []
+    for dimension in (Dimension.HEADS, Dimension.NEURONS):
+        matrices = [
+            (tuple(axis.dimension for axis in weight.axes), weight)
+            for weight in table.weights
+            if weight.in_layer and weight.is_matmul
+        ]
+        readers = tuple(weight for axes, weight in matrices if axes == (dimension, Dimension.CHANNELS))
+        writers = tuple(weight for axes, weight in matrices if axes == (Dimension.CHANNELS, dimension))
+        of_dimension.append(Projections(readers, writers))
+    if table.parallel_if is not None and getattr(config, table.parallel_if):
+        attention, mlp = of_dimension
+        return (Projections(attention.readers + mlp.readers, attention.writers + mlp.writers),)
+    return tuple(of_dimension)
+
+
+def module_of(weight: Weight) -> str:
+    """The module a matrix belongs to, in layer 0."""
+    return weight.name.format(layer=0).removesuffix(".weight")
+
+
+def output_matrix(config: "PreTrainedConfig") -> Weight | None:
+    """The output matrix, where it is a tensor of its own."""
+    for weight in get_architecture(config).weights:
+        if weight.is_matmul and not weight.in_layer and not weight.is_shared(config):
+            return weight
+    return None
