@@ -8,11 +8,14 @@ from .registration import register
 if TYPE_CHECKING:
     from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .distillation.config import DistillationConfig
+    from .distillation.probe import Probe, ProbeConfig
     from .distillation.rerank import rerank
     from .distillation.store import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction import extract_subnet
-    from .fitness import KLDivergence, Perplexity
+    from .fitness import KLDivergence, Perplexity, StagedFitness
+    from .healing.config import HealingConfig
+    from .healing.fitness import HealedPerplexity
     from .hub.card import SubnetModelCardData
     from .importance import ImportanceScores, score_importance
     from .latency import LatencyModel, measure_latency
@@ -44,6 +47,8 @@ _MODULES = {
     "EvolutionConfig": "search.evolution",
     "FlopsBin": "cost",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
+    "HealedPerplexity": "healing.fitness",
+    "HealingConfig": "healing.config",
     "ImportanceScores": "importance",
     "KLDivergence": "fitness",
     "KVCacheBin": "cost",
@@ -55,10 +60,13 @@ _MODULES = {
     "NSGA2Config": "search.nsga2",
     "ParameterBin": "cost",
     "Perplexity": "fitness",
+    "Probe": "distillation.probe",
+    "ProbeConfig": "distillation.probe",
     "RandomSearchConfig": "search.random",
     "RegularizedEvolutionConfig": "search.regularized",
     "SearchResult": "search.result",
     "SearchSpace": "search_space",
+    "StagedFitness": "fitness",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
     "SubnetSearchCallback": "training.subnet_search",
@@ -84,6 +92,8 @@ __all__ = [
     "EvolutionConfig",
     "FlopsBin",
     "GPTNeoXSuperNetForCausalLM",
+    "HealedPerplexity",
+    "HealingConfig",
     "ImportanceScores",
     "KLDivergence",
     "KVCacheBin",
@@ -95,10 +105,13 @@ __all__ = [
     "NSGA2Config",
     "ParameterBin",
     "Perplexity",
+    "Probe",
+    "ProbeConfig",
     "RandomSearchConfig",
     "RegularizedEvolutionConfig",
     "SearchResult",
     "SearchSpace",
+    "StagedFitness",
     "SubnetConfig",
     "SubnetModelCardData",
     "SubnetSearchCallback",

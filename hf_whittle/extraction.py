@@ -148,11 +148,15 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return known
 
 
-def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib.AbstractContextManager[Path]:
-    """A folder that appears whole or not at all, where there is nothing yet."""
-    size = max_shard_size
+def check_shard_size(size: int | str) -> None:
+    """Raise `ValueError` unless `size` is a size of files."""
     if not (re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", size, re.I) if isinstance(size, str) else size > 0):
         raise ValueError(f"max_shard_size must be a number of bytes above 0, or like '5GB', got {size!r}")
+
+
+def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib.AbstractContextManager[Path]:
+    """A folder that appears whole or not at all, where there is nothing yet."""
+    check_shard_size(max_shard_size)
     folder = Path(os.path.realpath(output_dir))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(

@@ -104,7 +104,9 @@ class StagedFitness(Fitness):
 
     @property
     def preparation(self) -> dict[str, int]:
-        each = [stage.preparation for stage in self.stages.values()]
+        """What a stage has from another is counted once."""
+        shared = [getattr(stage, "healing", None) for stage in self.stages.values()]
+        each = [stage.preparation for stage in self.stages.values() if all(stage is not other for other in shared)]
         return {name: sum(cost[name] for cost in each) for name in ("tokens", "flops")}
 
     @property

@@ -25,7 +25,8 @@ _LINES = ("#2f6fde", "#6b7280", "#e07b39")
 def plot_search(result: SearchResult, path: str | Path) -> None:
     """Draw the fitness of every answer in the order of evaluation, and the best so far, into a PNG file.
 
-    Evaluations on a share of the tokens are drawn small and pale; those outside of the bin are left out.
+    Evaluations on a share of the tokens, or by what stands for it in a staged fitness, are drawn small and pale; those
+    outside of the bin are left out.
     """
     figure, axes = _axes()
     numbered = [(i, e) for i, e in enumerate(result.evaluations, 1) if e.bins and math.isfinite(e.fitness)]
@@ -44,7 +45,7 @@ def plot_search(result: SearchResult, path: str | Path) -> None:
     if curve:
         axes.step(*zip(*curve, strict=True), where="post", color="#111827", label="best so far")
     _log_if_positive(axes, [evaluation for _, evaluation in numbered])
-    axes.set(xlabel="subnets evaluated", ylabel=_fitness_label(result))
+    axes.set(xlabel="subnets evaluated", ylabel=", ".join(_fitness_labels(result)))
     _finish(figure, axes, path)
 
 
@@ -66,7 +67,7 @@ def plot_pareto(result: SearchResult, path: str | Path, cost: Literal["parameter
     _log_if_positive(axes, answers)
     axes.xaxis.set_major_formatter(lambda number, _: _in_units(number))
     name = "parameters" if cost == "parameters" else result.settings["bins"][0]["cost"]
-    axes.set(xlabel=name, ylabel=_fitness_label(result))
+    axes.set(xlabel=name, ylabel=_fitness_labels(result)[-1])
     _finish(figure, axes, path)
 
 
@@ -132,8 +133,14 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _fitness_label(result: SearchResult) -> str:
-    return f"{result.settings.get('fitness', {}).get('name', 'fitness')} before training"
+def _fitness_labels(result: SearchResult) -> list[str]:
+    """What was minimised; of a staged fitness, what each share of the tokens stands for, that of the answers last."""
+    fitness = result.settings.get("fitness", {})
+    labels = []
+    for stage in fitness.get("stages", {"1.0": fitness}).values():
+        name, steps = stage.get("name", "fitness"), stage.get("steps", 0)
+        labels.append(f"{name} after {steps} steps" if steps else f"{name} before training")
+    return labels
 
 
 def _log_if_positive(axes: Axes, evaluations: Sequence[Evaluation]) -> None:

@@ -1,5 +1,6 @@
 """Recipes: one YAML file that says what `hf-whittle run` does, checked key by key."""
 
+import collections.abc
 import dataclasses
 import difflib
 import math
@@ -15,14 +16,18 @@ import yaml
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
+from .healing.config import HealingConfig
 from .search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
 
 if typing.TYPE_CHECKING:
     from .distillation.config import DistillationConfig
 
 FITNESSES = (
-    "perplexity", "kl", "magnitude", "importance", "gradient-norm", "snip", "synflow", "jacobian-covariance",
+    "perplexity", "kl", "healed-perplexity", "probe", "staged",
+    "magnitude", "importance", "gradient-norm", "snip", "synflow", "jacobian-covariance",
 )  # fmt: skip
+STAGES = ("perplexity", "healed-perplexity", "probe")
+"""The fitnesses of a staged one, for the shares of its algorithm in their order."""
 TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 0.04,
@@ -56,6 +61,7 @@ class DataSection:
     test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents results are reported on."})
     search_tokens: int = field(default=65536, metadata={"help": "Most tokens a candidate is evaluated on."})
     test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
+    calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
 
@@ -130,10 +136,36 @@ class SearchSection:
         default="perplexity", metadata={"help": "What is minimised; see fitness.py and proxies.py."}
     )
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
+    probe: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Fields of `ProbeConfig`; its loss and learning rate are those of training by default."},
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.probe and self.fitness not in ("probe", "staged"):
+            raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
+        if self.fitness == "staged":
+            self._check_stages()
+
+    def _check_stages(self) -> None:
+        shares = getattr(self.algorithm, "shares", None)
+        if shares is None:
+            fields = {name: dataclasses.fields(config) for name, config in sorted(ALGORITHMS.items())}
+            staged = [name for name, items in fields.items() if "shares" in (item.name for item in items)]
+            raise ValueError(
+                f"fitness: staged needs an algorithm that evaluates on shares of the tokens, {' or '.join(staged)}; "
+                f"{self.algorithm.name} evaluates on all of them"
+            )
+        if len(shares) != len(STAGES):
+            raise ValueError(
+                f"fitness: staged takes {', '.join(STAGES)} for the shares, which must then be {len(STAGES)}, got "
+                f"{shares}"
+            )
+        scored = getattr(self.algorithm, "score_share", 1.0)
+        if scored not in shares:
+            raise ValueError(f"score_share must be one of the shares {shares} with fitness: staged, got {scored}")
 
     @classmethod
     def parse(cls, values: Any, where: str) -> "SearchSection":
@@ -147,7 +179,12 @@ class SearchSection:
         hints = typing.get_type_hints(cls) | {"algorithm": str} | typing.get_type_hints(algorithm)
         known = {item.name: hints[item.name] for item in (*dataclasses.fields(cls), *dataclasses.fields(algorithm))}
         parsed = _parse_values(known, values, where)
+        if "probe" in parsed:
+            parsed["probe"] = _parse_probe(parsed["probe"], f"{where}.probe")
         own = {item.name: parsed.pop(item.name) for item in dataclasses.fields(cls) if item.name in parsed}
+        if own.get("fitness") == "staged" and "score_share" in known and "score_share" not in parsed:
+            shares = parsed.get("shares") or AdditiveSearchConfig().shares
+            parsed["score_share"] = shares[min(1, len(shares) - 1)]  # healed: replacements are too many to probe
         try:
             return cls(**{**own, "algorithm": algorithm(**parsed)})
         except ValueError as error:
@@ -172,8 +209,11 @@ class Recipe:
         training (`dict`): fields of `DistillationConfig`.
         teacher_store (`str`, *optional*): folder that `hf-whittle store-logits` wrote for this recipe; the student
             learns from it instead of the running teacher.
-        baseline (`bool`, *optional*, defaults to `False`): whether to train the same architecture from random
-            initialization on the same tokens too.
+        heal (`bool` or `HealingConfig`, *optional*, defaults to `False`): whether and how to heal the student before
+            it is trained; in YAML, `true` or a mapping.
+        baseline (`bool` or `dict`, *optional*, defaults to `False`): whether to train the same architecture from random
+            initialization on the same tokens too; a mapping has the fields of `DistillationConfig` in which that
+            training differs, such as the learning rate that is best for it.
     """
 
     teacher: str
@@ -185,7 +225,8 @@ class Recipe:
     search: SearchSection = field(default_factory=SearchSection)
     training: dict[str, Any] = field(default_factory=dict)
     teacher_store: str | None = None
-    baseline: bool = False
+    heal: bool | HealingConfig = False
+    baseline: bool | dict[str, Any] = False
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
@@ -218,12 +259,20 @@ class Recipe:
         for name in ("load_best_model_at_end", "save_only_model"):
             if recipe.training.get(name):
                 raise RecipeError(f"training.{name}: a run publishes its last step and goes on exactly; leave it out")
+        if recipe.heal is True:
+            recipe.heal = HealingConfig()
         recipe.training = _parse_values(_training_hints(), recipe.training, "training")
-        try:
-            recipe.training_arguments(recipe.output_dir)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"training: {error}") from error
+        recipe._check_training("training", {})
+        if isinstance(recipe.baseline, dict):
+            recipe.baseline = _parse_values(_training_hints(), recipe.baseline, "baseline")
+            recipe._check_training("baseline", recipe.baseline)
         return recipe
+
+    def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
+        try:
+            self.training_arguments(self.output_dir, **overrides)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{where}: {error}") from error
 
     def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
         """`DistillationConfig` of a training into a folder: the defaults of a run, the recipe's values, overrides."""
@@ -235,11 +284,17 @@ class Recipe:
         return DistillationConfig(**values, output_dir=str(folder))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "search": self.search.to_dict()}
+        values = {**dataclasses.asdict(self), "search": self.search.to_dict()}
+        if isinstance(self.heal, HealingConfig):
+            values["heal"]["ridge"] = list(self.heal.ridge)
+        return values
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+_LISTS = (list, collections.abc.Sequence)
 
 
 def _training_hints() -> dict[str, Any]:
@@ -250,6 +305,18 @@ def _training_hints() -> dict[str, Any]:
     set_by_run = {"output_dir", "disable_tqdm"}
     names = [item.name for item in dataclasses.fields(DistillationConfig) if item.init]
     return {name: hints[name] for name in names if name not in set_by_run}
+
+
+def _parse_probe(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check fields of `ProbeConfig`."""
+    from .distillation.probe import ProbeConfig
+
+    parsed = _parse_values(typing.get_type_hints(ProbeConfig), values, where)
+    try:
+        ProbeConfig(**parsed)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return parsed
 
 
 def _parse(cls: Any, values: Any, where: str) -> Any:
@@ -289,13 +356,24 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return SearchSection.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return _parse(hint, value, path)
+    if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
+        return _parse(HealingConfig, value, path)
+    if typing.get_origin(hint) in _LISTS and isinstance(value, list):
+        value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
+    value = _read_number(value, hint)
+    if not _matches(value, hint):
+        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _read_number(value: Any, hint: Any) -> Any:
     if _accepts(hint, float) and isinstance(value, str):  # YAML reads 1e-3 as text
         try:
             return float(value)
         except ValueError:
             pass
-    if not _matches(value, hint):
-        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
     return value
 
 
@@ -307,7 +385,7 @@ def _matches(value: Any, hint: Any) -> bool:
         return any(_matches(value, argument) for argument in arguments)
     if origin is Literal:
         return value in arguments
-    if origin is list:
+    if origin in _LISTS:
         return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict)
@@ -338,7 +416,7 @@ def _name(hint: Any) -> str:
     return (
         hint.__name__
         if isinstance(hint, type) and typing.get_origin(hint) is None
-        else str(hint).replace("typing.", "")
+        else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
     )
 
 

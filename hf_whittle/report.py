@@ -12,9 +12,9 @@ from . import __version__
 def to_match(results: dict[str, Any]) -> dict[str, Any] | None:
     """Tokens and FLOPs the student and the baseline need to reach the baseline's final perplexity.
 
-    A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search,
-    of its own training and of the teacher's forward passes; what it did not reach is left out. `None` if the baseline
-    diverged, so that there is nothing to match.
+    A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search, of
+    healing where there was some, of its own training and of the teacher's forward passes; what it did not reach is
+    left out. `None` if the baseline diverged, so that there is nothing to match.
     """
     target = results["baseline"]["curve"][-1]["perplexity"]
     tokens = {}
@@ -32,6 +32,7 @@ def to_match(results: dict[str, Any]) -> dict[str, Any] | None:
     if tokens["student"] is not None:
         parts = {
             "search": results["search"]["flops"],
+            **({"healing": results["healing"]["flops"]} if "healing" in results else {}),
             "training": tokens["student"] * per_token["student"]["student"],
             "teacher": tokens["student"] * per_token["student"]["teacher"],
         }

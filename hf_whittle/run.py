@@ -5,6 +5,7 @@ Every stage leaves its facts in `stages/`; a stage whose facts are there is not 
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,26 +26,31 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from .architecture import architecture_module, check_model_type
+from .architecture import architecture_module, check_model_type, head_dim
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
+from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore
 from .distillation.teacher import check_same_tokens
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
-from .fitness import Fitness, KLDivergence, Perplexity, as_input_ids, cross_entropy, perplexity
+from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
+from .healing.config import HEALING_FILE
+from .healing.fitness import HealedPerplexity
+from .healing.parts import projections
 from .hub.card import write_card
 from .importance import ImportanceScores, score_importance
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .plots import plot_training
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
-from .recipe import Recipe
+from .recipe import STAGES, Recipe
 from .report import environment, to_match
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
+from .subnet import SubnetConfig
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
@@ -109,10 +116,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        name = self.recipe.supernet or self.recipe.teacher
-        tokenizer = _load(AutoTokenizer, name)
-        if not tokenizer("text").input_ids:
-            raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
+        tokenizer = load_tokenizer(self.recipe.supernet or self.recipe.teacher)
         if self.recipe.supernet:
             check_same_tokens(tokenizer, _load(AutoTokenizer, self.recipe.teacher))
         return tokenizer
@@ -198,15 +202,53 @@ class Run:
 
     @cached_property
     def _fitness(self) -> Fitness:
-        name = self.recipe.search.fitness
-        if name == RetainedImportance.name:
-            return RetainedImportance(self._importance)
-        if name in (WeightMagnitude.name, Synflow.name):
-            return (WeightMagnitude if name == WeightMagnitude.name else Synflow)(self.supernet)
-        known = {fitness.name: fitness for fitness in (Perplexity, GradientNorm, Snip, JacobianCovariance)}
-        if name == KLDivergence.name:
-            return KLDivergence(self.supernet, self.blocks["search"], self.recipe.search.batch_size, self.teacher)
-        return known[name](self.supernet, self.blocks["search"], self.recipe.search.batch_size)
+        return self._make_fitness(self.recipe.search.fitness)
+
+    def _make_fitness(self, name: str) -> Fitness:
+        supernet, blocks, batch_size = self.supernet, self.blocks["search"], self.recipe.search.batch_size
+        on_text = (Perplexity, GradientNorm, Snip, JacobianCovariance)
+        made: dict[str, Callable[[], Fitness]] = {
+            KLDivergence.name: lambda: KLDivergence(supernet, blocks, batch_size, self.teacher),
+            HealedPerplexity.name: lambda: self._healed_perplexity,
+            Probe.name: self._make_probe,
+            StagedFitness.name: self._make_staged,
+            RetainedImportance.name: lambda: RetainedImportance(self._importance),
+            WeightMagnitude.name: lambda: WeightMagnitude(supernet),
+            Synflow.name: lambda: Synflow(supernet),
+        }
+        if name in made:
+            return made[name]()
+        return {fitness.name: fitness for fitness in on_text}[name](supernet, blocks, batch_size)
+
+    def _make_probe(self) -> Probe:
+        config = self._probe_config
+        blocks = _spread(self.blocks["train"], config.steps * config.batch_size)
+        healing = self._healed_perplexity if self.recipe.heal else None
+        return Probe(self.supernet, blocks, self.blocks["search"], config, teacher=self.teacher, healing=healing)
+
+    @cached_property
+    def _healed_perplexity(self) -> HealedPerplexity:
+        batch_size = self.recipe.search.batch_size
+        return HealedPerplexity(
+            self.supernet, self.blocks["search"], self._healing_blocks, batch_size, progress=self.progress
+        )
+
+    @property
+    def _probe_config(self) -> ProbeConfig:
+        """The recipe's, with the loss and the learning rate of its training where it says nothing else."""
+        training = self.recipe.training_arguments(self.folder)
+        names = ("alpha", "beta", "temperature", "learning_rate")
+        return ProbeConfig(**{**{name: getattr(training, name) for name in names}, **self.recipe.search.probe})
+
+    def _make_staged(self) -> StagedFitness:
+        algorithm: Any = self.recipe.search.algorithm
+        return StagedFitness(dict(zip(algorithm.shares, map(self._make_fitness, STAGES), strict=True)))
+
+    @property
+    def _healing_blocks(self) -> Dataset:
+        """Training text to heal on."""
+        data = self.recipe.data
+        return _spread(self.blocks["train"], max(2, data.calibration_tokens // data.block_size))
 
     @property
     def _calibration_blocks(self) -> Dataset:
@@ -236,11 +278,14 @@ class Run:
         calibration = self._calibration_cost()
         by_perplexity = self.recipe.search.fitness == Perplexity.name
         perplexity_of = Perplexity(self.supernet, self.blocks["search"], self.recipe.search.batch_size)
+        tokens_per_evaluation = self._fitness.tokens()
+        for name in ("_fitness", "_healed_perplexity"):  # training needs the memory they take
+            self.__dict__.pop(name, None)
         return {
             "algorithm": self.recipe.search.algorithm.name,
             "fitness": {"name": self.recipe.search.fitness, "value": best.fitness},
             "evaluations": len(result.evaluations),
-            "tokens_per_evaluation": self._fitness.tokens(),
+            "tokens_per_evaluation": tokens_per_evaluation,
             "tokens": result.tokens + calibration["tokens"],
             "flops": result.flops + calibration["flops"],
             "perplexity": best.fitness if by_perplexity else perplexity_of(result.best),
@@ -249,14 +294,35 @@ class Run:
         }
 
     def initial_student(self) -> PreTrainedModel:
-        """The extracted student before training, kept in `stages/initial`."""
+        """The extracted student before training, healed if the recipe says so."""
+        return AutoModelForCausalLM.from_pretrained(self._initial_folder())
+
+    def _initial_folder(self) -> Path:
+        """`stages/initial`, which keeps that student."""
         folder = self.folder / "stages" / "initial"
         if not folder.is_dir():
             self.search_facts()
-            student = extract_subnet(self.supernet, SearchResult.load(self.folder).best)
+            heal = self.recipe.heal
+            student: Any = extract_subnet(
+                self.supernet,
+                SearchResult.load(self.folder).best,
+                heal=heal,
+                calibration_dataset=self._healing_blocks if heal else None,
+                progress=self.progress,
+            )
             with atomic_folder(folder) as temporary:
                 self._save(student, temporary)
-        return AutoModelForCausalLM.from_pretrained(folder)
+                if heal:
+                    write_json(temporary / HEALING_FILE, student.healing.to_dict())
+        return folder
+
+    def healing_facts(self) -> dict[str, Any]:
+        """What healing the student did and cost."""
+        report = read_json(self._initial_folder() / HEALING_FILE)
+        names = ("is_healed", "perplexity_before", "perplexity_after", "tokens", "held_out_tokens")
+        subnet = SearchResult.load(self.folder).best
+        flops = healing_flops(self.supernet.config, subnet, report, self.recipe.data.block_size)
+        return {**{name: report[name] for name in names}, "flops": flops}
 
     def train_student(self) -> dict[str, Any]:
         """Pretrain the student with distillation; it is saved in the output folder."""
@@ -269,7 +335,8 @@ class Run:
             config = self.initial_student().config
             set_seed(self.recipe.training_arguments(self.folder).seed)
             student = architecture_module(config, "student").student_class(config)(config)
-            return self._train("baseline", student, beta=0.0, hidden_weight=0.0)
+            overrides = self.recipe.baseline if isinstance(self.recipe.baseline, dict) else {}
+            return self._train("baseline", student, **{**overrides, "beta": 0.0, "hidden_weight": 0.0})
 
         return self._stage("baseline", train)
 
@@ -347,7 +414,10 @@ class Run:
     def results(self) -> dict[str, Any]:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
         self.check_teacher()
-        stages = {"search": self.search_facts, "teacher": self.teacher_facts, "student": self.train_student}
+        stages = {"search": self.search_facts}
+        if self.recipe.heal:
+            stages["healing"] = self.healing_facts
+        stages |= {"teacher": self.teacher_facts, "student": self.train_student}
         if self.recipe.baseline:
             stages["baseline"] = self.train_baseline
         results = {name: work() for name, work in stages.items()}
@@ -372,8 +442,10 @@ class Run:
         """Find out before the search whether the student will be able to learn from the teacher."""
         config = _load(AutoConfig, self.recipe.teacher)
         check_model_type(config.model_type, self.recipe.teacher)
-        size = self.supernet.config.vocab_size
-        if config.vocab_size != size and self.recipe.training_arguments(self.folder).beta > 0:
+        size, beta = self.supernet.config.vocab_size, self.recipe.training_arguments(self.folder).beta
+        if self.recipe.search.fitness in (Probe.name, StagedFitness.name):
+            beta = max(beta, self._probe_config.beta)
+        if config.vocab_size != size and beta > 0:
             raise VocabularyError(
                 f"the vocabulary of the teacher {self.recipe.teacher} has {config.vocab_size} entries, that of the "
                 f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
@@ -408,6 +480,38 @@ _REPORTED_ARGUMENTS = (
 )  # fmt: skip
 
 
+def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:
+    """FLOPs of healing a student, an estimate from above.
+
+    Every layer of the teacher is run once, once more to find principal components, and again where it shows what
+    regressions are to reach; every layer of the student once for each of them, and once when it is healed. A pass is
+    counted whole, with the output matrix. The regressions take sums of products of features and targets on all tokens,
+    then a solution for each strength. Lastly, the student is judged twice on held-out tokens.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        subnet (`SubnetConfig`): the student's.
+        report (`dict`): a `HealingReport` as `to_dict` gives it.
+        sequence_length (`int`): tokens of a block.
+    """
+    settings, tokens = report["settings"], report["tokens"] + report["held_out_tokens"]
+    is_principal, inputs, outputs = settings["basis"] == "principal", settings["inputs"], settings["outputs"]
+    groups = len(projections(config))
+    of_teacher = flops_per_token(config, sequence_length=sequence_length)
+    of_student = flops_per_token(config, subnet, sequence_length=sequence_length)
+    passes = (1 + is_principal + groups * inputs + (groups - 1) * outputs) * of_teacher
+    passes += (1 + groups * (inputs + outputs)) * of_student
+    shape, size, channels = subnet.shape, config.hidden_size, subnet.shape.hidden_size
+    fits = []  # features, a constant among them, and targets of each
+    for heads, neurons in zip(shape.num_attention_heads, shape.intermediate_size, strict=True):
+        fits += [(heads * head_dim(config) + neurons + 1, channels)] * outputs + [(channels + 1, size)] * (2 * inputs)
+    fits += [(channels + 1, size)] * settings["head"]
+    sums = sum(2 * features * (features + targets) for features, targets in fits)
+    sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
+    solved = sum(features**3 // 3 + 4 * features**2 * targets for features, targets in fits) * len(settings["ridge"])
+    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_student
+
+
 def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint in a folder; one that was cut off while it was written is removed."""
     for checkpoint in folder.glob("checkpoint-*"):
@@ -416,6 +520,18 @@ def _last_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(folder) if folder.is_dir() else None
+
+
+def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: if it has none.
+    """
+    tokenizer = _load(AutoTokenizer, name, **hub)
+    if not tokenizer("text").input_ids:
+        raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
+    return tokenizer
 
 
 def _load(loader: Any, name: str, **kwargs: Any) -> Any:

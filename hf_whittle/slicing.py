@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.initialization import no_init_weights
 
 from .architecture import Dimension, Weight, architecture_module, get_architecture, head_dim
 from .cost import padded_shape
@@ -69,7 +70,7 @@ def student_model(
     architecture = architecture_module(config, "student")
     own = architecture.student_config(config, subnet)
     own._attn_implementation = config._attn_implementation
-    with torch.device("cpu"):
+    with torch.device("cpu"), no_init_weights():
         student = architecture.student_class(own)(own)
     student.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False, assign=True)
     student.tie_weights()

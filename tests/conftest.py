@@ -171,6 +171,22 @@ def input_ids():
 
 
 @pytest.fixture(scope="session")
+def sample_text():
+    """A function that draws blocks of text from a model, so that there is something in it to learn."""
+
+    def build(model, blocks, length=16, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(model.config.vocab_size, (blocks, 1), generator=generator)
+        with torch.no_grad():
+            for _ in range(length - 1):
+                probabilities = model(ids, use_cache=False).logits[:, -1].softmax(-1)
+                ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], 1)
+        return ids
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def run_python(tmp_path_factory):
     """A function that runs a script in another Python process and gives its output."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")), "OMP_NUM_THREADS": "1"}

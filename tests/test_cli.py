@@ -1,15 +1,21 @@
 """The command line: its options, its exit status and what it says when something is wrong."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from fixtures_run import write_modules
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.run
-from hf_whittle import __version__
+from hf_whittle import SubnetConfig, __version__, extract_subnet
 from hf_whittle.cli import COMMANDS, main, make_parser
+from hf_whittle.cli.extract import summary
 from hf_whittle.errors import BinError
 
 RECIPE = {
@@ -20,6 +26,11 @@ RECIPE = {
 }
 OPTIONS = {
     "run": {"-h", "--help", "recipe", "--output-dir"},
+    "extract": {
+        *("-h", "--help", "checkpoint", "--subnet", "--output-dir", "--format", "--dtype", "--max-shard-size"),
+        *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),
+        *("--block-size", "--calibration-tokens"),
+    },
     "demo": {"-h", "--help", "--output-dir"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
@@ -194,3 +205,142 @@ def test_installed_command_exits_as_main_does(recipe_file):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("hf-whittle: error: cannot read the recipe")
+
+
+# extract
+
+
+@pytest.fixture
+def extract(teacher_folder, uneven_subnet, tmp_path, monkeypatch):
+    """A function that runs `hf-whittle extract` on the tiny teacher, into `out`, and gives its exit status."""
+    monkeypatch.chdir(tmp_path)
+    uneven_subnet.save_pretrained(tmp_path)
+
+    def run(*options, subnet="subnet.json", output_dir="out"):
+        needed = ["extract", str(teacher_folder), "--subnet", str(subnet), "--output-dir", output_dir]
+        return main([*needed, *map(str, options)])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_modules(tmp_path_factory.mktemp("texts"), 10)
+
+
+def weights_in(folder):
+    return {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same_weights(folder, student):
+    expected, got = student.state_dict(), weights_in(folder)
+    assert expected.keys() == got.keys() and all(expected[name].equal(got[name]) for name in got)
+
+
+@pytest.mark.parametrize("subnet", ["subnet.json", "."])
+def test_extract_writes_the_student_of_the_subnet(extract, teacher_folder, uneven_subnet, subnet, capsys):
+    assert extract(subnet=subnet) == 0
+    expected = extract_subnet(teacher_folder, uneven_subnet, progress=False)
+    assert_same_weights("out", expected)
+    assert SubnetConfig.from_pretrained("out") == uneven_subnet and not Path("out", "healing.json").exists()
+    assert AutoTokenizer.from_pretrained("out").eos_token == "<|endoftext|>"
+    size = Path("out", "model.safetensors").stat().st_size / 1e6
+    assert capsys.readouterr().out == (
+        f"A WhittleGPTNeoXForCausalLM of {expected.num_parameters():,} parameters is in out: {size:.1f} MB of weights "
+        "in 1 file\n"
+    )
+
+
+def test_extract_takes_format_type_and_size_of_files(extract, teacher_folder, tmp_path, capsys):
+    subnet = SubnetConfig(32, [0, 2, 4], [2, 4, 1], [40, 64, 16])
+    (tmp_path / "layers").mkdir()
+    subnet.save_pretrained(tmp_path / "layers")
+    options = ("--format", "padded", "--dtype", "bfloat16", "--max-shard-size", 20_000)
+    assert extract(*options, subnet="layers") == 0
+    expected = extract_subnet(teacher_folder, subnet, format="padded", dtype=torch.bfloat16, progress=False)
+    assert_same_weights("out", expected)
+    files = list(Path("out").glob("*.safetensors"))
+    assert len(files) > 1 and f"weights in {len(files)} files" in capsys.readouterr().out
+
+
+def test_extract_heals_on_text(extract, texts, capsys):
+    assert extract("--heal", "--files", f"{texts}/*.txt", "--block-size", 32, "--calibration-tokens", 500) == 0
+    report = json.loads(Path("out", "healing.json").read_text())
+    assert (report["tokens"], report["held_out_tokens"]) == (12 * 32, 3 * 32)
+    said = capsys.readouterr().out.splitlines()[1]
+    before, after = (f"{report[f'perplexity_{when}']:.3f}" for when in ("before", "after"))
+    assert said.startswith("Healed on 384 tokens" if report["is_healed"] else "Left as sliced: healing on 384 tokens")
+    assert "96 others" in said and said.endswith(f"from {before} to {after}")
+    AutoModelForCausalLM.from_pretrained("out")
+
+
+@pytest.mark.parametrize(
+    "is_healed, said",
+    [
+        (True, "Healed on 1,280 tokens: its perplexity on 320 others fell from 61.500 to 35.250"),
+        (
+            False,
+            "Left as sliced: healing on 1,280 tokens would have taken its perplexity on 320 others from 61.500 to "
+            "35.250",
+        ),
+    ],
+)
+def test_what_healing_did_is_said(extract, capsys, is_healed, said):
+    extract()
+    report = {"is_healed": is_healed, "perplexity_before": 61.5, "perplexity_after": 35.25, "tokens": 1280}
+    Path("out", "healing.json").write_text(json.dumps(report | {"held_out_tokens": 320}))
+    assert summary(Path("out")).splitlines()[1] == said
+
+
+TEXT = ("--files", "text.txt")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--heal"], "--heal needs training text: give either --files or --dataset"),
+        (["--heal", *TEXT, "--dataset", "someone/text"], "--heal needs training text: give either --files or"),
+        (TEXT, "--files has no effect without --heal; add --heal, or leave it out"),
+        (["--text-column", "x", "--block-size", 8], "--text-column, --block-size has no effect without --heal"),
+        (["--heal", *TEXT], "--block-size 1024 exceeds the 64 positions of"),
+        (["--heal", *TEXT, "--block-size", 1], "a block needs at least 2 tokens to predict one, got block_size=1"),
+        (["--heal", *TEXT, "--block-size", 32], "healing needs 2 blocks of 32 tokens or more, the text gives 0; give"),
+        (["--heal", "--files", "none/*.txt", "--block-size", 32], "no file matches ['none/*.txt']"),
+        (["--heal", *TEXT, "--text-column", "x", "--block-size", 8], "no column 'x', only ['text']"),
+        (["--dtype", "int8"], "dtype must be a floating-point type such as torch.bfloat16 or 'bfloat16', got 'int8'"),
+        (["--format", "stock"], "stock"),
+    ],
+)
+def test_what_extract_cannot_do_is_one_line_and_exit_status_1(extract, capsys, options, message):
+    Path("text.txt").write_text("x = 1\n")
+    assert extract(*options) == 1
+    captured = capsys.readouterr()
+    error = next(line for line in captured.err.splitlines() if line.startswith("hf-whittle: error: "))
+    assert captured.out == "" and message in error and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot read the subnet other.json: No such file or directory; give a subnet.json, or a folder with"),
+        ("{unfinished", "other.json is not JSON: "),
+        ('{"hidden_size": 8}', "a subnet has the keys"),
+    ],
+)
+def test_a_file_that_is_no_subnet_is_an_error(extract, capsys, text, message):
+    if text is not None:
+        Path("other.json").write_text(text)
+    assert extract(subnet="other.json") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_extract_needs_an_empty_folder(extract, capsys):
+    assert extract() == 0 and extract() == 1
+    assert "out exists already and is not an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "3XB", "-5"])
+def test_a_size_of_files_that_is_none_is_wrong_usage(extract, capsys, size):
+    with pytest.raises(SystemExit) as caught:
+        extract(f"--max-shard-size={size}")
+    assert caught.value.code == 2 and "max_shard_size must be a number of bytes above 0, or" in capsys.readouterr().err

@@ -13,10 +13,19 @@ from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SubnetConfig, extract_subnet, search_subnets
+from hf_whittle import (
+    GPTNeoXSuperNetForCausalLM,
+    ParameterBin,
+    SearchSpace,
+    SubnetConfig,
+    extract_subnet,
+    search_subnets,
+)
+from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.errors import DataError, VocabularyError
-from hf_whittle.fitness import KLDivergence, Perplexity, cross_entropy, model_fingerprint
-from hf_whittle.search import RandomSearchConfig
+from hf_whittle.fitness import KLDivergence, Perplexity, StagedFitness, cross_entropy, model_fingerprint
+from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.search import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
 
 
 def perplexity_of(model, input_ids):
@@ -277,3 +286,119 @@ def test_weights_that_are_no_numbers_count_as_worst_in_a_search(supernet, space,
         progress=False,
     )
     assert [evaluation.fitness for evaluation in found.evaluations] == [math.inf] * 3
+
+
+# Stages
+
+MULTI_FIDELITY = MultiFidelityConfig(generations=1, shares=[0.25, 0.5, 1.0], sizes=[4, 2, 1], initial=2, seed=4)
+
+
+@pytest.fixture
+def stages(supernet, many_blocks):
+    """Three fitnesses, each dearer than the one before."""
+    return {
+        0.25: Perplexity(supernet, many_blocks[:4]),
+        0.5: HealedPerplexity(supernet, many_blocks[:6], many_blocks),
+        1.0: Probe(supernet, many_blocks, many_blocks[:6], ProbeConfig(steps=2, batch_size=4)),
+    }
+
+
+def test_share_selects_a_stage_and_all_of_its_tokens(stages, uneven_subnet):
+    staged = StagedFitness(stages)
+    for share, stage in stages.items():
+        assert staged(uneven_subnet, share) == stage(uneven_subnet)
+        assert staged.tokens(share) == stage.tokens(1.0)
+        assert staged.flops(uneven_subnet, share) == stage.flops(uneven_subnet, 1.0)
+    assert staged(uneven_subnet) == stages[1.0](uneven_subnet)
+    assert (staged.tokens(), staged.flops(uneven_subnet)) == (stages[1.0].tokens(), stages[1.0].flops(uneven_subnet))
+    assert not staged.is_sharded
+
+
+def test_preparation_of_stages_is_that_of_all_of_them(stages):
+    assert stages[0.25].preparation == {"tokens": 0, "flops": 0}
+    expected = {name: sum(stage.preparation[name] for stage in stages.values()) for name in ("tokens", "flops")}
+    assert StagedFitness(stages).preparation == expected
+    assert expected["tokens"] == 20 * 12 + 8 * 12
+
+
+def test_healing_that_is_a_stage_and_the_start_of_a_probe_is_counted_once(supernet, many_blocks):
+    healing = HealedPerplexity(supernet, many_blocks[:6], many_blocks)
+    probe = Probe(supernet, many_blocks, many_blocks[:6], ProbeConfig(steps=2, batch_size=4), healing=healing)
+    assert StagedFitness({0.5: healing, 1.0: probe}).preparation == probe.preparation
+    assert probe.preparation["tokens"] == 20 * 12 + 8 * 12
+
+
+def test_settings_of_stages_are_those_of_each(stages):
+    assert StagedFitness(stages).settings == {
+        "name": "staged",
+        "stages": {"0.25": stages[0.25].settings, "0.5": stages[0.5].settings, "1.0": stages[1.0].settings},
+    }
+
+
+def test_one_sharded_stage_is_all_of_them(stages, monkeypatch):
+    monkeypatch.setattr(HealedPerplexity, "is_sharded", True)
+    assert StagedFitness(stages).is_sharded
+
+
+@pytest.mark.parametrize("shares", [[], [0.5], [1.0, 0.5], [0.0, 1.0], [-0.5, 1.0], [0.5, 2.0]])
+def test_shares_of_stages_that_do_not_ascend_to_one_are_an_error(stages, shares):
+    message = f"the shares of stages must ascend from above 0 to 1, got {shares}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        StagedFitness(dict.fromkeys(shares, stages[1.0]))
+
+
+def test_share_without_a_stage_is_an_error(supernet, stages, uneven_subnet):
+    staged = StagedFitness(stages)
+    message = "on a share of 0.0625 of the tokens, the stages are for [0.25, 0.5, 1.0]; give them the same shares"
+    for ask in (staged.tokens, lambda share: staged(uneven_subnet, share), lambda s: staged.flops(uneven_subnet, s)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ask(0.0625)
+
+
+class Stopped(StagedFitness):
+    """Is interrupted at one evaluation."""
+
+    def __init__(self, stages, stop_at):
+        super().__init__(stages)
+        self.left = stop_at
+
+    def __call__(self, subnet, share=1.0):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().__call__(subnet, share)
+
+
+def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(supernet, stages, tmp_path):
+    space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)
+
+    def search(folder, fitness):
+        arguments = {"bin": ParameterBin(20_000, 22_000), "config": MULTI_FIDELITY, "fitness": fitness}
+        return search_subnets(None, space, output_dir=folder, progress=False, **arguments)
+
+    found = search(tmp_path / "whole", StagedFitness(stages))
+    assert [evaluation.share for evaluation in found.evaluations].count(0.25) == 12
+    for evaluation in found.evaluations[::4]:
+        stage = stages[evaluation.share]
+        assert evaluation.fitness == stage(evaluation.subnet)
+        assert (evaluation.tokens, evaluation.flops) == (stage.tokens(), stage.flops(evaluation.subnet))
+    for stop_at in (5, 13):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / str(stop_at), Stopped(stages, stop_at))
+        search(tmp_path / str(stop_at), StagedFitness(stages))
+        for name in ("candidates.jsonl", "search.json"):
+            assert (tmp_path / str(stop_at) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_search_without_shares_takes_the_last_stage(supernet, stages):
+    found = search_subnets(
+        None,
+        SearchSpace.from_config(supernet.config),
+        bin=ParameterBin(0, 1e9),
+        config=EvolutionConfig(generations=0, population_size=2, num_offspring=1, num_elites=1),
+        fitness=StagedFitness(stages),
+        progress=False,
+    )
+    assert [evaluation.fitness for evaluation in found.evaluations] == [
+        stages[1.0](evaluation.subnet) for evaluation in found.evaluations
+    ]

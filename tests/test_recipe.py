@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from hf_whittle import ParameterBin
+from hf_whittle import HealingConfig, ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
@@ -27,6 +27,7 @@ FULL = {
         "block_size": 64,
         "search_fraction": 0.1,
         "num_proc": 2,
+        "calibration_tokens": 4096,
     },
     "bin": {"low": 1e6, "high": 2.5e6, "cost": "weight_bytes"},
     "supernet": "someone/supernet",
@@ -40,7 +41,13 @@ FULL = {
     },
     "search": {"generations": 3, "mutation_rate": 0.25, "seed": 7, "batch_size": 2},
     "training": {"max_steps": 5, "learning_rate": 0.001, "lr_scheduler_type": "linear", "alpha": 0.5, "bf16": False},
+    "heal": {"basis": "channels", "head": False, "ridge": [0.01, 1]},
     "baseline": True,
+}
+STAGED = {
+    **MINIMAL,
+    "search": {"algorithm": "multi-fidelity", "fitness": "staged", "probe": {"steps": 3, "learning_rate": 0.001}},
+    "heal": True,
 }
 
 
@@ -60,7 +67,7 @@ def load(tmp_path, text, **overrides):
     return Recipe.load(tmp_path / "recipe.yaml", **overrides)
 
 
-@pytest.mark.parametrize("values", [MINIMAL, FULL], ids=["minimal", "full"])
+@pytest.mark.parametrize("values", [MINIMAL, FULL, STAGED], ids=["minimal", "full", "staged"])
 def test_saved_recipe_loads_as_the_same(tmp_path, values):
     recipe = Recipe.from_dict(copy.deepcopy(values))
     recipe.save(tmp_path / "recipe.yaml")
@@ -101,6 +108,9 @@ def test_an_override_may_give_a_key_the_file_lacks(tmp_path):
         ("search.generation", "generations"),
         ("training.learning_rat", "learning_rate"),
         ("training.temprature", "temperature"),
+        ("heal.rigde", "ridge"),
+        ("search.probe.step", "steps"),
+        ("data.calibration_token", "calibration_tokens"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_valid_one(path, nearest):
@@ -119,8 +129,8 @@ def test_a_key_that_is_not_text_is_unknown():
         ("teacher", 7, r"str, got 7 \(int\)"),
         ("teacher", None, r"str, got None"),
         ("output_dir", ["out"], r"str, got \['out'\] \(list\)"),
-        ("baseline", "yes please", r"bool, got 'yes please' \(str\)"),
-        ("baseline", 1, r"bool, got 1 \(int\)"),
+        ("baseline", "yes please", r"bool | dict.*, got 'yes please' \(str\)"),
+        ("baseline", 1, r"bool | dict.*, got 1 \(int\)"),
         ("supernet", 1.5, r"str \| None, got 1.5 \(float\)"),
         ("data.block_size", "64", r"int, got '64' \(str\)"),
         ("data.block_size", True, r"int, got True \(bool\)"),
@@ -146,6 +156,15 @@ def test_a_key_that_is_not_text_is_unknown():
         ("training.max_steps", True, r"int, got True \(bool\)"),
         ("training.alpha", "much", r"float, got 'much' \(str\)"),
         ("training.bf16", "on it", r"bool, got 'on it' \(str\)"),
+        ("heal", "yes", "true, false or fields of HealingConfig, got 'yes'"),
+        ("heal", 1, "true, false or fields of HealingConfig, got 1"),
+        ("heal", None, "true, false or fields of HealingConfig, got None"),
+        ("heal.inputs", "no", r"bool, got 'no' \(str\)"),
+        ("heal.ridge", 0.1, r"list\[float\], got 0.1 \(float\)"),
+        ("heal.ridge", ["much"], r"list\[float\], got \['much'\] \(list\)"),
+        ("heal.basis", "best", "'principal' or 'channels', got 'best'"),
+        ("search.probe", [1], r"dict\[str, Any\], got \[1\] \(list\)"),
+        ("search.probe.steps", 2.5, r"int, got 2.5 \(float\)"),
     ],
 )
 def test_a_value_of_another_type_is_named(path, value, expected):
@@ -173,6 +192,85 @@ def test_floats_may_be_written_with_an_exponent_alone(tmp_path, path, text):
     values = yaml.safe_dump(changed(path, "REPLACED")).replace("REPLACED", text)
     section, key = path.split(".")
     assert load(tmp_path, values).to_dict()[section][key] == float(text)
+
+
+def test_numbers_of_a_list_may_be_written_with_an_exponent_alone(tmp_path):
+    text = yaml.safe_dump(changed("heal.ridge", "REPLACED")).replace("REPLACED", "[1e-4, 2e-1]")
+    assert load(tmp_path, text).heal == HealingConfig(ridge=(1e-4, 0.2))
+
+
+@pytest.mark.parametrize(
+    "value, healing", [(True, HealingConfig()), ({}, HealingConfig()), ({"head": False}, HealingConfig(head=False))]
+)
+def test_healing_is_spelled_out(tmp_path, value, healing):
+    recipe = Recipe.from_dict(MINIMAL | {"heal": value})
+    assert recipe.heal == healing
+    assert recipe.to_dict()["heal"] == {**vars(healing), "ridge": list(healing.ridge)}
+
+
+def test_nothing_is_healed_unless_the_recipe_says_so():
+    assert Recipe.from_dict(MINIMAL).heal is False is Recipe.from_dict(MINIMAL | {"heal": False}).heal
+
+
+@pytest.mark.parametrize("algorithm", ["additive", "multi-fidelity"])
+def test_a_staged_fitness_goes_with_any_algorithm_of_three_shares(algorithm):
+    search = {"algorithm": algorithm, "fitness": "staged", "shares": [0.1, 0.5, 1], "sizes": [8, 4, 2]}
+    assert Recipe.from_dict(MINIMAL | {"search": search}).search.fitness == "staged"
+
+
+def test_additive_scores_of_a_staged_fitness_are_healed_by_default():
+    search = Recipe.from_dict(MINIMAL | {"search": {"fitness": "staged", "shares": [0.1, 0.5, 1]}}).search
+    assert search.algorithm.score_share == 0.5
+    assert Recipe.from_dict(MINIMAL).search.algorithm.score_share == 1
+
+
+def test_a_baseline_may_be_trained_with_other_settings(tmp_path):
+    recipe = Recipe.from_dict(MINIMAL | {"baseline": {"learning_rate": "4e-3", "max_steps": 7}})
+    assert recipe.baseline == {"learning_rate": 4e-3, "max_steps": 7}
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"learning_rat": 1}, "unknown key 'baseline.learning_rat'; did you mean 'learning_rate'"),
+        ({"max_steps": "7"}, r"baseline.max_steps: expected int, got '7' \(str\)"),
+        ({"temperature": -1}, "baseline: temperature must be a positive number, got -1"),
+    ],
+)
+def test_settings_of_a_baseline_are_checked(values, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(MINIMAL | {"baseline": values})
+
+
+@pytest.mark.parametrize("score_share", [0.25, 1])
+def test_additive_scores_of_a_staged_fitness_are_on_one_of_the_shares(score_share):
+    search = {"fitness": "staged", "score_share": score_share}
+    assert Recipe.from_dict(MINIMAL | {"search": search}).search.algorithm.score_share == score_share
+
+
+@pytest.mark.parametrize(
+    "search, message",
+    [
+        (
+            {"algorithm": "evolution"},
+            "fitness: staged needs an algorithm that evaluates on shares of the tokens, additive or multi-fidelity; "
+            "evolution evaluates on all of them",
+        ),
+        (
+            {"shares": [0.5, 1], "sizes": [4, 2]},
+            r"takes perplexity, healed-perplexity, probe for the shares, which must then be 3, got \[0.5, 1\]",
+        ),
+        (
+            {"score_share": 0.5},
+            r"score_share must be one of the shares \[0.0625, 0.25, 1.0\] with fitness: staged, got 0.5",
+        ),
+    ],
+)
+def test_a_staged_fitness_that_the_algorithm_cannot_take_is_an_error(search, message):
+    with pytest.raises(RecipeError, match=f"^search: .*{message}"):
+        Recipe.from_dict(MINIMAL | {"search": {"fitness": "staged", **search}})
 
 
 @pytest.mark.parametrize("key", ["teacher", "output_dir", "data", "bin"])
@@ -217,6 +315,14 @@ def test_training_does_not_choose_the_folder():
         ("space.importance", "magnitude", "^space: importance needs granularity: fine, a coarse space always keeps"),
         ("space.temperature", -0.5, "^space: temperature must be a number from 0, got -0.5"),
         ("space.temperature", float("nan"), "^space: temperature must"),
+        ("heal.held_out", 1.5, "^heal: held_out must lie between 0 and 1, got 1.5"),
+        ("heal.ridge", [], r"^heal: ridge must have positive numbers, got \(\)"),
+        ("search.probe.steps", 0, "^search.probe: steps must be at least 1, got 0"),
+        (
+            "search.probe.steps",
+            5,
+            "^search: probe has no effect with fitness: perplexity; use fitness: probe or staged",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_found_before_anything_is_done(path, value, message):

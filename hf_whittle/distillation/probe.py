@@ -77,7 +77,7 @@ class Probe(Fitness):
     """Perplexity of a subnet's student after a few steps of distillation, the same ones for every subnet.
 
     What the teacher says about the text is computed once, when the fitness is made: its last hidden states are held,
-    two bytes a channel. A share of the tokens is a share of the steps.
+    in its own precision. A share of the tokens is a share of the steps.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
@@ -119,7 +119,7 @@ class Probe(Fitness):
             train_blocks = train_blocks.select(range(needed))
         self.input_ids = as_input_ids(train_blocks, vocab_size)[:needed]
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
-        self._healing = healing
+        self.healing = healing
         self._teacher = teacher or supernet
         self._targets = self._states_of_teacher() if self.config.beta else None
 
@@ -139,7 +139,7 @@ class Probe(Fitness):
         return torch.cat(states), head_of(head)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
-        student = extract_subnet(self.supernet, subnet) if self._healing is None else self._healing.student(subnet)
+        student = extract_subnet(self.supernet, subnet) if self.healing is None else self.healing.student(subnet)
         student = student.float()
         devices = [student.device] if student.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
@@ -188,13 +188,13 @@ class Probe(Fitness):
         source, length = self.supernet.full_config, self.input_ids.shape[1]
         trained = self._steps(share) * self.config.batch_size * length
         evaluated = self.eval_ids.numel() * flops_per_token(source, subnet, sequence_length=self.eval_ids.shape[1])
-        healing = 0 if self._healing is None else self._healing.healing_flops(subnet)
+        healing = 0 if self.healing is None else self.healing.healing_flops(subnet)
         return healing + trained * training_flops_per_token(source, subnet, sequence_length=length) + evaluated
 
     @property
     def preparation(self) -> dict[str, int]:
         """Of what the teacher says, and of healing."""
-        cost = {"tokens": 0, "flops": 0} if self._healing is None else self._healing.preparation
+        cost = {"tokens": 0, "flops": 0} if self.healing is None else self.healing.preparation
         if not self.config.beta:
             return cost
         tokens, length = self.input_ids.numel(), self.input_ids.shape[1]
@@ -209,5 +209,5 @@ class Probe(Fitness):
             "data": [fingerprint(self.input_ids), fingerprint(self.eval_ids)],
             "model": model_fingerprint(self.supernet),
             "teacher": model_fingerprint(self._teacher) if self.config.beta else None,
-            "healing": None if self._healing is None else self._healing.settings,
+            "healing": None if self.healing is None else self.healing.settings,
         }

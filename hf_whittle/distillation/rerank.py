@@ -35,7 +35,7 @@ _DEFINING = (
 
 
 @dataclass(frozen=True)
-class Probe:
+class Reranked:
     """A subnet, its fitness before training and its student's perplexity after a short one."""
 
     subnet: SubnetConfig
@@ -48,11 +48,11 @@ class Reranking:
     """Probes from the lowest perplexity after training to the highest, and how well fitness told their order.
 
     Args:
-        probes (`list[Probe]`): the best first.
+        probes (`list[Reranked]`): the best first.
         tokens (`int`): training tokens of all probes together.
     """
 
-    probes: list[Probe]
+    probes: list[Reranked]
     tokens: int
 
     @property
@@ -129,7 +129,7 @@ def rerank(
                 known[subnet.digest] = {"subnet": subnet.to_dict(), "perplexity": perplexity, "tokens": tokens}
                 if args.process_index == 0:
                     write_json(path, {"settings": settings, "probes": known})
-    probes = [Probe(subnet, fitness[subnet], known[subnet.digest]["perplexity"]) for subnet in subnets]
+    probes = [Reranked(subnet, fitness[subnet], known[subnet.digest]["perplexity"]) for subnet in subnets]
     tokens = sum(known[subnet.digest]["tokens"] for subnet in subnets)
     return Reranking(sorted(probes, key=lambda probe: probe.perplexity), tokens)
 

@@ -1,6 +1,7 @@
 """Heal a student, layer by layer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -74,17 +75,22 @@ class Healer:
         """
         ridges = self._settings.ridge
         student = StudentWeights(self._weights, self._config, self._subnet, sliced, ridges, self._device)
+        with closing(self._teacher), closing(self._student):
+            self._heal(student, progress)
+        return student
+
+    def _heal(self, student: StudentWeights, progress: bool) -> None:
         embedding = student.of_teacher(embedding_name(self._config))
         if self._settings.basis == "principal" and student.can_change_basis:
             student.change_basis(self._gram_of_teacher(embedding))
         self._embed(self._teacher, embedding)
+        del embedding
         self._embed(self._student, student.embedding)
         layers = self._subnet.layers
         self._advance_teacher(0, layers[0])
         for position in tqdm(range(len(layers)), desc="heal", unit="layer", disable=not progress):
             self._heal_layer(student, position)
         self._heal_head(student)
-        return student
 
     # The two streams
 
@@ -111,6 +117,7 @@ class Healer:
                 stream = layer(self._teacher.read(blocks)).stream
                 _check(stream, "the teacher", index)
                 self._teacher.write(blocks, stream)
+            del layer  # before the next one is read
 
     def _run_student(self, layer: SingleLayer, position: int, blocks: range, watched: Iterable[str] = ()) -> Pass:
         done = layer(self._student.read(blocks), watched)
@@ -297,3 +304,6 @@ class _Stream:
         with disk_errors("a temporary file"):
             self._file.write(values.contiguous().cpu().numpy().data)
             self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+_ROUNDING = 1e-6
+"""What a relative error may differ by since products are summed in single precision."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -66,8 +69,8 @@ class Moments:
         """Minimise the squared error plus `ridge` times the squared distance from a start, by feature.
 
         A feature's distance counts by its square, so that a strength means the same for features of any scale. The
-        strength with the lowest error on held-out tokens is taken; the start, if that is lower still. Where nothing was
-        held out, it is the first strength that can be solved for.
+        strength with the lowest error on held-out tokens is taken; the start, if that is lower still or as low up to
+        rounding. Where nothing was held out, it is the first strength that can be solved for.
 
         Args:
             start (`torch.Tensor`): `(targets, features)`.
@@ -85,7 +88,7 @@ class Moments:
             if weight is None:
                 continue
             error = self._held_out.error(weight)
-            if error < best.after:
+            if error < min(best.after, before - _ROUNDING):
                 best = Fit(weight, ridge, before, error)
         return best
 

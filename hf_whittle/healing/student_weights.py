@@ -115,25 +115,28 @@ class StudentWeights:
         else:
             matrix = self.of_teacher(weight.name).double()
         bias = self.tensors.get(_bias(weight).format(layer=position)) if weight.in_layer else None
-        if bias is not None:
-            found = start if moments is None else self._fit(moments, start, layer, weight)
-            chosen = axis_rows(weight.axes[0], self._subnet, position, head_dim(self._config), self._device)
-            bias.copy_(take(self.of_teacher(_bias(weight), layer), 0, chosen).double() + matrix @ found[:, -1])
-            found = found[:, :-1]
-        else:
+        if bias is None and self.basis.up is None:
+            assert moments is not None
             found, shift = self._fit_without_bias(matrix, moments, start, layer, weight)
             self.tensors[f"{weight.norm}.bias".format(layer=position)] += shift
+        else:
+            found = start if moments is None else self._fit(moments, start, layer, weight).weight
+            if bias is None:  # the norm's output has mean 0, so that its mean is free to bring the constant
+                self.tensors[f"{weight.norm}.bias".format(layer=position)].fill_(1)
+                found = _constant_by_mean(found)
+            else:
+                chosen = axis_rows(weight.axes[0], self._subnet, position, head_dim(self._config), self._device)
+                bias.copy_(take(self.of_teacher(_bias(weight), layer), 0, chosen).double() + matrix @ found[:, -1])
+                found = found[:, :-1]
         self.tensors[weight.name.format(layer=position)].copy_(matrix @ found)
 
     def _fit_without_bias(
-        self, matrix: torch.Tensor, moments: Moments | None, start: torch.Tensor, layer: int, weight: Weight
+        self, matrix: torch.Tensor, moments: Moments, start: torch.Tensor, layer: int, weight: Weight
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The map to the teacher's state for a matrix without a bias, and what the norm before it must add for that.
 
         A norm reaches a constant only as far as the matrix lets it through; what it adds is then part of the features.
         """
-        if moments is None:
-            return start[:, :-1], _shift(matrix @ start[:, :-1], matrix @ start[:, -1]).float()
         free = moments.fit(start, self._ridges).weight
         shift = _shift(matrix @ free[:, :-1], matrix @ free[:, -1])
         identity = torch.eye(len(shift), dtype=shift.dtype, device=shift.device)
@@ -159,22 +162,24 @@ class StudentWeights:
         matrices = [self.tensors[weight.name.format(layer=position)] for weight in weights]
         biases = self.biases(weights, position)
         start = torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
-        found = self._fit(moments, start.double(), self._subnet.layers[position], *weights)
+        fit = self._fit(moments, start.double(), self._subnet.layers[position], *weights)
+        if fit.ridge is None:
+            return
         first = 0
         for matrix in matrices:
-            matrix.copy_(found[:, first : first + matrix.shape[1]])
+            matrix.copy_(fit.weight[:, first : first + matrix.shape[1]])
             first += matrix.shape[1]
         for number, bias in enumerate(biases):  # one for all of them
-            bias.copy_(found[:, -1]) if number == 0 else bias.zero_()
+            bias.copy_(fit.weight[:, -1]) if number == 0 else bias.zero_()
 
     def biases(self, weights: Sequence[Weight], position: int) -> list[torch.Tensor]:
         names = [_bias(weight).format(layer=position) for weight in weights]
         return [self.tensors[name] for name in names if name in self.tensors]
 
-    def _fit(self, moments: Moments, start: torch.Tensor, layer: int, *weights: Weight) -> torch.Tensor:
+    def _fit(self, moments: Moments, start: torch.Tensor, layer: int, *weights: Weight) -> Fit:
         fit = moments.fit(start, self._ridges)
         self._note(fit, layer, *weights)
-        return fit.weight
+        return fit
 
     def _note(self, fit: Fit, layer: int, *weights: Weight) -> None:
         names = " and ".join(weight.name.removesuffix(".weight").format(layer=layer) for weight in weights)
@@ -188,8 +193,14 @@ def _bias(weight: Weight) -> str:
 def _shift(matrix: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
     """What a norm must add for a matrix without a bias to add a constant, as nearly as that is possible."""
     gram = matrix.T @ matrix
-    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     return torch.linalg.solve(gram, matrix.T @ constant)
+
+
+def _constant_by_mean(matrix: torch.Tensor) -> torch.Tensor:
+    """What a matrix `(D, d + 1)` makes of `d` features of mean 0 and a constant, of the features plus 1, `(D, d)`."""
+    features, constant = matrix[:, :-1], matrix[:, -1:]
+    return features - features.mean(1, keepdim=True) + constant / features.shape[1]
 
 
 def embedding_name(config: "PreTrainedConfig") -> str:

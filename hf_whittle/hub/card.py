@@ -13,6 +13,21 @@ from ..recipe import Recipe
 from ..subnet import SubnetConfig, count
 
 TEMPLATE = "model_card.md.jinja"
+_FITNESSES = {
+    "kl": "mean divergence, in nats a token, of its predictions from the teacher's",
+    "healed-perplexity": "perplexity after linear fits to what the super-network computes, which put back part of what "
+    "slicing took away",
+    "probe": "perplexity of its student after {steps} steps of training",
+    "staged": "perplexity of its student after {steps} steps of training, among those that perplexity as sliced and "
+    "then healed had not weeded out",
+    "importance": "negative share of {criterion} importance retained",
+    "magnitude": "negative sum of absolute weights",
+    "gradient-norm": "negative norm of the gradient",
+    "snip": "negative sum of absolute products of weights and gradients",
+    "synflow": "negative logarithm of synaptic flow",
+    "jacobian-covariance": "likeness of the gradients of different blocks",
+}
+"""What a search minimised, in words; perplexity needs none."""
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 
 
@@ -74,6 +89,7 @@ def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
             layers=_layer_rows(SubnetConfig.from_dict(results["search"]["subnet"])),
             channels=count(SubnetConfig.from_dict(results["search"]["subnet"]).hidden_size),
             is_stock=_is_stock(folder),
+            minimised=_minimised(recipe),
             number=_number,
             code=_code,
             **results,
@@ -100,6 +116,15 @@ def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
     """For each layer of the student: its number, the layer it was cut from, heads, neurons."""
     sizes = zip(subnet.layers, subnet.num_attention_heads, subnet.intermediate_size, strict=True)
     return [(i, layer, count(heads), count(neurons)) for i, (layer, heads, neurons) in enumerate(sizes)]
+
+
+def _minimised(recipe: Recipe) -> str:
+    """What the search minimised, in words; nothing for perplexity."""
+    from ..distillation.probe import ProbeConfig
+
+    steps = recipe.search.probe.get("steps", ProbeConfig.steps)
+    criterion = recipe.space.importance or "activation"
+    return _FITNESSES.get(recipe.search.fitness, "").format(steps=steps, criterion=criterion)
 
 
 def _is_stock(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from ..architecture import Dimension, architecture_module, get_architecture
 from ..subnet import SubnetConfig
@@ -45,7 +46,8 @@ class SingleLayer:
         small = architecture.student_config(config, SubnetConfig.full(config).with_layers([layer]))
         small.vocab_size, small.tie_word_embeddings = 1, False  # streams go in and come out, not tokens
         small._attn_implementation = config._attn_implementation
-        self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
+        with no_init_weights():
+            self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
         state = {
             weight.name.format(layer=0): weights[weight.name.format(layer=layer)].detach().to(device, torch.float32)
             for weight in table.weights

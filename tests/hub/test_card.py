@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
 from hf_whittle.hub.card import write_card
-from hf_whittle.recipe import Recipe
+from hf_whittle.recipe import FITNESSES, Recipe
 
 SUBNET = SubnetConfig(24, [0, 2, 3], [2, 4, 1], [64, 32, 48])
 RESULTS = {
@@ -163,6 +163,79 @@ def test_a_match_that_was_not_reached_is_said_and_not_counted(tmp_path):
     known = {name: BASELINE["to_match"][name] for name in ("perplexity", "baseline_tokens", "baseline_flops")}
     _, page = card_of(tmp_path, make_recipe(), RESULTS | BASELINE | {"to_match": known})
     assert "This student did not reach it within its 5M tokens" in page and "times fewer" not in page
+
+
+SEARCHED = (
+    "The search, algorithm `{algorithm}` with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters in the "
+    "coarse layer-wise space, by {fitness} on at most 4,096 tokens each, 233,472 tokens in all."
+)
+COSTS = ("search", "healing", "teacher")
+HEALING = {
+    "is_healed": True,
+    "perplexity_before": 71.5,
+    "perplexity_after": 31.25,
+    "tokens": 104_448,
+    "held_out_tokens": 26_624,
+    "flops": 4e11,
+}
+
+
+def how_it_was_found(page):
+    """The section's text up to its first picture, in one line."""
+    section = page.split("## How it was found", 1)[1]
+    return " ".join(section[: section.index("![")].split())
+
+
+def test_a_search_by_perplexity_is_told_in_two_sentences(tmp_path):
+    _, page = card_of(tmp_path, make_recipe())
+    searched = SEARCHED.format(algorithm="additive", fitness="perplexity")
+    assert how_it_was_found(page) == f"{searched} The best had a perplexity of 71.23 before training."
+    assert "heal" not in page
+
+
+def test_a_staged_search_and_healing_are_told_in_words(tmp_path):
+    search = {"algorithm": "multi-fidelity", "fitness": "staged", "seed": 5, "probe": {"steps": 30}}
+    found = RESULTS["search"] | {"fitness": {"name": "staged", "value": 23.456}}
+    recipe = make_recipe(search=search, heal=True)
+    _, page = card_of(tmp_path, recipe, RESULTS | {"search": found, "healing": HEALING})
+    assert how_it_was_found(page) == (
+        f"{SEARCHED.format(algorithm='multi-fidelity', fitness='staged')} It took the subnet with the lowest "
+        "perplexity of its student after 30 steps of training, among those that perplexity as sliced and then healed "
+        "had not weeded out: 23.46. As sliced, it had a perplexity of 71.23. Before training it was healed: linear "
+        "fits on 104,448 tokens of training text put back part of what slicing took away. On 26,624 other tokens of "
+        "that text its perplexity fell from 71.5 to 31.25."
+    )
+
+
+def test_healing_that_was_left_out_is_told(tmp_path):
+    healing = HEALING | {"is_healed": False, "perplexity_after": 90.5}
+    _, page = card_of(tmp_path, make_recipe(heal=True), RESULTS | {"healing": healing})
+    assert how_it_was_found(page) == (
+        f"{SEARCHED.format(algorithm='additive', fitness='perplexity')} The best had a perplexity of 71.23 as sliced. "
+        "Healing it before training, by linear fits on 104,448 tokens of training text, was tried and left out: on "
+        "26,624 other tokens its perplexity would have gone from 71.5 to 90.5."
+    )
+
+
+def test_what_healing_cost_is_in_the_table(tmp_path):
+    flops = {"search": 3.3e12, "healing": 4e11, "training": 8.75e12, "teacher": 3.75e12}
+    match = BASELINE["to_match"] | {"student_flops": flops}
+    results = RESULTS | BASELINE | {"to_match": match, "healing": HEALING}
+    _, page = card_of(tmp_path, make_recipe(heal=True), results)
+    table = page[page.index("| | training tokens | FLOPs |") :].splitlines()[:4]
+    assert [cell.strip() for cell in table[0].split("|")[-4:-1]] == [f"of which {name}" for name in COSTS]
+    assert row(page, "random initialization") == ["5M", "35T", "", "", ""]
+    assert row(page[page.index("of which search") :], "this student") == ["1.25M", "16.2T", "3.3T", "400G", "3.75T"]
+    assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.parametrize("fitness", [name for name in FITNESSES if name != "perplexity"])
+def test_every_fitness_but_perplexity_is_put_in_words(tmp_path, fitness):
+    recipe = make_recipe(search={"fitness": fitness, "seed": 5})
+    found = RESULTS["search"] | {"fitness": {"name": fitness, "value": -0.5}}
+    text = how_it_was_found(card_of(tmp_path, recipe, RESULTS | {"search": found})[1])
+    assert text.startswith(f"{SEARCHED.format(algorithm='additive', fitness=fitness)} It took the subnet with the low")
+    assert text.endswith(": -0.5. As sliced, it had a perplexity of 71.23.") and "{" not in text
 
 
 def test_plain_pretraining_names_no_teacher_as_such(tmp_path):

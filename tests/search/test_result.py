@@ -9,6 +9,7 @@ import pytest
 from fixtures_search import BIN, CONFIG
 from small_searches import Toy, search
 
+import hf_whittle.plots
 from hf_whittle import ParameterBin, SearchResult, SubnetConfig
 from hf_whittle.cost import FlopsBin
 from hf_whittle.errors import OutputError, WhittleError
@@ -152,3 +153,28 @@ def test_damaged_line_in_the_middle_is_an_error(result, tmp_path, damaged):
     path.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
     with pytest.raises(OutputError, match=r"line 3 of .* is not an evaluation of this version"):
         SearchResult.load(tmp_path)
+
+
+PERPLEXITY, PROBE = {"name": "perplexity"}, {"name": "probe", "steps": 20}
+
+
+@pytest.mark.parametrize(
+    "fitness, of_search, of_front",
+    [
+        (PERPLEXITY, "perplexity before training", "perplexity before training"),
+        ({"name": "kl"}, "kl before training", "kl before training"),
+        (PROBE, "probe after 20 steps", "probe after 20 steps"),
+        (
+            {"name": "staged", "stages": {"0.5": PERPLEXITY, "1.0": PROBE}},
+            "perplexity before training, probe after 20 steps",
+            "probe after 20 steps",
+        ),
+    ],
+)
+def test_pictures_name_what_was_minimised(monkeypatch, fitness, of_search, of_front):
+    drawn = []
+    monkeypatch.setattr(hf_whittle.plots, "_save", lambda figure, path: drawn.append(figure.axes[0].get_ylabel()))
+    result = SearchResult({"fitness": fitness}, [evaluation(1, 2.0), evaluation(2, 1.5)])
+    hf_whittle.plots.plot_search(result, "search.png")
+    hf_whittle.plots.plot_pareto(result, "pareto.png")
+    assert drawn == [of_search, of_front]

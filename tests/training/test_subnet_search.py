@@ -15,9 +15,15 @@ from transformers import GPTNeoXForCausalLM, TrainerCallback
 
 from hf_whittle import (
     GPTNeoXSuperNetForCausalLM,
+    HealedPerplexity,
     KLDivergence,
+    MultiFidelityConfig,
+    Perplexity,
+    Probe,
+    ProbeConfig,
     SearchResult,
     SearchSpace,
+    StagedFitness,
     SubnetConfig,
     SubnetSearchCallback,
     search_subnets,
@@ -50,6 +56,22 @@ def test_training_with_a_search_is_the_training_without_it(plain, tmp_path, when
     trainer = make_trainer(tmp_path, [callback])
     trainer.train()
     assert callback.result is not None
+    assert losses_of(trainer) == losses_of(plain)
+    torch.testing.assert_close(weights_of(trainer), weights_of(plain), rtol=0, atol=0)
+
+
+def in_stages(supernet):
+    text, training = make_blocks(4, seed=2), make_blocks(8, seed=3)
+    probe = Probe(supernet, training, text, ProbeConfig(steps=2, batch_size=4))
+    return StagedFitness({0.5: Perplexity(supernet, text), 0.75: HealedPerplexity(supernet, text, training), 1: probe})
+
+
+def test_training_with_a_search_in_stages_is_the_training_without_it(plain, tmp_path):
+    config = MultiFidelityConfig(generations=1, shares=[0.5, 0.75, 1], sizes=[3, 2, 1], initial=1)
+    callback = make_callback(when="evaluate", eval_dataset=None, fitness=in_stages, config=config)
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train()
+    assert len(callback.history) == 2 and callback.result.settings["fitness"]["name"] == "staged"
     assert losses_of(trainer) == losses_of(plain)
     torch.testing.assert_close(weights_of(trainer), weights_of(plain), rtol=0, atol=0)
 

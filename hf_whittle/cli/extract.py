@@ -1,0 +1,164 @@
+"""`hf-whittle extract`: cut a student out of a checkpoint, and heal it if there is text to do so."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..subnet import SubnetConfig
+
+HELP = "Cut a student out of a checkpoint, and heal it on text if asked to."
+
+_OF_HEALING: dict[str, Any] = {
+    "files": None, "dataset": None, "dataset_config": None, "split": "train", "text_column": "text",
+    "block_size": 1024, "calibration_tokens": 131072,
+}  # fmt: skip
+"""The options that only healing takes, with their defaults."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="what to cut from: a folder, or a name on the Hub")
+    parser.add_argument("--subnet", required=True, help="what to keep: a subnet.json, or a folder with one")
+    parser.add_argument("--output-dir", required=True, help="folder of the student, new or empty")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "stock", "whittle", "padded"),
+        default="auto",
+        help="kind of model; auto is a stock GPT-NeoX where that can hold the student (default: auto)",
+    )
+    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument("--max-shard-size", type=_size, default="5GB", help="most bytes of a file (default: 5GB)")
+    parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
+    healing = parser.add_argument_group("healing")
+    healing.add_argument("--heal", action="store_true", help="put back on text what slicing took away")
+    healing.add_argument("--files", nargs="+", metavar="PATTERN", help="training text: files or patterns of them")
+    healing.add_argument("--dataset", help="or a dataset: a name on the Hub, or a folder")
+    healing.add_argument("--dataset-config", help="configuration of the dataset")
+    healing.add_argument("--split", help="split of the dataset (default: train)")
+    healing.add_argument("--text-column", help="column that holds the text (default: text)")
+    healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024)")
+    healing.add_argument("--calibration-tokens", type=int, help="most tokens that are read (default: 131072)")
+
+
+def main(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from ..extraction import extract_subnet
+
+    logging.disable_progress_bar()
+    subnet = _subnet(Path(options.subnet))
+    _check_options(options)
+    folder = extract_subnet(
+        options.checkpoint,
+        subnet,
+        options.output_dir,
+        format=options.format,
+        dtype=options.dtype,
+        heal=options.heal,
+        calibration_dataset=_blocks(options) if options.heal else None,
+        max_shard_size=options.max_shard_size,
+        revision=options.revision,
+    )
+    print(summary(folder))
+
+
+def _size(text: str) -> int | str:
+    """A size of files as `extract_subnet` takes it."""
+    from ..extraction import check_shard_size
+
+    size = int(text) if text.isdecimal() else text
+    try:
+        check_shard_size(size)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return size
+
+
+def _subnet(path: Path) -> "SubnetConfig":
+    from ..errors import SubnetError
+    from ..files import read_json
+    from ..subnet import SUBNET_FILE, SubnetConfig
+
+    file = path / SUBNET_FILE if path.is_dir() else path
+    try:
+        values = read_json(file)
+    except OSError as error:
+        raise SubnetError(
+            f"cannot read the subnet {file}: {error.strerror}; give a {SUBNET_FILE}, or a folder with one"
+        ) from error
+    except ValueError as error:
+        raise SubnetError(f"{file} is not JSON: {error}; give a {SUBNET_FILE}, or a folder with one") from error
+    return SubnetConfig.from_dict(values)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Check that what is given belongs together, and set what healing needs and was not given."""
+    from ..errors import DataError
+
+    given = [name for name in _OF_HEALING if getattr(options, name) is not None]
+    if given and not options.heal:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DataError(f"{flags} has no effect without --heal; add --heal, or leave it out")
+    if options.heal and (options.files is None) == (options.dataset is None):
+        raise DataError("--heal needs training text: give either --files or --dataset")
+    for name, default in _OF_HEALING.items():
+        if name not in given:
+            setattr(options, name, default)
+
+
+def _blocks(options: argparse.Namespace) -> "torch.Tensor":
+    """Packed blocks of the text; documents are drawn at random, and no more of them tokenized than needed."""
+    from itertools import islice
+
+    import numpy as np
+    import torch
+
+    from ..checkpoint import Checkpoint
+    from ..data import load_documents, pack_documents
+    from ..errors import DataError
+    from ..run import load_tokenizer
+
+    size = options.block_size
+    longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
+    if size > longest:
+        raise DataError(f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}")
+    tokenizer = load_tokenizer(options.checkpoint, revision=options.revision)
+    documents = load_documents(options.dataset, options.files, options.dataset_config, options.split)
+    stream = documents.shuffle(seed=0).to_iterable_dataset()
+    blocks = pack_documents(stream, tokenizer, size, text_column=options.text_column)
+    rows = [block["input_ids"] for block in islice(blocks, max(2, options.calibration_tokens // size))]
+    if len(rows) < 2:
+        raise DataError(
+            f"healing needs 2 blocks of {size} tokens or more, the text gives {len(rows)}; give more text or a smaller "
+            "--block-size"
+        )
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
+
+
+def summary(folder: Path) -> str:
+    """What is in the folder of a student, and what healing did to it."""
+    from transformers import AutoConfig
+
+    from ..cost import num_parameters
+    from ..files import read_json
+    from ..healing.config import HEALING_FILE
+
+    config = AutoConfig.from_pretrained(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files) / 1e6
+    kind = f"{(config.architectures or ['student'])[0]} of {num_parameters(config):,} parameters"
+    lines = [f"A {kind} is in {folder}: {size:,.1f} MB of weights in {len(files)} file{'s' * (len(files) != 1)}"]
+    if (folder / HEALING_FILE).is_file():
+        report = read_json(folder / HEALING_FILE)
+        fitted, others = f"{report['tokens']:,} tokens", f"{report['held_out_tokens']:,} others"
+        before, after = f"{report['perplexity_before']:.3f}", f"{report['perplexity_after']:.3f}"
+        if report["is_healed"]:
+            lines.append(f"Healed on {fitted}: its perplexity on {others} fell from {before} to {after}")
+        else:
+            lines.append(
+                f"Left as sliced: healing on {fitted} would have taken its perplexity on {others} from {before} to "
+                f"{after}"
+            )
+    return "\n".join(lines)

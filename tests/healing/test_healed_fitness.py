@@ -1,0 +1,327 @@
+"""Healed perplexity: its students against least squares on what the super-network computes."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_whittle import HealingConfig, ParameterBin, SearchSpace, SubnetConfig, extract_subnet, search_subnets
+from hf_whittle.errors import DataError, HealingError, VocabularyError, WhittleError
+from hf_whittle.fitness import Perplexity
+from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.search import AdditiveSearchConfig, MultiFidelityConfig
+from hf_whittle.subnet import Shape
+
+RIDGE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def text(supernet, sample_text):
+    """Calibration text of the super-network's own, and other text."""
+    return sample_text(supernet, 96).split([64, 32])
+
+
+@pytest.fixture(scope="module")
+def healed(supernet, text):
+    calibration, other = text
+    return HealedPerplexity(supernet, other, calibration, 64)
+
+
+def perplexity_of(model, blocks):
+    with torch.no_grad():
+        return math.exp(model(blocks, labels=blocks, use_cache=False).loss.double())
+
+
+@torch.no_grad()
+def seen(model, input_ids):
+    """What goes into and comes out of every module, `(tokens, features)`."""
+    found = {}
+
+    def keep(name):
+        def hook(module, arguments, output):
+            found[name] = tuple(part.flatten(0, 1).double() for part in (arguments[0], output))
+
+        return hook
+
+    kinds = ("layernorm", "layer_norm", "dense", "_h", "query_key_value")
+    hooks = [
+        module.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if name.endswith(kinds) or name.rpartition(".")[2].isdigit()
+    ]
+    model.gpt_neox(input_ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def with_one(x):
+    return F.pad(x, (0, 1), value=1.0)
+
+
+def ridge_least_squares(x, y, start):
+    """By numpy; the ridge is rows of their own below the tokens."""
+    squares = x.square().sum(0)
+    penalty = (RIDGE * (squares + 1e-6 * squares.mean())).sqrt().diag()
+    rows, targets = torch.cat([x, penalty]), torch.cat([y, penalty @ start.T])
+    return torch.from_numpy(np.linalg.lstsq(rows.numpy(), targets.numpy(), rcond=None)[0].T)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-3, atol=2e-3)
+
+
+# The student
+
+
+@pytest.mark.parametrize(
+    "variant_supernet", [{}, {"use_parallel_residual": False}, {"attention_bias": False}], indirect=True
+)
+def test_outputs_of_a_layer_are_least_squares_of_what_the_super_network_writes(variant_supernet, sample_text):
+    calibration = sample_text(variant_supernet, 60)
+    subnet = SubnetConfig(32, [0, 1, 4], [4, [1, 3], 4], [64, 30, 64])
+    student = HealedPerplexity(variant_supernet, calibration[:2], calibration, 16).student(subnet)
+    found, layer, own = seen(variant_supernet, calibration), "gpt_neox.layers.1.", student.gpt_neox.layers[1]
+    attention, mlp = (found[f"{layer}{name}"][0] for name in ("attention.dense", "mlp.dense_4h_to_h"))
+    x = with_one(torch.cat([attention.view(-1, 4, 8)[:, [1, 3]].flatten(1), mlp[:, :30]], 1))
+    y = found["gpt_neox.layers.3"][1] - found["gpt_neox.layers.1"][0]  # layers 2 and 3 are left out
+    full = variant_supernet.gpt_neox.layers[1]
+    biases = [part.bias for part in (full.attention.dense, full.mlp.dense_4h_to_h) if part.bias is not None]
+    start = [full.attention.dense.weight.view(32, 4, 8)[:, [1, 3]].flatten(1), full.mlp.dense_4h_to_h.weight[:, :30]]
+    start = torch.cat([*start, sum(biases)[:, None]], 1).detach().double()
+    expected = ridge_least_squares(x, y, start)
+    close(own.attention.dense.weight, expected[:, :16])
+    close(own.mlp.dense_4h_to_h.weight, expected[:, 16:46])
+    close(sum(p.bias for p in (own.attention.dense, own.mlp.dense_4h_to_h) if p.bias is not None), expected[:, 46])
+
+
+@pytest.mark.parametrize("size", [2, 12, 31])
+def test_basis_inputs_and_head_are_principal_components_and_least_squares_in_them(supernet, text, healed, size):
+    subnet = SubnetConfig(size, [0, 2, 4], 2, 20)
+    student, found = healed.student(subnet), seen(supernet, text[0])
+
+    norms = [f"gpt_neox.layers.{layer}.input_layernorm" for layer in (0, 2, 4)] + ["gpt_neox.final_layer_norm"]
+    normals = [F.layer_norm(found[norm][0], (32,)) for norm in norms]
+    _, energies, components = np.linalg.svd(torch.cat(normals).numpy(), full_matrices=False)
+    embedding = supernet.gpt_neox.embed_in.weight.detach().double().numpy()
+    down = torch.from_numpy(
+        np.linalg.lstsq(embedding, student.gpt_neox.embed_in.weight.detach().numpy(), rcond=None)[0].T
+    )
+    first = torch.from_numpy(components[: size - 1])
+    close(down.T @ down, first.T @ first)
+    share = (energies[: size - 1] ** 2).sum() / (energies**2).sum()
+
+    def least_squares(norm, normal):
+        """From the student's normalised stream and a constant to what the norm of the super-network makes of it."""
+        stream = normal @ down.T
+        x = with_one(stream / stream.square().mean().sqrt())
+        scale, shift = (part.detach().double() for part in (norm.weight, norm.bias))
+        start = torch.cat([scale[:, None] * down.T * math.sqrt(32 * share / size), shift[:, None]], 1)
+        return ridge_least_squares(x, normal * scale + shift, start)
+
+    centring = torch.eye(size, dtype=torch.float64) - 1 / size
+    expected = least_squares(supernet.gpt_neox.final_layer_norm, normals[-1])
+    head, matrix = (model.lm_head.weight.detach().double() for model in (student, supernet))
+    close(head @ centring, matrix @ expected[:, :-1] @ centring)
+    constant = head @ student.gpt_neox.final_layer_norm.bias.detach().double()
+    close(constant, matrix @ expected[:, -1])
+
+    full, own = supernet.gpt_neox.layers[2], student.gpt_neox.layers[1]
+    expected = least_squares(full.input_layernorm, normals[1])
+    matrix, bias = (p.detach().double()[:48] for p in full.attention.query_key_value.parameters())
+    close(own.attention.query_key_value.weight.detach().double() @ centring, matrix @ expected[:, :-1] @ centring)
+    close(own.attention.query_key_value.bias, bias + matrix @ expected[:, -1])
+
+
+def test_full_subnet_stays_what_it_is(supernet, stock, healed, text):
+    student = healed.student(SubnetConfig.full(supernet.config))
+    with torch.no_grad():
+        torch.testing.assert_close(student(text[1]).logits, stock(text[1]).logits, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_healed_perplexity_is_that_of_its_student_and_better(variant_supernet, sample_text, draw, seed):
+    calibration, other = sample_text(variant_supernet, 96).split([64, 32])
+    fitness, plain = HealedPerplexity(variant_supernet, other, calibration), Perplexity(variant_supernet, other)
+    subnet = draw(SearchSpace.from_config(variant_supernet.config, "fine", layer_wise=bool(seed)), seed)
+    student = fitness.student(subnet)
+    assert fitness(subnet) == pytest.approx(perplexity_of(student, other), rel=1e-5)
+    assert fitness(subnet) < plain(subnet)
+    assert student.num_parameters() == extract_subnet(variant_supernet, subnet).num_parameters()
+    assert type(student) is type(extract_subnet(variant_supernet, subnet))
+
+
+def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_layer_gives(
+    supernet, text, healed, draw_within
+):
+    calibration, other = text
+    plain, ratios = Perplexity(supernet, other), []
+    for seed in range(16):
+        subnet = draw_within(Shape.from_config(supernet.config), seed)
+        ratios.append(healed(subnet) / plain(subnet))
+        # One channel says nothing, and what layers before the first kept one write cannot be absorbed.
+        if subnet.layers[0] == 0 and subnet.shape.hidden_size > 1:
+            assert ratios[-1] < 1
+    assert sum(ratio < 1 for ratio in ratios) >= 12
+    assert np.median(ratios) < 0.5
+    for layers in ([0, 2, 4], 5):
+        subnet = SubnetConfig(16, layers, 2, 30)
+        config = HealingConfig(batch_size=64)
+        student = extract_subnet(supernet, subnet, heal=config, calibration_dataset=calibration, progress=False)
+        assert perplexity_of(student, other) < healed(subnet) < plain(subnet)
+
+
+def test_one_channel_is_no_error(supernet, healed):
+    assert math.isfinite(healed(SubnetConfig(1, [0, 2], 1, 1)))
+
+
+def test_share_is_that_of_the_blocks_of_perplexity(supernet, text, healed, uneven_subnet):
+    rows = Perplexity(supernet, text[1]).rows(0.25)
+    expected = perplexity_of(healed.student(uneven_subnet), text[1][rows])
+    assert healed(uneven_subnet, 0.25) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [10])
+def test_student_does_not_depend_on_the_batch_size(supernet, text, healed, uneven_subnet, batch_size):
+    fitness = HealedPerplexity(supernet, text[1], text[0], batch_size)
+    assert fitness(uneven_subnet) == pytest.approx(healed(uneven_subnet), rel=1e-3)
+
+
+def test_super_network_in_half_precision_is_healed_in_single(supernet, text, healed, uneven_subnet):
+    half = copy.deepcopy(supernet).to(torch.bfloat16)
+    fitness = HealedPerplexity(half, text[1], text[0])
+    assert fitness.student(uneven_subnet).dtype == torch.float32
+    assert fitness(uneven_subnet) == pytest.approx(healed(uneven_subnet), rel=0.1)
+
+
+def test_super_network_and_random_numbers_stay_and_no_memory_is_shared(make_stock, make_supernet, text, uneven_subnet):
+    supernet = make_supernet(make_stock(hidden_dropout=0.5)).train()
+    before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    generator = torch.get_rng_state()
+    fitness = HealedPerplexity(supernet, text[1], text[0])
+    value, student = fitness(uneven_subnet), fitness.student(uneven_subnet)
+    assert fitness(uneven_subnet) == value  # again, to the last bit
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(module.training for module in supernet.modules())
+    assert not any(module._forward_hooks for module in supernet.modules())
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
+    own, theirs = ({p.untyped_storage().data_ptr() for p in m.parameters()} for m in (student, supernet))
+    assert not own & theirs
+
+
+# Cost
+
+
+def test_tokens_are_those_evaluated_on_and_preparation_those_gathered_on(healed):
+    assert (healed.tokens(), healed.tokens(0.25)) == (32 * 16, 8 * 16)
+    assert healed.preparation["tokens"] == 64 * 16
+
+
+def test_flops_are_those_of_perplexity_and_of_the_regressions(supernet, text, healed, uneven_subnet):
+    plain = Perplexity(supernet, text[1])
+    for share in (0.25, 1.0):
+        assert healed.flops(uneven_subnet, share) - plain.flops(uneven_subnet, share) == healed.healing_flops(
+            uneven_subnet
+        )
+    features, size, kept = 2 * 8 + 20 + 1, 32, 12
+    writers = features**3 // 3 + 4 * features**2 * kept + 2 * features * size * kept
+    readers = kept**3 // 3 + 6 * size**2 * kept
+    assert healed.healing_flops(SubnetConfig(12, 3, 2, 20)) == 3 * writers + 7 * readers
+
+
+def test_preparation_counts_what_is_computed(make_stock, make_supernet, text):
+    supernet = make_supernet(make_stock(attn_implementation="eager"))  # all that the counter sees
+    with FlopCounterMode(display=False) as counter:
+        fitness = HealedPerplexity(supernet, text[1], text[0])
+    assert fitness.preparation["flops"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_settings_tell_the_calibration_text_and_the_ridge(supernet, text, healed):
+    calibration, other = text
+    settings = healed.settings
+    assert HealedPerplexity(supernet, other, calibration.clone()).settings == settings
+    assert (
+        HealedPerplexity(supernet, other, calibration.flip(0)).settings["calibration_data"]
+        != (settings["calibration_data"])
+    )
+    assert HealedPerplexity(supernet, other, calibration, ridge=0.1).settings == {**settings, "ridge": 0.1}
+    assert {**Perplexity(supernet, other).settings, "name": "healed-perplexity"}.items() <= settings.items()
+
+
+# In a search
+
+FILES = ("candidates.jsonl", "search.json")
+CONFIGS = {
+    "multi-fidelity": MultiFidelityConfig(generations=1, shares=[0.25, 0.5, 1.0], sizes=[4, 2, 1], initial=1, seed=4),
+    "additive": AdditiveSearchConfig(
+        generations=0, head_options=1, neuron_options=1, channel_options=2, levels=4, answers=2, seed=4
+    ),
+}
+
+
+class Interrupted(HealedPerplexity):
+    """Stops at an evaluation."""
+
+    stop_at = -1
+
+    def __call__(self, subnet, share=1.0):
+        self.stop_at -= 1
+        if self.stop_at == -1:
+            raise KeyboardInterrupt
+        return super().__call__(subnet, share)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_search_is_resumed_to_the_same_bytes(supernet, text, tmp_path, config):
+    space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)
+
+    def search(folder, fitness_class=HealedPerplexity):
+        fitness = fitness_class(supernet, text[1][:8], text[0], 64)
+        fitness.stop_at = 6
+        arguments = {"bin": ParameterBin(20_000, 22_000), "config": config, "fitness": fitness, "progress": False}
+        return search_subnets(None, space, output_dir=folder, **arguments)
+
+    found = search(tmp_path / "whole")
+    assert found.best_evaluation.fitness == HealedPerplexity(supernet, text[1][:8], text[0], 64)(found.best)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "resumed", Interrupted)
+    assert (tmp_path / "resumed" / "candidates.jsonl").read_bytes().count(b"\n") == 6
+    search(tmp_path / "resumed")
+    for name in FILES:
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# Errors
+
+
+def test_sharded_super_network_is_an_error(supernet, text, monkeypatch):
+    monkeypatch.setattr("hf_whittle.healing.fitness.is_sharded", lambda model: True)
+    with pytest.raises(WhittleError, match="healed-perplexity needs the whole model in each process; use perplexity"):
+        HealedPerplexity(supernet, *text)
+
+
+@pytest.mark.parametrize("name", ["embed_in.weight", "layers.3.mlp.dense_4h_to_h.weight"])
+def test_weights_that_are_no_numbers_are_an_error_that_names_the_layer(supernet, text, name):
+    broken = copy.deepcopy(supernet)
+    with torch.no_grad():
+        broken.state_dict()[f"gpt_neox.{name}"][:, 3] = math.nan
+    layer = 3 if "layers" in name else 0
+    with pytest.raises(HealingError, match=f"super-network computes values that are not finite in layer {layer}; use"):
+        HealedPerplexity(broken, *text)
+
+
+def test_calibration_text_is_checked(supernet, text):
+    with pytest.raises(VocabularyError, match="the text has token ids from 1 to 99, the model's vocabulary has 99"):
+        HealedPerplexity(supernet, text[1], torch.tensor([[1, 99]]))
+    with pytest.raises(DataError, match="there are no blocks of text"):
+        HealedPerplexity(supernet, text[1], None)
+
+
+def test_subnet_of_another_model_is_an_error(healed):
+    with pytest.raises(ValueError, match="cannot keep 33 channels, the super-network has 32"):
+        healed(SubnetConfig(33, 2, 2, 2))

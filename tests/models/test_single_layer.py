@@ -1,0 +1,105 @@
+"""Layers run one at a time give what the whole model gives."""
+
+import pytest
+import torch
+
+from hf_whittle import SubnetConfig, extract_subnet
+from hf_whittle.models.single_layer import SingleLayer
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+WATCHED = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["full", "stock", "uneven"])
+def model(request, variant_supernet, uneven_subnet):
+    """The super-network, a stock student of it and one whose layers differ."""
+    if request.param == "full":
+        return variant_supernet
+    return extract_subnet(variant_supernet, SubnetConfig(24, 3, 3, 40) if request.param == "stock" else uneven_subnet)
+
+
+@torch.no_grad()
+def run(model, input_ids):
+    """Streams before and after every layer, the last state, and what goes into and out of every matrix."""
+    inputs, outputs, streams = {}, {}, []
+    hooks = []
+    for index, layer in enumerate(model.gpt_neox.layers):
+        for name in WATCHED:
+
+            def keep(module, arguments, output, key=(index, name)):
+                inputs[key], outputs[key] = arguments[0], output
+
+            hooks.append(layer.get_submodule(name).register_forward_hook(keep))
+        hooks.append(layer.register_forward_pre_hook(lambda module, arguments: streams.append(arguments[0])))
+    hooks.append(model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda _, a: streams.append(a[0])))
+    state = model.gpt_neox(input_ids, use_cache=False).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    return streams, state, inputs, outputs
+
+
+def test_layer_by_layer_is_the_whole_model(model, input_ids):
+    streams, state, inputs, outputs = run(model, input_ids)
+    weights, stream = model.state_dict(), streams[0]
+    names = [f"gpt_neox.layers.0.{name}" for name in WATCHED]
+    for index in range(len(model.gpt_neox.layers)):
+        done = SingleLayer(weights, model.config, index, CPU)(stream, names)
+        stream = done.stream
+        torch.testing.assert_close(stream, streams[index + 1], **CLOSE)
+        for name, watched in zip(WATCHED, names, strict=True):
+            torch.testing.assert_close(done.inputs[watched], inputs[index, name], **CLOSE)
+            torch.testing.assert_close(done.outputs[watched], outputs[index, name], **CLOSE)
+    torch.testing.assert_close(done.final, state, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pad_token_id": 5, "eos_token_id": 7},
+        {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+        {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new"},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "partial_rotary_factor": 0.5, "factor": 2.0}},
+    ],
+)
+def test_nothing_of_the_configuration_is_lost(make_stock, input_ids, changes):
+    stock = make_stock(**changes)
+    streams = run(stock, input_ids)[0]
+    done = SingleLayer(stock.state_dict(), stock.config, 1, CPU)(streams[1])
+    torch.testing.assert_close(done.stream, streams[2], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layer_runs_in_single_precision_whatever_the_weights_are_in(make_stock, input_ids, dtype):
+    stock = make_stock().to(dtype)
+    weights = stock.state_dict()
+    streams = run(stock.float(), input_ids)[0]
+    stream = SingleLayer(weights, stock.config, 2, CPU)(streams[2]).stream
+    assert stream.dtype == torch.float32
+    torch.testing.assert_close(stream, streams[3], **CLOSE)
+
+
+def test_layer_shares_weights_sees_their_changes_and_leaves_configuration_and_random_numbers_alone(make_stock):
+    stock, generator = make_stock(), torch.get_rng_state()
+    before, weights = stock.config.to_dict(), stock.state_dict()
+    layer, stream = SingleLayer(weights, stock.config, 3, CPU), torch.randn(2, 5, 32)
+    name = "mlp.dense_4h_to_h.weight"
+    held = layer.model.gpt_neox.layers[0].get_parameter(name)
+    assert held.data_ptr() == weights[f"gpt_neox.layers.3.{name}"].data_ptr()
+    first = layer(stream).stream
+    with torch.no_grad():
+        weights[f"gpt_neox.layers.3.{name}"].zero_()
+    assert not torch.equal(layer(stream).stream, first)
+    assert stock.config.to_dict() == before
+    torch.set_rng_state(generator)
+    SingleLayer(weights, stock.config, 3, CPU)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_hooks_are_gone_after_the_call_and_after_an_error(supernet):
+    layer = SingleLayer(supernet.state_dict(), supernet.config, 0, CPU)
+    names = ["gpt_neox.layers.0.mlp.dense_h_to_4h"]
+    layer(torch.randn(1, 3, 32), names)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(1, 3, 31), names)
+    assert not any(module._forward_hooks for name, module in layer.model.named_modules() if name in names)
