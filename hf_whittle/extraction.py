@@ -115,8 +115,12 @@ def extract_subnet(
         )
     dtype = _as_dtype(dtype)
     settings = HealingConfig() if heal is True else heal or None
+    if not isinstance(settings, HealingConfig | None):
+        raise TypeError(f"heal must be a HealingConfig, True or False, got {heal!r}")
     if settings is not None and calibration_dataset is None:
         raise DataError("healing needs text: give blocks of tokens as calibration_dataset")
+    if settings is None and calibration_dataset is not None:
+        raise DataError("calibration_dataset has no effect without heal; give heal=True, or leave it out")
     healing = None if settings is None else (settings, calibration_dataset)
     if not isinstance(model, str | Path):
         if hub:

@@ -133,7 +133,8 @@ class SearchSection:
         default_factory=AdditiveSearchConfig, metadata={"help": f"One of {', '.join(sorted(ALGORITHMS))}."}
     )
     fitness: Literal[FITNESSES] = field(  # type: ignore[valid-type]
-        default="perplexity", metadata={"help": "What is minimised; see fitness.py and proxies.py."}
+        default="healed-perplexity",
+        metadata={"help": "What is minimised; perplexity is the paper's. See fitness.py, healing and proxies.py."},
     )
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
     probe: dict[str, Any] = field(
@@ -209,7 +210,7 @@ class Recipe:
         training (`dict`): fields of `DistillationConfig`.
         teacher_store (`str`, *optional*): folder that `hf-whittle store-logits` wrote for this recipe; the student
             learns from it instead of the running teacher.
-        heal (`bool` or `HealingConfig`, *optional*, defaults to `False`): whether and how to heal the student before
+        heal (`bool` or `HealingConfig`, *optional*, defaults to `True`): whether and how to heal the student before
             it is trained; in YAML, `true` or a mapping.
         baseline (`bool` or `dict`, *optional*, defaults to `False`): whether to train the same architecture from random
             initialization on the same tokens too; a mapping has the fields of `DistillationConfig` in which that
@@ -225,7 +226,7 @@ class Recipe:
     search: SearchSection = field(default_factory=SearchSection)
     training: dict[str, Any] = field(default_factory=dict)
     teacher_store: str | None = None
-    heal: bool | HealingConfig = False
+    heal: bool | HealingConfig = True
     baseline: bool | dict[str, Any] = False
 
     @classmethod

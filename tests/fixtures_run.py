@@ -17,12 +17,14 @@ RECIPE = {
     "bin": {"low": 30e3, "high": 40e3},
     "search": {
         "algorithm": "evolution",
+        "fitness": "perplexity",
         "generations": 2,
         "population_size": 4,
         "num_offspring": 3,
         "num_elites": 2,
         "batch_size": 4,
     },
+    "heal": False,
     "training": {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "eval_steps": 2},
 }
 

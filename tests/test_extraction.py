@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, 
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
 from hf_whittle.cost import num_parameters, padded_shape
-from hf_whittle.errors import ArchitectureError, OutputError, SubnetError
+from hf_whittle.errors import ArchitectureError, DataError, OutputError, SubnetError
 from hf_whittle.subnet import Shape
 
 STOCK_SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)
@@ -318,3 +318,10 @@ def test_model_without_its_head_is_an_error(stock):
 
 def test_student_does_not_say_that_it_was_loaded_from_none(stock):
     assert extract_subnet(stock, STOCK_SUBNET).name_or_path == ""
+
+
+def test_healing_arguments_that_do_not_go_together_are_errors(supernet, uneven_subnet, input_ids):
+    with pytest.raises(TypeError, match="heal must be a HealingConfig, True or False, got 'yes'"):
+        extract_subnet(supernet, uneven_subnet, heal="yes", calibration_dataset=input_ids)
+    with pytest.raises(DataError, match="calibration_dataset has no effect without heal"):
+        extract_subnet(supernet, uneven_subnet, calibration_dataset=input_ids)

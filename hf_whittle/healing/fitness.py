@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
@@ -32,7 +33,8 @@ class HealedPerplexity(TokenFitness):
 
     Second moments of all that the full super-network computes are gathered once; healing a candidate takes sub-blocks
     of them and solves. Unlike `extract_subnet(heal=...)`, it takes the super-network's stream in the student's basis
-    for the student's own, so that layers do not depend on each other.
+    for the student's own, so that layers do not depend on each other; that tells less about subnets without the first
+    layer, whose stream is another. The super-network must not change between.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
@@ -44,7 +46,7 @@ class HealedPerplexity(TokenFitness):
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 
     Raises:
-        WhittleError: if the super-network is sharded.
+        WhittleError: if the super-network is sharded, or its moments do not fit into memory.
         HealingError: if it computes what is not a number.
     """
 
@@ -119,6 +121,7 @@ class SupernetMoments:
 
     def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
         self._config = supernet.full_config
+        self._check_memory(supernet.device)
         groups = projections(self._config)
         self._readers = tuple(weight for group in groups for weight in group.readers)
         self._writers = tuple(weight for group in groups for weight in group.writers)
@@ -126,6 +129,8 @@ class SupernetMoments:
         self._normal: dict[tuple[str | None, int], Any] = defaultdict(float)  # of n and 1, by norm and layer
         self._features: dict[int, Any] = defaultdict(float)
         self._written: dict[tuple[int, int], Any] = defaultdict(float)  # by a later layer, with a layer's features
+        self._written_before: dict[int, Any] = defaultdict(float)  # by all earlier layers, with a layer's features
+        self._from_embedding: dict[tuple[str | None, int], Any] = defaultdict(float)  # of n with that of the embedding
         with evaluating(supernet), torch.no_grad():
             for batch in tqdm(input_ids.split(batch_size), "moments", unit="batch", disable=not progress):
                 self._add(supernet, batch.to(supernet.device))
@@ -135,14 +140,32 @@ class SupernetMoments:
         return range(self._config.num_hidden_layers)
 
     @property
+    def bytes(self) -> int:
+        """Memory it takes, in single precision."""
+        shape, width = Shape.from_config(self._config), head_dim(self._config)
+        numbers = 0
+        for layer, (heads, neurons) in enumerate(zip(shape.num_attention_heads, shape.intermediate_size, strict=True)):
+            features = heads * width + neurons + 1
+            numbers += features**2 + features * shape.hidden_size * (len(self._layers) - layer + 1)
+        return 4 * (numbers + 4 * shape.hidden_size**2 * (len(self._layers) + 1))
+
+    def _check_memory(self, device: torch.device) -> None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if self.bytes > free:
+            raise WhittleError(
+                f"healed perplexity would hold {self.bytes / 1e9:.1f} GB of moments of this super-network, and "
+                f"{free / 1e9:.1f} GB are free on {device}; search by perplexity, or where there is more memory"
+            )
+
+    @property
     def flops_per_token(self) -> int:
         """FLOPs of gathering."""
         shape, width = Shape.from_config(self._config), head_dim(self._config)
         total = 0
         for layer, (heads, neurons) in enumerate(zip(shape.num_attention_heads, shape.intermediate_size, strict=True)):
             features = heads * width + neurons + 1
-            total += 2 * features**2 + 2 * features * shape.hidden_size * (len(self._layers) - layer)
-        return total + 2 * shape.hidden_size**2 * (len({w.norm for w in self._readers}) * len(self._layers) + 1)
+            total += 2 * features**2 + 2 * features * shape.hidden_size * (len(self._layers) - layer + 1)
+        return total + 4 * shape.hidden_size**2 * (len({w.norm for w in self._readers}) * len(self._layers) + 1)
 
     def _norms(self) -> Iterable[tuple[str | None, int]]:
         """The norms that are read through, with their layer; those outside of layers count to the last."""
@@ -167,10 +190,13 @@ class SupernetMoments:
             for name in names:
                 hooks.callback(supernet.get_submodule(name).register_forward_hook(watch(name)).remove)
             supernet.base_model(input_ids=batch, use_cache=False)
+        embedded = seen[f"{layers}.0"][0]
+        first = _with_one(F.layer_norm(embedded, embedded.shape[-1:]))
         for norm, layer in self._norms():
             stream = seen[str(norm).format(layer=layer)][0]
             normal = _with_one(F.layer_norm(stream, stream.shape[-1:]))
             self._normal[norm, layer] += normal.T @ normal
+            self._from_embedding[norm, layer] += normal.T @ first
         written = []
         for layer in self._layers:
             before, after = seen[f"{layers}.{layer}"]
@@ -184,6 +210,8 @@ class SupernetMoments:
             inputs = [seen[_module(weight, layer)][0] for weight in self._writers]
             features = _with_one(torch.cat(inputs, -1))
             self._features[layer] += features.T @ features
+            before = (seen[f"{layers}.{layer}"][0] - embedded).flatten(0, -2)
+            self._written_before[layer] += before.T @ features
             for later in self._layers[layer:]:
                 self._written[layer, later] += written[later].T @ features
 
@@ -214,7 +242,11 @@ class SupernetMoments:
 
     def _of_reader(self, student: StudentWeights, weight: Weight, position: int, layer: int) -> Moments:
         """Moments of the student's normalised stream, had it the teacher's in its basis, and the teacher's."""
-        normal, down = self._normal[weight.norm, layer].double(), student.basis.down.double()
+        down = student.basis.down.double()
+        normal, with_target = self._normal[weight.norm, layer], self._normal[weight.norm, layer]
+        if position == 0 and layer > 0 and weight.in_layer:  # nothing stands before it but the embedding
+            normal, with_target = self._normal[self._readers[0].norm, 0], self._from_embedding[weight.norm, layer]
+        normal, with_target = normal.double(), with_target.double()
         scale, shift = (
             student.tensors[f"{weight.norm}.{part}".format(layer=position)].double() for part in ("weight", "bias")
         )
@@ -224,12 +256,15 @@ class SupernetMoments:
         features = F.pad(torch.cat([scale[:, None] * centred / variance.sqrt(), shift[:, None]], 1), (0, 0, 0, 1))
         features[-1, -1] = 1
         targets = torch.cat([of_teacher[0].diag(), of_teacher[1][:, None]], 1)
-        return Moments.known(features @ normal @ features.T, targets @ normal @ features.T, constant=True)
+        return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T, constant=True)
 
     def _of_writers(
         self, student: StudentWeights, subnet: SubnetConfig, position: int, layer: int, after: int
     ) -> Moments:
-        """Moments of the kept inputs of a layer's writers, and of all that is written until the next kept layer."""
+        """Moments of the kept inputs of a layer's writers, and of all that is written until the next kept layer.
+
+        The first kept layer writes what the layers before it wrote, too.
+        """
         kept, first = [], 0
         for weight in self._writers:
             rows = axis_rows(weight.axes[1], subnet, position, head_dim(self._config))
@@ -240,7 +275,7 @@ class SupernetMoments:
         gram = self._features[layer][chosen][:, chosen]
         written = sum(
             (self._written[layer, later][:, chosen] for later in range(layer, after)),
-            torch.zeros((), device=gram.device),
+            self._written_before[layer][:, chosen] if position == 0 else torch.zeros((), device=gram.device),
         )
         return Moments.known(gram, student.basis.down.double() @ written.double(), has_bias)
 

@@ -1,5 +1,6 @@
 """Heal a student, layer by layer."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -259,7 +260,7 @@ def heal_weights(
 
     before, after = judge(sliced), judge(healed.tensors)
     report = HealingReport(
-        is_healed=after < before,
+        is_healed=math.isfinite(after) and not after >= before,  # before may be no number
         perplexity_before=before,
         perplexity_after=after,
         tokens=healer.fitted.numel(),

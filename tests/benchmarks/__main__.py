@@ -16,6 +16,9 @@ NAMES = (
     "extraction",
     "search",
     "supernet_training",
+    "healing",
+    "healed_start",
+    "search_fitness",
     "demo_budgets",
 )
 

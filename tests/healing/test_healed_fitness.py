@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_
     for seed in range(16):
         subnet = draw_within(Shape.from_config(supernet.config), seed)
         ratios.append(healed(subnet) / plain(subnet))
-        # One channel says nothing, and what layers before the first kept one write cannot be absorbed.
+        # One channel says nothing, and what layers before the first kept one write is absorbed in part only.
         if subnet.layers[0] == 0 and subnet.shape.hidden_size > 1:
             assert ratios[-1] < 1
     assert sum(ratio < 1 for ratio in ratios) >= 12
@@ -325,3 +326,15 @@ def test_calibration_text_is_checked(supernet, text):
 def test_subnet_of_another_model_is_an_error(healed):
     with pytest.raises(ValueError, match="cannot keep 33 channels, the super-network has 32"):
         healed(SubnetConfig(33, 2, 2, 2))
+
+
+def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gathered(supernet, text, monkeypatch):
+    calibration, other = text
+    fitness = HealedPerplexity(supernet, other, calibration)
+    held = [value for kept in vars(fitness._moments).values() if isinstance(kept, dict) for value in kept.values()]
+    numbers = sum(value.numel() for value in held)
+    assert 0.7 < fitness._moments.bytes / (4 * numbers) < 1.3
+    free = SimpleNamespace(available=fitness._moments.bytes - 1)
+    monkeypatch.setattr("hf_whittle.healing.fitness.psutil.virtual_memory", lambda: free)
+    with pytest.raises(WhittleError, match=r"healed perplexity would hold .* GB of moments .*; search by perplexity"):
+        HealedPerplexity(supernet, other, calibration)
