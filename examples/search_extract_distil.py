@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["hf_whittle"]
 # ///
-"""Search, extract and distil with the Python API, step by step.
+"""Search, extract, heal and distil with the Python API, step by step.
 
 As it stands it runs in a few minutes on a CPU, offline, with the bundled teacher and the Python standard library:
 
@@ -24,6 +24,7 @@ from hf_whittle import (
     DistillationConfig,
     DistillationTrainer,
     GPTNeoXSuperNetForCausalLM,
+    HealedPerplexity,
     ParameterBin,
     SearchSpace,
     extract_subnet,
@@ -50,7 +51,7 @@ class ScriptArguments:
 
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, DistillationConfig))
-    parser.set_defaults(output_dir="student", max_steps=50, learning_rate=3e-3, report_to="none", logging_steps=10)
+    parser.set_defaults(output_dir="student", max_steps=50, learning_rate=2e-3, report_to="none", logging_steps=10)
     script, args = parser.parse_args_into_dataclasses()
     args.use_cpu = not torch.cuda.is_available()
 
@@ -59,16 +60,19 @@ def main() -> None:
     splits = split_documents(documents, {"search": 0.05, "test": 0.05}, key="name" if script.files is None else None)
     blocks = {name: pack_documents(split, tokenizer, script.block_size) for name, split in splits.items()}
 
+    held_out = blocks["search"].select(range(min(16, len(blocks["search"]))))
+    calibration = blocks["train"].shuffle(seed=0).select(range(min(96, len(blocks["train"]))))
+
     supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(script.teacher, dtype=torch.float32)
     result = search_subnets(
         supernet,
         SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),
         bin=ParameterBin(script.low, script.high),
-        eval_dataset=blocks["search"].select(range(min(16, len(blocks["search"])))),
+        fitness=HealedPerplexity(supernet, held_out, calibration),
         config=AdditiveSearchConfig(generations=script.generations),
         output_dir=args.output_dir,
     )
-    student = extract_subnet(supernet, result.best)
+    student = extract_subnet(supernet, result.best, heal=True, calibration_dataset=calibration)
 
     trainer = DistillationTrainer(
         model=student,

@@ -71,7 +71,8 @@ def extract_subnet(
 
     From a checkpoint, only what the subnet keeps is read, one tensor at a time, and only files that hold some of it
     are downloaded. From memory or from disk, the student is the same bit for bit. Healed, it starts from weights that
-    put back what slicing took away, if they are better on held-out text; `student.healing` and `healing.json` say.
+    put back what slicing took away, if they are better on held-out text; `student.healing` and `healing.json` say. That
+    takes the whole checkpoint, a layer at a time, on a GPU if there is one; a model in memory heals on its own device.
 
     Args:
         model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock GPT-NeoX or a student, for causal language

@@ -104,10 +104,16 @@ class StagedFitness(Fitness):
 
     @property
     def preparation(self) -> dict[str, int]:
-        """What a stage has from another is counted once."""
-        shared = [getattr(stage, "healing", None) for stage in self.stages.values()]
-        each = [stage.preparation for stage in self.stages.values() if all(stage is not other for other in shared)]
-        return {name: sum(cost[name] for cost in each) for name in ("tokens", "flops")}
+        """What several stages share, as probes do the healing they start from, is counted once."""
+        stages = {id(stage): stage for stage in self.stages.values()}
+        found = (getattr(stage, "healing", None) for stage in stages.values())
+        shared: list[Fitness] = [healing for healing in found if healing is not None]
+        parts = {**stages, **{id(healing): healing for healing in shared}}
+        return {
+            name: sum(part.preparation[name] for part in parts.values())
+            - sum(healing.preparation[name] for healing in shared)
+            for name in ("tokens", "flops")
+        }
 
     @property
     def is_sharded(self) -> bool:

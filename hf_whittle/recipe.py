@@ -139,7 +139,9 @@ class SearchSection:
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
     probe: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "Fields of `ProbeConfig`; its loss and learning rate are those of training by default."},
+        metadata={
+            "help": "Fields of `ProbeConfig`; alpha, beta, temperature and learning_rate default to those of training."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -229,6 +231,10 @@ class Recipe:
     heal: bool | HealingConfig = True
     baseline: bool | dict[str, Any] = False
 
+    def __post_init__(self) -> None:
+        if self.heal is True:
+            self.heal = HealingConfig()
+
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
         """Read a recipe from a YAML file.
@@ -260,12 +266,15 @@ class Recipe:
         for name in ("load_best_model_at_end", "save_only_model"):
             if recipe.training.get(name):
                 raise RecipeError(f"training.{name}: a run publishes its last step and goes on exactly; leave it out")
-        if recipe.heal is True:
-            recipe.heal = HealingConfig()
         recipe.training = _parse_values(_training_hints(), recipe.training, "training")
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
             recipe.baseline = _parse_values(_training_hints(), recipe.baseline, "baseline")
+            for name in ("beta", "hidden_weight", "load_best_model_at_end", "save_only_model"):
+                if name in recipe.baseline:
+                    raise RecipeError(
+                        f"baseline.{name}: a baseline learns from text alone, to its last step; leave it out"
+                    )
             recipe._check_training("baseline", recipe.baseline)
         return recipe
 
@@ -364,6 +373,8 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if typing.get_origin(hint) in _LISTS and isinstance(value, list):
         value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
     value = _read_number(value, hint)
+    if hint == bool | dict[str, Any] and not _matches(value, hint):
+        raise RecipeError(f"{path}: expected true, false or fields of DistillationConfig, got {value!r}")
     if not _matches(value, hint):
         raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
     return value

@@ -101,12 +101,17 @@ class Run:
             for values in (before, now):
                 values["data"].pop("num_proc")  # the blocks do not depend on it
             changed = [name for name in now if name not in _FREE_TO_CHANGE and before[name] != now[name]]
+            if before["baseline"] and now["baseline"] not in (False, before["baseline"]) and self._has_baseline():
+                changed.append("baseline")
             if changed:
                 raise OutputError(
                     f"{self.folder} holds the run of a recipe with another {', '.join(changed)}; choose another "
                     "output_dir, or remove that folder"
                 )
         self.recipe.save(path)
+
+    def _has_baseline(self) -> bool:
+        return any((self.folder / "stages").glob("baseline*"))
 
     def _has_results(self) -> bool:
         candidates = self.folder / CANDIDATES_FILE
@@ -235,7 +240,7 @@ class Run:
 
     @property
     def _probe_config(self) -> ProbeConfig:
-        """The recipe's, with the loss and the learning rate of its training where it says nothing else."""
+        """The recipe's, with weights, temperature and learning rate of its training where it says nothing else."""
         training = self.recipe.training_arguments(self.folder)
         names = ("alpha", "beta", "temperature", "learning_rate")
         return ProbeConfig(**{**{name: getattr(training, name) for name in names}, **self.recipe.search.probe})
@@ -379,7 +384,7 @@ class Run:
                 self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
         student_flops = training_flops_per_token(model.config, sequence_length=length)
         teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.has_teacher else 0
-        seconds = next((row["train_runtime"] for row in history if "train_runtime" in row), None)
+        seconds = next((row["train_runtime"] for row in reversed(history) if "train_runtime" in row), None)
         return {
             "parameters": model.num_parameters(),
             "tokens": curve[-1]["tokens"],
@@ -399,6 +404,9 @@ class Run:
         student.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         SearchResult.load(self.folder).best.save_pretrained(folder)
+        report = self.folder / "stages" / "initial" / HEALING_FILE
+        if report.is_file():
+            shutil.copyfile(report, folder / HEALING_FILE)
 
     def _stage(self, name: str, work: Any) -> dict[str, Any]:
         path = self.folder / "stages" / f"{name}.json"

@@ -11,6 +11,7 @@ from .architecture import Dimension, Weight, architecture_module, get_architectu
 from .cost import padded_shape
 from .errors import CheckpointError
 from .models.elastic import take
+from .models.single_layer import single_precision_attention
 from .models.supernet import axis_rows
 from .subnet import Shape, SubnetConfig
 
@@ -69,7 +70,7 @@ def student_model(
     """
     architecture = architecture_module(config, "student")
     own = architecture.student_config(config, subnet)
-    own._attn_implementation = config._attn_implementation
+    own._attn_implementation = single_precision_attention(config)
     with torch.device("cpu"), no_init_weights():
         student = architecture.student_class(own)(own)
     student.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False, assign=True)

@@ -117,7 +117,10 @@ def test_wrong_usage_exits_2_and_shows_it(arguments, capsys):
     "text, message",
     [
         (yaml.safe_dump(RECIPE | {"teachr": "x"}), "unknown key 'teachr'; did you mean 'teacher'"),
-        (yaml.safe_dump(RECIPE | {"baseline": "x"}), "baseline: expected bool, got 'x'"),
+        (
+            yaml.safe_dump(RECIPE | {"baseline": "x"}),
+            "baseline: expected true, false or fields of DistillationConfig, got 'x'",
+        ),
         ("- a list", "a recipe is a mapping of keys to values"),
         ("teacher: [unfinished\nbin: {", "is not YAML"),
     ],

@@ -8,7 +8,7 @@ import yaml
 from hf_whittle import HealingConfig, ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
-from hf_whittle.recipe import Recipe
+from hf_whittle.recipe import BinSection, DataSection, Recipe
 from hf_whittle.search import ALGORITHMS
 
 MINIMAL = {
@@ -129,8 +129,8 @@ def test_a_key_that_is_not_text_is_unknown():
         ("teacher", 7, r"str, got 7 \(int\)"),
         ("teacher", None, r"str, got None"),
         ("output_dir", ["out"], r"str, got \['out'\] \(list\)"),
-        ("baseline", "yes please", r"bool | dict.*, got 'yes please' \(str\)"),
-        ("baseline", 1, r"bool | dict.*, got 1 \(int\)"),
+        ("baseline", "yes please", "true, false or fields of DistillationConfig, got 'yes please'"),
+        ("baseline", 1, "true, false or fields of DistillationConfig, got 1"),
         ("supernet", 1.5, r"str \| None, got 1.5 \(float\)"),
         ("data.block_size", "64", r"int, got '64' \(str\)"),
         ("data.block_size", True, r"int, got True \(bool\)"),
@@ -208,8 +208,16 @@ def test_healing_is_spelled_out(tmp_path, value, healing):
     assert recipe.to_dict()["heal"] == {**vars(healing), "ridge": list(healing.ridge)}
 
 
-def test_nothing_is_healed_unless_the_recipe_says_so():
-    assert Recipe.from_dict(MINIMAL).heal is False is Recipe.from_dict(MINIMAL | {"heal": False}).heal
+def test_recipe_made_in_python_is_the_one_that_is_read_back(tmp_path):
+    recipe = Recipe("teacher", "out", DataSection(files=["x.txt"]), BinSection(1, 2))
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml").to_dict() == recipe.to_dict()
+
+
+def test_students_are_chosen_and_started_healed_unless_the_recipe_says_otherwise():
+    assert Recipe.from_dict(MINIMAL).heal == HealingConfig()
+    assert Recipe.from_dict(MINIMAL).search.fitness == "healed-perplexity"
+    assert Recipe.from_dict(MINIMAL | {"heal": False}).heal is False
 
 
 @pytest.mark.parametrize("algorithm", ["additive", "multi-fidelity"])
@@ -236,6 +244,7 @@ def test_a_baseline_may_be_trained_with_other_settings(tmp_path):
     [
         ({"learning_rat": 1}, "unknown key 'baseline.learning_rat'; did you mean 'learning_rate'"),
         ({"max_steps": "7"}, r"baseline.max_steps: expected int, got '7' \(str\)"),
+        ({"beta": 0.5}, "baseline.beta: a baseline learns from text alone, to its last step; leave it out"),
         ({"temperature": -1}, "baseline: temperature must be a positive number, got -1"),
     ],
 )
@@ -321,7 +330,7 @@ def test_training_does_not_choose_the_folder():
         (
             "search.probe.steps",
             5,
-            "^search: probe has no effect with fitness: perplexity; use fitness: probe or staged",
+            "^search: probe has no effect with fitness: healed-perplexity; use fitness: probe or staged",
         ),
     ],
 )

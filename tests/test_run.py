@@ -145,6 +145,16 @@ def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tm
     assert {"search.png", "pareto.png", "architecture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_seconds_are_those_of_the_whole_training(recipe, tmp_path, monkeypatch):
+    trainers, train = [], DistillationTrainer.train_from
+    monkeypatch.setattr(DistillationTrainer, "train_from", lambda self, *a: (trainers.append(self), train(self, *a)))
+    values = recipe.to_dict()
+    values |= {"output_dir": str(tmp_path), "training": {**values["training"], "logging_steps": 1}}
+    facts = Run(Recipe.from_dict(values), progress=False).train_student()
+    times = [row["train_runtime"] for row in trainers[0].state.log_history if "train_runtime" in row]
+    assert len(times) > 2 and facts["seconds"] == max(times)
+
+
 def test_what_matching_the_baseline_took_follows_from_the_curves(recipe, results, student):
     teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher)
     own, teachers = (
@@ -359,11 +369,20 @@ def test_baseline_is_trained_with_its_own_settings_and_a_probe_with_those_of_tra
     assert Run(recipe, progress=False)._probe_config.learning_rate == rate
 
 
+def test_a_baseline_that_is_trained_is_not_passed_off_as_another(healed):
+    recipe, _ = healed
+    with pytest.raises(OutputError, match="holds the run of a recipe with another baseline"):
+        Run(dataclasses.replace(recipe, baseline={"learning_rate": 1e-4}), progress=False)
+    Run(dataclasses.replace(recipe, baseline=False), progress=False)
+    Run(recipe, progress=False)
+
+
 def test_student_starts_healed_and_healing_is_judged_on_text_it_was_not_fitted_to(healed):
     recipe, results = healed
     stages, facts = Run(recipe, progress=False), results["healing"]
     report = json.loads((stages.folder / "stages" / "initial" / "healing.json").read_text())
     assert facts == {name: report[name] for name in facts if name != "flops"} | {"flops": facts["flops"]}
+    assert json.loads((stages.folder / "healing.json").read_text()) == report
     assert facts["tokens"] + facts["held_out_tokens"] == 1024
     student = AutoModelForCausalLM.from_pretrained(stages.folder / "stages" / "initial")
     sliced = extract_subnet(stages.supernet, SubnetConfig.from_dict(results["search"]["subnet"]))

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..cost import flops_per_token, training_flops_per_token
-from ..errors import DataError, WhittleError
+from ..errors import DataError, VocabularyError, WhittleError
 from ..extraction import extract_subnet
 from ..fitness import (
     Fitness,
@@ -90,6 +90,7 @@ class Probe(Fitness):
 
     Raises:
         DataError: if there are too few blocks to train on.
+        VocabularyError: if the teacher's vocabulary is of another size.
         WhittleError: if the super-network is sharded.
     """
 
@@ -121,6 +122,11 @@ class Probe(Fitness):
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
         self.healing = healing
         self._teacher = teacher or supernet
+        if self.config.beta and self._teacher.config.vocab_size != vocab_size:
+            raise VocabularyError(
+                f"the teacher's vocabulary has {self._teacher.config.vocab_size} entries, that of the super-network "
+                f"{vocab_size}; use a teacher with the same vocabulary, or beta=0"
+            )
         self._targets = self._states_of_teacher() if self.config.beta else None
 
     @torch.no_grad()

@@ -84,6 +84,8 @@ def rerank(
 ) -> Reranking:
     """Extract the best subnets of a search, train each for a short while, and rank them by held-out perplexity.
 
+    Students start as they were sliced; `Probe` is a fitness that can start from healed ones.
+
     All of them see the same blocks in the same order. Each probe is on disk in `args.output_dir` when it is done; the
     same call goes on after an interruption.
 

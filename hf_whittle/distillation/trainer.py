@@ -24,7 +24,9 @@ from ..architecture import has_architecture
 from ..cost import flops_per_token
 from ..data import collate_blocks
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
+from ..files import read_json
 from ..fitness import perplexity
+from ..healing.config import HEALING_FILE
 from ..subnet import SUBNET_FILE, SubnetConfig
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
@@ -170,6 +172,11 @@ class DistillationTrainer(Trainer):
             raise SubnetError(
                 "hidden_weight > 0 needs to know which of the teacher's layers the student keeps; give subnet=..., or "
                 "a student from extract_subnet"
+            )
+        if _carries_components(student):
+            raise SubnetError(
+                "hidden_weight > 0 compares the channels that were kept with the teacher's, and this student was "
+                "healed to carry principal components instead; heal it with HealingConfig(basis='channels')"
             )
         teacher: Any = self.teacher
         subnet.validate(teacher.config)
@@ -432,6 +439,16 @@ class DistillationTrainer(Trainer):
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
         super().log(logs, *args, **kwargs)
+
+
+def _carries_components(student: Any) -> bool:
+    """Whether a student's stream was healed into another basis than channels."""
+    report = getattr(student, "healing", None)
+    path = Path(student.name_or_path) / HEALING_FILE
+    facts: dict[str, Any] = {"is_healed": False}
+    if report is not None or path.is_file():
+        facts = read_json(path) if report is None else report.to_dict()
+    return facts["is_healed"] and facts["settings"]["basis"] == "principal" and not student.config.tie_word_embeddings
 
 
 def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:

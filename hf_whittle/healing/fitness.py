@@ -1,5 +1,6 @@
 """A fitness that heals: perplexity of a subnet's student after what slicing took away is put back."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -46,6 +47,7 @@ class HealedPerplexity(TokenFitness):
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 
     Raises:
+        ValueError: if `ridge` is not positive.
         WhittleError: if the super-network is sharded, or its moments do not fit into memory.
         HealingError: if it computes what is not a number.
     """
@@ -65,6 +67,8 @@ class HealedPerplexity(TokenFitness):
         if is_sharded(supernet):
             raise WhittleError(f"{self.name} needs the whole model in each process; use perplexity for a sharded one")
         super().__init__(supernet, blocks, batch_size)
+        if not 0 < ridge < math.inf:
+            raise ValueError(f"ridge must be a positive number, got {ridge}")
         self.ridge = ridge
         self._calibration_ids = as_input_ids(calibration_blocks, supernet.config.vocab_size)
         self._moments = SupernetMoments(supernet, self._calibration_ids, batch_size, progress)
@@ -121,7 +125,7 @@ class SupernetMoments:
 
     def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
         self._config = supernet.full_config
-        self._check_memory(supernet.device)
+        self._check_memory(supernet.device, min(batch_size, len(input_ids)) * input_ids.shape[1])
         groups = projections(self._config)
         self._readers = tuple(weight for group in groups for weight in group.readers)
         self._writers = tuple(weight for group in groups for weight in group.writers)
@@ -149,12 +153,16 @@ class SupernetMoments:
             numbers += features**2 + features * shape.hidden_size * (len(self._layers) - layer + 1)
         return 4 * (numbers + 4 * shape.hidden_size**2 * (len(self._layers) + 1))
 
-    def _check_memory(self, device: torch.device) -> None:
+    def _check_memory(self, device: torch.device, tokens: int) -> None:
+        shape, width = Shape.from_config(self._config), head_dim(self._config)
+        wide = sum(heads * width for heads in shape.num_attention_heads) + sum(shape.intermediate_size)
+        needed = self.bytes + 4 * tokens * (wide + 5 * shape.hidden_size * len(self._layers))  # with a batch's states
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        if self.bytes > free:
+        if needed > free:
             raise WhittleError(
-                f"healed perplexity would hold {self.bytes / 1e9:.1f} GB of moments of this super-network, and "
-                f"{free / 1e9:.1f} GB are free on {device}; search by perplexity, or where there is more memory"
+                f"healed perplexity needs {needed / 1e9:.1f} GB for moments of this super-network, and "
+                f"{free / 1e9:.1f} GB are free on {device}; search by perplexity, with a smaller batch_size, or where "
+                "there is more memory"
             )
 
     @property
@@ -174,11 +182,14 @@ class SupernetMoments:
             yield self._head.norm, self._layers[-1]
 
     def _add(self, supernet: "SuperNetModel", batch: torch.Tensor) -> None:
-        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        seen: dict[str, torch.Tensor] = {}  # what goes into norms, writers and layers
+        after: dict[str, torch.Tensor] = {}  # what comes out of layers
 
         def watch(name: str) -> Any:
             def keep(module: Any, arguments: Any, output: Any) -> None:
-                seen[name] = arguments[0].float(), (output[0] if isinstance(output, tuple) else output).float()
+                seen[name] = arguments[0].float()
+                if name.startswith(f"{layers}.") and name.removeprefix(f"{layers}.").isdecimal():
+                    after[name] = (output[0] if isinstance(output, tuple) else output).float()
 
             return keep
 
@@ -190,27 +201,27 @@ class SupernetMoments:
             for name in names:
                 hooks.callback(supernet.get_submodule(name).register_forward_hook(watch(name)).remove)
             supernet.base_model(input_ids=batch, use_cache=False)
-        embedded = seen[f"{layers}.0"][0]
+        embedded = seen[f"{layers}.0"]
         first = _with_one(F.layer_norm(embedded, embedded.shape[-1:]))
         for norm, layer in self._norms():
-            stream = seen[str(norm).format(layer=layer)][0]
+            stream = seen[str(norm).format(layer=layer)]
             normal = _with_one(F.layer_norm(stream, stream.shape[-1:]))
             self._normal[norm, layer] += normal.T @ normal
             self._from_embedding[norm, layer] += normal.T @ first
         written = []
         for layer in self._layers:
-            before, after = seen[f"{layers}.{layer}"]
-            if not torch.isfinite(after).all():
+            before, stream = seen[f"{layers}.{layer}"], after[f"{layers}.{layer}"]
+            if not torch.isfinite(stream).all():
                 raise HealingError(
                     f"the super-network computes values that are not finite in layer {layer}; use a checkpoint whose "
                     "weights are whole"
                 )
-            written.append((after - before).flatten(0, -2))
+            written.append((stream - before).flatten(0, -2))
         for layer in self._layers:
-            inputs = [seen[_module(weight, layer)][0] for weight in self._writers]
+            inputs = [seen[_module(weight, layer)] for weight in self._writers]
             features = _with_one(torch.cat(inputs, -1))
             self._features[layer] += features.T @ features
-            before = (seen[f"{layers}.{layer}"][0] - embedded).flatten(0, -2)
+            before = (seen[f"{layers}.{layer}"] - embedded).flatten(0, -2)
             self._written_before[layer] += before.T @ features
             for later in self._layers[layer:]:
                 self._written[layer, later] += written[later].T @ features

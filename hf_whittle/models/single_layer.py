@@ -29,6 +29,12 @@ class Pass:
     outputs: dict[str, torch.Tensor]
 
 
+def single_precision_attention(config: PreTrainedConfig) -> str | None:
+    """The attention kernel of a model, or one that takes single precision where that does not."""
+    kernel = config._attn_implementation
+    return "sdpa" if kernel is not None and "flash" in kernel else kernel
+
+
 class SingleLayer:
     """A model of one of the layers of another, in single precision; single precision weights are shared.
 
@@ -45,7 +51,7 @@ class SingleLayer:
         architecture, table = architecture_module(config, "student"), get_architecture(config)
         small = architecture.student_config(config, SubnetConfig.full(config).with_layers([layer]))
         small.vocab_size, small.tie_word_embeddings = 1, False  # streams go in and come out, not tokens
-        small._attn_implementation = config._attn_implementation
+        small._attn_implementation = single_precision_attention(config)
         with no_init_weights():
             self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
         state = {

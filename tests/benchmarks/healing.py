@@ -46,6 +46,7 @@ def measure() -> dict[str, Any]:
         student = extract_subnet(run.supernet, subnet, heal=settings, calibration_dataset=blocks, progress=False)
         return round(math.exp(cross_entropy(student, test)), 2)
 
+    gathered = HealedPerplexity(run.supernet, run.blocks["search"], train.select(range(TOKENS // 256)))
     rows: dict[str, Any] = {}
     for name, subnet in SUBNETS.items():
         row: dict[str, Any] = {"sliced": after(subnet, False)}
@@ -57,7 +58,6 @@ def measure() -> dict[str, Any]:
             )
         for tokens in (2_560, 8_192, 98_304):
             row[f"all parts, {tokens:,} tokens"] = after(subnet, HealingConfig(), tokens)
-        gathered = HealedPerplexity(run.supernet, run.blocks["search"], train.select(range(TOKENS // 256)))
         row["within a search"] = round(math.exp(cross_entropy(gathered.student(subnet), test)), 2)
         rows[name] = row
         print(name, row, flush=True)

@@ -16,17 +16,16 @@ import torch
 from hf_whittle.recipe import Recipe, SearchSection
 from hf_whittle.run import Run
 
+from .demo_budgets import PAPER
+
 RUNS = Path(__file__).parent / "runs" / "search_fitness"
 ADDITIVE = {"algorithm": "additive", "generations": 10, "seed": 0}
 SEARCHES: dict[str, dict[str, Any]] = {
-    "evolution by perplexity": {
-        "algorithm": "evolution", "fitness": "perplexity", "generations": 10, "population_size": 40,
-        "num_offspring": 20, "num_elites": 8, "seed": 0,
-    },
+    "evolution by perplexity": PAPER,
     "additive by perplexity": {**ADDITIVE, "fitness": "perplexity"},
     "additive by healed perplexity": {**ADDITIVE, "fitness": "healed-perplexity"},
     "additive in stages": {**ADDITIVE, "fitness": "staged", "probe": {"steps": 12, "batch_size": 8}},
-}  # fmt: skip
+}
 
 
 def measure() -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Losses between hidden states, and the projections that are learned beside the student."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
-from hf_whittle import DistillationConfig, DistillationTrainer, SubnetConfig, extract_subnet
+from hf_whittle import DistillationConfig, DistillationTrainer, HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.distillation.hidden import HiddenStateLoss, layer_outputs
 from hf_whittle.errors import CheckpointError, SubnetError
 
@@ -128,3 +131,17 @@ def test_checkpoint_without_projections_is_named(tmp_path):
 def test_projection_starts_as_the_choice_of_channels():
     loss = HiddenStateLoss(SubnetConfig(3, (1,), 1, 4), (3, 5))
     assert torch.equal(loss.projections[0].weight, torch.eye(5)[:, :3])
+
+
+def test_student_healed_into_principal_components_has_no_channels_to_compare(tmp_path):
+    teacher = make_model(seed=2, layers=3)
+    blocks = torch.stack([block["input_ids"] for block in make_blocks()])
+    student = extract_subnet(teacher, SUBNET, heal=True, calibration_dataset=blocks, progress=False)
+    student.healing = dataclasses.replace(student.healing, is_healed=True)
+    with pytest.raises(SubnetError, match="healed to carry principal components instead; heal it with"):
+        make_trainer(tmp_path / "runs", student, teacher, hidden_weight=0.5)
+    student.healing = dataclasses.replace(student.healing, is_healed=False)
+    make_trainer(tmp_path / "runs", student, teacher, hidden_weight=0.5)
+    settings = HealingConfig(basis="channels")
+    extract_subnet(teacher, SUBNET, tmp_path / "kept", heal=settings, calibration_dataset=blocks, progress=False)
+    make_trainer(tmp_path / "runs", AutoModelForCausalLM.from_pretrained(tmp_path / "kept"), teacher, hidden_weight=0.5)

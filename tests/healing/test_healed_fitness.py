@@ -336,5 +336,5 @@ def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gather
     assert 0.7 < fitness._moments.bytes / (4 * numbers) < 1.3
     free = SimpleNamespace(available=fitness._moments.bytes - 1)
     monkeypatch.setattr("hf_whittle.healing.fitness.psutil.virtual_memory", lambda: free)
-    with pytest.raises(WhittleError, match=r"healed perplexity would hold .* GB of moments .*; search by perplexity"):
+    with pytest.raises(WhittleError, match=r"healed perplexity needs .* GB for moments .*; search by perplexity"):
         HealedPerplexity(supernet, other, calibration)

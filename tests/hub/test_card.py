@@ -88,7 +88,8 @@ def make_recipe(output_dir="out/my-student", dataset="someone/text", **changes):
         "output_dir": str(output_dir),
         "data": {"dataset": dataset, "block_size": 256},
         "bin": {"low": 1_100_000, "high": 1_300_000},
-        "search": {"seed": 5},
+        "search": {"seed": 5, "fitness": "perplexity"},
+        "heal": False,
     }
     return Recipe.from_dict(values | changes)
 
