@@ -1,9 +1,8 @@
 """What searches by different fitnesses find in the demo's bin: their students, healed and trained alike.
 
 The demo's recipe with the paper's search by perplexity, and with additive scores and ten generations of multi-fidelity
-evolution by perplexity, by healed perplexity, and in stages of perplexity, healed perplexity and a probe of 12 steps
-from the healed start. All students are healed on 98,304 tokens and trained for 320 steps of 2,048 tokens. Perplexity on
-the demo's test text; one seed.
+evolution by perplexity and by healed perplexity. All students are healed on 98,304 tokens and trained for 320 steps of
+2,048 tokens. Perplexity on the demo's test text; one seed.
 """
 
 import dataclasses
@@ -24,7 +23,6 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "evolution by perplexity": PAPER,
     "additive by perplexity": {**ADDITIVE, "fitness": "perplexity"},
     "additive by healed perplexity": {**ADDITIVE, "fitness": "healed-perplexity"},
-    "additive in stages": {**ADDITIVE, "fitness": "staged", "probe": {"steps": 12, "batch_size": 8}},
 }
 
 
