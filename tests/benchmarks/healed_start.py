@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
 from hf_whittle import SubnetConfig
 from hf_whittle.distillation.probe import Probe, ProbeConfig
@@ -92,7 +93,12 @@ def _plot(rows: dict[str, dict[int, float]]) -> None:
         )  # fmt: skip
     axes.set(xlabel="training tokens", ylabel="perplexity on test text", yscale="log")
     axes.set_xscale("symlog", linthresh=16384)
+    tokens = list(next(iter(rows.values())))
+    axes.set_xticks(tokens, [f"{number:,}" for number in tokens])
     axes.set_xlim(left=0)
+    axes.yaxis.set_major_locator(FixedLocator([20, 30, 50, 100, 150]))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend()
     axes.grid(alpha=0.3)
     PICTURE.parent.mkdir(exist_ok=True)
