@@ -70,3 +70,5 @@ def zero3(output_dir):
 
 if __name__ == "__main__":
     {"teacher": teacher, "student": student, "zero3": zero3}[sys.argv[1]](sys.argv[2])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter

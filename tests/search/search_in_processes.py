@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing]
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from fixtures_training import BIN, make_blocks, make_supernet
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,3 +52,5 @@ if __name__ == "__main__":
     if kind == "sharded":
         shard(supernet)
     search(folder, supernet, Failing if kind == "failing" else Perplexity)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter
