@@ -26,7 +26,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from .architecture import architecture_module, check_model_type, head_dim
+from .architecture import architecture_module, check_model_type
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.probe import Probe, ProbeConfig
@@ -38,7 +38,7 @@ from .extraction import extract_subnet
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
-from .healing.fitness import HealedPerplexity
+from .healing.fitness import HealedPerplexity, writer_features
 from .healing.parts import projections
 from .hub.card import write_card
 from .importance import ImportanceScores, score_importance
@@ -511,8 +511,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     passes += (1 + groups * (inputs + outputs)) * of_student
     shape, size, channels = subnet.shape, config.hidden_size, subnet.shape.hidden_size
     fits = []  # features, a constant among them, and targets of each
-    for heads, neurons in zip(shape.num_attention_heads, shape.intermediate_size, strict=True):
-        fits += [(heads * head_dim(config) + neurons + 1, channels)] * outputs + [(channels + 1, size)] * (2 * inputs)
+    for features in writer_features(config, shape):
+        fits += [(features, channels)] * outputs + [(channels + 1, size)] * (2 * inputs)
     fits += [(channels + 1, size)] * settings["head"]
     sums = sum(2 * features * (features + targets) for features, targets in fits)
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)

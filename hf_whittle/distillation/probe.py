@@ -200,7 +200,7 @@ class Probe(Fitness):
     @property
     def preparation(self) -> dict[str, int]:
         """Of what the teacher says, and of healing."""
-        cost = {"tokens": 0, "flops": 0} if self.healing is None else self.healing.preparation
+        cost = super().preparation if self.healing is None else self.healing.preparation
         if not self.config.beta:
             return cost
         tokens, length = self.input_ids.numel(), self.input_ids.shape[1]

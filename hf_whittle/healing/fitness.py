@@ -18,13 +18,13 @@ from ..fitness import TokenFitness, as_input_ids, cross_entropy, evaluating, fin
 from ..models.supernet import axis_rows
 from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
-from .parts import output_matrix, projections
+from .parts import layer_after, module_of, output_matrix, projections
 from .regression import Moments
 from .student_weights import StudentWeights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from ..models.supernet import SuperNetModel
 
@@ -88,9 +88,8 @@ class HealedPerplexity(TokenFitness):
     def healing_flops(self, subnet: SubnetConfig) -> int:
         """FLOPs of the regressions for one subnet, those of their Cholesky factors and products."""
         shape, size = subnet.shape, self.supernet.full_config.hidden_size
-        width, total = head_dim(self.supernet.full_config), 0
-        for heads, neurons in zip(shape.num_attention_heads, shape.intermediate_size, strict=True):
-            features = heads * width + neurons + 1
+        total = 0
+        for features in writer_features(self.supernet.full_config, shape):
             total += features**3 // 3 + 4 * features**2 * shape.hidden_size
             total += 2 * features * size * shape.hidden_size
         readers = 2 * shape.num_hidden_layers + 1
@@ -144,19 +143,21 @@ class SupernetMoments:
         return range(self._config.num_hidden_layers)
 
     @property
+    def _products_of_writers(self) -> int:
+        """Products of two numbers that are summed over tokens for the writers: numbers held, and half the FLOPs."""
+        size, layers = self._config.hidden_size, len(self._layers)
+        widths = writer_features(self._config, Shape.from_config(self._config))
+        return sum(width**2 + width * size * (layers - layer + 1) for layer, width in enumerate(widths))
+
+    @property
     def bytes(self) -> int:
         """Memory it takes, in single precision."""
-        shape, width = Shape.from_config(self._config), head_dim(self._config)
-        numbers = 0
-        for layer, (heads, neurons) in enumerate(zip(shape.num_attention_heads, shape.intermediate_size, strict=True)):
-            features = heads * width + neurons + 1
-            numbers += features**2 + features * shape.hidden_size * (len(self._layers) - layer + 1)
-        return 4 * (numbers + 4 * shape.hidden_size**2 * (len(self._layers) + 1))
+        return 4 * (self._products_of_writers + 4 * self._config.hidden_size**2 * (len(self._layers) + 1))
 
     def _check_memory(self, device: torch.device, tokens: int) -> None:
-        shape, width = Shape.from_config(self._config), head_dim(self._config)
-        wide = sum(heads * width for heads in shape.num_attention_heads) + sum(shape.intermediate_size)
-        needed = self.bytes + 4 * tokens * (wide + 5 * shape.hidden_size * len(self._layers))  # with a batch's states
+        wide = sum(width - 1 for width in writer_features(self._config, Shape.from_config(self._config)))
+        states = wide + 5 * self._config.hidden_size * len(self._layers)
+        needed = self.bytes + 4 * tokens * states  # with those of a batch
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         if needed > free:
             raise WhittleError(
@@ -168,12 +169,8 @@ class SupernetMoments:
     @property
     def flops_per_token(self) -> int:
         """FLOPs of gathering."""
-        shape, width = Shape.from_config(self._config), head_dim(self._config)
-        total = 0
-        for layer, (heads, neurons) in enumerate(zip(shape.num_attention_heads, shape.intermediate_size, strict=True)):
-            features = heads * width + neurons + 1
-            total += 2 * features**2 + 2 * features * shape.hidden_size * (len(self._layers) - layer + 1)
-        return total + 4 * shape.hidden_size**2 * (len({w.norm for w in self._readers}) * len(self._layers) + 1)
+        norms = len({weight.norm for weight in self._readers}) * len(self._layers) + 1
+        return 2 * self._products_of_writers + 4 * self._config.hidden_size**2 * norms
 
     def _norms(self) -> Iterable[tuple[str | None, int]]:
         """The norms that are read through, with their layer; those outside of layers count to the last."""
@@ -188,15 +185,15 @@ class SupernetMoments:
         def watch(name: str) -> Any:
             def keep(module: Any, arguments: Any, output: Any) -> None:
                 seen[name] = arguments[0].float()
-                if name.startswith(f"{layers}.") and name.removeprefix(f"{layers}.").isdecimal():
+                if name in of_layers:
                     after[name] = (output[0] if isinstance(output, tuple) else output).float()
 
             return keep
 
         layers = get_architecture(self._config).layers
-        names = [str(norm).format(layer=layer) for norm, layer in self._norms()]
-        names += [_module(weight, layer) for weight in self._writers for layer in self._layers]
-        names += [f"{layers}.{layer}" for layer in self._layers]
+        of_layers = [f"{layers}.{layer}" for layer in self._layers]
+        names = of_layers + [str(norm).format(layer=layer) for norm, layer in self._norms()]
+        names += [module_of(weight, layer) for weight in self._writers for layer in self._layers]
         with ExitStack() as hooks:
             for name in names:
                 hooks.callback(supernet.get_submodule(name).register_forward_hook(watch(name)).remove)
@@ -218,7 +215,7 @@ class SupernetMoments:
                 )
             written.append((stream - before).flatten(0, -2))
         for layer in self._layers:
-            inputs = [seen[_module(weight, layer)] for weight in self._writers]
+            inputs = [seen[module_of(weight, layer)] for weight in self._writers]
             features = _with_one(torch.cat(inputs, -1))
             self._features[layer] += features.T @ features
             before = (seen[f"{layers}.{layer}"] - embedded).flatten(0, -2)
@@ -237,7 +234,7 @@ class SupernetMoments:
         for position, layer in enumerate(subnet.layers):
             for weight in self._readers:
                 student.heal_reader(weight, position, self._of_reader(student, weight, position, layer))
-            after = subnet.layers[position + 1] if position + 1 < len(subnet.layers) else len(self._layers)
+            after = layer_after(subnet, position, len(self._layers))
             moments = self._of_writers(student, subnet, position, layer, after)
             student.heal_writers(self._writers, position, moments)
         if self._head is not None:
@@ -267,7 +264,7 @@ class SupernetMoments:
         features = F.pad(torch.cat([scale[:, None] * centred / variance.sqrt(), shift[:, None]], 1), (0, 0, 0, 1))
         features[-1, -1] = 1
         targets = torch.cat([of_teacher[0].diag(), of_teacher[1][:, None]], 1)
-        return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T, constant=True)
+        return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T)
 
     def _of_writers(
         self, student: StudentWeights, subnet: SubnetConfig, position: int, layer: int, after: int
@@ -288,11 +285,13 @@ class SupernetMoments:
             (self._written[layer, later][:, chosen] for later in range(layer, after)),
             self._written_before[layer][:, chosen] if position == 0 else torch.zeros((), device=gram.device),
         )
-        return Moments.known(gram, student.basis.down.double() @ written.double(), has_bias)
+        return Moments.known(gram, student.basis.down.double() @ written.double())
 
 
-def _module(weight: Weight, layer: int) -> str:
-    return weight.name.format(layer=layer).removesuffix(".weight")
+def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[int]:
+    """For each layer of a model of these sizes, the inputs of its writers, and 1."""
+    sizes = zip(shape.num_attention_heads, shape.intermediate_size, strict=True)
+    return [heads * head_dim(config) + neurons + 1 for heads, neurons in sizes]
 
 
 def _with_one(states: torch.Tensor) -> torch.Tensor:

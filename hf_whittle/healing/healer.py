@@ -20,7 +20,7 @@ from ..models.single_layer import Pass, SingleLayer
 from ..slicing import student_model
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
-from .parts import Basis, Projections, module_of, output_matrix, projections
+from .parts import Basis, Projections, layer_after, module_of, output_matrix, projections
 from .regression import Moments
 from .student_weights import StudentWeights, embedding_name
 
@@ -142,9 +142,10 @@ class Healer:
     # What is healed
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
-        index, after = self._subnet.layers[position], self._config.num_hidden_layers
-        if position + 1 < len(self._subnet.layers):
-            after = self._subnet.layers[position + 1]
+        index, after = (
+            self._subnet.layers[position],
+            layer_after(self._subnet, position, self._config.num_hidden_layers),
+        )
         student = SingleLayer(weights.tensors, self._student_config, position, self._device)
         teacher = self._layer_of_teacher(index)
         groups = projections(self._config)

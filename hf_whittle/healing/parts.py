@@ -76,9 +76,14 @@ def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
     return tuple(of_dimension)
 
 
-def module_of(weight: Weight) -> str:
-    """The module a matrix belongs to, in layer 0."""
-    return weight.name.format(layer=0).removesuffix(".weight")
+def module_of(weight: Weight, layer: int = 0) -> str:
+    """The module a matrix belongs to, in a layer."""
+    return weight.name.format(layer=layer).removesuffix(".weight")
+
+
+def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:
+    """The layer of the super-network before which the stream is to be right again: the next kept one, or the end."""
+    return (*subnet.layers, num_hidden_layers)[position + 1]
 
 
 def output_matrix(config: "PreTrainedConfig") -> Weight | None:

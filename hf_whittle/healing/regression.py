@@ -40,15 +40,14 @@ class Moments:
         self._held_out = _Sums()
 
     @classmethod
-    def known(cls, gram: torch.Tensor, cross: torch.Tensor, constant: bool) -> "Moments":
+    def known(cls, gram: torch.Tensor, cross: torch.Tensor) -> "Moments":
         """Moments that were gathered before, nothing held out.
 
         Args:
-            gram (`torch.Tensor`): `(features, features)`; the last feature is always 1 if there is a constant.
+            gram (`torch.Tensor`): `(features, features)`, a constant among them if there is one.
             cross (`torch.Tensor`): `(targets, features)`.
-            constant (`bool`): whether there is a constant.
         """
-        moments = cls(constant)
+        moments = cls(constant=False)
         moments._fitted.gram, moments._fitted.cross = gram.double(), cross.double()
         return moments
 

@@ -9,7 +9,6 @@ import json
 import math
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,8 @@ from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run
 
+from .teachers import teacher_of
+
 RUNS = Path(__file__).parent / "runs" / "predictive_fitness"
 TEACHERS = ("wide", "deep")  # the demo's, and one of 96 channels and 10 layers
 BINS = (0.5, 0.3, 0.7)  # of the teacher's parameters, and 5% more
@@ -47,19 +48,12 @@ DEEP_TEACHER = ("--hidden_size", "96", "--num_hidden_layers", "10", "--num_atten
 def run_of(teacher: str) -> Run:
     """The demo with one of the teachers: its text is held out from both."""
     demo = Path(str(resources.files("hf_whittle"))) / "demo"
-    folder = str(demo / "teacher") if teacher == "wide" else _deep_teacher()
+    folder = str(demo / "teacher")
+    if teacher == "deep":
+        folder = teacher_of(RUNS / "teacher", *DEEP_TEACHER, "--warmup_steps", "100")
     return Run(
         Recipe.load(demo / "recipe.yaml", teacher=folder, output_dir=str(RUNS / f"demo-{teacher}")), progress=False
     )
-
-
-def _deep_teacher() -> str:
-    folder = RUNS / "teacher"
-    if not (folder / "final").is_dir():
-        script = Path(__file__).parents[2] / "examples" / "train_demo_teacher.py"
-        arguments = ("--output_dir", str(folder), *DEEP_TEACHER, "--warmup_steps", "100", "--eval_strategy", "no")
-        subprocess.run([sys.executable, str(script), *arguments], check=True)
-    return str(folder / "final")
 
 
 @cache

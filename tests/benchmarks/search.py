@@ -38,6 +38,8 @@ from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run
 from hf_whittle.search.surrogate import Surrogate
 
+from .teachers import teacher_of
+
 RUNS = Path(__file__).parent / "runs" / "search"
 SEEDS = {"fine": 1, "surrogate-boosting": 2, "surrogate-forest": 2, "surrogate-objective": 1, "transfer": 2}
 BIN = ParameterBin(800_000, 880_000)
@@ -163,7 +165,7 @@ def _surrogates(space: SearchSpace, drawn: list[SearchResult]) -> dict[str, Any]
 def _transfer(space: SearchSpace, fitness: Perplexity, found: dict[str, list[SearchResult]]) -> dict[str, Any]:
     """Surrogates that learn from draws in other bins and of another teacher: rank correlation and searches."""
     config = RandomSearchConfig(evaluations=300, seed=100)
-    other = _demo(_other_teacher())
+    other = _demo(teacher_of(RUNS / "teacher", *OTHER_TEACHER, "--warmup_steps", "60"))
     other_space = SearchSpace.from_config(other.supernet.config, layer_wise=True)
     other_fitness = Perplexity(other.supernet, other.blocks["search"], batch_size=4)
     archives = {
@@ -206,15 +208,6 @@ def _leave_one_out(space: SearchSpace, archive: SearchResult, others: list[Searc
                 tau = kendalltau(surrogate.predict(described[100:]), fitness[100:]).statistic
                 rows[f"{own} of its own, {name}"] = round(float(tau), 3)
     return rows
-
-
-def _other_teacher() -> str:
-    folder = RUNS / "teacher"
-    if not (folder / "final").is_dir():
-        script = Path(__file__).parents[2] / "examples" / "train_demo_teacher.py"
-        arguments = ("--output_dir", str(folder), *OTHER_TEACHER, "--warmup_steps", "60", "--eval_strategy", "no")
-        subprocess.run([sys.executable, str(script), *arguments], check=True)
-    return str(folder / "final")
 
 
 def _proxies(demo: Run, space: SearchSpace, drawn: SearchResult) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_moments_without_full_rank_have_a_solution_that_fits(tokens, kind):
 def test_moments_that_say_nothing_have_no_solution(value):
     nothing = torch.full((2, 2), value, dtype=torch.float64)
     assert ridge_solution(nothing, nothing, torch.ones(2, 2, dtype=torch.float64), 0.1) is None
-    fit = Moments.known(nothing, nothing, constant=False).fit(torch.ones(2, 2), [0.1, 1.0])
+    fit = Moments.known(nothing, nothing).fit(torch.ones(2, 2), [0.1, 1.0])
     assert fit.ridge is None and torch.equal(fit.weight, torch.ones(2, 2, dtype=torch.float64))
 
 
@@ -206,5 +206,5 @@ def test_mapped_moments_are_those_of_mapped_features(tokens, size):
 
 def test_known_moments_are_those_gathered(tokens):
     x, y, start = tokens
-    known = Moments.known(x.T @ x, y.T @ x, constant=False)
+    known = Moments.known(x.T @ x, y.T @ x)
     assert torch.equal(known.fit(start, [0.1]).weight, gather([(x, y, False)]).fit(start, [0.1]).weight)
