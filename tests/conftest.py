@@ -1,13 +1,39 @@
-"""Tiny models, spaces and subnets that the tests share."""
+"""Tiny models, spaces and subnets that the tests share, and the Hub they speak to."""
 
+# ruff: noqa: E402 (the Hub is up before its clients are imported)
+
+import atexit
 import os
+import shutil
+import sys
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+from hub.server import HubServer
+
+# The Hub is one of this process: its address is read when huggingface_hub is imported, and never again.
+assert "huggingface_hub" not in sys.modules
+HUB = HubServer()
+HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
+atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
+atexit.register(HUB.close)
+for name in list(os.environ):
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_OFFLINE")):
+        del os.environ[name]
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_HOME=HF_HOME,
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_UPDATE_CHECK="1",
+    HF_XET_CLIENT_RETRY_BASE_DELAY="10ms",
+    DISABLE_SAFETENSORS_CONVERSION="1",
+    NO_PROXY="127.0.0.1,localhost",
+    no_proxy="127.0.0.1,localhost",
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import subprocess
-import sys
 import textwrap
 from random import Random
 
@@ -69,6 +95,12 @@ def _randomize(model, seed):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    """The Hub of this process, in whatever state it is; the tests of `hub` have it empty."""
+    return HUB
 
 
 @pytest.fixture(scope="session")

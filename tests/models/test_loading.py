@@ -244,6 +244,12 @@ CLASSES = {
 LOADERS = [pytest.param(kind, loader, id=loader.__name__) for kind in CLASSES for loader in CLASSES[kind]]
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Models are looked for in folders and caches alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def _commit(revision):
     return hashlib.sha1(revision.encode()).hexdigest()
 
