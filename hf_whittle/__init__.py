@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from .fitness import KLDivergence, Perplexity, StagedFitness
     from .healing.config import HealingConfig
     from .healing.fitness import HealedPerplexity
+    from .hub.archive import push_search_archive
     from .hub.card import SubnetModelCardData
+    from .hub.publication import save_student
+    from .hub.push import push_subnet_to_hub
     from .importance import ImportanceScores, score_importance
     from .latency import LatencyModel, measure_latency
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from .search_space import SearchSpace
     from .sorting import sort_by_importance
     from .subnet import SubnetConfig
+    from .training.recording import RecordTraining
     from .training.subnet_search import SubnetSearchCallback
     from .training.supernet_trainer import SupernetConfig, SupernetTrainer
 
@@ -63,6 +67,7 @@ _MODULES = {
     "Probe": "distillation.probe",
     "ProbeConfig": "distillation.probe",
     "RandomSearchConfig": "search.random",
+    "RecordTraining": "training.recording",
     "RegularizedEvolutionConfig": "search.regularized",
     "SearchResult": "search.result",
     "SearchSpace": "search_space",
@@ -79,6 +84,9 @@ _MODULES = {
     "extract_subnet": "extraction",
     "measure_latency": "latency",
     "rerank": "distillation.rerank",
+    "push_search_archive": "hub.archive",
+    "push_subnet_to_hub": "hub.push",
+    "save_student": "hub.publication",
     "score_importance": "importance",
     "search_subnets": "search.runner",
     "sort_by_importance": "sorting",
@@ -108,6 +116,7 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "RandomSearchConfig",
+    "RecordTraining",
     "RegularizedEvolutionConfig",
     "SearchResult",
     "SearchSpace",
@@ -123,7 +132,10 @@ __all__ = [
     "WhittleGPTNeoXForCausalLM",
     "extract_subnet",
     "measure_latency",
+    "push_search_archive",
+    "push_subnet_to_hub",
     "rerank",
+    "save_student",
     "score_importance",
     "search_subnets",
     "sort_by_importance",

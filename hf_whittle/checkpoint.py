@@ -6,20 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
 from .architecture import check_model_type
 from .errors import CheckpointError
 from .files import read_json
 
-_TOKENIZER_FILES = [
+TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja",
 ]  # fmt: skip
+
+
+logger = logging.get_logger(__name__)
+
+CARD_FILE = "README.md"
+_INHERITED = ("license", "license_name", "license_link", "language")
+"""Metadata of a checkpoint's card that holds for what is cut from it, too."""
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -84,7 +94,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @property
     def tokenizer_files(self) -> list[Path]:
         """Paths of the tokenizer's files."""
-        return [path for name in _TOKENIZER_FILES if (path := self.find(name)) is not None]
+        return [path for name in TOKENIZER_FILES if (path := self.find(name)) is not None]
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -168,3 +178,39 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(
                 f"cannot read the checkpoint {self.source!r}: {' '.join(str(error).split())}"
             ) from error
+
+
+def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """Name of the checkpoint a configuration was loaded from, and its commit if that is on the Hub.
+
+    Of a folder, its last name alone, and what its card says of license and language; nothing if it was not loaded.
+    """
+    name, commit = str(getattr(config, "_name_or_path", "") or ""), getattr(config, "_commit_hash", None)
+    if not name:
+        return {}
+    if commit and not Path(name).exists():
+        return {"name": name, "commit": commit}
+    folder = Path(name).resolve()
+    card = folder / CARD_FILE
+    return {"name": folder.name, **(_inherited(card) if card.is_file() else {})}
+
+
+def add_license(results: dict[str, Any], token: str | bool | None = None) -> None:
+    """Look up, on the Hub, license and language of the checkpoint a student was cut from, where they are not known."""
+    source = results.get("supernet", {})
+    if "commit" not in source or "license" in source:
+        return
+    try:
+        card = hf_hub_download(source["name"], CARD_FILE, revision=source["commit"], token=token)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        logger.info(f"the card of {source['name']} could not be read: {type(error).__name__}")
+        return
+    source |= _inherited(Path(card))
+
+
+def _inherited(card: Path) -> dict[str, Any]:
+    try:
+        metadata = metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {name: metadata[name] for name in _INHERITED if metadata.get(name)}

@@ -51,3 +51,7 @@ class StoreError(WhittleError, ValueError):
 
 class HealingError(WhittleError, ArithmeticError):
     """A teacher or a student that computes what is not a number while the student is healed."""
+
+
+class HubError(WhittleError, OSError):
+    """A repository of the Hub that cannot be read or written, or that holds something else."""

@@ -12,13 +12,14 @@ import torch
 from transformers.utils import logging
 
 from .architecture import architecture_module, check_model_type
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, checkpoint_facts
 from .cost import padded_shape
 from .errors import ArchitectureError, DataError, OutputError, SubnetError
-from .files import atomic_folder, write_json
+from .files import atomic_folder
 from .fitness import as_input_ids
-from .healing.config import HEALING_FILE, HealingConfig, HealingReport
+from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
+from .lineage import Lineage
 from .slicing import Renamed, fill, kept_weights, slice_weights, stored_as, stored_name, weight_shape
 from .subnet import SubnetConfig
 
@@ -79,7 +80,8 @@ def extract_subnet(
             modeling; or a checkpoint of one: a local folder or a name on the Hub, in safetensors.
         subnet (`SubnetConfig`): what to keep of it.
         output_dir (`str` or `Path`, *optional*): folder to write the student to, new or empty: weights,
-            configurations, `subnet.json`, and a checkpoint's tokenizer. It appears whole or not at all.
+            configurations, `subnet.json`, `results.json` (what it was cut from), and a checkpoint's tokenizer. It
+            appears whole or not at all.
         format (`str`, *optional*, defaults to `"auto"`): `"stock"` for a `GPTNeoXForCausalLM`, `"whittle"` for a
             `WhittleGPTNeoXForCausalLM`, `"auto"` for stock where that can hold the student. `"padded"` for a
             `GPTNeoXForCausalLM` in which all layers get as many heads and neurons as the largest needs, the missing
@@ -129,7 +131,7 @@ def extract_subnet(
         if output_dir is None:
             return _cut_from_memory(model, subnet, format, dtype, healing, progress)
         with _new_folder(output_dir, max_shard_size) as folder:
-            _save(_cut_from_memory(model, subnet, format, dtype, healing, progress), subnet, folder, max_shard_size)
+            _save(_cut_from_memory(model, subnet, format, dtype, healing, progress), folder, max_shard_size)
         return Path(output_dir)
     unknown = [name for name in hub if name not in _HUB]
     if unknown:
@@ -138,7 +140,7 @@ def extract_subnet(
     if output_dir is None:
         return _cut_from_disk(checkpoint, subnet, format, dtype, healing, progress)
     with _new_folder(output_dir, max_shard_size) as folder:
-        _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), subnet, folder, max_shard_size)
+        _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), folder, max_shard_size)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
     return Path(output_dir)
@@ -172,13 +174,10 @@ def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib
     return atomic_folder(folder)
 
 
-def _save(student: "PreTrainedModel", subnet: SubnetConfig, folder: Path, max_shard_size: int | str) -> None:
+def _save(student: "PreTrainedModel", folder: Path, max_shard_size: int | str) -> None:
     with _without_bars():
         student.save_pretrained(folder, max_shard_size=max_shard_size)
-    subnet.save_pretrained(folder)
-    healing: Any = getattr(student, "healing", None)
-    if healing is not None:
-        write_json(folder / HEALING_FILE, healing.to_dict())
+    Lineage.of(student).save(folder)
 
 
 @contextlib.contextmanager
@@ -268,7 +267,8 @@ def _cut(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
-    student.subnet, student.healing = subnet, report
+    facts = checkpoint_facts(source)
+    student.subnet, student.healing, student.results = subnet, report, {"supernet": facts} if facts else {}
     if generation_config is not None:
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return student

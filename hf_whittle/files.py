@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import OutputError
+from .errors import CheckpointError, OutputError
 
 _SPACE = "free some space"
 _PERMISSION = "make the folder writable"
@@ -139,6 +139,36 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read JSON from `path`."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
+    """The folder that holds these files: a local one, or of the Hub, downloaded if they must be, of one commit.
+
+    Args:
+        source (`str` or `Path`): a folder, or a name on the Hub.
+        names (`Sequence[str]`): files of it.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` and `repo_type`, as in
+            `huggingface_hub.snapshot_download`.
+
+    Raises:
+        CheckpointError: if there is no such folder or repository, or it lacks one of the files.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=list(names), **hub))
+        except (HTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{str(source)!r} is no folder, nor could it be read from the Hub: {reason}"
+            ) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{source} has no {name}")
+    return folder
 
 
 def _umask() -> int:

@@ -28,6 +28,7 @@ FITNESSES = (
 )  # fmt: skip
 STAGES = ("perplexity", "healed-perplexity", "probe")
 """The fitnesses of a staged one, for the shares of its algorithm in their order."""
+RECIPE_FILE = "recipe.yaml"
 TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 0.04,
@@ -266,6 +267,12 @@ class Recipe:
         for name in ("load_best_model_at_end", "save_only_model"):
             if recipe.training.get(name):
                 raise RecipeError(f"training.{name}: a run publishes its last step and goes on exactly; leave it out")
+        for name in recipe.training:
+            if name == "push_to_hub" or str(name).startswith("hub_"):
+                raise RecipeError(
+                    f"training.{name}: a run is published when it is done, by `hf-whittle push`, which takes the token "
+                    "of `hf auth login` or HF_TOKEN; leave it out"
+                )
         recipe.training = _parse_values(_training_hints(), recipe.training, "training")
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
@@ -301,7 +308,39 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+        write_text(path, self._as_yaml(self.to_dict()))
+
+    def to_publish(self) -> str:
+        """The recipe as YAML, in which paths of this machine are their last name, after `./`."""
+        values = _without_absolute_paths(self.to_dict())
+        for section, key in ((values, "teacher"), (values, "supernet"), (values["data"], "dataset")):
+            if section[key] is not None and is_local(section[key]):
+                section[key] = _last_name(section[key])
+        for name in ("output_dir", "teacher_store"):
+            values[name] = values[name] and _last_name(values[name])
+        values["data"]["files"] = values["data"]["files"] and [_last_name(path) for path in values["data"]["files"]]
+        return self._as_yaml(values)
+
+    @staticmethod
+    def _as_yaml(values: dict[str, Any]) -> str:
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is of a path on this machine rather than one on the Hub."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).is_absolute()
+
+
+def _last_name(path: str) -> str:
+    return f"./{Path(path).expanduser().resolve().name}"
+
+
+def _without_absolute_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_absolute_paths(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_absolute_paths(each) for each in value]
+    return _last_name(value) if isinstance(value, str) and (Path(value).is_absolute() or value[:2] == "~/") else value
 
 
 _LISTS = (list, collections.abc.Sequence)

@@ -27,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module, check_model_type
+from .checkpoint import checkpoint_facts
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.probe import Probe, ProbeConfig
@@ -35,6 +36,7 @@ from .distillation.teacher import check_same_tokens
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
+from .facts import healing_facts, points, search_facts, to_match, training_facts
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
@@ -42,11 +44,11 @@ from .healing.fitness import HealedPerplexity, writer_features
 from .healing.parts import projections
 from .hub.card import write_card
 from .importance import ImportanceScores, score_importance
+from .lineage import RESULTS_FILE
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .plots import plot_training
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
-from .recipe import STAGES, Recipe
-from .report import environment, to_match
+from .recipe import RECIPE_FILE, STAGES, Recipe, is_local
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
@@ -55,8 +57,6 @@ from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
 _FREE_TO_CHANGE = {"output_dir", "baseline"}  # what may differ when a run is taken up again
-RESULTS_FILE = "results.json"
-RECIPE_FILE = "recipe.yaml"
 
 
 def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
@@ -287,15 +287,11 @@ class Run:
         for name in ("_fitness", "_healed_perplexity"):  # training needs the memory they take
             self.__dict__.pop(name, None)
         return {
-            "algorithm": self.recipe.search.algorithm.name,
-            "fitness": {"name": self.recipe.search.fitness, "value": best.fitness},
-            "evaluations": len(result.evaluations),
+            **search_facts(result),
             "tokens_per_evaluation": tokens_per_evaluation,
             "tokens": result.tokens + calibration["tokens"],
             "flops": result.flops + calibration["flops"],
             "perplexity": best.fitness if by_perplexity else perplexity_of(result.best),
-            "subnet": result.best.to_dict(),
-            "parameters": best.parameters,
         }
 
     def initial_student(self) -> PreTrainedModel:
@@ -324,10 +320,9 @@ class Run:
     def healing_facts(self) -> dict[str, Any]:
         """What healing the student did and cost."""
         report = read_json(self._initial_folder() / HEALING_FILE)
-        names = ("is_healed", "perplexity_before", "perplexity_after", "tokens", "held_out_tokens")
         subnet = SearchResult.load(self.folder).best
         flops = healing_flops(self.supernet.config, subnet, report, self.recipe.data.block_size)
-        return {**{name: report[name] for name in names}, "flops": flops}
+        return {**healing_facts(report), "flops": flops}
 
     def train_student(self) -> dict[str, Any]:
         """Pretrain the student with distillation; it is saved in the output folder."""
@@ -370,29 +365,20 @@ class Run:
         self._interrupted = interruption.interrupted
         if interruption.interrupted and trainer.state.global_step < trainer.state.max_steps:
             raise KeyboardInterrupt
-        history = trainer.state.log_history
-        if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in history):
+        if not any(
+            "eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history
+        ):
             trainer.evaluate()
-        curve = [
-            {"step": row["step"], "tokens": row["num_input_tokens_seen"], "perplexity": row["eval_perplexity"]}
-            for row in history
-            if "eval_loss" in row
-        ]
         length = self.recipe.data.block_size
         if name == "student":
             with atomic_folder(self.folder / "stages" / "final", replace=True) as temporary:
                 self._save(trainer.accelerator.unwrap_model(trainer.model), temporary)
         student_flops = training_flops_per_token(model.config, sequence_length=length)
         teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.has_teacher else 0
-        seconds = next((row["train_runtime"] for row in reversed(history) if "train_runtime" in row), None)
         return {
             "parameters": model.num_parameters(),
-            "tokens": curve[-1]["tokens"],
+            **training_facts(args, trainer.state, is_whole=checkpoint is None),
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
-            "curve": curve,
-            "arguments": {name: getattr(args, name) for name in _REPORTED_ARGUMENTS},
-            "environment": environment(args.device),
-            **({"seconds": seconds} if checkpoint is None and seconds else {}),
         }
 
     def _targets(self) -> "PreTrainedModel | LogitStore":
@@ -422,7 +408,7 @@ class Run:
     def results(self) -> dict[str, Any]:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
         self.check_teacher()
-        stages = {"search": self.search_facts}
+        stages = {"search": self.search_facts, "supernet": self.supernet_facts, "data": self.data_facts}
         if self.recipe.heal:
             stages["healing"] = self.healing_facts
         stages |= {"teacher": self.teacher_facts, "student": self.train_student}
@@ -437,13 +423,13 @@ class Run:
         if self.recipe.baseline:
             curves["random initialization"] = results["baseline"]
         plot_training(
-            {name: [(point["tokens"], point["perplexity"]) for point in run["curve"]] for name, run in curves.items()},
+            {name: points(run["curve"]) for name, run in curves.items()},
             self.folder / "training.png",
             target=None if match is None else match["perplexity"],
         )
         self._publish_student()
         write_json(self.folder / RESULTS_FILE, results)
-        write_card(self.folder, self.recipe, results)
+        write_card(self.folder)
         return results
 
     def check_teacher(self) -> None:
@@ -459,6 +445,19 @@ class Run:
                 f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
             )
 
+    def supernet_facts(self) -> dict[str, Any]:
+        """What the student is cut from."""
+        return self._stage("supernet", lambda: checkpoint_facts(self.supernet.config))
+
+    def data_facts(self) -> dict[str, Any]:
+        """What the text is; folders of this machine by their last name."""
+        data = self.recipe.data
+        if data.files:
+            return {"files": [Path(pattern).name for pattern in data.files], "block_size": data.block_size}
+        name = str(data.dataset)
+        source = {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
+        return {**source, "block_size": data.block_size}
+
     def teacher_facts(self) -> dict[str, Any]:
         """Size and perplexity of the teacher."""
         return self._stage("teacher", self._teacher_facts)
@@ -467,11 +466,10 @@ class Run:
         config = self.teacher.config
         input_ids = as_input_ids(self.blocks["test"], config.vocab_size)
         return {
-            "name": self.recipe.teacher,
+            **checkpoint_facts(config),
             "parameters": num_parameters(config),
             "perplexity": perplexity(cross_entropy(self.teacher, input_ids)),
             "test_tokens": input_ids.numel(),
-            **({"commit": config._commit_hash} if getattr(config, "_commit_hash", None) else {}),
         }
 
     def _publish_student(self) -> None:
@@ -480,12 +478,6 @@ class Run:
         with disk_errors(self.folder):
             for file in sorted(final.glob("*")):
                 file.replace(self.folder / file.name)
-
-
-_REPORTED_ARGUMENTS = (
-    "alpha", "beta", "temperature", "learning_rate", "lr_scheduler_type", "train_batch_size",
-    "gradient_accumulation_steps", "max_steps", "seed", "bf16",
-)  # fmt: skip
 
 
 def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:

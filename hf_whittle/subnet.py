@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SubnetError
-from .files import read_json, write_text
+from .files import fetch_folder, read_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -198,9 +198,17 @@ class SubnetConfig:
         write_text(Path(folder) / SUBNET_FILE, self.to_json() + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "SubnetConfig":
-        """Read `subnet.json` from a folder."""
-        return cls.from_dict(read_json(Path(folder) / SUBNET_FILE))
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> "SubnetConfig":
+        """Read `subnet.json` of a student.
+
+        Args:
+            source (`str` or `Path`): its folder, or its name on the Hub.
+            hub: `revision`, `token`, `cache_dir` and `local_files_only`, as in `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        return cls.from_dict(read_json(fetch_folder(source, [SUBNET_FILE], **hub) / SUBNET_FILE))
 
 
 def count(kept: Kept) -> int:

@@ -31,6 +31,10 @@ OPTIONS = {
         *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),
         *("--block-size", "--calibration-tokens"),
     },
+    "push": {
+        *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
+        *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
+    },
     "demo": {"-h", "--help", "--output-dir"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),

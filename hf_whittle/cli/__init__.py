@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from ..errors import WhittleError
-from . import demo, extract, run, store_logits
+from . import demo, extract, push, run, store_logits
 
-COMMANDS = {"run": run, "extract": extract, "demo": demo, "store-logits": store_logits}
+COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
 
 
 def make_parser() -> argparse.ArgumentParser:

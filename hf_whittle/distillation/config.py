@@ -59,6 +59,9 @@ class DistillationConfig(TrainingArguments):
         default="stop",
         metadata={"help": "What to do at a NaN or infinite loss: stop with an error, or skip the batch."},
     )
+    hub_overwrite: bool = field(
+        default=False, metadata={"help": "Whether to publish over a model of another architecture on the Hub."}
+    )
     include_num_input_tokens_seen: str | bool = field(
         default=True, metadata={"help": "Which tokens to count and log: all (or true), non_padding, no (or false)."}
     )

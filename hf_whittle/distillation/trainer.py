@@ -14,7 +14,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,10 +23,11 @@ from ..architecture import has_architecture
 from ..cost import flops_per_token
 from ..data import collate_blocks
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
-from ..files import read_json
 from ..fitness import perplexity
-from ..healing.config import HEALING_FILE
-from ..subnet import SUBNET_FILE, SubnetConfig
+from ..hub.trainer import PublishingTrainer
+from ..lineage import Lineage
+from ..subnet import SubnetConfig
+from ..training.recording import RecordTraining
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
 from .heads import head_of, in_place_of, output_module
@@ -49,14 +49,15 @@ LORA_TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 _PROJECTIONS_FILE = "hidden_projections.safetensors"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(PublishingTrainer):
     """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
     Logits of the whole batch are held neither of the student nor of the teacher, where their output layers are plain
     matrices and `args.loss_impl` is `"fused"` or `"liger"`. Evaluation always reports plain
     cross-entropy as `eval_loss`, and its exponential as `eval_perplexity`, whatever the weights of the training loss
     are. Logs of training hold both parts of the loss, tokens seen and a second, and the FLOPs so far, those of the
-    teacher among them. Everything else is `transformers.Trainer`.
+    teacher among them. What is saved knows where it comes from, and `push_to_hub` does what `push_subnet_to_hub` does.
+    Everything else is `transformers.Trainer`.
 
     Args:
         model (`PreTrainedModel`): the student.
@@ -80,12 +81,6 @@ class DistillationTrainer(Trainer):
         ValueError: if there is no teacher to learn from, or for combinations of arguments that do not work.
     """
 
-    _tag_names = ["hf_whittle", "knowledge-distillation"]
-    _paper = {
-        "title": "Where to Begin: Efficient Pretraining via Subnetwork Selection and Distillation",
-        "id": "2510.07227",
-    }
-
     args: DistillationConfig
 
     def __init__(
@@ -105,7 +100,10 @@ class DistillationTrainer(Trainer):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
+        self.teacher: nn.Module | LogitStore | None = None
+        self._recording = RecordTraining()
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        self.add_callback(self._recording)
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
             raise ValueError(
@@ -117,7 +115,6 @@ class DistillationTrainer(Trainer):
         self._loss: DistillationLoss | None = None  # of the forward pass that is under way
         self._asked: tuple[Targets, torch.Tensor] | None = None
         self._plain_head: tuple[Any, Any] = None, None  # an output layer, and what the loss may take the place of
-        self.teacher: nn.Module | LogitStore | None = None
         self._hidden: HiddenStateLoss | None = None
         self._starts_step = True
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -161,19 +158,19 @@ class DistillationTrainer(Trainer):
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
         check_vocabulary(student.config, teacher.config, ours, tokenizer)
+        self._recording.set_teacher(teacher)
         self._teacher = Teacher(teacher, self.accelerator)
         self.teacher = self._teacher.model
 
     def _make_hidden_loss(self, student: Any, subnet: SubnetConfig | None) -> HiddenStateLoss:
-        subnet = subnet or getattr(student, "subnet", None)
-        if subnet is None and (Path(student.name_or_path) / SUBNET_FILE).is_file():
-            subnet = SubnetConfig.from_pretrained(student.name_or_path)
+        lineage = Lineage.of(student)
+        subnet = subnet or lineage.subnet
         if subnet is None:
             raise SubnetError(
                 "hidden_weight > 0 needs to know which of the teacher's layers the student keeps; give subnet=..., or "
                 "a student from extract_subnet"
             )
-        if _carries_components(student):
+        if lineage.carries_components and not student.config.tie_word_embeddings:
             raise SubnetError(
                 "hidden_weight > 0 compares the channels that were kept with the teacher's, and this student was "
                 "healed to carry principal components instead; heal it with HealingConfig(basis='channels')"
@@ -439,16 +436,6 @@ class DistillationTrainer(Trainer):
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
         super().log(logs, *args, **kwargs)
-
-
-def _carries_components(student: Any) -> bool:
-    """Whether a student's stream was healed into another basis than channels."""
-    report = getattr(student, "healing", None)
-    path = Path(student.name_or_path) / HEALING_FILE
-    facts: dict[str, Any] = {"is_healed": False}
-    if report is not None or path.is_file():
-        facts = read_json(path) if report is None else report.to_dict()
-    return facts["is_healed"] and facts["settings"]["basis"] == "principal" and not student.config.tie_word_embeddings
 
 
 def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:

@@ -1,18 +1,28 @@
-"""Model cards made of what a run measured; what is not known is left out."""
+"""Model cards made of the files of a student's folder: what was measured, and nothing that is not known."""
 
-import re
+import hashlib
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import CONFIG_NAME
 
+from ..checkpoint import CARD_FILE
 from ..data import STANDARD_LIBRARY
+from ..errors import CheckpointError
 from ..files import read_json, write_text
-from ..recipe import Recipe
+from ..lineage import Lineage
+from ..recipe import RECIPE_FILE
 from ..subnet import SubnetConfig, count
+from .lm_eval import LM_EVAL_FILE, LMEvalTask, read_lm_eval
+from .wording import as_checkpoint, as_code, as_number, as_title
 
 TEMPLATE = "model_card.md.jinja"
+TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
+ADAPTER_CONFIG = "adapter_config.json"
+PICTURES = ("training", "search", "pareto", "architecture")
 _FITNESSES = {
     "kl": "mean divergence, in nats a token, of its predictions from the teacher's",
     "healed-perplexity": "perplexity after linear fits to what the super-network computes, which put back part of what "
@@ -28,88 +38,164 @@ _FITNESSES = {
     "jacobian-covariance": "likeness of the gradients of different blocks",
 }
 """What a search minimised, in words; perplexity needs none."""
-TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 
 
 class SubnetModelCardData(ModelCardData):
-    """Metadata of a whittled student, as the Hub reads it.
+    """Metadata of a whittled student, as the Hub reads it; what is left out is filled in from the student's facts.
 
     Args:
         base_model (`str` or `list[str]`, *optional*): repositories of the super-network and of the teacher.
-        parameters (`int`, *optional*): parameters of the student.
-        kwargs: as for `huggingface_hub.ModelCardData`.
+        kwargs: as for `huggingface_hub.ModelCardData`: `license`, `language`, `datasets`, `tags`, `eval_results` ...
     """
 
-    def __init__(self, *, base_model: str | list[str] | None = None, parameters: int | None = None, **kwargs: Any):
+    def __init__(self, *, base_model: str | list[str] | None = None, **kwargs: Any):
         kwargs.setdefault("library_name", "transformers")
         kwargs.setdefault("pipeline_tag", "text-generation")
         kwargs.setdefault("tags", [*TAGS])
         super().__init__(base_model=base_model, **kwargs)
-        self.parameters = parameters
-
-    def _to_dict(self, data_dict: dict[str, Any]) -> None:
-        super()._to_dict(data_dict)
-        data_dict.pop("parameters", None)
 
     @classmethod
-    def from_run(cls, recipe: Recipe, results: dict[str, Any]) -> "SubnetModelCardData":
-        """Metadata of a run of a recipe."""
-        checkpoints = dict.fromkeys(name for name in (recipe.supernet, recipe.teacher) if name and is_hub_name(name))
-        dataset = recipe.data.dataset if recipe.data.dataset and is_hub_name(recipe.data.dataset) else None
-        measured = EvalResult(
+    def from_folder(cls, folder: str | Path, *, name: str | None = None) -> "SubnetModelCardData":
+        """Metadata of the student in a folder.
+
+        Args:
+            folder (`str` or `Path`): the folder.
+            name (`str`, *optional*): of the model; the folder's by default.
+        """
+        folder = Path(folder).resolve()
+        results, is_adapter = Lineage.load(folder).results, (folder / ADAPTER_CONFIG).is_file()
+        source, data, student = (results.get(section, {}) for section in ("supernet", "data", "student"))
+        base_model = [each["name"] for each in (source, results.get("teacher", {})) if "commit" in each]
+        if is_adapter:
+            base_model = [read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]]
+        base_model = list(dict.fromkeys(base_model))
+        dataset = data.get("dataset") if data.get("dataset") != STANDARD_LIBRARY else None
+        tags = [*TAGS]
+        if student.get("arguments", {}).get("beta"):
+            tags.append("knowledge-distillation")
+        measured = _measured_perplexity(student, dataset) + [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task.task,
+                dataset_name=task.title,
+                metric_type=task.metric,
+                metric_value=round(task.value, 6),
+            )
+            for task in _lm_eval(folder)
+        ]
+        values = {
+            name: source[name] for name in ("license", "license_name", "license_link", "language") if name in source
+        }
+        if base_model:
+            values["base_model"] = base_model[0] if len(base_model) == 1 else base_model
+            # The Hub takes two base models for a merge unless it is told.
+            values["base_model_relation"] = "adapter" if is_adapter else "finetune"
+        return cls(
+            library_name="peft" if is_adapter else "transformers",
+            tags=tags,
+            datasets=[dataset] if dataset else None,
+            model_name=(name or folder.name) if measured else None,
+            eval_results=measured or None,
+            **values,
+        )
+
+    def completed_by(self, other: ModelCardData) -> "SubnetModelCardData":
+        """These metadata, with those of `other` where there are none; tags and results of both."""
+        tags = list(dict.fromkeys([*(other.tags or ()), *(self.tags or ())]))
+        results = [*(other.eval_results or ()), *(self.eval_results or ())]
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        merged = {**vars(other), **values, "tags": tags, "eval_results": results or None}
+        merged["library_name"] = other.library_name
+        if self.base_model is not None and not hasattr(self, "base_model_relation"):
+            merged["base_model_relation"] = None
+        return SubnetModelCardData(**merged)
+
+
+def _measured_perplexity(student: dict[str, Any], dataset: str | None) -> list[EvalResult]:
+    if "curve" not in student:
+        return []
+    return [
+        EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "text",
-            dataset_name=dataset or "local files",
+            dataset_name=dataset or "held-out text",
             metric_type="perplexity",
-            metric_value=round(results["student"]["curve"][-1]["perplexity"], 4),
+            metric_value=round(student["curve"][-1]["perplexity"], 4),
         )
-        tags = [*TAGS]
-        if results["student"]["flops_per_token"]["teacher"]:
-            tags.append("knowledge-distillation")
-        return cls(
-            tags=tags,
-            base_model=list(checkpoints) or None,
-            parameters=results["student"]["parameters"],
-            datasets=[dataset] if dataset and dataset != STANDARD_LIBRARY else None,
-            model_name=Path(recipe.output_dir).resolve().name,
-            eval_results=[measured],
-        )
+    ]
 
 
-def write_card(folder: Path, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Render `README.md` into a folder that holds the student and its pictures."""
-    template = resources.files(__package__).joinpath(TEMPLATE)
-    with resources.as_file(template) as path:
-        card = ModelCard.from_template(
-            SubnetModelCardData.from_run(recipe, results),
-            template_path=str(path),
-            title=re.sub(r"[^\w.\- ]+", "-", Path(recipe.output_dir).resolve().name),
-            recipe=_without_paths(recipe),
-            counted=recipe.bin.to_bin(recipe.data.block_size).of,
-            layers=_layer_rows(SubnetConfig.from_dict(results["search"]["subnet"])),
-            channels=count(SubnetConfig.from_dict(results["search"]["subnet"]).hidden_size),
-            is_stock=_is_stock(folder),
-            minimised=_minimised(recipe),
-            number=_number,
-            code=_code,
-            **results,
-        )
-    write_text(folder / "README.md", str(card))
+def _lm_eval(folder: Path) -> list[LMEvalTask]:
+    path = folder / LM_EVAL_FILE
+    return read_lm_eval(path) if path.is_file() else []
 
 
-def _without_paths(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with folders of this machine shown by their last name."""
-    values = recipe.to_dict()
-    for section, key in ((values, "teacher"), (values, "supernet"), (values["data"], "dataset")):
-        if section[key] and not is_hub_name(section[key]):
-            section[key] = Path(section[key]).name
-    values["data"]["files"] = [Path(pattern).name for pattern in values["data"]["files"] or ()]
-    return values
+def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: SubnetModelCardData | None = None) -> str:
+    """The model card of the student in a folder.
+
+    It is a function of the folder's files: `config.json`, `subnet.json`, `results.json`, `healing.json`, `recipe.yaml`,
+    `lm_eval.json` and pictures, of which any but the first may be missing; what they do not say is left out.
+
+    Args:
+        folder (`str` or `Path`): the folder.
+        repo_id (`str`, *optional*): its name on the Hub, for the snippet that loads it.
+        card_data (`SubnetModelCardData`, *optional*): metadata that count more than those of the folder.
+
+    Raises:
+        CheckpointError: if the folder holds no student.
+    """
+    folder = Path(folder).resolve()
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if not is_adapter and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{folder} holds no student: {CONFIG_NAME} is missing")
+    name = repo_id.split("/")[-1] if repo_id else folder.name
+    derived = SubnetModelCardData.from_folder(folder, name=name)
+    lineage = Lineage.load(folder)
+    results = lineage.results
+    # Of the slices, not of what fills them up: a padded student has more than its subnet.
+    subnet = lineage.subnet
+    context: dict[str, Any] = {section: results.get(section) for section in _SECTIONS}
+    context |= {
+        "title": as_title(name),
+        "model": json.dumps(repo_id or ".", ensure_ascii=False),
+        "repo_id": repo_id,
+        "adapter_of": derived.base_model if is_adapter else None,
+        "is_stock": is_adapter or "auto_map" not in read_json(folder / CONFIG_NAME),
+        "pictures": {picture for picture in PICTURES if (folder / f"{picture}.png").is_file()},
+        "has_recipe": (folder / RECIPE_FILE).is_file(),
+        "has_archive": (folder / "candidates.jsonl").is_file(),
+        "layers": None if subnet is None else _layer_rows(subnet),
+        "channels": None if subnet is None else count(subnet.hidden_size),
+        "carries_components": lineage.carries_components,
+        "minimised": _minimised(results.get("search")),
+        "tasks": _lm_eval(folder),
+        "number": as_number,
+        "code": as_code,
+        "checkpoint": as_checkpoint,
+    }
+    with resources.as_file(resources.files(__package__).joinpath(TEMPLATE)) as path:
+        data = derived if card_data is None else card_data.completed_by(derived)
+        card = ModelCard.from_template(data, template_path=str(path), **context)
+    return f"{card}\n{_seal(str(card))}\n"
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a name is one of the Hub rather than a path on this machine."""
-    return not Path(name).exists() and not name.startswith((".", "/", "~"))
+def is_as_rendered(card: str) -> bool:
+    """Whether a card is as `render_card` made it: nobody changed it."""
+    page, _, last = card.rstrip("\n").rpartition("\n")
+    return last == _seal(page)
+
+
+def _seal(page: str) -> str:
+    """A comment that belongs to this page alone."""
+    return f"<!-- made by hf_whittle, {hashlib.sha256(page.encode()).hexdigest()[:12]} -->"
+
+
+_SECTIONS = ("data", "search", "healing", "teacher", "student", "baseline", "to_match", "environment", "supernet")
+
+
+def write_card(folder: str | Path, **options: Any) -> None:
+    """Write `README.md` into the folder of a student; options as for `render_card`."""
+    write_text(Path(folder) / CARD_FILE, render_card(folder, **options))
 
 
 def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
@@ -118,32 +204,9 @@ def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
     return [(i, layer, count(heads), count(neurons)) for i, (layer, heads, neurons) in enumerate(sizes)]
 
 
-def _minimised(recipe: Recipe) -> str:
-    """What the search minimised, in words; nothing for perplexity."""
-    from ..distillation.probe import ProbeConfig
-
-    steps = recipe.search.probe.get("steps", ProbeConfig.steps)
-    criterion = recipe.space.importance or "activation"
-    return _FITNESSES.get(recipe.search.fitness, "").format(steps=steps, criterion=criterion)
-
-
-def _is_stock(folder: Path) -> bool:
-    return "auto_map" not in read_json(folder / "config.json")
-
-
-def _number(value: float) -> str:
-    """A number as a person reads it: three digits and a unit where it is large."""
-    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _code(text: object) -> str:
-    """Text of a user as a Markdown code span that nothing in it can end."""
-    line = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "`"
-    while fence in line:
-        fence += "`"
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
+def _minimised(search: dict[str, Any] | None) -> str:
+    """What the search minimised, in words; nothing for perplexity and for what is not known."""
+    if search is None:
+        return ""
+    fitness = search["fitness"]
+    return _FITNESSES.get(fitness["name"], "").format_map({"steps": "some", "criterion": "measured", **fitness})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError, WhittleError
-from ..files import read_json, write_json, write_text
+from ..files import fetch_folder, read_json, write_json, write_text
 from ..subnet import SubnetConfig
 from .algorithm import Evaluation
 
@@ -141,6 +141,20 @@ class SearchResult:
             raise OutputError(f"{folder} holds no search: {SEARCH_FILE} is missing")
         settings = read_json(folder / SEARCH_FILE)["settings"]
         return cls(settings=settings, evaluations=read_evaluations(folder / CANDIDATES_FILE)[0])
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> "SearchResult":
+        """Read the search that a student was published with, or an archive that `push_search_archive` published.
+
+        Args:
+            source (`str` or `Path`): a folder, or a name on the Hub.
+            hub: `revision`, `token`, `cache_dir` and `local_files_only` as in `PreTrainedModel.from_pretrained`;
+                `repo_type="dataset"` for an archive.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        return cls.load(fetch_folder(source, [SEARCH_FILE, CANDIDATES_FILE], **hub))
 
 
 def evaluation_line(evaluation: Evaluation) -> str:

@@ -1,18 +1,28 @@
 """Model cards: what a user wrote cannot break them, and every number is one of the results."""
 
-import copy
+import json
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
-from hf_whittle.hub.card import write_card
-from hf_whittle.recipe import FITNESSES, Recipe
+from hf_whittle.files import write_json
+from hf_whittle.hub.card import is_as_rendered, render_card, write_card
+from hf_whittle.lineage import Lineage
+from hf_whittle.recipe import FITNESSES
 
 SUBNET = SubnetConfig(24, [0, 2, 3], [2, 4, 1], [64, 32, 48])
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESULTS = {
+    "supernet": {"name": "someone/teacher", "commit": COMMIT},
+    "data": {"dataset": "someone/text", "block_size": 256},
     "search": {
+        "algorithm": "additive",
+        "seed": 5,
+        "space": {"granularity": "coarse", "layer_wise": True},
+        "bins": [{"cost": "parameters", "low": 1_100_000, "high": 1_300_000}],
+        "fitness": {"name": "perplexity", "value": 71.23},
         "evaluations": 57,
         "tokens_per_evaluation": 4096,
         "tokens": 233472,
@@ -24,6 +34,7 @@ RESULTS = {
     },
     "student": {
         "parameters": 1_234_567,
+        "steps": 9,
         "tokens": 5_000_000,
         "flops_per_token": {"student": 7_000_000, "teacher": 3_000_000},
         "curve": [
@@ -43,8 +54,15 @@ RESULTS = {
             "bf16": False,
         },
         "seconds": 321.4,
+        "environment": {"hardware": "CPU, 1 threads"},
     },
-    "teacher": {"name": "someone/teacher", "parameters": 9_876_543, "perplexity": 8.765, "test_tokens": 16384},
+    "teacher": {
+        "name": "someone/teacher",
+        "commit": COMMIT,
+        "parameters": 9_876_543,
+        "perplexity": 8.765,
+        "test_tokens": 16384,
+    },
     "environment": {
         "hf_whittle": "0.1",
         "transformers": "5.23",
@@ -82,22 +100,25 @@ NASTY = [
 ]
 
 
-def make_recipe(output_dir="out/my-student", dataset="someone/text", **changes):
-    values = {
-        "teacher": "someone/teacher",
-        "output_dir": str(output_dir),
-        "data": {"dataset": dataset, "block_size": 256},
-        "bin": {"low": 1_100_000, "high": 1_300_000},
-        "search": {"seed": 5, "fitness": "perplexity"},
-        "heal": False,
-    }
-    return Recipe.from_dict(values | changes)
+def changed(**sections):
+    """The results with other values in some sections; a section that is `None` is left out."""
+    results = {name: value for name, value in RESULTS.items() if sections.get(name, value) is not None}
+    for name, values in sections.items():
+        if values is not None:
+            results[name] = {**results.get(name, {}), **values}
+    return results
 
 
-def card_of(folder, recipe, results=RESULTS):
+def make_folder(folder, results=RESULTS, **config):
+    """The small files of a student's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    write_card(folder, recipe, copy.deepcopy(results))
+    write_json(folder / "config.json", config)
+    Lineage(SUBNET, None, results).save(folder)
+    return folder
+
+
+def card_of(folder, results=RESULTS):
+    write_card(make_folder(folder, results))
     text = (folder / "README.md").read_text(encoding="utf-8")
     _, front, page = ("\n" + text).split("\n---\n", 2)
     return yaml.safe_load(front), page
@@ -109,8 +130,11 @@ def row(page, start):
 
 
 def test_metadata_is_that_of_the_run(tmp_path):
-    metadata, _ = card_of(tmp_path, make_recipe(supernet="someone/supernet"))
+    supernet = {"name": "someone/supernet", "commit": COMMIT, "license": "mit", "language": ["en"]}
+    metadata, _ = card_of(tmp_path / "my-student", changed(supernet=supernet))
     assert metadata["base_model"] == ["someone/supernet", "someone/teacher"]
+    assert metadata["base_model_relation"] == "finetune"  # two base models would make it a merge
+    assert metadata["license"] == "mit" and metadata["language"] == ["en"]
     assert metadata["datasets"] == ["someone/text"]
     assert metadata["pipeline_tag"] == "text-generation" and "arxiv:2510.07227" in metadata["tags"]
     (entry,) = metadata["model-index"]
@@ -120,13 +144,13 @@ def test_metadata_is_that_of_the_run(tmp_path):
 
 
 def test_hub_client_reads_the_metadata_back(tmp_path):
-    card_of(tmp_path, make_recipe())
-    card = ModelCard.load(tmp_path / "README.md")
+    card_of(tmp_path / "my-student")
+    card = ModelCard.load(tmp_path / "my-student" / "README.md")
     assert card.data.model_name == "my-student" and card.data.eval_results[0].metric_value == 12.3457
 
 
 def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
-    _, page = card_of(tmp_path, make_recipe(), RESULTS | BASELINE)
+    _, page = card_of(tmp_path, RESULTS | BASELINE)
     assert row(page, "this student")[:4] == ["1.23M", "77.77", "12.35", "5M"]
     assert row(page, "same architecture, random initialization") == ["1.23M", "301.5", "23.45", "5M"]
     assert row(page, "teacher") == ["9.88M", "", "8.765", ""]
@@ -141,13 +165,17 @@ def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
     assert "batches of 24 blocks, seed 42" in page and "Training took 321 s on CPU, 1 threads" in page
 
 
-def test_title_of_the_page_is_the_name_of_the_folder(tmp_path):
-    _, page = card_of(tmp_path, make_recipe())
-    assert page.lstrip().startswith("# my-student\n")
+def test_title_of_the_page_is_the_name_of_the_folder_or_of_the_repository(tmp_path):
+    folder = tmp_path / "my-student"
+    _, page = card_of(folder)
+    assert page.lstrip().startswith("# my-student\n") and 'from_pretrained(".")' in page
+    published = render_card(folder, repo_id="me/another-name")
+    assert "# another-name\n" in published and 'from_pretrained("me/another-name")' in published
+    assert '"."' not in published
 
 
 def test_layers_on_the_page_are_those_of_the_subnet(tmp_path):
-    _, page = card_of(tmp_path, make_recipe())
+    _, page = card_of(tmp_path)
     table = page[page.index("| cut from layer |") :]
     assert "It keeps 24 channels" in page
     assert [row(table, i) for i in range(3)] == [["0", "2", "64"], ["2", "4", "32"], ["3", "1", "48"]]
@@ -155,14 +183,44 @@ def test_layers_on_the_page_are_those_of_the_subnet(tmp_path):
 
 def test_what_is_unknown_is_left_out(tmp_path):
     student = {name: value for name, value in RESULTS["student"].items() if name != "seconds"}
-    metadata, page = card_of(tmp_path, make_recipe(), RESULTS | {"student": student})
-    assert not [word for word in ("None", "random initialization", "baseline", "Training took") if word in page]
+    metadata, page = card_of(tmp_path, RESULTS | {"student": student})
+    assert not [word for word in ("None", "random initialization", "baseline", "Training took", "png") if word in page]
     assert None not in metadata.values() and "license" not in metadata
+
+
+SECTIONS = ["Use", "Results", "How it was found", "How it was trained", "Limitations", "Reproduce", "Citation"]
+
+
+@pytest.mark.parametrize("missing", [*RESULTS, tuple(RESULTS)])
+def test_a_section_of_which_nothing_is_known_is_left_out(tmp_path, missing):
+    missing = (missing,) if isinstance(missing, str) else missing
+    metadata, page = card_of(tmp_path, {name: facts for name, facts in RESULTS.items() if name not in missing})
+    assert not [word for word in ("None", "Undefined", "{{", "{%", "\n\n\n\n") if word in page]
+    without = {
+        "student": {"Results", "How it was trained"} if "teacher" in missing else {"How it was trained"},
+        "environment": {"Reproduce"},
+    }
+    absent = set().union(*(without.get(name, set()) for name in missing))
+    assert headings(page) == [name for name in SECTIONS if name not in absent]
+    assert "model-index" in metadata or "student" in missing
+
+
+def headings(page):
+    return [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+
+
+def test_a_student_that_was_only_cut_out_claims_nothing(tmp_path):
+    folder = make_folder(tmp_path, {"supernet": RESULTS["supernet"]})
+    page = render_card(folder)
+    assert "cut out of [someone/teacher](https://huggingface.co/someone/teacher), by hf_whittle" in page
+    assert "Nothing was measured" in page and not [
+        word for word in ("model-index", "model_name", "perp") if word in page
+    ]
 
 
 def test_a_match_that_was_not_reached_is_said_and_not_counted(tmp_path):
     known = {name: BASELINE["to_match"][name] for name in ("perplexity", "baseline_tokens", "baseline_flops")}
-    _, page = card_of(tmp_path, make_recipe(), RESULTS | BASELINE | {"to_match": known})
+    _, page = card_of(tmp_path, RESULTS | BASELINE | {"to_match": known})
     assert "This student did not reach it within its 5M tokens" in page and "times fewer" not in page
 
 
@@ -182,23 +240,21 @@ HEALING = {
 
 
 def how_it_was_found(page):
-    """The section's text up to its first picture, in one line."""
+    """The section's text up to what was kept, in one line."""
     section = page.split("## How it was found", 1)[1]
-    return " ".join(section[: section.index("![")].split())
+    return " ".join(section[: section.index("What it keeps")].split())
 
 
 def test_a_search_by_perplexity_is_told_in_two_sentences(tmp_path):
-    _, page = card_of(tmp_path, make_recipe())
+    _, page = card_of(tmp_path)
     searched = SEARCHED.format(algorithm="additive", fitness="perplexity")
     assert how_it_was_found(page) == f"{searched} The best had a perplexity of 71.23 before training."
     assert "heal" not in page
 
 
 def test_a_staged_search_and_healing_are_told_in_words(tmp_path):
-    search = {"algorithm": "multi-fidelity", "fitness": "staged", "seed": 5, "probe": {"steps": 30}}
-    found = RESULTS["search"] | {"fitness": {"name": "staged", "value": 23.456}}
-    recipe = make_recipe(search=search, heal=True)
-    _, page = card_of(tmp_path, recipe, RESULTS | {"search": found, "healing": HEALING})
+    search = {"algorithm": "multi-fidelity", "fitness": {"name": "staged", "value": 23.456, "steps": 30}}
+    _, page = card_of(tmp_path, changed(search=search, healing=HEALING))
     assert how_it_was_found(page) == (
         f"{SEARCHED.format(algorithm='multi-fidelity', fitness='staged')} It took the subnet with the lowest "
         "perplexity of its student after 30 steps of training, among those that perplexity as sliced and then healed "
@@ -210,7 +266,7 @@ def test_a_staged_search_and_healing_are_told_in_words(tmp_path):
 
 def test_healing_that_was_left_out_is_told(tmp_path):
     healing = HEALING | {"is_healed": False, "perplexity_after": 90.5}
-    _, page = card_of(tmp_path, make_recipe(heal=True), RESULTS | {"healing": healing})
+    _, page = card_of(tmp_path, changed(healing=healing))
     assert how_it_was_found(page) == (
         f"{SEARCHED.format(algorithm='additive', fitness='perplexity')} The best had a perplexity of 71.23 as sliced. "
         "Healing it before training, by linear fits on 104,448 tokens of training text, was tried and left out: on "
@@ -218,11 +274,18 @@ def test_healing_that_was_left_out_is_told(tmp_path):
     )
 
 
+def test_a_stream_of_principal_components_is_not_called_one_of_channels(tmp_path):
+    folder = make_folder(tmp_path, changed(healing=HEALING))
+    write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "principal"}})
+    assert "carries 24 principal components" in render_card(folder)
+    write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "channels"}})
+    assert "It keeps 24 channels" in render_card(folder)
+
+
 def test_what_healing_cost_is_in_the_table(tmp_path):
     flops = {"search": 3.3e12, "healing": 4e11, "training": 8.75e12, "teacher": 3.75e12}
     match = BASELINE["to_match"] | {"student_flops": flops}
-    results = RESULTS | BASELINE | {"to_match": match, "healing": HEALING}
-    _, page = card_of(tmp_path, make_recipe(heal=True), results)
+    _, page = card_of(tmp_path, RESULTS | BASELINE | {"to_match": match, "healing": HEALING})
     table = page[page.index("| | training tokens | FLOPs |") :].splitlines()[:4]
     assert [cell.strip() for cell in table[0].split("|")[-4:-1]] == [f"of which {name}" for name in COSTS]
     assert row(page, "random initialization") == ["5M", "35T", "", "", ""]
@@ -232,58 +295,119 @@ def test_what_healing_cost_is_in_the_table(tmp_path):
 
 @pytest.mark.parametrize("fitness", [name for name in FITNESSES if name != "perplexity"])
 def test_every_fitness_but_perplexity_is_put_in_words(tmp_path, fitness):
-    recipe = make_recipe(search={"fitness": fitness, "seed": 5})
-    found = RESULTS["search"] | {"fitness": {"name": fitness, "value": -0.5}}
-    text = how_it_was_found(card_of(tmp_path, recipe, RESULTS | {"search": found})[1])
+    found = {"fitness": {"name": fitness, "value": -0.5, "steps": 7, "criterion": "taylor"}}
+    text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
     assert text.startswith(f"{SEARCHED.format(algorithm='additive', fitness=fitness)} It took the subnet with the low")
     assert text.endswith(": -0.5. As sliced, it had a perplexity of 71.23.") and "{" not in text
 
 
+def test_a_fitness_of_the_user_is_named(tmp_path):
+    found = {"fitness": {"name": "my `own` one", "value": 2.5}}
+    text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
+    assert "by ``my `own` one`` on" in text and "the lowest value of it: 2.5" in text
+
+
 def test_plain_pretraining_names_no_teacher_as_such(tmp_path):
-    student = RESULTS["student"] | {"flops_per_token": {"student": 7_000_000, "teacher": 0}}
-    metadata, page = card_of(tmp_path, make_recipe(), RESULTS | {"student": student})
+    arguments = {
+        name: value for name, value in RESULTS["student"]["arguments"].items() if name not in ("alpha", "beta")
+    }
+    metadata, page = card_of(tmp_path, changed(student={"arguments": arguments}))
     assert "Loss: cross-entropy." in page and "KL(" not in page and "with knowledge distillation" not in page
     assert "knowledge-distillation" not in metadata["tags"]
 
 
+def test_adapters_that_were_folded_in_are_told(tmp_path):
+    adapters = {"type": "LORA", "parameters": 65_536, "r": 8, "alpha": 16}
+    _, page = card_of(tmp_path, changed(student={"adapters": adapters}))
+    assert "trained by way of adapters" in page and "and pretrained" not in page
+    assert "LORA adapters of 65,536 parameters, rank 8 with alpha 16, which are folded into the weights" in page
+
+
+def test_adapters_alone_name_their_student(tmp_path):
+    folder = make_folder(tmp_path, changed(student={"adapters": {"type": "LORA", "parameters": 65_536}}))
+    (folder / "config.json").unlink()
+    write_json(folder / "adapter_config.json", {"base_model_name_or_path": "someone/student", "peft_type": "LORA"})
+    card = ModelCard(render_card(folder))
+    assert card.data.base_model == "someone/student" and card.data.base_model_relation == "adapter"
+    assert card.data.library_name == "peft" and "AutoPeftModelForCausalLM" in card.text
+
+
+LM_EVAL = {
+    "results": {
+        "arc_easy": {"alias": "arc_easy", "acc,none": 0.4321, "acc_stderr,none": 0.0102, "acc_norm,none": 0.4},
+        "lambada": {"alias": " - lambada", "perplexity,none": 25.5, "perplexity_stderr,none": "N/A"},
+    },
+    "n-shot": {"arc_easy": 5, "lambada": 0},
+    "config": {"model_args": "pretrained=/home/somebody/secret"},
+}
+
+
+def test_results_of_lm_eval_are_on_the_page_and_in_the_metadata(tmp_path):
+    folder = make_folder(tmp_path)
+    write_json(folder / "lm_eval.json", LM_EVAL)
+    card = ModelCard(render_card(folder))
+    assert row(card.text, "`arc_easy`") == ["5", "`acc`", "0.4321 ± 0.01"]
+    assert row(card.text, "`lambada`") == ["0", "`perplexity`", "25.5"]
+    measured = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
+    assert measured["arc_easy", "acc"] == 0.4321 and measured["arc_easy", "acc_norm"] == 0.4
+    assert measured["someone/text", "perplexity"] == 12.3457
+
+
 @pytest.mark.parametrize("name", NASTY)
 def test_names_of_a_user_break_neither_metadata_nor_page(tmp_path, name):
-    recipe = make_recipe(tmp_path / "out" / name.replace("/", "_"), name, teacher=f"someone/{name}")
-    metadata, page = card_of(tmp_path, recipe)
-    assert metadata["datasets"] == [name] and metadata["base_model"] == [f"someone/{name}"]
-    assert [line for line in page.splitlines() if line.startswith("## ")] == headings(tmp_path)
+    supernet = {"name": f"someone/{name}", "commit": COMMIT}
+    results = changed(data={"dataset": name}, supernet=supernet, teacher=supernet)
+    metadata, page = card_of(tmp_path / name.replace("/", "_"), results)
+    assert metadata["datasets"] == [name] and metadata["base_model"] == f"someone/{name}"
+    assert headings(page) == SECTIONS
     title = next(line for line in page.splitlines() if line)
     assert title.startswith("# ") and "<" not in title and page.count("\n---\n") == 0
 
 
-def headings(folder):
-    _, page = card_of(folder, make_recipe())
-    return [line for line in page.splitlines() if line.startswith("## ")]
-
-
 @pytest.mark.parametrize("name", NASTY)
 def test_a_name_in_the_page_is_a_code_span(tmp_path, name):
-    _, page = card_of(tmp_path, make_recipe(dataset=name))
+    _, page = card_of(tmp_path, changed(data={"dataset": name}))
     line = next(line for line in page.splitlines() if "tokens of `" in line)
     span = line.split("tokens of ", 1)[1].split(" in blocks of 256")[0]
     fence = span[: len(span) - len(span.lstrip("`"))]
     assert span.endswith(fence) and fence not in span[len(fence) : -len(fence)]
 
 
-def test_a_local_folder_is_shown_by_its_name_alone(tmp_path):
-    (tmp_path / "my-teacher").mkdir()
-    (tmp_path / "texts").mkdir()
-    recipe = make_recipe(tmp_path / "out", str(tmp_path / "texts"), teacher=str(tmp_path / "my-teacher"))
-    metadata, page = card_of(tmp_path, recipe)
-    assert "`my-teacher`" in page and "`texts`" in page and str(tmp_path) not in page + str(metadata)
-    assert "base_model" not in metadata and "datasets" not in metadata
+def test_a_local_folder_is_shown_but_no_metadata(tmp_path):
+    local = {"supernet": {"name": "my-teacher"}, "teacher": {"name": "my-teacher", "perplexity": 8.0, "parameters": 9}}
+    metadata, page = card_of(tmp_path, RESULTS | local | {"data": {"folder": "texts", "block_size": 256}})
+    assert "`my-teacher`" in page and "`texts`" in page
+    assert not {"base_model", "base_model_relation", "datasets"} & set(metadata)
 
 
 def test_card_data_has_defaults_that_can_be_replaced():
-    data = SubnetModelCardData(base_model="someone/teacher", parameters=7, tags=["mine"]).to_dict()
-    assert data["tags"] == ["mine"] and data["library_name"] == "transformers" and "parameters" not in data
+    data = SubnetModelCardData(base_model="someone/teacher", tags=["mine"]).to_dict()
+    assert data["tags"] == ["mine"] and data["library_name"] == "transformers"
+
+
+def test_card_data_given_count_more_than_what_is_known(tmp_path):
+    folder = make_folder(tmp_path, changed(supernet={"license": "mit", "language": "en"}))
+    given = SubnetModelCardData(license="apache-2.0", tags=["mine"], datasets=["someone/else"])
+    data = ModelCard(render_card(folder, card_data=given)).data
+    assert data.license == "apache-2.0" and data.language == "en" and data.datasets == ["someone/else"]
+    assert data.tags[-1] == "mine" and "hf_whittle" in data.tags and len(data.eval_results) == 1
+    assert data.base_model == "someone/teacher"
 
 
 def test_standard_library_is_no_dataset_of_the_hub(tmp_path):
-    metadata, page = card_of(tmp_path, make_recipe(dataset="python-standard-library"))
+    metadata, page = card_of(tmp_path, changed(data={"dataset": "python-standard-library"}))
     assert "datasets" not in metadata and "`python-standard-library`" in page
+
+
+def test_a_card_that_somebody_changed_is_told_from_one_as_rendered(tmp_path):
+    card = render_card(make_folder(tmp_path))
+    assert is_as_rendered(card) and is_as_rendered(card.rstrip())
+    assert not is_as_rendered(card.replace("## Use", "## How to use"))
+    assert not is_as_rendered(card + "More.\n") and not is_as_rendered("# A card of mine\n")
+
+
+def test_facts_that_another_program_wrote_by_the_same_name_are_passed_over(tmp_path):
+    folder = make_folder(tmp_path)
+    for values in ([1, 2], {"accuracy": 0.5}):
+        (folder / "results.json").write_text(json.dumps(values))
+        assert "Nothing was measured" in render_card(folder)

@@ -1,0 +1,62 @@
+"""`hf-whittle push`: publish a student's folder on the Hub."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..hub.publication import Publication
+
+HELP = "Publish the folder of a student on the Hub with its model card, in one commit."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="what `hf-whittle run`, `hf-whittle extract` or a Trainer wrote")
+    parser.add_argument("repo_id", help="repository to publish in, such as me/pythia-160m-whittled; made if need be")
+    parser.add_argument("--dry-run", action="store_true", help="show every file, its size and the card; send nothing")
+    parser.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
+    parser.add_argument("--revision", help="branch to publish on, made if need be (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--commit-message", help="of the commit")
+    parser.add_argument("--overwrite", action="store_true", help="publish over a model of another architecture")
+    parser.add_argument("--license", help="of the student (default: that of what it was cut from)")
+    parser.add_argument("--language", nargs="+", help="codes of the languages it speaks (default: likewise)")
+    parser.add_argument("--lm-eval", type=Path, help="results that `lm_eval --output_path` wrote, for the card")
+
+
+def main(options: argparse.Namespace) -> None:
+    from ..hub.card import SubnetModelCardData
+    from ..hub.publication import publication_of_folder
+    from ..hub.push import push_subnet_to_hub
+
+    stated: dict[str, Any] = {"license": options.license, "language": options.language}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    card_data = SubnetModelCardData(**stated) if stated else None
+    if options.dry_run:
+        publication = publication_of_folder(
+            options.folder, options.repo_id, card_data=card_data, lm_eval=options.lm_eval
+        )
+        print(listing(publication))
+        print(f"\n{publication.card}")
+        print(f"Nothing was sent; without --dry-run this goes to {options.repo_id}")
+        return
+    commit = push_subnet_to_hub(
+        options.folder,
+        options.repo_id,
+        card_data=card_data,
+        lm_eval=options.lm_eval,
+        private=options.private,
+        revision=options.revision,
+        create_pr=options.create_pr,
+        commit_message=options.commit_message,
+        overwrite=options.overwrite,
+    )
+    print(f"Published: {commit.pr_url or commit.commit_url}")
+
+
+def listing(publication: "Publication") -> str:
+    """Every file with its size, and the sum."""
+    sizes = {name: publication.size(name) for name in sorted(publication.files)}
+    sizes[f"{len(sizes)} files"] = sum(sizes.values())
+    width = max(map(len, sizes))
+    return "\n".join(f"{name:<{width}}  {size:>15,} bytes" for name, size in sizes.items())

@@ -1,0 +1,255 @@
+"""What of a student's folder is published, under which name, and what it says there."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    logging,
+)
+
+from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license
+from ..errors import CheckpointError
+from ..facts import healing_facts, points, search_facts
+from ..files import read_json
+from ..healing.config import HEALING_FILE
+from ..lineage import RESULTS_FILE, Lineage
+from ..plots import plot_architecture, plot_training
+from ..recipe import RECIPE_FILE, Recipe, is_local
+from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
+from ..subnet import SUBNET_FILE
+from .card import ADAPTER_CONFIG, PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
+from .lm_eval import LM_EVAL_FILE, reduced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.get_logger(__name__)
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+OWNED = (
+    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "configuration_*.py", "modeling_*.py", ADAPTER_CONFIG, SUBNET_FILE,
+    HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE, RECIPE_FILE, LM_EVAL_FILE,
+    *(f"{picture}.png" for picture in PICTURES),
+)  # fmt: skip
+"""Names of files that a push removes from the repository where the student has none of that name any more."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Files of a repository: their names there, and where they are on disk or what is in them."""
+
+    files: dict[str, Path | bytes]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    @property
+    def card(self) -> str:
+        """The text of `README.md`."""
+        content = self.files[CARD_FILE]
+        return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What says of which architecture the student is."""
+        name = CONFIG_NAME if CONFIG_NAME in self.files else ADAPTER_CONFIG
+        content = self.files[name]
+        return json.loads(content) if isinstance(content, bytes) else read_json(content)
+
+
+def publication_of_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    card_data: SubnetModelCardData | None = None,
+    lm_eval: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Publication:
+    """What is published of a student's folder, such as `hf-whittle run` or a `Trainer` writes.
+
+    Paths of this machine are left out of what is published. `README.md` is rendered for the repository, unless it was
+    written or changed by hand: then it is published as it is.
+
+    Args:
+        folder (`str` or `Path`): the folder.
+        repo_id (`str`): the repository's name, for the card.
+        card_data (`SubnetModelCardData`, *optional*): metadata of the card that count more than what is known.
+        lm_eval (`str` or `Path`, *optional*): a results file of `lm_eval`, for the card.
+        token (`str` or `bool`, *optional*): to read the card of a private base model with.
+
+    Raises:
+        CheckpointError: if the folder holds no student, or one without whole weights in safetensors.
+        DataError: if `lm_eval` is not what lm_eval wrote.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give the folder of a student")
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    names = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if is_adapter else [CONFIG_NAME, *_weights(folder), *_code(folder)]
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no student to publish: {name} is missing; save the student there")
+        if name.endswith(".safetensors"):
+            _check_weights(folder / name)
+    if is_adapter:
+        _check_base(folder)
+    others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
+    names += [name for name in (*others, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).is_file()]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    lineage = Lineage.load(folder)
+    add_license(lineage.results, token)
+    # What follows is not published as it lies there.
+    rewritten: dict[str, str] = {}
+    if lineage.results:
+        rewritten[RESULTS_FILE] = _as_json(lineage.results)
+    if (folder / SEARCH_FILE).is_file():
+        rewritten[SEARCH_FILE] = _as_json(without_archives(read_json(folder / SEARCH_FILE)))
+    if (folder / RECIPE_FILE).is_file():
+        rewritten[RECIPE_FILE] = Recipe.load(folder / RECIPE_FILE).to_publish()
+    lm_eval = lm_eval or (folder / LM_EVAL_FILE if (folder / LM_EVAL_FILE).is_file() else None)
+    if lm_eval is not None:
+        rewritten[LM_EVAL_FILE] = _as_json(reduced(lm_eval))
+    files |= {name: text.encode() for name, text in rewritten.items()}
+    files[CARD_FILE] = _card(folder, files, repo_id, card_data).encode()
+    return Publication(files)
+
+
+def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str, card_data: SubnetModelCardData | None) -> str:
+    """The card of what is published; the one on disk if somebody wrote or changed it."""
+    path = folder / CARD_FILE
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    if before is not None and not is_as_rendered(before):
+        if card_data is not None:
+            logger.warning(f"{path} was written by hand and is published as it is, without the card_data given")
+        return before
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            if isinstance(content, bytes):
+                (Path(name) / file).write_bytes(content)
+            else:
+                (Path(name) / file).symlink_to(content)
+        card = render_card(name, repo_id=repo_id, card_data=card_data)
+    if not ModelCard(card).data.get("license"):
+        logger.warning(
+            "the license is not known and left out of the card: what the student was cut from states none that could "
+            "be read. Give it as card_data=SubnetModelCardData(license=...), or with --license"
+        )
+    return card
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of the files of weights, with their index if there are several."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():  # an index beside it is older
+        return [SAFE_WEIGHTS_NAME]
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+        return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
+    raise CheckpointError(
+        f"{folder} holds no student to publish: there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; "
+        "save it with save_pretrained"
+    )
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read, it is truncated or corrupt: {error}; save it again") from error
+
+
+def _code(folder: Path) -> list[str]:
+    """Names of the modeling files of a student that is no stock model."""
+    if not (folder / CONFIG_NAME).is_file():
+        return []
+    names: set[str] = set()
+    for reference in read_json(folder / CONFIG_NAME).get("auto_map", {}).values():
+        names.add(f"{reference.split('.')[0]}.py")
+    for name in sorted(names):
+        if (folder / name).is_file():
+            names |= {Path(path).name for path in get_relative_import_files(folder / name)}
+    return sorted(names)
+
+
+def _check_base(folder: Path) -> None:
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base or is_local(base):
+        raise CheckpointError(
+            f"the adapters in {folder} are of a student that is not on the Hub ({base or 'it has no name'}), where "
+            "nobody else could load them: push the student first and train adapters of that, or fold them into it with "
+            "DistillationTrainer.merge_adapters() and push the result"
+        )
+
+
+def without_archives(search: dict[str, Any]) -> dict[str, Any]:
+    """The record of a search without the folders that a surrogate learned from."""
+    algorithm = {name: value for name, value in search["settings"]["algorithm"].items() if name != "archives"}
+    return {**search, "settings": {**search["settings"], "algorithm": algorithm}}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def save_student(
+    student: "PreTrainedModel",
+    folder: str | Path,
+    *,
+    search_result: SearchResult | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a student with all that is known of it into a folder: what `hf-whittle push` publishes, with its card.
+
+    Args:
+        student (`PreTrainedModel`): a student, or adapters of one.
+        folder (`str` or `Path`): the folder.
+        search_result (`SearchResult`, *optional*): the search that found it, with its archive and pictures.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): its tokenizer.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
+    """
+    folder = Path(folder)
+    use_cache, student.config.use_cache = student.config.use_cache, True  # a Trainer unsets it
+    try:
+        student.save_pretrained(folder, max_shard_size=max_shard_size)
+    finally:
+        student.config.use_cache = use_cache
+    (folder / CARD_FILE).unlink(missing_ok=True)  # peft writes one of its own
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    lineage = Lineage.of(student)
+    if lineage.healing is not None:
+        lineage.results.setdefault("healing", healing_facts(lineage.healing))
+    if search_result is not None:
+        if lineage.subnet is None:
+            lineage.subnet = search_result.best
+        lineage.results["search"] = search_facts(search_result)
+        search_result.save(folder)
+        search_result.plot(folder)
+        if lineage.subnet != search_result.best:  # another one of its answers was trained
+            plot_architecture(lineage.subnet, search_result.settings["space"]["supernet"], folder / "architecture.png")
+    lineage.save(folder)
+    describe(folder)
+
+
+def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
+    """Draw the training and write the card of a student's folder, unless somebody wrote one there."""
+    folder = Path(folder)
+    curve = points(Lineage.load(folder).results.get("student", {}).get("curve", ()))
+    if len(curve) > 1:
+        plot_training({"student": curve}, folder / "training.png")
+    card = folder / CARD_FILE
+    if not card.is_file() or is_as_rendered(card.read_text(encoding="utf-8")):
+        write_card(folder, card_data=card_data)

@@ -1,0 +1,158 @@
+"""Publish students on the Hub."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo
+from transformers.utils import CONFIG_NAME
+
+from ..errors import HubError
+from .card import ADAPTER_CONFIG
+from .publication import OWNED, Publication, publication_of_folder, save_student
+from .repository import Repository
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..search.result import SearchResult
+    from .card import SubnetModelCardData
+
+_ARCHITECTURE = (
+    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "head_dim", "per_layer_config", "tie_word_embeddings", "base_model_name_or_path", "peft_type",
+)  # fmt: skip
+"""What of a configuration tells one architecture from another."""
+
+
+def push_subnet_to_hub(
+    student: "PreTrainedModel | str | Path",
+    repo_id: str,
+    *,
+    search_result: "SearchResult | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    card_data: "SubnetModelCardData | None" = None,
+    lm_eval: str | Path | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+) -> CommitInfo:
+    """Publish a student with its model card, in one commit.
+
+    Weights (safetensors), configurations, tokenizer, `subnet.json`, the archive and pictures of the search, the recipe
+    and `README.md` appear together or not at all. The modeling files go with a student that no stock model can hold,
+    and only with that. Run again after a fault, only what is missing is uploaded; with nothing changed, there is no
+    new commit.
+
+    Args:
+        student (`PreTrainedModel`, `str` or `Path`): a student, adapters of one, or the folder of either, such as
+            `hf-whittle run` writes.
+        repo_id (`str`): repository to publish in; made if there is none.
+        search_result (`SearchResult`, *optional*): the search that found a student in memory.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): the tokenizer of a student in memory.
+        card_data (`SubnetModelCardData`, *optional*): metadata of the card that count more than what is known, such as
+            a license. By default the license is that of what the student was cut from.
+        lm_eval (`str` or `Path`, *optional*): results that `lm_eval --output_path` wrote, for the card.
+        private (`bool`, *optional*): whether a repository that is made is private; the owner's setting by default.
+        token (`str` or `bool`, *optional*): by default that of `hf auth login` or `HF_TOKEN`.
+        revision (`str`, *optional*): branch, made if there is none; `main` by default.
+        create_pr (`bool`, *optional*, defaults to `False`): whether to open a pull request instead, on `main`.
+        commit_message (`str`, *optional*): of the commit.
+        commit_description (`str`, *optional*): of the commit.
+        overwrite (`bool`, *optional*, defaults to `False`): whether to publish over a model of another architecture.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights, of a student
+            in memory.
+
+    Returns:
+        `CommitInfo`: the commit, with `pr_url` for a pull request.
+
+    Raises:
+        HubError: if the Hub refuses or cannot be reached, or the repository holds another architecture. Nothing is
+            published then.
+        CheckpointError: if the folder holds no whole student, or the adapters' student is not on the Hub.
+        ValueError: for arguments that do not go together.
+    """
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request is made on main, got revision={revision!r}; leave out create_pr or revision")
+    known: dict[str, Any] = {"card_data": card_data, "lm_eval": lm_eval, "token": token}
+    repository = Repository(repo_id, token=token)
+    repository.qualify()
+    options: dict[str, Any] = {
+        "revision": revision,
+        "create_pr": create_pr,
+        "private": private,
+        "overwrite": overwrite,
+        "message": commit_message,
+        "description": commit_description,
+    }
+    if isinstance(student, str | Path):
+        if search_result is not None or tokenizer is not None:
+            raise ValueError("search_result and tokenizer go with a student in memory; a folder has its own files")
+        return publish(repository, publication_of_folder(student, repository.id, **known), **options)
+    with tempfile.TemporaryDirectory() as folder:
+        save_student(student, folder, search_result=search_result, tokenizer=tokenizer, max_shard_size=max_shard_size)
+        return publish(repository, publication_of_folder(folder, repository.id, **known), **options)
+
+
+def publish(
+    repository: Repository,
+    publication: Publication,
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    private: bool | None = None,
+    overwrite: bool = False,
+    message: str | None = None,
+    description: str | None = None,
+) -> CommitInfo:
+    """Publish files in one commit; arguments as for `push_subnet_to_hub`."""
+    repository.prepare(private, revision)
+    head = repository.head(revision)
+    if not overwrite:
+        check_architecture(repository, head, publication.config)
+    return repository.commit(
+        publication.files,
+        parent=head,
+        message=message or "Upload a student of hf_whittle",
+        description=description,
+        owned=OWNED,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def check_architecture(repository: Repository, revision: str, config: dict[str, Any]) -> None:
+    """Raise `HubError` if a repository holds a model of another architecture than a configuration says."""
+    names = set(repository.names(revision))
+    there: dict[str, Any] = {}
+    for name in (CONFIG_NAME, ADAPTER_CONFIG):
+        if name in names:
+            try:
+                there = json.loads(repository.read(name, revision))
+            except ValueError:
+                there = {"model_type": "unreadable"}
+            break
+    else:
+        if not any(name.endswith((".safetensors", ".bin", ".gguf", ".msgpack", ".h5")) for name in names):
+            return
+        there = {"model_type": "unknown"}
+    ours, theirs = ({name: each.get(name) for name in _ARCHITECTURE} for each in (config, there))
+    differing = [name for name in _ARCHITECTURE if ours[name] != theirs[name]]
+    if differing:
+        name = differing[0]
+        raise HubError(
+            f"{repository.id} holds a model of another architecture ({name} {_short(theirs[name])}, the student has "
+            f"{_short(ours[name])}). Nothing was published; choose another name, or publish over it with "
+            "overwrite=True (--overwrite)"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]}..."

@@ -1,0 +1,288 @@
+"""A repository on the Hub: files appear there in one commit, or not at all."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging
+
+from .. import __version__
+from ..errors import HubError
+
+logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
+Content = Path | bytes
+_ATTEMPTS = 5
+_LONGEST_WAIT = 60.0
+_FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, RuntimeError)  # the last of uploads
+_AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
+
+
+class Repository:
+    """A repository that files are published in.
+
+    Args:
+        repo_id (`str`): its name; without a namespace, one of the token's owner.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
+        token (`str` or `bool`, *optional*): as for `HfApi`.
+
+    Raises:
+        HubError: from every method, saying what the Hub answered and what to do.
+    """
+
+    def __init__(self, repo_id: str, *, repo_type: str = "model", token: str | bool | None = None):
+        self.id, self.type = repo_id, repo_type
+        self._secret = token if isinstance(token, str) else None
+        self._api = HfApi(token=token, library_name="hf_whittle", library_version=__version__)
+
+    def qualify(self) -> None:
+        """Put the token's owner before a name without a namespace."""
+        if "/" not in self.id:
+            self.id = f"{self._patiently(self._api.whoami)['name']}/{self.id}"
+
+    def exists(self) -> bool:
+        """Whether there is such a repository that the token may see."""
+        try:
+            self._patiently(lambda: self._api.repo_info(self.id, repo_type=self.type))
+        except HubError as error:
+            if isinstance(error.__cause__, RepositoryNotFoundError) and _status(error.__cause__) != 401:
+                return False
+            raise
+        return True
+
+    def prepare(self, private: bool | None = None, revision: str | None = None) -> None:
+        """Make the repository and the branch, where there are none."""
+        if not self.exists():
+            self._patiently(lambda: self._api.create_repo(self.id, repo_type=self.type, private=private, exist_ok=True))
+        elif private:
+            logger.warning(f"{self.id} is there already, and stays as visible as it is")
+        if revision is not None and not revision.startswith("refs/"):
+            self._patiently(
+                lambda: self._api.create_branch(self.id, branch=revision, repo_type=self.type, exist_ok=True)
+            )
+
+    def head(self, revision: str | None = None) -> str:
+        """The last commit."""
+        info = self._patiently(lambda: self._api.repo_info(self.id, repo_type=self.type, revision=revision))
+        return str(info.sha)
+
+    def names(self, revision: str) -> list[str]:
+        """Names of all files."""
+        return self._patiently(lambda: self._api.list_repo_files(self.id, repo_type=self.type, revision=revision))
+
+    def read(self, name: str, revision: str) -> bytes:
+        """The content of a file."""
+        path = self._patiently(lambda: self._api.hf_hub_download(self.id, name, repo_type=self.type, revision=revision))
+        return Path(path).read_bytes()
+
+    def commit(
+        self,
+        files: Mapping[str, Content],
+        *,
+        parent: str,
+        message: str,
+        owned: Collection[str] = (),
+        description: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Publish files in one commit.
+
+        Files that the Hub has already are not sent. If the answer to the commit is lost, the repository is looked at,
+        so that no second one is made.
+
+        Args:
+            files (`Mapping[str, Path | bytes]`): what is published, by name.
+            parent (`str`): the commit that this one follows; another one in between is an error.
+            message (`str`): of the commit.
+            owned (`Collection[str]`): patterns of names; what is there by such a name, in no folder, and not in
+                `files` is removed.
+            description (`str`, *optional*): of the commit.
+            revision (`str`, *optional*): the branch, `main` by default.
+            create_pr (`bool`, *optional*, defaults to `False`): whether to open a pull request instead.
+        """
+        stale = [
+            name
+            for name in self.names(parent)
+            if name not in files and "/" not in name and any(fnmatch(name, pattern) for pattern in owned)
+        ]
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(name) for name in stale]
+
+        def send() -> CommitInfo:
+            return self._api.create_commit(
+                self.id,
+                operations,
+                commit_message=message,
+                commit_description=description,
+                repo_type=self.type,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=parent,
+            )
+
+        def landed() -> CommitInfo | None:
+            return self._find(files, stale, parent, message, revision, create_pr)
+
+        return self._patiently(send, landed)
+
+    def _find(
+        self,
+        files: Mapping[str, Content],
+        stale: list[str],
+        parent: str,
+        message: str,
+        revision: str | None,
+        create_pr: bool,
+    ) -> CommitInfo | None:
+        """The commit that published these files after `parent`, if there is one."""
+        revisions: list[tuple[str | None, str]] = [(revision, "")]
+        if create_pr:
+            requests = self._api.get_repo_discussions(self.id, repo_type=self.type, discussion_type="pull_request")
+            revisions = [(f"refs/pr/{each.num}", each.url) for each in requests if each.title == message]
+        for name, url in revisions:
+            head = self._api.repo_info(self.id, repo_type=self.type, revision=name).sha
+            if head == parent or not self._holds(files, stale, str(head)):
+                continue
+            prefix = f"{self._api.endpoint}/{'' if self.type == 'model' else 'datasets/'}{self.id}"
+            return CommitInfo(
+                commit_url=f"{prefix}/commit/{head}",
+                commit_message=message,
+                commit_description="",
+                oid=str(head),
+                pr_url=url or None,
+                _endpoint=self._api.endpoint,
+            )
+        return None
+
+    def _holds(self, files: Mapping[str, Content], stale: list[str], revision: str) -> bool:
+        names = [*files, *stale]
+        infos: Any = self._api.get_paths_info(self.id, names, repo_type=self.type, revision=revision)
+        there = {info.path: info.lfs.sha256 if info.lfs else info.blob_id for info in infos}
+        return set(there) == set(files) and all(there[name] in _digests(content) for name, content in files.items())
+
+    def _patiently(self, work: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
+        """Work that the Hub may answer later: tried again after a while where its fault will pass.
+
+        Args:
+            work (`Callable`): what to do.
+            landed (`Callable`, *optional*): finds what it did, where the answer was lost.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return work()
+            except HFValidationError as error:
+                raise HubError(f"{self.id!r} is no name of a repository: {error}") from error
+            except ValueError as error:
+                raise HubError(f"the Hub refused the card of {self.id}: {error}. Nothing was published") from error
+            except _FAULTS as error:
+                cause = _http_error(error)
+                is_last = attempt == _ATTEMPTS - 1
+                if isinstance(error, OfflineModeIsEnabled) or not _will_pass(cause) or is_last:
+                    raise HubError(self._explain(cause)) from cause
+                wait = min(_retry_after(cause) or 2.0**attempt, _LONGEST_WAIT)
+                logger.warning(f"the Hub did not take it ({_brief(cause)}); trying again in {wait:.0f} s")
+                time.sleep(wait)
+                try:
+                    found = landed()
+                except _FAULTS:
+                    found = None
+                if found is not None:
+                    return found
+        raise AssertionError("the last attempt returns or raises")
+
+    def _explain(self, error: BaseException) -> str:
+        name, status = f"the {self.type} {self.id}", _status(error)
+        if isinstance(error, OfflineModeIsEnabled):
+            return "the Hub cannot be reached in offline mode; unset HF_HUB_OFFLINE"
+        if isinstance(error, LocalTokenNotFoundError):
+            return "there is no token to write to the Hub with; run `hf auth login`, or set HF_TOKEN"
+        if isinstance(error, GatedRepoError):
+            return f"{name} is gated and the token's owner has no access; ask for it on the repository's page"
+        if isinstance(error, RevisionNotFoundError):
+            return f"{name} has no such branch or commit; {_AGAIN} with another revision"
+        if status == 401:
+            return f"the Hub does not know the token, or {name} is private; run `hf auth login`, or set HF_TOKEN"
+        if isinstance(error, RepositoryNotFoundError):
+            return f"{name} does not exist, or it is private and the token's owner has no access"
+        if status == 403:
+            return (
+                f"the token has no right to write to {name}; use one with write access to it, or another name. "
+                "Nothing was published"
+            )
+        if status == 412:
+            return f"somebody committed to {name} meanwhile; {_AGAIN}"
+        if status == 429:
+            seconds = _retry_after(error)
+            return f"the Hub takes no more requests{f' for {seconds:.0f} s' if seconds else ''}; wait, then: {_AGAIN}"
+        if status is not None and status < 500:
+            return f"the Hub refused {name} ({status}): {self._without_secrets(error)}. Nothing was published"
+        return f"the Hub failed at {name} ({_brief(error)}); {_AGAIN}"
+
+    def _without_secrets(self, error: BaseException) -> str:
+        text = " ".join(str(error).split())
+        text = text.replace(self._secret, "...") if self._secret else text
+        return re.sub(r"\?\S+|\bhf_\w{16,}", "", text)
+
+
+def _digests(content: Content) -> set[str]:
+    """How the Hub may name a content: as a large file, and as git does."""
+    if isinstance(content, bytes):
+        size, chunks = len(content), iter([content])
+    else:
+        size, chunks = content.stat().st_size, _chunks(content)
+    large, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    for chunk in chunks:
+        large.update(chunk)
+        git.update(chunk)
+    return {large.hexdigest(), git.hexdigest()}
+
+
+def _chunks(path: Path) -> Any:
+    with path.open("rb") as file:
+        yield from iter(lambda: file.read(1 << 20), b"")
+
+
+def _http_error(error: BaseException) -> BaseException:
+    """The fault below an error of the client, where it is one of the network."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HTTPError):
+        cause = cause.__cause__
+    return cause or error
+
+
+def _status(error: BaseException | None) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _will_pass(error: BaseException) -> bool:
+    status = _status(error)
+    if status is None:  # no answer at all
+        return isinstance(error, HTTPError | ConnectionError)
+    return status in (408, 429) or status >= 500
+
+
+def _retry_after(error: BaseException) -> float | None:
+    value = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+
+
+def _brief(error: BaseException) -> str:
+    status = _status(error)
+    return type(error).__name__ if status is None else f"status {status}"

@@ -1,0 +1,197 @@
+"""A `Trainer` that publishes as `push_subnet_to_hub` does."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import CONFIG_NAME, PushInProgress, logging
+
+from ..errors import WhittleError
+from ..lineage import Lineage
+from ..training.recording import RecordTraining
+from .card import ADAPTER_CONFIG, SubnetModelCardData
+from .publication import describe, publication_of_folder
+from .push import check_architecture, publish
+from .repository import Repository
+
+logger = logging.get_logger(__name__)
+
+_JOBS = HfApi()  # whose thread works on one push after the other
+
+
+class PublishingTrainer(Trainer):
+    """A `Trainer` that saves a student with what is known of it, and publishes it with its card in single commits.
+
+    `push_to_hub=True` and every `hub_strategy` work as in `Trainer`. A repository with a model of another architecture
+    is an error before training, unless `hub_overwrite` is set.
+    """
+
+    _recording: RecordTraining
+    push_in_progress: Any
+    hub_model_id: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        config: Any = getattr(model, "config", None)
+        use_cache = getattr(config, "use_cache", None)
+        if use_cache is not None:
+            config.use_cache = True  # `Trainer` unsets it, which is not to be published
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if use_cache is not None:
+                config.use_cache = use_cache
+        if self.args.should_save:
+            if self.state.global_step:
+                self._recording.record(self.args, self.state, model)
+            Lineage.of(model).save(output_dir or str(self.args.output_dir))
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository `args.hub_model_id` and its branch, where there are none.
+
+        Raises:
+            HubError: if it holds a model of another architecture.
+        """
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        repository = Repository(name, token=self.args.hub_token if token is None else token)
+        repository.qualify()
+        repository.prepare(self.args.hub_private_repo if private is None else private, self.args.hub_revision)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not getattr(self.args, "hub_overwrite", False) and not hasattr(model, "peft_config"):
+            check_architecture(repository, repository.head(self.args.hub_revision), model.config.to_dict())
+        self.hub_model_id, self.push_in_progress = repository.id, None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the student into the output folder.
+
+        Args:
+            args: `language`, `license`, `tags` and `model_name`, as in `Trainer`.
+            kwargs: these too, and `dataset` for names of datasets on the Hub; others have no effect.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+            self._save()
+        given = {**dict(zip(("language", "license", "tags", "model_name"), args, strict=False)), **kwargs}
+        describe(folder, _card_data(given))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish the student and its tokenizer with a model card, in one commit.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): of the commit.
+            blocking (`bool`, *optional*, defaults to `True`): whether to wait until it is published.
+            token (`str`, *optional*): instead of `args.hub_token`.
+            revision (`str`, *optional*): branch, instead of `args.hub_revision`.
+            private (`bool`, *optional*): instead of `args.hub_private_repo`, for a repository that is made.
+            kwargs: as for `create_model_card`.
+
+        Returns:
+            `CommitInfo`, or a `Future` of one if not `blocking`; `None` on all processes but the first.
+
+        Raises:
+            HubError: if the Hub refuses or cannot be reached; the student is in the output folder then.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        options: dict[str, Any] = {
+            "token": token,
+            "revision": revision,
+            "message": commit_message,
+            "card_data": _card_data(kwargs),
+        }
+        if not blocking:
+            return _JOBS.run_as_future(self._publish, str(self.args.output_dir), **options)
+        return self._publish(str(self.args.output_dir), **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy, under_way = self.args.hub_strategy, self.push_in_progress
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and under_way is not None and not under_way.is_done():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        when = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
+        beside = None
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            beside = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+        # Links, since the checkpoint may be removed before it is uploaded.
+        folder = tempfile.mkdtemp(dir=str(self.args.output_dir), prefix=".push-")
+        shutil.copytree(checkpoint_folder, folder, dirs_exist_ok=True, copy_function=_link)
+        job: Any = _JOBS.run_as_future(self._publish_and_remove, folder, f"Training in progress, {when}", beside)
+        if under_way is None or under_way.is_done():
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+        else:
+            under_way.jobs.append(job)
+
+    def _publish_and_remove(self, folder: str, message: str, beside: str | None) -> None:
+        try:
+            describe(folder)
+            self._publish(folder, message=message, beside=beside)
+        except (WhittleError, OSError) as error:
+            logger.warning(f"The checkpoint was not published, training goes on: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _publish(
+        self,
+        folder: str,
+        *,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        card_data: SubnetModelCardData | None = None,
+        beside: str | None = None,
+    ) -> Any:
+        """Publish a folder; all its files a second time in the folder `beside`, to train on from there."""
+        repository = Repository(str(self.hub_model_id), token=self.args.hub_token if token is None else token)
+        publication = publication_of_folder(folder, repository.id, card_data=card_data, token=token)
+        if beside is not None:
+            whole = {path.relative_to(folder): path for path in Path(folder).rglob("*") if path.is_file()}
+            publication.files.update({f"{beside}/{name.as_posix()}": path for name, path in whole.items()})
+        return publish(
+            repository,
+            publication,
+            revision=revision or self.args.hub_revision,
+            overwrite=getattr(self.args, "hub_overwrite", False),
+            message=message,
+        )
+
+
+def _card_data(given: dict[str, Any]) -> SubnetModelCardData | None:
+    names = {"language": "language", "license": "license", "model_name": "model_name", "dataset": "datasets"}
+    values = {ours: given[name] for name, ours in names.items() if given.get(name)}
+    tags = given.get("tags") or []
+    if tags:
+        values["tags"] = [tags] if isinstance(tags, str) else list(tags)
+    return SubnetModelCardData(**values) if values else None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,73 @@
+"""What a student carries with it of its making: attributes of a model, files of a folder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import read_json, write_json
+from .healing.config import HEALING_FILE
+from .subnet import SUBNET_FILE, SubnetConfig
+
+RESULTS_FILE = "results.json"
+SECTIONS = ("supernet", "data", "search", "healing", "teacher", "student", "baseline", "to_match", "environment")
+"""What `results.json` holds, at most."""
+
+
+@dataclass
+class Lineage:
+    """Where a student comes from.
+
+    Args:
+        subnet (`SubnetConfig`, *optional*): what it keeps of its super-network.
+        healing (`dict`, *optional*): a `HealingReport` as `to_dict` gives it.
+        results (`dict`): facts of its making, by section, as in `results.json`.
+    """
+
+    subnet: SubnetConfig | None = None
+    healing: dict[str, Any] | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, student: Any) -> "Lineage":
+        """Of a model: what `extract_subnet` and trainers left on it, or what is in the folder it was loaded from."""
+        while hasattr(student, "get_base_model"):  # adapters around it
+            student = student.get_base_model()
+        healing, folder = getattr(student, "healing", None), getattr(student, "name_or_path", "")
+        on_disk = cls.load(folder) if folder and Path(folder).is_dir() else cls()
+        return cls(
+            getattr(student, "subnet", None) or on_disk.subnet,
+            healing.to_dict() if healing is not None else on_disk.healing,
+            {**on_disk.results, **getattr(student, "results", {})},
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Lineage":
+        """Of a folder; what it has no file of is not known."""
+        folder = Path(folder)
+        return cls(
+            SubnetConfig.from_pretrained(folder) if (folder / SUBNET_FILE).is_file() else None,
+            read_json(folder / HEALING_FILE) if (folder / HEALING_FILE).is_file() else None,
+            _known_sections(folder / RESULTS_FILE),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `subnet.json`, `healing.json` and `results.json`, each if there is something to write."""
+        folder = Path(folder)
+        if self.subnet is not None:
+            self.subnet.save_pretrained(folder)
+        if self.healing is not None:
+            write_json(folder / HEALING_FILE, self.healing)
+        if self.results:
+            write_json(folder / RESULTS_FILE, self.results)
+
+    @property
+    def carries_components(self) -> bool:
+        """Whether the student's stream was healed to carry principal components instead of channels."""
+        healing = self.healing
+        return healing is not None and healing["is_healed"] and healing["settings"]["basis"] == "principal"
+
+
+def _known_sections(path: Path) -> dict[str, Any]:
+    """The sections of a file of ours; nothing of one that another program wrote by the same name."""
+    values = read_json(path) if path.is_file() else {}
+    return {name: values[name] for name in SECTIONS if name in values} if isinstance(values, dict) else {}

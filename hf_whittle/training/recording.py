@@ -1,0 +1,85 @@
+"""Facts of a training, left on the student for its model card."""
+
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..architecture import has_architecture
+from ..checkpoint import checkpoint_facts
+from ..cost import num_parameters
+from ..facts import training_facts
+from ..lineage import Lineage
+
+
+class RecordTraining(TrainerCallback):
+    """Leaves what a model card says of a training in `student.results`, at every evaluation, save and at the end.
+
+    `DistillationTrainer` has one; give it to any other `Trainer` that trains a student: `Trainer(callbacks=[...])`.
+
+    Args:
+        teacher (`PreTrainedModel`, *optional*): what the student learns from.
+    """
+
+    def __init__(self, teacher: PreTrainedModel | None = None):
+        self._is_whole = True
+        self._block_size: int | None = None
+        self._facts_of_teacher: dict[str, Any] | None = None
+        if teacher is not None:
+            self.set_teacher(teacher)
+
+    def set_teacher(self, teacher: Any) -> None:
+        """Note what the student learns from."""
+        self._facts_of_teacher = {**checkpoint_facts(teacher.config), "parameters": _parameters(teacher)}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._is_whole = state.global_step == 0
+        try:
+            self._block_size = len(kwargs["train_dataloader"].dataset[0]["input_ids"])
+        except (KeyError, TypeError, IndexError, NotImplementedError):  # a stream, or data of another form
+            self._block_size = None
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step:
+            self.record(args, state, kwargs["model"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.record(args, state, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.record(args, state, kwargs["model"])
+
+    def record(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Leave what is known now."""
+        student = model.get_base_model() if hasattr(model, "get_base_model") else model
+        facts = training_facts(args, state, is_whole=self._is_whole)
+        sections: dict[str, Any] = {"student": {"parameters": _parameters(student), **facts, **_adapters(model)}}
+        sections["environment"] = facts["environment"]
+        if self._facts_of_teacher is not None:
+            sections["teacher"] = self._facts_of_teacher
+        if self._block_size is not None:
+            sections["data"] = {"block_size": self._block_size}
+        student.results = {**Lineage.of(student).results, **sections}
+
+
+def _parameters(student: Any) -> int:
+    """Of the student without adapters; from its configuration, for its weights may be sharded."""
+    if has_architecture(student.config):
+        return num_parameters(student.config)
+    return sum(p.numel() for name, p in student.named_parameters() if "lora_" not in name)
+
+
+def _adapters(model: Any) -> dict[str, Any]:
+    """Of adapters that are trained: their kind, rank and size."""
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return {}
+    config = next(iter(configs.values()))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts = {"type": str(getattr(config.peft_type, "value", config.peft_type)), "parameters": trained}
+    if hasattr(config, "r"):
+        facts |= {"r": config.r, "alpha": config.lora_alpha}
+    return {"adapters": facts}
