@@ -43,10 +43,10 @@ from hf_whittle.errors import (
     RecipeError,
     VocabularyError,
 )
+from hf_whittle.facts import to_match
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
 from hf_whittle.healing.healer import split_blocks
 from hf_whittle.recipe import FITNESSES, Recipe
-from hf_whittle.report import to_match
 from hf_whittle.run import Run, healing_flops, run
 from hf_whittle.search.result import SearchResult
 
@@ -137,7 +137,8 @@ def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tm
     values = {**recipe.to_dict(), "output_dir": str(tmp_path), "search": search, "data": data}
     stages = Run(Recipe.from_dict(values), progress=False)
     found, result = stages.search_facts(), SearchResult.load(tmp_path)
-    assert found["fitness"] == {"name": fitness, "value": min(e.fitness for e in result.answers)}
+    words = {"probe": {"steps": 2}, "staged": {"steps": 2}, "importance": {"criterion": "activation"}}.get(fitness, {})
+    assert found["fitness"] == {"name": fitness, "value": min(e.fitness for e in result.answers), **words}
     assert result.settings["fitness"]["name"] == fitness
     perplexity = Perplexity(stages.supernet, stages.blocks["search"])(result.best)
     assert found["perplexity"] == pytest.approx(perplexity, rel=1e-6)
@@ -697,7 +698,7 @@ def test_published_student_uses_its_cache(folder):
 
 
 def test_environment_is_that_of_the_training_when_run_again(recipe, results, monkeypatch):
-    monkeypatch.setattr(hf_whittle.run, "environment", lambda device: {"hardware": "another machine"})
+    monkeypatch.setattr(hf_whittle.facts, "environment", lambda device: {"hardware": "another machine"})
     assert run(recipe, progress=False)["environment"] == results["environment"]
 
 

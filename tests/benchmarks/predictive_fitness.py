@@ -92,24 +92,33 @@ def healing_of(teacher: str) -> HealedPerplexity:
     )
 
 
+@cache
+def training_of(teacher: str, start: str, seed: int) -> Probe:
+    """A training for the longer budget, on text and in an order of the seed; judged on the test text."""
+    run, steps = run_of(teacher), max(BUDGETS.values())
+    order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Probe(
+        run.supernet,
+        run.blocks["train"].select(order[: steps * 8]),
+        run.blocks["test"],
+        ProbeConfig(steps=steps, batch_size=8, learning_rate=LEARNING_RATE, seed=seed),
+        healing=healing_of(teacher) if start == "healed" else None,
+    )
+
+
 def train(teachers: Sequence[str], starts: Sequence[str] = ("healed",)) -> None:
     """Perplexity on test text after each budget, by group, start, seed and subnet; what is missing is trained."""
     for seed, share, number in product(range(SEEDS), BINS, range(SUBNETS)):
         for teacher, granularity, start in product(teachers, GRANULARITIES, starts):
             path = RUNS / "trained" / f"{teacher}-{share}-{granularity}.json"
-            known, run = _known(path), run_of(teacher)
+            known = _known(path)
             subnet, before = near_good(teacher, share, granularity)[number]
             row = known.setdefault(subnet.digest, {"subnet": subnet.to_dict(), "sliced": before})
             if f"{start} {seed}" in row:
                 continue
             started = time.perf_counter()
-            order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(seed)).tolist()
-            ends = {}
-            for name, steps in BUDGETS.items():
-                config = ProbeConfig(steps=steps, batch_size=8, learning_rate=LEARNING_RATE, seed=seed)
-                blocks = run.blocks["train"].select(order[: steps * 8])
-                healing = healing_of(teacher) if start == "healed" else None
-                ends[name] = Probe(run.supernet, blocks, run.blocks["test"], config, healing=healing)(subnet)
+            training = training_of(teacher, start, seed)
+            ends = {name: training(subnet, steps / training.config.steps) for name, steps in BUDGETS.items()}
             row[f"{start} {seed}"] = ends
             write_text(path, json.dumps(known))
             seconds = f"{time.perf_counter() - started:.0f} s"
