@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
 
-.PHONY: demo test quality style bench clean
+.PHONY: demo test quality style bench model-cards clean
 
 demo: .venv/installed
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
@@ -23,6 +23,9 @@ style: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
+
+model-cards: .venv/installed
+	$(BIN)/python model_cards/render.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'hf_whittle needs Python 3.11 or newer, found ' + sys.version.split()[0] + '; set PYTHON=')"

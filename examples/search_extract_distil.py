@@ -1,7 +1,7 @@
 # /// script
-# dependencies = ["hf_whittle"]
+# dependencies = ["hf_whittle", "peft"]
 # ///
-"""Search, extract, heal and distil with the Python API, step by step.
+"""Search, extract, heal, distil and publish with the Python API, step by step.
 
 As it stands it runs in a few minutes on a CPU, offline, with the bundled teacher and the Python standard library:
 
@@ -10,13 +10,17 @@ As it stands it runs in a few minutes on a CPU, offline, with the bundled teache
 With a checkpoint of the Hub and text of your own:
 
     python examples/search_extract_distil.py --teacher EleutherAI/pythia-410m --files "texts/**/*.txt" \
-        --low 150e6 --high 165e6 --block_size 1024 --output_dir student --max_steps 2000
+        --low 150e6 --high 165e6 --block_size 1024 --output_dir student --max_steps 2000 \
+        --push_to_hub --hub_model_id me/pythia-160m-whittled
+
+With `--lora_rank 16` it trains adapters of the healed student instead of all its weights, and folds them in.
 """
 
 from dataclasses import dataclass, field
 from importlib import resources
 
 import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer, HfArgumentParser
 
 from hf_whittle import (
@@ -28,6 +32,8 @@ from hf_whittle import (
     ParameterBin,
     SearchSpace,
     extract_subnet,
+    push_subnet_to_hub,
+    save_student,
     search_subnets,
 )
 from hf_whittle.data import load_documents, pack_documents, split_documents
@@ -47,11 +53,15 @@ class ScriptArguments:
     granularity: str = field(default="coarse", metadata={"help": "coarse or fine."})
     block_size: int = field(default=256, metadata={"help": "Tokens in a block."})
     generations: int = field(default=5, metadata={"help": "Generations of the search."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank alone."})
 
 
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, DistillationConfig))
-    parser.set_defaults(output_dir="student", max_steps=50, learning_rate=2e-3, report_to="none", logging_steps=10)
+    parser.set_defaults(
+        output_dir="student", max_steps=50, learning_rate=2e-3, report_to="none", logging_steps=10, save_strategy="no",
+        eval_strategy="steps", eval_steps=0.1, eval_on_start=True, hub_strategy="end",
+    )  # fmt: skip
     script, args = parser.parse_args_into_dataclasses()
     args.use_cpu = not torch.cuda.is_available()
 
@@ -81,12 +91,14 @@ def main() -> None:
         train_dataset=blocks["train"],
         eval_dataset=blocks["test"].select(range(min(64, len(blocks["test"])))),
         processing_class=tokenizer,
+        peft_config=LoraConfig(r=script.lora_rank, lora_alpha=script.lora_rank) if script.lora_rank else None,
     )
-    print("perplexity before training", trainer.evaluate()["eval_perplexity"])
     trainer.train()
-    print("perplexity after training", trainer.evaluate()["eval_perplexity"])
-    trainer.save_model()
-    result.best.save_pretrained(args.output_dir)
+    if script.lora_rank:
+        student = trainer.merge_adapters()
+    save_student(student, args.output_dir, search_result=result, tokenizer=tokenizer)
+    if args.push_to_hub:
+        push_subnet_to_hub(student, trainer.hub_model_id, search_result=result, tokenizer=tokenizer)
 
 
 if __name__ == "__main__":

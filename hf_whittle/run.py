@@ -36,17 +36,16 @@ from .distillation.teacher import check_same_tokens
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
-from .facts import healing_facts, points, search_facts, to_match, training_facts
+from .facts import healing_facts, search_facts, to_match, training_facts
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
 from .healing.fitness import HealedPerplexity, writer_features
 from .healing.parts import projections
-from .hub.card import write_card
+from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
 from .lineage import RESULTS_FILE
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
-from .plots import plot_training
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe, is_local
 from .search.result import CANDIDATES_FILE, SearchResult
@@ -419,17 +418,9 @@ class Run:
         match = to_match(results) if self.recipe.baseline else None
         if match is not None:
             results["to_match"] = match
-        curves = {"student": results["student"]}
-        if self.recipe.baseline:
-            curves["random initialization"] = results["baseline"]
-        plot_training(
-            {name: points(run["curve"]) for name, run in curves.items()},
-            self.folder / "training.png",
-            target=None if match is None else match["perplexity"],
-        )
         self._publish_student()
         write_json(self.folder / RESULTS_FILE, results)
-        write_card(self.folder)
+        describe(self.folder)
         return results
 
     def check_teacher(self) -> None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 
-from hub.server import HubServer
+from hub.server import WRITE, HubServer
 
 # The Hub is one of this process: its address is read when huggingface_hub is imported, and never again.
 assert "huggingface_hub" not in sys.modules
@@ -36,10 +36,13 @@ import copy
 import subprocess
 import textwrap
 from random import Random
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
 import torch
+from huggingface_hub import HfFileSystem, constants
+from huggingface_hub.utils import _http
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
@@ -97,10 +100,26 @@ def _randomize(model, seed):
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def hub_server():
-    """The Hub of this process, in whatever state it is; the tests of `hub` have it empty."""
-    return HUB
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """An empty Hub. Its client is `me`, has an empty cache, uploads by LFS, and tries again without waiting."""
+    HUB.reset()
+    HfFileSystem.clear_instance_cache()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    yield HUB
+    breaches = HUB.breaches
+    HUB.reset()
+    assert breaches == []
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def any_hub(request, hub, monkeypatch):
+    """`hub` with a client that uploads by LFS, and with one that uploads by Xet."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return hub
 
 
 @pytest.fixture(scope="session")

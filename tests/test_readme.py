@@ -32,7 +32,7 @@ def write_texts(folder: Path) -> None:
             (folder / f"{path.parent.name}.{path.stem}.{copy}.txt").write_text(text, encoding="utf-8")
 
 
-def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_path, monkeypatch):
+def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "texts")
     half = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float16)  # as Pythia's files are
@@ -78,6 +78,9 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     exec(replace_once(adapters, {"max_steps=1000": "max_steps=1, use_cpu=True, report_to='none'"}), names)
     assert type(names["student"]) is type(untrained)
     exec(replace_once(stores, {'blocks["train"]': 'blocks["train"].select(range(16))'}), names)
+    exec(next(b for b in blocks_of("python") if "push_subnet_to_hub" in b), names)
+    assert names["subnet"] == names["student"].subnet and names["archive"].best == names["result"].best
+    assert "LORA adapters" in hub.files("me/pythia-160m-whittled")["README.md"].decode()
     names["trainer"].train()
 
 

@@ -294,7 +294,7 @@ BREAKS = {
     "two Ctrl-C in training": (DistillationTrainer, "training_step", 3, press_ctrl_c_twice),
     "interrupted in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, interrupt),
     "interrupted in the last save": (Run, "_save", 2, interrupt),
-    "interrupted before the card": (hf_whittle.run, "write_card", 1, interrupt),
+    "interrupted before the card": (hf_whittle.run, "describe", 1, interrupt),
     "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
     "disk full between generations": (hf_whittle.files.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),

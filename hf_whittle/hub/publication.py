@@ -55,18 +55,20 @@ class Publication:
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        content = self.files[name]
+        return content if isinstance(content, bytes) else content.read_bytes()
+
     @property
     def card(self) -> str:
         """The text of `README.md`."""
-        content = self.files[CARD_FILE]
-        return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+        return self.read(CARD_FILE).decode()
 
     @property
     def config(self) -> dict[str, Any]:
         """What says of which architecture the student is."""
-        name = CONFIG_NAME if CONFIG_NAME in self.files else ADAPTER_CONFIG
-        content = self.files[name]
-        return json.loads(content) if isinstance(content, bytes) else read_json(content)
+        return json.loads(self.read(CONFIG_NAME if CONFIG_NAME in self.files else ADAPTER_CONFIG))
 
 
 def publication_of_folder(
@@ -237,19 +239,24 @@ def save_student(
             lineage.subnet = search_result.best
         lineage.results["search"] = search_facts(search_result)
         search_result.save(folder)
-        search_result.plot(folder)
-        if lineage.subnet != search_result.best:  # another one of its answers was trained
-            plot_architecture(lineage.subnet, search_result.settings["space"]["supernet"], folder / "architecture.png")
     lineage.save(folder)
     describe(folder)
 
 
 def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
-    """Draw the training and write the card of a student's folder, unless somebody wrote one there."""
+    """Draw the pictures of a student's folder, and write its card unless somebody wrote one, as its files say."""
     folder = Path(folder)
-    curve = points(Lineage.load(folder).results.get("student", {}).get("curve", ()))
-    if len(curve) > 1:
-        plot_training({"student": curve}, folder / "training.png")
+    lineage = Lineage.load(folder)
+    if (folder / SEARCH_FILE).is_file():
+        search = SearchResult.load(folder)
+        search.plot(folder)
+        if lineage.subnet is not None:  # which need not be the best
+            plot_architecture(lineage.subnet, search.settings["space"]["supernet"], folder / "architecture.png")
+    names = {"student": "student", "baseline": "random initialization"}
+    curves = {name: points(lineage.results.get(section, {}).get("curve", ())) for section, name in names.items()}
+    if len(curves["student"]) > 1:
+        target = lineage.results.get("to_match", {}).get("perplexity")
+        plot_training({name: curve for name, curve in curves.items() if curve}, folder / "training.png", target)
     card = folder / CARD_FILE
     if not card.is_file() or is_as_rendered(card.read_text(encoding="utf-8")):
         write_card(folder, card_data=card_data)

@@ -23,7 +23,7 @@ from hf_whittle.fitness import as_input_ids, cross_entropy
 from .predictive_fitness import healing_of, run_of
 
 KEPT = Path(__file__).parent / "runs" / "healed_start.json"
-PICTURE = Path(__file__).parents[2] / "model_cards" / "healed_start.png"
+PICTURE = Path(__file__).parent / "results" / "healed_start.png"
 SUBNET = SubnetConfig(96, (0, 1, 3, 5), 6, 384)
 STEPS = (8, 32, 128, 512)  # of 8 blocks of 256 tokens
 RATES = {"sliced": (1e-3, 2e-3, 4e-3), "healed": (5e-4, 1e-3, 2e-3)}

@@ -1,0 +1,41 @@
+"""Render the cards and pictures in this folder from the result files beside them, as `make model-cards` does.
+
+With the folders of students as arguments, their result files are taken over first:
+
+    python model_cards/render.py demo
+"""
+
+import sys
+from pathlib import Path
+
+from hf_whittle.checkpoint import CARD_FILE
+from hf_whittle.files import atomic_folder
+from hf_whittle.hub.publication import describe, publication_of_folder
+
+HERE = Path(__file__).parent
+RESULT_FILES = (
+    "config.json", "results.json", "subnet.json", "healing.json", "search.json", "candidates.jsonl", "recipe.yaml",
+)  # fmt: skip
+
+
+def take_over(student: Path) -> None:
+    """Copy the result files of a student, as they would be published, into a folder of its name."""
+    publication = publication_of_folder(student, student.resolve().name)
+    with atomic_folder(HERE / student.resolve().name, replace=True) as folder:
+        for name in RESULT_FILES:
+            if name in publication.files:
+                (folder / name).write_bytes(publication.read(name))
+
+
+def render(folder: Path) -> None:
+    """Draw the pictures of a folder and write its card anew."""
+    (folder / CARD_FILE).unlink(missing_ok=True)
+    describe(folder)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        take_over(Path(argument))
+    for results in sorted(HERE.glob("*/results.json")):
+        render(results.parent)
+        print(results.parent.relative_to(HERE.parent))

@@ -1,0 +1,62 @@
+"""The cards in `model_cards/` are what their result files say today."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from matplotlib.image import imread
+
+from hf_whittle.hub.publication import describe
+from hf_whittle.lineage import Lineage
+
+MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
+FOLDERS = sorted(path.parent for path in MODEL_CARDS.glob("*/results.json"))
+NAMES = [folder.name for folder in FOLDERS]
+
+
+@pytest.fixture(params=FOLDERS, ids=NAMES)
+def folder(request):
+    return request.param
+
+
+@pytest.fixture
+def rendered(folder, tmp_path):
+    """The folder, its page and pictures made anew."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("README.md", "*.png"))
+    describe(copy)
+    return copy
+
+
+def test_there_are_cards_of_a_stock_a_layer_wise_and_a_recovered_student():
+    pages = {folder.name: (folder / "README.md").read_text(encoding="utf-8") for folder in FOLDERS}
+    assert len([page for page in pages.values() if "a stock GPT-NeoX" in page]) >= 1
+    assert len([page for page in pages.values() if "modeling code of its own" in page]) >= 1
+    assert len([page for page in pages.values() if "LORA adapters" in page]) >= 1
+
+
+def test_a_page_is_what_is_rendered_now(folder, rendered):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in rendered.iterdir()}
+    assert (folder / "README.md").read_text("utf-8") == (rendered / "README.md").read_text("utf-8")
+
+
+def test_pictures_are_what_is_drawn_now(folder, rendered):
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    assert {"search.png", "architecture.png", "training.png"} <= set(pictures)
+    for name in pictures:
+        before, now = imread(folder / name), imread(rendered / name)
+        assert before.shape == now.shape and np.abs(before - now).mean() < 1e-3, name
+
+
+def test_a_page_has_the_numbers_of_its_results_and_no_path(folder):
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    last = Lineage.load(folder).results["student"]["curve"][-1]["perplexity"]
+    assert f"{last:.4g}" in page
+    assert ModelCard(page).data.eval_results[0].metric_value == pytest.approx(last, abs=1e-4)
+    for path in folder.iterdir():
+        if path.suffix != ".png":
+            assert not re.search(r"(?<![\w.:/<])/\w+/\w+", path.read_text(encoding="utf-8")), path.name
