@@ -35,7 +35,7 @@ def test_there_are_cards_of_a_stock_a_layer_wise_and_a_recovered_student():
     pages = {folder.name: (folder / "README.md").read_text(encoding="utf-8") for folder in FOLDERS}
     assert len([page for page in pages.values() if "a stock GPT-NeoX" in page]) >= 1
     assert len([page for page in pages.values() if "modeling code of its own" in page]) >= 1
-    assert len([page for page in pages.values() if "LORA adapters" in page]) >= 1
+    assert len([page for page in pages.values() if "LoRA adapters" in page]) >= 1
 
 
 def test_a_page_is_what_is_rendered_now(folder, rendered):

@@ -80,7 +80,7 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     exec(replace_once(stores, {'blocks["train"]': 'blocks["train"].select(range(16))'}), names)
     exec(next(b for b in blocks_of("python") if "push_subnet_to_hub" in b), names)
     assert names["subnet"] == names["student"].subnet and names["archive"].best == names["result"].best
-    assert "LORA adapters" in hub.files("me/pythia-160m-whittled")["README.md"].decode()
+    assert "LoRA adapters" in hub.files("me/pythia-160m-whittled")["README.md"].decode()
     names["trainer"].train()
 
 

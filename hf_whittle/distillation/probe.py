@@ -145,13 +145,17 @@ class Probe(Fitness):
         return torch.cat(states), head_of(head)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
-        student = extract_subnet(self.supernet, subnet) if self.healing is None else self.healing.student(subnet)
-        student = student.float()
+        student = self.student(subnet)
         devices = [student.device] if student.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(self.config.seed)
             self._train(student, self._steps(share))
         return perplexity(cross_entropy(student, self.eval_ids, self.config.batch_size))
+
+    def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
+        """What is trained: of its parameters, those that require a gradient."""
+        student = extract_subnet(self.supernet, subnet) if self.healing is None else self.healing.student(subnet)
+        return student.float()
 
     def _steps(self, share: float) -> int:
         return max(1, round(share * self.config.steps))

@@ -37,9 +37,9 @@ logger = logging.get_logger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OWNED = (
-    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "configuration_*.py", "modeling_*.py", ADAPTER_CONFIG, SUBNET_FILE,
-    HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE, RECIPE_FILE, LM_EVAL_FILE,
-    *(f"{picture}.png" for picture in PICTURES),
+    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "pytorch_model*", "configuration_*.py", "modeling_*.py", CONFIG_NAME,
+    GENERATION_CONFIG_NAME, ADAPTER_CONFIG, SUBNET_FILE, HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE,
+    RECIPE_FILE, LM_EVAL_FILE, *(f"{picture}.png" for picture in PICTURES),
 )  # fmt: skip
 """Names of files that a push removes from the repository where the student has none of that name any more."""
 
@@ -64,6 +64,12 @@ class Publication:
     def card(self) -> str:
         """The text of `README.md`."""
         return self.read(CARD_FILE).decode()
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """Names of files that belong to a student: what is there by such a name and not published is of another."""
+        has_tokenizer = any(name in self.files for name in TOKENIZER_FILES)
+        return (*OWNED, *TOKENIZER_FILES) if has_tokenizer else OWNED
 
     @property
     def config(self) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def publication_of_folder(
         if name.endswith(".safetensors"):
             _check_weights(folder / name)
     if is_adapter:
-        _check_base(folder)
+        _check_base(folder, repo_id)
     others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
     names += [name for name in (*others, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).is_file()]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
@@ -185,8 +191,13 @@ def _code(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _check_base(folder: Path) -> None:
+def _check_base(folder: Path, repo_id: str) -> None:
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if base == repo_id:
+        raise CheckpointError(
+            f"the adapters in {folder} are of {base} itself, and would take the place of the weights they need; choose "
+            "another name for them"
+        )
     if not base or is_local(base):
         raise CheckpointError(
             f"the adapters in {folder} are of a student that is not on the Hub ({base or 'it has no name'}), where "

@@ -10,7 +10,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..errors import HubError
 from .card import ADAPTER_CONFIG
-from .publication import OWNED, Publication, publication_of_folder, save_student
+from .publication import Publication, publication_of_folder, save_student
 from .repository import Repository
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def publish(
         parent=head,
         message=message or "Upload a student of hf_whittle",
         description=description,
-        owned=OWNED,
+        owned=publication.owned,
         revision=revision,
         create_pr=create_pr,
     )

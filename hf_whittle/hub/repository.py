@@ -1,14 +1,16 @@
 """A repository on the Hub: files appear there in one commit, or not at all."""
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatch
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -31,6 +33,7 @@ Content = Path | bytes
 _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
 _FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, RuntimeError)  # the last of uploads
+_LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")  # that name addresses with their signatures
 _AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
 
 
@@ -48,7 +51,7 @@ class Repository:
 
     def __init__(self, repo_id: str, *, repo_type: str = "model", token: str | bool | None = None):
         self.id, self.type = repo_id, repo_type
-        self._secret = token if isinstance(token, str) else None
+        self._secret = token if isinstance(token, str) else get_token()
         self._api = HfApi(token=token, library_name="hf_whittle", library_version=__version__)
 
     def qualify(self) -> None:
@@ -177,7 +180,7 @@ class Repository:
         there = {info.path: info.lfs.sha256 if info.lfs else info.blob_id for info in infos}
         return set(there) == set(files) and all(there[name] in _digests(content) for name, content in files.items())
 
-    def _patiently(self, work: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
+    def _patiently(self, work: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
         """Work that the Hub may answer later: tried again after a while where its fault will pass.
 
         Args:
@@ -186,7 +189,8 @@ class Repository:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                return work()
+                with self._discreetly():
+                    return work()
             except HFValidationError as error:
                 raise HubError(f"{self.id!r} is no name of a repository: {error}") from error
             except ValueError as error:
@@ -195,17 +199,47 @@ class Repository:
                 cause = _http_error(error)
                 is_last = attempt == _ATTEMPTS - 1
                 if isinstance(error, OfflineModeIsEnabled) or not _will_pass(cause) or is_last:
-                    raise HubError(self._explain(cause)) from cause
+                    raise HubError(self._explain(cause)) from self._fit_to_show(cause)
                 wait = min(_retry_after(cause) or 2.0**attempt, _LONGEST_WAIT)
                 logger.warning(f"the Hub did not take it ({_brief(cause)}); trying again in {wait:.0f} s")
                 time.sleep(wait)
-                try:
-                    found = landed()
-                except _FAULTS:
-                    found = None
-                if found is not None:
-                    return found
+            found = None if landed is None else self._look(landed)
+            if found is not None:
+                return found
         raise AssertionError("the last attempt returns or raises")
+
+    def _look(self, landed: Callable[[], T | None]) -> T | None:
+        """What became of work whose answer was lost: without knowing that, it is not done a second time."""
+        try:
+            return self._patiently(landed)
+        except HubError as error:
+            raise HubError(
+                f"the Hub did not answer when the {self.type} {self.id} was committed to, and could not be asked since "
+                "whether it was; look there, and run the same again if nothing is published"
+            ) from error.__cause__
+
+    @contextlib.contextmanager
+    def _discreetly(self) -> Iterator[None]:
+        """Keep secrets out of what the client logs."""
+
+        def clean(record: LogRecord) -> bool:
+            record.msg, record.args = self._without_secrets(record.getMessage()), ()
+            return True
+
+        loggers = [getLogger(name) for name in _LOGGERS]
+        for each in loggers:
+            each.addFilter(clean)
+        try:
+            yield
+        finally:
+            for each in loggers:
+                each.removeFilter(clean)
+
+    def _fit_to_show(self, error: BaseException) -> BaseException:
+        """An error as the cause of another one, without secrets in its text and in what it came of."""
+        error.args = tuple(self._without_secrets(each) if isinstance(each, str) else each for each in error.args)
+        error.__cause__ = error.__context__ = None
+        return error
 
     def _explain(self, error: BaseException) -> str:
         name, status = f"the {self.type} {self.id}", _status(error)
@@ -232,11 +266,11 @@ class Repository:
             seconds = _retry_after(error)
             return f"the Hub takes no more requests{f' for {seconds:.0f} s' if seconds else ''}; wait, then: {_AGAIN}"
         if status is not None and status < 500:
-            return f"the Hub refused {name} ({status}): {self._without_secrets(error)}. Nothing was published"
+            return f"the Hub refused {name} ({status}): {self._without_secrets(str(error))}. Nothing was published"
         return f"the Hub failed at {name} ({_brief(error)}); {_AGAIN}"
 
-    def _without_secrets(self, error: BaseException) -> str:
-        text = " ".join(str(error).split())
+    def _without_secrets(self, text: str) -> str:
+        text = " ".join(text.split())
         text = text.replace(self._secret, "...") if self._secret else text
         return re.sub(r"\?\S+|\bhf_\w{16,}", "", text)
 

@@ -1,5 +1,6 @@
 """Names and numbers as a card's Markdown shows them; nothing a user wrote can break the page."""
 
+import math
 import re
 from typing import Any
 
@@ -11,10 +12,12 @@ def as_title(name: str) -> str:
 
 def as_number(value: float) -> str:
     """A number as a person reads it: three digits and a unit where it is large."""
+    if not math.isfinite(value):
+        return str(value)
     for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{name}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def as_checkpoint(facts: dict[str, Any]) -> str:

@@ -79,7 +79,8 @@ def _adapters(model: Any) -> dict[str, Any]:
         return {}
     config = next(iter(configs.values()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts = {"type": str(getattr(config.peft_type, "value", config.peft_type)), "parameters": trained}
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    facts = {"type": "LoRA" if kind == "LORA" else kind, "parameters": trained}
     if hasattr(config, "r"):
         facts |= {"r": config.r, "alpha": config.lora_alpha}
     return {"adapters": facts}

@@ -18,6 +18,7 @@ NAMES = (
     "supernet_training",
     "healing",
     "healed_start",
+    "healed_recovery",
     "search_fitness",
     "demo_budgets",
 )

@@ -15,16 +15,16 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from hf_whittle import SubnetConfig
 from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.files import write_text
 from hf_whittle.fitness import as_input_ids, cross_entropy
 
+from .healing import SUBNETS
 from .predictive_fitness import healing_of, run_of
 
 KEPT = Path(__file__).parent / "runs" / "healed_start.json"
 PICTURE = Path(__file__).parent / "results" / "healed_start.png"
-SUBNET = SubnetConfig(96, (0, 1, 3, 5), 6, 384)
+SUBNET = SUBNETS["four of six layers"]
 STEPS = (8, 32, 128, 512)  # of 8 blocks of 256 tokens
 RATES = {"sliced": (1e-3, 2e-3, 4e-3), "healed": (5e-4, 1e-3, 2e-3)}
 LOSSES = {"distillation": {"alpha": 0.2, "beta": 0.8}, "text alone": {"alpha": 1.0, "beta": 0.0}}

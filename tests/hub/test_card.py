@@ -317,14 +317,14 @@ def test_plain_pretraining_names_no_teacher_as_such(tmp_path):
 
 
 def test_adapters_that_were_folded_in_are_told(tmp_path):
-    adapters = {"type": "LORA", "parameters": 65_536, "r": 8, "alpha": 16}
+    adapters = {"type": "LoRA", "parameters": 65_536, "r": 8, "alpha": 16}
     _, page = card_of(tmp_path, changed(student={"adapters": adapters}))
     assert "trained by way of adapters" in page and "and pretrained" not in page
-    assert "LORA adapters of 65,536 parameters, rank 8 with alpha 16, which are folded into the weights" in page
+    assert "LoRA adapters of 65,536 parameters, rank 8 with alpha 16, which are folded into the weights" in page
 
 
 def test_adapters_alone_name_their_student(tmp_path):
-    folder = make_folder(tmp_path, changed(student={"adapters": {"type": "LORA", "parameters": 65_536}}))
+    folder = make_folder(tmp_path, changed(student={"adapters": {"type": "LoRA", "parameters": 65_536}}))
     (folder / "config.json").unlink()
     write_json(folder / "adapter_config.json", {"base_model_name_or_path": "someone/student", "peft_type": "LORA"})
     card = ModelCard(render_card(folder))
