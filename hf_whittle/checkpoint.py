@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from .architecture import check_model_type
 from .errors import CheckpointError
-from .files import read_json
+from .files import commit_of, read_json
 
 TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -76,7 +76,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not isinstance(found, dict):
             raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is no configuration")
         check_model_type(found.get("model_type"), self.source)
-        return self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
+        config = self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
+        config._commit_hash = commit_of(self.source, **self._hub)
+        return config
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
@@ -185,9 +187,11 @@ def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
     Of a folder, its last name alone, and what its card says of license and language; nothing if it was not loaded.
     """
-    name, commit = str(getattr(config, "_name_or_path", "") or ""), getattr(config, "_commit_hash", None)
+    name = str(getattr(config, "_name_or_path", "") or "")
     if not name:
         return {}
+    # Loaded by transformers alone, a configuration does not say its revision: it is taken to be the default one.
+    commit = config._commit_hash if hasattr(config, "_commit_hash") else commit_of(name)
     if commit and not Path(name).exists():
         return {"name": name, "commit": commit}
     folder = Path(name).resolve()

@@ -171,6 +171,25 @@ def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
     return folder
 
 
+def commit_of(source: str | Path, **hub: Any) -> str | None:
+    """The commit that a checkpoint was just loaded from, as the cache of the Hub says; transformers does not.
+
+    Args:
+        source (`str` or `Path`): what was loaded; a folder has no commit.
+        hub: what it was loaded with, as for `PreTrainedModel.from_pretrained`.
+    """
+    from transformers.utils import CONFIG_NAME
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    if Path(source).exists():
+        return None
+    where = {name: hub[name] for name in ("revision", "cache_dir", "subfolder") if name in hub}
+    try:
+        return extract_commit_hash(cached_file(source, CONFIG_NAME, local_files_only=True, **where), None)
+    except (OSError, ValueError):  # not in the cache
+        return None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

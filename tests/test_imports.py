@@ -21,7 +21,7 @@ FOUNDATION = {
     "search_space": {"architecture", "cost", "entries", "errors", "reach", "subnet"},
     "search": {"cost", "errors", "files", "fitness", "plots", "reach", "search", "search_space", "subnet"},
     "plots": {"files", "search", "subnet"},
-    "models": {"architecture", "cost", "errors", "models", "subnet"},
+    "models": {"architecture", "cost", "errors", "files", "models", "subnet"},
     "checkpoint": {"architecture", "errors", "files"},
     "slicing": {"architecture", "cost", "errors", "models", "subnet"},
     "extraction": {

@@ -17,6 +17,7 @@ from ..architecture import (
     get_architecture,
     head_dim,
 )
+from ..files import commit_of
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
 
@@ -51,13 +52,16 @@ class SuperNetModel(PreTrainedModel):
         Raises:
             ArchitectureError: if the checkpoint is of an architecture without a table.
         """
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub = {name: kwargs[name] for name in names if name in kwargs}
         if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            found, _ = PreTrainedConfig.get_config_dict(
-                pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
-            )
+            found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             check_model_type(found.get("model_type"), pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.config._commit_hash = commit_of(pretrained_model_name_or_path, **hub)
+        return loaded
 
     @contextlib.contextmanager
     def active_subnet(self, subnet: SubnetConfig) -> Iterator["SuperNetModel"]:
