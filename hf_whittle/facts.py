@@ -50,12 +50,6 @@ def search_facts(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def healing_facts(report: dict[str, Any]) -> dict[str, Any]:
-    """What healing did, of a `HealingReport` as `to_dict` gives it."""
-    names = ("is_healed", "perplexity_before", "perplexity_after", "tokens", "held_out_tokens")
-    return {name: report[name] for name in names}
-
-
 def training_facts(args: Any, state: "TrainerState", *, is_whole: bool) -> dict[str, Any]:
     """What a `Trainer` knows of its training.
 

@@ -34,11 +34,14 @@ class Lineage:
             student = student.get_base_model()
         healing, folder = getattr(student, "healing", None), getattr(student, "name_or_path", "")
         on_disk = cls.load(folder) if folder and Path(folder).is_dir() else cls()
-        return cls(
+        lineage = cls(
             getattr(student, "subnet", None) or on_disk.subnet,
             healing.to_dict() if healing is not None else on_disk.healing,
             {**on_disk.results, **getattr(student, "results", {})},
         )
+        if lineage.healing is not None:
+            lineage.results.setdefault("healing", healing_facts(lineage.healing))
+        return lineage
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lineage":
@@ -65,6 +68,12 @@ class Lineage:
         """Whether the student's stream was healed to carry principal components instead of channels."""
         healing = self.healing
         return healing is not None and healing["is_healed"] and healing["settings"]["basis"] == "principal"
+
+
+def healing_facts(report: dict[str, Any]) -> dict[str, Any]:
+    """What healing did, of a `HealingReport` as `to_dict` gives it."""
+    names = ("is_healed", "perplexity_before", "perplexity_after", "tokens", "held_out_tokens")
+    return {name: report[name] for name in names}
 
 
 def _known_sections(path: Path) -> dict[str, Any]:

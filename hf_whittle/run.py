@@ -36,7 +36,7 @@ from .distillation.teacher import check_same_tokens
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
-from .facts import healing_facts, search_facts, to_match, training_facts
+from .facts import search_facts, to_match, training_facts
 from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
@@ -44,7 +44,7 @@ from .healing.fitness import HealedPerplexity, writer_features
 from .healing.parts import projections
 from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
-from .lineage import RESULTS_FILE
+from .lineage import RESULTS_FILE, healing_facts
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe, is_local
@@ -377,6 +377,7 @@ class Run:
         return {
             "parameters": model.num_parameters(),
             **training_facts(args, trainer.state, is_whole=checkpoint is None),
+            **({"targets": trainer.teacher.in_words} if isinstance(trainer.teacher, LogitStore) else {}),
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
         }
 

@@ -235,7 +235,7 @@ def test_a_missing_dataset_is_an_error(tmp_path):
         load_documents(str(tmp_path / "nowhere"))
 
 
-def test_a_dataset_of_the_hub_without_network_is_an_error():
+def test_a_dataset_that_the_hub_has_not_is_an_error():
     with pytest.raises(DataError, match="cannot load the split 'train' of the dataset 'someone/something'"):
         load_documents("someone/something")
 

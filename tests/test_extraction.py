@@ -325,3 +325,13 @@ def test_healing_arguments_that_do_not_go_together_are_errors(supernet, uneven_s
         extract_subnet(supernet, uneven_subnet, heal="yes", calibration_dataset=input_ids)
     with pytest.raises(DataError, match="calibration_dataset has no effect without heal"):
         extract_subnet(supernet, uneven_subnet, calibration_dataset=input_ids)
+
+
+def test_a_folder_of_a_healed_student_says_what_it_was_cut_from_and_that_it_was_healed(teacher_folder, tmp_path):
+    blocks = torch.randint(300, (8, 32), generator=torch.Generator().manual_seed(0))
+    subnet = SubnetConfig(16, [0, 2, 4], 2, 32)
+    folder = extract_subnet(teacher_folder, subnet, tmp_path / "cut", heal=True, calibration_dataset=blocks)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["supernet"] == {"name": teacher_folder.name}
+    report = json.loads((folder / "healing.json").read_text())
+    assert results["healing"] == {name: report[name] for name in results["healing"]} and results["healing"]

@@ -307,6 +307,13 @@ class LogitStore:
         return self._encoding.kind
 
     @property
+    def in_words(self) -> str:
+        """What it keeps of the teacher's distribution."""
+        if isinstance(self._encoding, Samples):
+            return f"{self._encoding.draws} samples of the teacher's distribution for each token"
+        return f"the top {self._encoding.k} entries of the teacher's distribution, the others as one"
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of a token on disk, but for 16 of each block and the header of each file."""
         return self._encoding.bytes_per_token

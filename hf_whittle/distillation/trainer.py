@@ -151,6 +151,7 @@ class DistillationTrainer(PublishingTrainer):
                 )
             teacher.check(temperature=self.args.temperature, vocab_size=student.config.vocab_size, tokenizer=ours)
             self.teacher = teacher
+            self._recording.set_targets(teacher.in_words)
             return
         if isinstance(teacher, str):
             if tokenizer is None and ours is not None:

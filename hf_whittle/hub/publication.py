@@ -19,7 +19,7 @@ from transformers.utils import (
 
 from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license
 from ..errors import CheckpointError
-from ..facts import healing_facts, points, search_facts
+from ..facts import points, search_facts
 from ..files import read_json
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-OWNED = (
-    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "pytorch_model*", "configuration_*.py", "modeling_*.py", CONFIG_NAME,
-    GENERATION_CONFIG_NAME, ADAPTER_CONFIG, SUBNET_FILE, HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE,
-    RECIPE_FILE, LM_EVAL_FILE, *(f"{picture}.png" for picture in PICTURES),
+_WEIGHTS_AND_CODE = (
+    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "configuration_*.py", "modeling_*.py", ADAPTER_CONFIG,
 )  # fmt: skip
-"""Names of files that a push removes from the repository where the student has none of that name any more."""
+_MAKING = (
+    SUBNET_FILE, HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE, RECIPE_FILE, LM_EVAL_FILE,
+    *(f"{picture}.png" for picture in PICTURES),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ class Publication:
         """The text of `README.md`."""
         return self.read(CARD_FILE).decode()
 
-    @property
-    def owned(self) -> tuple[str, ...]:
-        """Names of files that belong to a student: what is there by such a name and not published is of another."""
-        has_tokenizer = any(name in self.files for name in TOKENIZER_FILES)
-        return (*OWNED, *TOKENIZER_FILES) if has_tokenizer else OWNED
+    def owned(self, is_new: bool) -> tuple[str, ...]:
+        """Patterns of names that a student has in a repository: what is there by them and not published is stale.
+
+        Args:
+            is_new (`bool`): whether the student takes the place of another. A student whose making is not known here,
+                such as one that was loaded from there and trained on, leaves what is there of it.
+        """
+        making = _MAKING if is_new or SUBNET_FILE in self.files else ()
+        tokenizer = TOKENIZER_FILES if any(name in self.files for name in TOKENIZER_FILES) else ()
+        return (*_WEIGHTS_AND_CODE, *making, *tokenizer)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def publication_of_folder(
     if lineage.results:
         rewritten[RESULTS_FILE] = _as_json(lineage.results)
     if (folder / SEARCH_FILE).is_file():
-        rewritten[SEARCH_FILE] = _as_json(without_archives(read_json(folder / SEARCH_FILE)))
+        rewritten[SEARCH_FILE] = _as_json(without_archives(_read(folder / SEARCH_FILE)))
     if (folder / RECIPE_FILE).is_file():
         rewritten[RECIPE_FILE] = Recipe.load(folder / RECIPE_FILE).to_publish()
     lm_eval = lm_eval or (folder / LM_EVAL_FILE if (folder / LM_EVAL_FILE).is_file() else None)
@@ -157,13 +163,25 @@ def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str, card_data:
     return card
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); save the student again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no keys and values; save the student again")
+    return values
+
+
 def _weights(folder: Path) -> list[str]:
     """Names of the files of weights, with their index if there are several."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():  # an index beside it is older
         return [SAFE_WEIGHTS_NAME]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-        return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
+        shards = set(_read(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values())
+        if not shards:
+            raise CheckpointError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} names no shards; save the student again")
+        return [SAFE_WEIGHTS_INDEX_NAME, *sorted(shards)]
     raise CheckpointError(
         f"{folder} holds no student to publish: there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; "
         "save it with save_pretrained"
@@ -183,7 +201,7 @@ def _code(folder: Path) -> list[str]:
     if not (folder / CONFIG_NAME).is_file():
         return []
     names: set[str] = set()
-    for reference in read_json(folder / CONFIG_NAME).get("auto_map", {}).values():
+    for reference in _read(folder / CONFIG_NAME).get("auto_map", {}).values():
         names.add(f"{reference.split('.')[0]}.py")
     for name in sorted(names):
         if (folder / name).is_file():
@@ -192,7 +210,7 @@ def _code(folder: Path) -> list[str]:
 
 
 def _check_base(folder: Path, repo_id: str) -> None:
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = _read(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if base == repo_id:
         raise CheckpointError(
             f"the adapters in {folder} are of {base} itself, and would take the place of the weights they need; choose "
@@ -243,8 +261,6 @@ def save_student(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     lineage = Lineage.of(student)
-    if lineage.healing is not None:
-        lineage.results.setdefault("healing", healing_facts(lineage.healing))
     if search_result is not None:
         if lineage.subnet is None:
             lineage.subnet = search_result.best

@@ -121,7 +121,7 @@ def publish(
         parent=head,
         message=message or "Upload a student of hf_whittle",
         description=description,
-        owned=publication.owned,
+        owned=publication.owned(is_new=overwrite),
         revision=revision,
         create_pr=create_pr,
     )
@@ -129,7 +129,7 @@ def publish(
 
 def check_architecture(repository: Repository, revision: str, config: dict[str, Any]) -> None:
     """Raise `HubError` if a repository holds a model of another architecture than a configuration says."""
-    names = set(repository.names(revision))
+    names = {name for name in repository.names(revision) if "/" not in name}  # folders stay as they are
     there: dict[str, Any] = {}
     for name in (CONFIG_NAME, ADAPTER_CONFIG):
         if name in names:

@@ -302,7 +302,10 @@ def _http_error(error: BaseException) -> BaseException:
 
 
 def _status(error: BaseException | None) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code
+    said = re.search(r"\((\d{3}) [A-Z]", str(error)) if isinstance(error, ConnectionError) else None  # of hf_xet
+    return int(said[1]) if said else None
 
 
 def _will_pass(error: BaseException) -> bool:

@@ -8,14 +8,17 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import CONFIG_NAME, PushInProgress, logging
 
+from ..checkpoint import CARD_FILE
 from ..errors import WhittleError
+from ..files import write_text
 from ..lineage import Lineage
 from ..training.recording import RecordTraining
 from .card import ADAPTER_CONFIG, SubnetModelCardData
-from .publication import describe, publication_of_folder
+from .publication import ADAPTER_WEIGHTS, describe, publication_of_folder
 from .push import check_architecture, publish
 from .repository import Repository
 
@@ -32,24 +35,40 @@ class PublishingTrainer(Trainer):
     """
 
     _recording: RecordTraining
-    push_in_progress: Any
+    push_in_progress: Any = None
     hub_model_id: Any
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
         model: Any = self.accelerator.unwrap_model(self.model)
         config: Any = getattr(model, "config", None)
         use_cache = getattr(config, "use_cache", None)
         if use_cache is not None:
             config.use_cache = True  # `Trainer` unsets it, which is not to be published
+        card = folder / CARD_FILE
+        text = card.read_text(encoding="utf-8") if card.is_file() else None
         try:
             super()._save(output_dir, state_dict)
         finally:
             if use_cache is not None:
                 config.use_cache = use_cache
-        if self.args.should_save:
-            if self.state.global_step:
-                self._recording.record(self.args, self.state, model)
-            Lineage.of(model).save(output_dir or str(self.args.output_dir))
+        if not hasattr(model, "peft_config"):
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):  # of before they were merged
+                (folder / name).unlink(missing_ok=True)
+        elif text is not None:
+            write_text(card, text)
+        else:
+            card.unlink(missing_ok=True)  # peft writes one of its own
+        self._save_lineage(folder)
+
+    def _save_lineage(self, folder: Path) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self.state.global_step:
+            self._recording.record(self.args, self.state, model)
+        Lineage.of(model).save(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository `args.hub_model_id` and its branch, where there are none.
@@ -80,6 +99,7 @@ class PublishingTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
             self._save()
+        self._save_lineage(folder)  # what was measured since it was saved
         given = {**dict(zip(("language", "license", "tags", "model_name"), args, strict=False)), **kwargs}
         describe(folder, _card_data(given))
 
@@ -109,12 +129,12 @@ class PublishingTrainer(Trainer):
             HubError: if the Hub refuses or cannot be reached; the student is in the output folder then.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
         self._finish_current_push()
         options: dict[str, Any] = {
             "token": token,
@@ -140,7 +160,8 @@ class PublishingTrainer(Trainer):
             beside = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
         # Links, since the checkpoint may be removed before it is uploaded.
         folder = tempfile.mkdtemp(dir=str(self.args.output_dir), prefix=".push-")
-        shutil.copytree(checkpoint_folder, folder, dirs_exist_ok=True, copy_function=_link)
+        ignore = shutil.ignore_patterns(TRAINING_ARGS_NAME)  # which may hold the token
+        shutil.copytree(checkpoint_folder, folder, ignore=ignore, dirs_exist_ok=True, copy_function=_link)
         job: Any = _JOBS.run_as_future(self._publish_and_remove, folder, f"Training in progress, {when}", beside)
         if under_way is None or under_way.is_done():
             self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
@@ -148,9 +169,17 @@ class PublishingTrainer(Trainer):
             under_way.jobs.append(job)
 
     def _publish_and_remove(self, folder: str, message: str, beside: str | None) -> None:
+        """Publish what is of a checkpoint; all of it a second time in the folder `beside`, to train on from there."""
+        again: dict[str, Path] = {}
+        if beside is not None:
+            paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+            again = {f"{beside}/{path.relative_to(folder).as_posix()}": path for path in paths}
+        card = Path(str(self.args.output_dir)) / CARD_FILE
         try:
+            if card.is_file():  # which somebody may have written
+                shutil.copyfile(card, Path(folder) / CARD_FILE)
             describe(folder)
-            self._publish(folder, message=message, beside=beside)
+            self._publish(folder, message=message, again=again)
         except (WhittleError, OSError) as error:
             logger.warning(f"The checkpoint was not published, training goes on: {error}")
         finally:
@@ -164,14 +193,13 @@ class PublishingTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         card_data: SubnetModelCardData | None = None,
-        beside: str | None = None,
+        again: dict[str, Path] | None = None,
     ) -> Any:
-        """Publish a folder; all its files a second time in the folder `beside`, to train on from there."""
-        repository = Repository(str(self.hub_model_id), token=self.args.hub_token if token is None else token)
+        """Publish a folder, and files of it under other names `again`."""
+        token = self.args.hub_token if token is None else token
+        repository = Repository(str(self.hub_model_id), token=token)
         publication = publication_of_folder(folder, repository.id, card_data=card_data, token=token)
-        if beside is not None:
-            whole = {path.relative_to(folder): path for path in Path(folder).rglob("*") if path.is_file()}
-            publication.files.update({f"{beside}/{name.as_posix()}": path for name, path in whole.items()})
+        publication.files.update(again or {})
         return publish(
             repository,
             publication,

@@ -1,5 +1,6 @@
 """Facts of a training, left on the student for its model card."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -8,7 +9,11 @@ from ..architecture import has_architecture
 from ..checkpoint import checkpoint_facts
 from ..cost import num_parameters
 from ..facts import training_facts
+from ..healing.config import HealingReport
 from ..lineage import Lineage
+
+_MAKING = ("supernet", "search", "healing")
+"""Sections of `results.json` that stay true of a student whatever it is trained on."""
 
 
 class RecordTraining(TrainerCallback):
@@ -23,6 +28,8 @@ class RecordTraining(TrainerCallback):
     def __init__(self, teacher: PreTrainedModel | None = None):
         self._is_whole = True
         self._block_size: int | None = None
+        self._adapters: dict[str, Any] = {}
+        self._targets: dict[str, Any] = {}
         self._facts_of_teacher: dict[str, Any] | None = None
         if teacher is not None:
             self.set_teacher(teacher)
@@ -31,14 +38,16 @@ class RecordTraining(TrainerCallback):
         """Note what the student learns from."""
         self._facts_of_teacher = {**checkpoint_facts(teacher.config), "parameters": _parameters(teacher)}
 
+    def set_targets(self, targets: str) -> None:
+        """Note what of a teacher's distribution the student learns from, where that is not all of it."""
+        self._targets = {"targets": targets}
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._is_whole = state.global_step == 0
-        try:
-            self._block_size = len(kwargs["train_dataloader"].dataset[0]["input_ids"])
-        except (KeyError, TypeError, IndexError, NotImplementedError):  # a stream, or data of another form
-            self._block_size = None
+        self._block_size = _block_size(kwargs["train_dataloader"])
+        self._adapters = _adapters(kwargs["model"])  # once they are merged, nothing tells of them
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step:
@@ -55,20 +64,38 @@ class RecordTraining(TrainerCallback):
     def record(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Leave what is known now."""
         student = model.get_base_model() if hasattr(model, "get_base_model") else model
+        lineage = Lineage.of(student)
+        if lineage.subnet is not None:  # the folder they are read from may be a checkpoint that is removed
+            student.subnet = lineage.subnet
+        if lineage.healing is not None:
+            student.healing = HealingReport(**lineage.healing)
         facts = training_facts(args, state, is_whole=self._is_whole)
-        sections: dict[str, Any] = {"student": {"parameters": _parameters(student), **facts, **_adapters(model)}}
+        sections = {name: lineage.results[name] for name in _MAKING if name in lineage.results}
+        sections["student"] = {"parameters": _parameters(student), **facts, **self._targets, **self._adapters}
         sections["environment"] = facts["environment"]
         if self._facts_of_teacher is not None:
             sections["teacher"] = self._facts_of_teacher
         if self._block_size is not None:
             sections["data"] = {"block_size": self._block_size}
-        student.results = {**Lineage.of(student).results, **sections}
+        student.results = sections
+
+
+def _block_size(dataloader: Any) -> int | None:
+    """Tokens of a block; `None` if rows differ, of a stream, and of data of another form."""
+    try:
+        dataset = dataloader.dataset
+        rows = [dataset[row] for row in (0, len(dataset) // 2, len(dataset) - 1)]
+        (size,) = {len(row["input_ids"]) for row in rows if isinstance(row, Mapping)}
+    except (AttributeError, TypeError, ValueError, LookupError, NotImplementedError):
+        return None
+    return size
 
 
 def _parameters(student: Any) -> int:
     """Of the student without adapters; from its configuration, for its weights may be sharded."""
-    if has_architecture(student.config):
-        return num_parameters(student.config)
+    config = getattr(student, "config", None)
+    if config is not None and has_architecture(config):
+        return num_parameters(config)
     return sum(p.numel() for name, p in student.named_parameters() if "lora_" not in name)
 
 

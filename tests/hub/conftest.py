@@ -1,30 +1,95 @@
-"""The Hub, emptied for each test, and a client of it that is logged in."""
+"""Students to publish, and what a client that publishes them waits and says."""
 
+import logging
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub.server import WRITE
-from huggingface_hub import HfFileSystem, constants
-from huggingface_hub.utils import _http
+from transformers import AutoTokenizer
+
+from hf_whittle import (
+    GPTNeoXSuperNetForCausalLM,
+    ParameterBin,
+    RandomSearchConfig,
+    SearchResult,
+    SearchSpace,
+    SubnetConfig,
+    extract_subnet,
+    save_student,
+    search_subnets,
+)
+from hf_whittle.hub import repository
+
+STOCK = SubnetConfig(16, [0, 2, 4], 2, 32)
 
 
 @pytest.fixture
-def hub(hub_server, monkeypatch, tmp_path_factory):
-    """An empty Hub. Its client is `me`, has an empty cache, uploads by LFS, and tries again without waiting."""
-    hub_server.reset()
-    HfFileSystem.clear_instance_cache()
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setenv("HF_TOKEN", WRITE)
-    yield hub_server
-    breaches = hub_server.breaches
-    hub_server.reset()
-    assert breaches == []
+def waits(monkeypatch):
+    """The seconds that a push would have waited, each time it tried again."""
+    seconds = []
+    monkeypatch.setattr(repository, "time", SimpleNamespace(sleep=seconds.append))
+    return seconds
 
 
-@pytest.fixture(params=["lfs", "xet"])
-def any_hub(request, hub, monkeypatch):
-    """`hub` with a client that uploads by LFS, and with one that uploads by Xet."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
-    return hub
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """A function that gives what was logged so far by any of the libraries, and forgets it."""
+    for name in ("transformers", "huggingface_hub"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+
+    def given():
+        text = caplog.text
+        caplog.clear()
+        return text
+
+    return given
+
+
+@pytest.fixture(scope="session")
+def tokenizer(teacher_folder):
+    return AutoTokenizer.from_pretrained(teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def found(teacher_folder, input_ids):
+    """A search of four subnets of the teacher; its best is one that no stock model can hold."""
+    supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(teacher_folder)
+    space = SearchSpace.from_config(supernet.config, layer_wise=True)
+    config = RandomSearchConfig(evaluations=4)
+    return search_subnets(
+        supernet, space, bin=ParameterBin(0, 1e9), eval_dataset=input_ids, config=config, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures(found, tmp_path_factory):
+    return found.plot(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def drawn_before(pictures, monkeypatch):
+    """Pictures of a search take longer to draw than all the rest of a push."""
+
+    def plot(self, folder):
+        return [Path(shutil.copy(picture, folder)) for picture in pictures]
+
+    monkeypatch.setattr(SearchResult, "plot", plot)
+
+
+@pytest.fixture(scope="session")
+def stock_student(teacher_folder):
+    return extract_subnet(teacher_folder, STOCK)
+
+
+@pytest.fixture(scope="session")
+def uneven_student(teacher_folder, uneven_subnet):
+    return extract_subnet(teacher_folder, uneven_subnet)
+
+
+@pytest.fixture(scope="session")
+def stock_folder(stock_student, tokenizer, tmp_path_factory):
+    """The folder of a student that was only cut out."""
+    folder = tmp_path_factory.mktemp("student")
+    save_student(stock_student, folder, tokenizer=tokenizer)
+    return folder

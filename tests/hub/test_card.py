@@ -411,3 +411,9 @@ def test_facts_that_another_program_wrote_by_the_same_name_are_passed_over(tmp_p
     for values in ([1, 2], {"accuracy": 0.5}):
         (folder / "results.json").write_text(json.dumps(values))
         assert "Nothing was measured" in render_card(folder)
+
+
+def test_a_teacher_that_was_stored_is_told_from_one_whose_logits_were_all_there(tmp_path):
+    targets = "12 samples of the teacher's distribution for each token"
+    assert f"T = 1.5, on {targets}." in card_of(tmp_path, changed(student={"targets": targets}))[1]
+    assert "T = 1.5, on all logits." in card_of(tmp_path)[1]
