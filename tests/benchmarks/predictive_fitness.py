@@ -36,11 +36,11 @@ RUNS = Path(__file__).parent / "runs" / "predictive_fitness"
 TEACHERS = ("wide", "deep")  # the demo's, and one of 96 channels and 10 layers
 BINS = (0.5, 0.3, 0.7)  # of the teacher's parameters, and 5% more
 GRANULARITIES = ("coarse", "fine")
-SUBNETS, SEEDS = 8, 1
+SUBNETS, SEEDS = 6, 1
 BUDGETS = {"32 steps": 32, "128 steps": 128}  # of 8 blocks of 256 tokens
 LEARNING_RATE = 2e-3  # within 1% of the best for a healed start and a sliced one after 32 and 128 steps
 CALIBRATION_BLOCKS = 384
-PROBES = (4, 8, 16)
+PROBES = (4, 16)
 DEEP_TEACHER = ("--hidden_size", "96", "--num_hidden_layers", "10", "--num_attention_heads", "6", "--max_steps", "1600")
 
 
@@ -176,22 +176,21 @@ def rank() -> dict[str, Any]:
     """Kendall's tau and Spearman's rho within a group, their mean over groups and its bootstrap interval."""
     rows: dict[str, Any] = {}
     for start, budget in product(("healed", "sliced"), BUDGETS):
-        groups = []
+        groups: dict[str, list[tuple[dict[str, float], float]]] = {}
         for path in sorted((RUNS / "fitness").glob("*.json")):
             values, trained = _known(path), _known(RUNS / "trained" / path.name)
             found = [
                 (values[digest], statistics.mean(ends))
                 for digest, row in trained.items()
-                if (ends := [row[key][budget] for key in row if key.startswith(start)]) and digest in values
+                if (ends := [row[key][budget] for key in row if key.startswith(f"{start} ")]) and digest in values
             ]
             if len(found) >= 5:
-                groups.append(found)
+                groups[path.stem] = found
         if groups:
-            names = list(groups[0][0][0])
+            names = list(next(iter(groups.values()))[0][0])
             rows[f"{start}, {budget}"] = {
-                "groups": len(groups),
-                "subnets": sum(map(len, groups)),
-                "fitness": {name: _correlations(groups, name) for name in names},
+                "subnets": {group: len(found) for group, found in groups.items()},
+                "fitness": {name: _correlations(list(groups.values()), name) for name in names},
             }
     return rows
 
@@ -222,3 +221,4 @@ def measure() -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train(sys.argv[1:] or TEACHERS)
+    evaluate(sys.argv[1:] or TEACHERS)
