@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError, safe_open
@@ -182,18 +183,22 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             ) from error
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is of a path on this machine rather than one on the Hub."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).is_absolute()
+
+
 def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """Name of the checkpoint a configuration was loaded from, and its commit if that is on the Hub.
+    """Name of the checkpoint a configuration was loaded from, and its commit if that is on the Hub and known.
 
     Of a folder, its last name alone, and what its card says of license and language; nothing if it was not loaded.
     """
     name = str(getattr(config, "_name_or_path", "") or "")
     if not name:
         return {}
-    # Loaded by transformers alone, a configuration does not say its revision: it is taken to be the default one.
-    commit = config._commit_hash if hasattr(config, "_commit_hash") else commit_of(name)
-    if commit and not Path(name).exists():
-        return {"name": name, "commit": commit}
+    if not is_local(name):  # loaded by transformers alone, a configuration does not say of which commit it is
+        commit = getattr(config, "_commit_hash", None)
+        return {"name": name, "on_hub": True, **({"commit": commit} if commit else {})}
     folder = Path(name).resolve()
     card = folder / CARD_FILE
     return {"name": folder.name, **(_inherited(card) if card.is_file() else {})}
@@ -202,14 +207,17 @@ def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
 def add_license(results: dict[str, Any], token: str | bool | None = None) -> None:
     """Look up, on the Hub, license and language of the checkpoint a student was cut from, where they are not known."""
     source = results.get("supernet", {})
-    if "commit" not in source or "license" in source:
+    if "on_hub" not in source or "license" in source:
         return
     try:
-        card = hf_hub_download(source["name"], CARD_FILE, revision=source["commit"], token=token)
+        card = hf_hub_download(source["name"], CARD_FILE, revision=source.get("commit"), token=token)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         logger.info(f"the card of {source['name']} could not be read: {type(error).__name__}")
         return
     source |= _inherited(Path(card))
+    link = source.get("license_link", "")
+    if link and "://" not in link:
+        source["license_link"] = f"{ENDPOINT}/{source['name']}/blob/{source.get('commit', 'main')}/{link}"
 
 
 def _inherited(card: Path) -> dict[str, Any]:

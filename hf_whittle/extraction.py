@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .architecture import architecture_module, check_model_type
 from .checkpoint import Checkpoint, checkpoint_facts
-from .cost import padded_shape
+from .cost import num_parameters, padded_shape
 from .errors import ArchitectureError, DataError, OutputError, SubnetError
 from .files import atomic_folder
 from .fitness import as_input_ids
@@ -267,8 +267,12 @@ def _cut(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
+    student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source)
-    student.subnet, student.healing, student.results = subnet, report, {"supernet": facts} if facts else {}
+    student.results = {
+        **({"supernet": facts} if facts else {}),
+        "student": {"parameters": num_parameters(config)},
+    }
     if generation_config is not None:
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return student

@@ -10,34 +10,44 @@ import transformers
 
 from . import __version__
 from .search.result import SearchResult
+from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
 _REPORTED_ARGUMENTS = (
-    "alpha", "beta", "temperature", "divergence", "learning_rate", "lr_scheduler_type", "train_batch_size",
+    "alpha", "beta", "temperature", "divergence", "jsd_weight", "hidden_weight", "hidden_loss", "learning_rate",
+    "lr_scheduler_type", "train_batch_size",
     "gradient_accumulation_steps", "world_size", "max_steps", "seed", "bf16",
 )  # fmt: skip
 
 
-def search_facts(result: SearchResult) -> dict[str, Any]:
-    """What a search was asked, what it cost and what it found."""
+def search_facts(result: SearchResult, subnet: SubnetConfig | None = None) -> dict[str, Any]:
+    """What a search was asked, what it cost and what it found.
+
+    Args:
+        result (`SearchResult`): the search.
+        subnet (`SubnetConfig`, *optional*): what was made a student, if not the best.
+    """
     settings, best = result.settings, result.best_evaluation
+    chosen = best if subnet is None else next((each for each in result.answers if each.subnet == subnet), None)
     algorithm, fitness, space = settings["algorithm"], settings["fitness"], settings["space"]
-    minimised = {"name": fitness["name"], "value": best.fitness}
+    minimised: dict[str, Any] = {"name": fitness["name"], "value": best.fitness}
+    if chosen is None or chosen.subnet != best.subnet:
+        minimised["of_student"] = None if chosen is None else chosen.fitness
     stages = [fitness, *fitness.get("stages", {}).values()]
     for stage in stages:
         if "steps" in stage:
             minimised["steps"] = stage["steps"]
         if "scores" in stage:
             minimised["criterion"] = stage["scores"]["criterion"]
-    chosen = {name: space[name] for name in ("granularity", "layer_wise")}
+    of_space = {name: space[name] for name in ("granularity", "layer_wise")}
     if "importance" in space:
-        chosen["importance"] = space["importance"]["criterion"]
+        of_space["importance"] = space["importance"]["criterion"]
     return {
         "algorithm": algorithm["name"],
         **({"seed": algorithm["seed"]} if "seed" in algorithm else {}),
-        "space": chosen,
+        "space": of_space,
         "bins": [{name: bin[name] for name in ("cost", "low", "high")} for bin in settings["bins"]],
         "fitness": minimised,
         "evaluations": len(result.evaluations),
@@ -45,18 +55,20 @@ def search_facts(result: SearchResult) -> dict[str, Any]:
         "tokens": result.tokens,
         "flops": result.flops,
         **({"perplexity": best.fitness} if fitness["name"] == "perplexity" else {}),
-        "subnet": result.best.to_dict(),
+        "subnet": best.subnet.to_dict(),
         "parameters": best.parameters,
     }
 
 
-def training_facts(args: Any, state: "TrainerState", *, is_whole: bool) -> dict[str, Any]:
+def training_facts(args: Any, state: "TrainerState", *, is_whole: bool, has_ended: bool = True) -> dict[str, Any]:
     """What a `Trainer` knows of its training.
 
     Args:
         args (`TrainingArguments`): its arguments.
         state (`TrainerState`): its state.
         is_whole (`bool`): whether the training was not interrupted, so that its log holds the time of all of it.
+        has_ended (`bool`, *optional*, defaults to `True`): whether it has, so that the best weights are loaded where
+            they are asked for.
     """
     curve = training_curve(state)
     seconds = next((row["train_runtime"] for row in reversed(state.log_history) if "train_runtime" in row), None)
@@ -65,6 +77,7 @@ def training_facts(args: Any, state: "TrainerState", *, is_whole: bool) -> dict[
     arguments["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     return {
         "steps": state.global_step,
+        **({"best_step": state.best_global_step} if has_ended and _loads_best(args, state) else {}),
         **({"tokens": state.num_input_tokens_seen} if state.num_input_tokens_seen else {}),
         **({"curve": curve} if curve else {}),
         "arguments": arguments,
@@ -84,6 +97,16 @@ def training_curve(state: "TrainerState") -> list[dict[str, Any]]:
         }
         for step, row in rows.items()
     ]
+
+
+def _loads_best(args: Any, state: "TrainerState") -> bool:
+    return bool(args.load_best_model_at_end and state.best_global_step)
+
+
+def final_perplexity(student: dict[str, Any]) -> float | None:
+    """Perplexity of the weights that a training left, of its facts; `None` if it was not measured at that step."""
+    step = student.get("best_step", student.get("steps"))
+    return next((point["perplexity"] for point in student.get("curve", ()) if point["step"] == step), None)
 
 
 def to_match(results: dict[str, Any]) -> dict[str, Any] | None:

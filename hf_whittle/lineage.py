@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json, write_json
-from .healing.config import HEALING_FILE
+from .healing.config import HEALING_FILE, HealingReport
 from .subnet import SUBNET_FILE, SubnetConfig
 
 RESULTS_FILE = "results.json"
-SECTIONS = ("supernet", "data", "search", "healing", "teacher", "student", "baseline", "to_match", "environment")
+MAKING = ("supernet", "search", "healing")
+"""Sections of `results.json` that stay true of a student whatever it is trained on."""
+SECTIONS = (*MAKING, "data", "teacher", "student", "baseline", "to_match", "environment")
 """What `results.json` holds, at most."""
 
 
@@ -32,8 +34,11 @@ class Lineage:
         """Of a model: what `extract_subnet` and trainers left on it, or what is in the folder it was loaded from."""
         while hasattr(student, "get_base_model"):  # adapters around it
             student = student.get_base_model()
-        healing, folder = getattr(student, "healing", None), getattr(student, "name_or_path", "")
-        on_disk = cls.load(folder) if folder and Path(folder).is_dir() else cls()
+        healing, on_disk = getattr(student, "healing", None), cls()
+        if _was_loaded_from_a_folder(student):
+            on_disk = cls.load(student.name_or_path)
+            # What was measured of it there may not be true any more.
+            on_disk.results = {name: facts for name, facts in on_disk.results.items() if name in MAKING}
         lineage = cls(
             getattr(student, "subnet", None) or on_disk.subnet,
             healing.to_dict() if healing is not None else on_disk.healing,
@@ -53,11 +58,20 @@ class Lineage:
             _known_sections(folder / RESULTS_FILE),
         )
 
+    def attach(self, student: Any) -> None:
+        """Leave it on a model, which then knows it also when the folder it was loaded from is gone."""
+        if self.subnet is not None:
+            student.subnet = self.subnet
+        if self.healing is not None:
+            student.healing = HealingReport(**self.healing)
+        student.results = self.results
+
     def save(self, folder: str | Path) -> None:
         """Write `subnet.json`, `healing.json` and `results.json`, each if there is something to write."""
         folder = Path(folder)
         if self.subnet is not None:
             self.subnet.save_pretrained(folder)
+            (folder / HEALING_FILE).unlink(missing_ok=True)  # of another student that was there
         if self.healing is not None:
             write_json(folder / HEALING_FILE, self.healing)
         if self.results:
@@ -76,7 +90,21 @@ def healing_facts(report: dict[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in names}
 
 
+def _was_loaded_from_a_folder(student: Any) -> bool:
+    """Whether a model has weights of the folder its configuration names, and not just its architecture."""
+    name = getattr(student, "name_or_path", "")
+    if not name or not Path(name).is_dir():
+        return False
+    return any(getattr(parameter, "_is_hf_initialized", False) for parameter in student.parameters())
+
+
 def _known_sections(path: Path) -> dict[str, Any]:
-    """The sections of a file of ours; nothing of one that another program wrote by the same name."""
+    """The sections of a file of ours; nothing of one that another program, or an older version, wrote."""
     values = read_json(path) if path.is_file() else {}
-    return {name: values[name] for name in SECTIONS if name in values} if isinstance(values, dict) else {}
+    sections = {name: values[name] for name in SECTIONS if name in values} if isinstance(values, dict) else {}
+    if "space" not in sections.get("search", {"space": None}):
+        del sections["search"]
+    for name in ("supernet", "teacher"):
+        if Path(sections.get(name, {}).get("name", "")).is_absolute():
+            sections[name]["name"] = Path(sections[name]["name"]).name
+    return sections

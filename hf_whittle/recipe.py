@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from .checkpoint import is_local
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
@@ -247,14 +248,7 @@ class Recipe:
         Raises:
             RecipeError: if a key is unknown (naming the nearest valid one), missing or of the wrong type.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+        values = _read(path)
         return cls.from_dict(values | {name: value for name, value in overrides.items() if value is not None})
 
     @classmethod
@@ -308,27 +302,45 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
-        write_text(path, self._as_yaml(self.to_dict()))
-
-    def to_publish(self) -> str:
-        """The recipe as YAML, in which paths of this machine are their last name, after `./`."""
-        values = _without_absolute_paths(self.to_dict())
-        for section, key in ((values, "teacher"), (values, "supernet"), (values["data"], "dataset")):
-            if section[key] is not None and is_local(section[key]):
-                section[key] = _last_name(section[key])
-        for name in ("output_dir", "teacher_store"):
-            values[name] = values[name] and _last_name(values[name])
-        values["data"]["files"] = values["data"]["files"] and [_last_name(path) for path in values["data"]["files"]]
-        return self._as_yaml(values)
-
-    @staticmethod
-    def _as_yaml(values: dict[str, Any]) -> str:
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(path, _as_yaml(self.to_dict()))
 
 
-def is_local(name: str) -> bool:
-    """Whether a name is of a path on this machine rather than one on the Hub."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).is_absolute()
+def publishable(path: str | Path) -> str:
+    """A recipe's file, as YAML in which paths of this machine are their last name, after `./`.
+
+    It need not be one that can be run here.
+
+    Raises:
+        RecipeError: if it is no recipe.
+    """
+    values = _without_absolute_paths(_read(path))
+    data = values.get("data")
+    data = data if isinstance(data, dict) else {}
+    for section, key in ((values, "teacher"), (values, "supernet"), (data, "dataset")):
+        if isinstance(section.get(key), str) and is_local(section[key]):
+            section[key] = _last_name(section[key])
+    for name in ("output_dir", "teacher_store"):
+        if isinstance(values.get(name), str):
+            values[name] = _last_name(values[name])
+    if isinstance(data.get("files"), list):
+        data["files"] = [_last_name(str(pattern)) for pattern in data["files"]]
+    return _as_yaml(values)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def _as_yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _last_name(path: str) -> str:

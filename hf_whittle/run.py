@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module, check_model_type
-from .checkpoint import checkpoint_facts
+from .checkpoint import checkpoint_facts, is_local
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.probe import Probe, ProbeConfig
@@ -37,7 +37,7 @@ from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
-from .files import atomic_folder, disk_errors, read_json, write_json
+from .files import atomic_folder, commit_of, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
 from .healing.fitness import HealedPerplexity, writer_features
@@ -47,7 +47,7 @@ from .importance import ImportanceScores, score_importance
 from .lineage import RESULTS_FILE, healing_facts
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
-from .recipe import RECIPE_FILE, STAGES, Recipe, is_local
+from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
@@ -163,7 +163,9 @@ class Run:
     def teacher(self) -> PreTrainedModel:
         if not self.recipe.supernet:
             return self.supernet
-        return _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32).to(self.device)
+        teacher = _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32)
+        teacher.config._commit_hash = commit_of(self.recipe.teacher)
+        return teacher.to(self.device)
 
     # Stages
 

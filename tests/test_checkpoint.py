@@ -17,7 +17,7 @@ from hf_whittle.errors import ArchitectureError, CheckpointError, OutputError, S
 
 SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-BARE = (CONFIG, "generation_config.json", WEIGHTS, "subnet.json")
+BARE = (CONFIG, "generation_config.json", WEIGHTS, "subnet.json", "results.json")
 
 
 # What a checkpoint may look like
@@ -175,8 +175,9 @@ def assert_same_files(ours, theirs):
 
 
 def test_student_says_which_checkpoint_it_was_cut_from(saved, tmp_path):
-    folder = cut(saved, SUBNET, tmp_path / "out")
-    assert json.loads((folder / "results.json").read_text()) == {"supernet": {"name": saved.name}}
+    results = json.loads((cut(saved, SUBNET, tmp_path / "out") / "results.json").read_text())
+    parameters = cut(saved, SUBNET).num_parameters()
+    assert results == {"supernet": {"name": saved.name}, "student": {"parameters": parameters}}
 
 
 def test_student_from_files_is_that_from_memory_bit_for_bit(kind, space, draw, tmp_path):
@@ -269,7 +270,7 @@ def test_subnet_is_beside_the_weights(saved, uneven_subnet, tmp_path):
 def test_tokenizer_files_are_copied_as_they_are(teacher_folder, tmp_path):
     folder = cut(teacher_folder, SUBNET, tmp_path / "out")
     tokenizer = {name for name in names_in(teacher_folder) if not name.startswith(("config", "generation", "model"))}
-    assert set(names_in(folder)) == {*BARE, "results.json"} | tokenizer
+    assert set(names_in(folder)) == {*BARE} | tokenizer
     assert filecmp.cmpfiles(folder, teacher_folder, tokenizer, shallow=False)[0] == list(tokenizer)
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, teacher_folder))
     assert ours("The quick brown fox").input_ids == theirs("The quick brown fox").input_ids
@@ -303,8 +304,7 @@ def test_empty_folder_is_written_to(stock, saved, tmp_path, source):
     (tmp_path / "out").mkdir()
     written = cut(stock if source == "memory" else saved, SUBNET, str(tmp_path / "out"))
     assert written == tmp_path / "out"
-    known = ["results.json"] if source == "files" else []  # what was never saved has no name
-    assert names_in(written) == sorted([*BARE, *known])
+    assert names_in(written) == sorted(BARE)
     assert names_in(tmp_path) == ["out"]
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import VocabularyError
+from ..files import commit_of
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets
 
@@ -29,7 +30,9 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
-    return AutoModelForCausalLM.from_pretrained(name, **options)
+    teacher = AutoModelForCausalLM.from_pretrained(name, **options)
+    teacher.config._commit_hash = commit_of(name, **options)
+    return teacher
 
 
 def check_vocabulary(

@@ -10,14 +10,15 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from ..checkpoint import CARD_FILE
 from ..facts import search_facts
-from ..files import write_json
+from ..files import read_json, write_json
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
+from .card import sealed
 from .publication import without_archives
-from .repository import Repository
+from .push import without_card_of_others
+from .repository import Content, Repository
 from .wording import as_code, as_number, as_title
 
 TEMPLATE = "dataset_card.md.jinja"
-_PICTURES = ("search.png", "pareto.png", "architecture.png")
 
 
 def push_search_archive(
@@ -29,6 +30,7 @@ def push_search_archive(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    overwrite: bool = False,
 ) -> CommitInfo:
     """Publish every evaluation of a search as a dataset with a card, in one commit.
 
@@ -44,6 +46,7 @@ def push_search_archive(
         token (`str` or `bool`, *optional*): by default that of `hf auth login` or `HF_TOKEN`.
         revision (`str`, *optional*): branch, made if there is none; `main` by default.
         commit_message (`str`, *optional*): of the commit.
+        overwrite (`bool`, *optional*, defaults to `False`): whether to replace a card that was written by hand.
 
     Raises:
         OutputError: if the folder holds no search.
@@ -56,14 +59,16 @@ def push_search_archive(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result.save(folder)
-        write_json(folder / SEARCH_FILE, without_archives(json.loads((folder / SEARCH_FILE).read_text("utf-8"))))
-        result.plot(folder)
+        write_json(folder / SEARCH_FILE, without_archives(read_json(folder / SEARCH_FILE)))
+        pictures = result.plot(folder)
         (folder / CARD_FILE).write_text(archive_card(result, repository.id, card_data), encoding="utf-8")
-        files = {file: folder / file for file in (CARD_FILE, SEARCH_FILE, CANDIDATES_FILE, *_PICTURES)}
+        names = (CARD_FILE, SEARCH_FILE, CANDIDATES_FILE, *(path.name for path in pictures))
+        files: dict[str, Content] = {file: folder / file for file in names}
         repository.prepare(private, revision)
+        head = repository.head(revision)
         return repository.commit(
-            files,
-            parent=repository.head(revision),
+            files if overwrite else without_card_of_others(repository, head, files),
+            parent=head,
             message=commit_message or "Upload the archive of a search of hf_whittle",
             revision=revision,
         )
@@ -84,4 +89,4 @@ def archive_card(result: SearchResult, repo_id: str, card_data: DatasetCardData 
             number=as_number,
             code=as_code,
         )
-    return f"{card}\n"
+    return sealed(str(card))

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.utils import CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..checkpoint import CARD_FILE
 from ..data import STANDARD_LIBRARY
 from ..errors import CheckpointError
+from ..facts import final_perplexity
 from ..files import read_json, write_text
-from ..lineage import Lineage
+from ..lineage import SECTIONS, Lineage
 from ..recipe import RECIPE_FILE
+from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count
 from .lm_eval import LM_EVAL_FILE, LMEvalTask, read_lm_eval
 from .wording import as_checkpoint, as_code, as_number, as_title
 
 TEMPLATE = "model_card.md.jinja"
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
-ADAPTER_CONFIG = "adapter_config.json"
 PICTURES = ("training", "search", "pareto", "architecture")
 _FITNESSES = {
     "kl": "mean divergence, in nats a token, of its predictions from the teacher's",
@@ -63,17 +64,17 @@ class SubnetModelCardData(ModelCardData):
             name (`str`, *optional*): of the model; the folder's by default.
         """
         folder = Path(folder).resolve()
-        results, is_adapter = Lineage.load(folder).results, (folder / ADAPTER_CONFIG).is_file()
+        results, is_adapter = Lineage.load(folder).results, (folder / ADAPTER_CONFIG_NAME).is_file()
         source, data, student = (results.get(section, {}) for section in ("supernet", "data", "student"))
-        base_model = [each["name"] for each in (source, results.get("teacher", {})) if "commit" in each]
+        base_model = [each["name"] for each in (source, results.get("teacher", {})) if "on_hub" in each]
         if is_adapter:
-            base_model = [read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]]
+            base_model = [read_json(folder / ADAPTER_CONFIG_NAME)["base_model_name_or_path"]]
         base_model = list(dict.fromkeys(base_model))
         dataset = data.get("dataset") if data.get("dataset") != STANDARD_LIBRARY else None
         tags = [*TAGS]
-        if student.get("arguments", {}).get("beta"):
+        if any(student.get("arguments", {}).get(weight) for weight in ("beta", "hidden_weight")):
             tags.append("knowledge-distillation")
-        measured = _measured_perplexity(student, dataset) + [
+        measured = _measured_perplexity(results, dataset) + [
             EvalResult(
                 task_type="text-generation",
                 dataset_type=task.task,
@@ -104,23 +105,28 @@ class SubnetModelCardData(ModelCardData):
         tags = list(dict.fromkeys([*(other.tags or ()), *(self.tags or ())]))
         results = [*(other.eval_results or ()), *(self.eval_results or ())]
         values = {name: value for name, value in vars(self).items() if value is not None}
-        merged = {**vars(other), **values, "tags": tags, "eval_results": results or None}
+        known = vars(other)
+        if self.license is not None:  # of another license, these would be
+            known = {name: value for name, value in known.items() if name not in ("license_name", "license_link")}
+        merged = {**known, **values, "tags": tags, "eval_results": results or None}
         merged["library_name"] = other.library_name
         if self.base_model is not None and not hasattr(self, "base_model_relation"):
             merged["base_model_relation"] = None
         return SubnetModelCardData(**merged)
 
 
-def _measured_perplexity(student: dict[str, Any], dataset: str | None) -> list[EvalResult]:
-    if "curve" not in student:
+def _measured_perplexity(results: dict[str, Any], dataset: str | None) -> list[EvalResult]:
+    perplexity = final_perplexity(results.get("student", {}))
+    if perplexity is None:
         return []
+    text = "held-out text" if "test_tokens" in results.get("teacher", {}) else "evaluation data"
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset or "text",
-            dataset_name=dataset or "held-out text",
+            dataset_name=dataset or text,
             metric_type="perplexity",
-            metric_value=round(student["curve"][-1]["perplexity"], 4),
+            metric_value=round(perplexity, 4),
         )
     ]
 
@@ -145,7 +151,7 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
         CheckpointError: if the folder holds no student.
     """
     folder = Path(folder).resolve()
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
     if not is_adapter and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder} holds no student: {CONFIG_NAME} is missing")
     name = repo_id.split("/")[-1] if repo_id else folder.name
@@ -154,16 +160,18 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
     results = lineage.results
     # Of the slices, not of what fills them up: a padded student has more than its subnet.
     subnet = lineage.subnet
-    context: dict[str, Any] = {section: results.get(section) for section in _SECTIONS}
+    context: dict[str, Any] = {section: results.get(section) for section in SECTIONS}
     context |= {
         "title": as_title(name),
         "model": json.dumps(repo_id or ".", ensure_ascii=False),
         "repo_id": repo_id,
         "adapter_of": derived.base_model if is_adapter else None,
         "is_stock": is_adapter or "auto_map" not in read_json(folder / CONFIG_NAME),
+        "is_gpt_neox": not is_adapter and read_json(folder / CONFIG_NAME).get("model_type") == "gpt_neox",
         "pictures": {picture for picture in PICTURES if (folder / f"{picture}.png").is_file()},
         "has_recipe": (folder / RECIPE_FILE).is_file(),
-        "has_archive": (folder / "candidates.jsonl").is_file(),
+        "has_archive": (folder / CANDIDATES_FILE).is_file(),
+        "final": final_perplexity(results.get("student", {})),
         "layers": None if subnet is None else _layer_rows(subnet),
         "channels": None if subnet is None else count(subnet.hidden_size),
         "carries_components": lineage.carries_components,
@@ -176,11 +184,16 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
     with resources.as_file(resources.files(__package__).joinpath(TEMPLATE)) as path:
         data = derived if card_data is None else card_data.completed_by(derived)
         card = ModelCard.from_template(data, template_path=str(path), **context)
-    return f"{card}\n{_seal(str(card))}\n"
+    return sealed(str(card))
+
+
+def sealed(page: str) -> str:
+    """A page with a comment at its end that tells whether somebody changed it."""
+    return f"{page}\n{_seal(page)}\n"
 
 
 def is_as_rendered(card: str) -> bool:
-    """Whether a card is as `render_card` made it: nobody changed it."""
+    """Whether a card is as it was rendered: nobody changed it."""
     page, _, last = card.rstrip("\n").rpartition("\n")
     return last == _seal(page)
 
@@ -188,9 +201,6 @@ def is_as_rendered(card: str) -> bool:
 def _seal(page: str) -> str:
     """A comment that belongs to this page alone."""
     return f"<!-- made by hf_whittle, {hashlib.sha256(page.encode()).hexdigest()[:12]} -->"
-
-
-_SECTIONS = ("data", "search", "healing", "teacher", "student", "baseline", "to_match", "environment", "supernet")
 
 
 def write_card(folder: str | Path, **options: Any) -> None:

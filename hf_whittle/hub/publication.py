@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -17,17 +19,19 @@ from transformers.utils import (
     logging,
 )
 
-from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license
+from ..architecture import has_architecture
+from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license, is_local
+from ..cost import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
 from ..files import read_json
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
 from ..plots import plot_architecture, plot_training
-from ..recipe import RECIPE_FILE, Recipe, is_local
+from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
-from .card import ADAPTER_CONFIG, PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
+from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
 
 if TYPE_CHECKING:
@@ -35,9 +39,13 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_WEIGHTS_AND_CODE = (
-    "*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "configuration_*.py", "modeling_*.py", ADAPTER_CONFIG,
+_STUDENT = (
+    SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", "pytorch_model*.bin*",
+    "configuration_whittle_*.py", "modeling_whittle_*.py", ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME,
+)  # fmt: skip
+_ANY_MODEL = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "*.h5", "*.msgpack",
+    "configuration_*.py", "modeling_*.py",
 )  # fmt: skip
 _MAKING = (
     SUBNET_FILE, HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE, RECIPE_FILE, LM_EVAL_FILE,
@@ -75,12 +83,13 @@ class Publication:
         """
         making = _MAKING if is_new or SUBNET_FILE in self.files else ()
         tokenizer = TOKENIZER_FILES if any(name in self.files for name in TOKENIZER_FILES) else ()
-        return (*_WEIGHTS_AND_CODE, *making, *tokenizer)
+        config = (CONFIG_NAME, GENERATION_CONFIG_NAME) if CONFIG_NAME not in self.files else ()
+        return (*_STUDENT, *(_ANY_MODEL if is_new else ()), *config, *making, *tokenizer)
 
     @property
     def config(self) -> dict[str, Any]:
         """What says of which architecture the student is."""
-        return json.loads(self.read(CONFIG_NAME if CONFIG_NAME in self.files else ADAPTER_CONFIG))
+        return json.loads(self.read(CONFIG_NAME if CONFIG_NAME in self.files else ADAPTER_CONFIG_NAME))
 
 
 def publication_of_folder(
@@ -110,8 +119,12 @@ def publication_of_folder(
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a student")
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    names = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if is_adapter else [CONFIG_NAME, *_weights(folder), *_code(folder)]
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
+    names = (
+        [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME]
+        if is_adapter
+        else [CONFIG_NAME, *_weights(folder), *_code(folder)]
+    )
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no student to publish: {name} is missing; save the student there")
@@ -131,7 +144,7 @@ def publication_of_folder(
     if (folder / SEARCH_FILE).is_file():
         rewritten[SEARCH_FILE] = _as_json(without_archives(_read(folder / SEARCH_FILE)))
     if (folder / RECIPE_FILE).is_file():
-        rewritten[RECIPE_FILE] = Recipe.load(folder / RECIPE_FILE).to_publish()
+        rewritten[RECIPE_FILE] = publishable(folder / RECIPE_FILE)
     lm_eval = lm_eval or (folder / LM_EVAL_FILE if (folder / LM_EVAL_FILE).is_file() else None)
     if lm_eval is not None:
         rewritten[LM_EVAL_FILE] = _as_json(reduced(lm_eval))
@@ -210,7 +223,7 @@ def _code(folder: Path) -> list[str]:
 
 
 def _check_base(folder: Path, repo_id: str) -> None:
-    base = _read(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = _read(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
     if base == repo_id:
         raise CheckpointError(
             f"the adapters in {folder} are of {base} itself, and would take the place of the weights they need; choose "
@@ -258,14 +271,20 @@ def save_student(
     finally:
         student.config.use_cache = use_cache
     (folder / CARD_FILE).unlink(missing_ok=True)  # peft writes one of its own
+    if not hasattr(student, "peft_config"):
+        for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):  # of before they were merged
+            (folder / name).unlink(missing_ok=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     lineage = Lineage.of(student)
     if search_result is not None:
         if lineage.subnet is None:
             lineage.subnet = search_result.best
-        lineage.results["search"] = search_facts(search_result)
+        lineage.results["search"] = search_facts(search_result, lineage.subnet)
         search_result.save(folder)
+    if has_architecture(student.config):
+        known = lineage.results.get("student", {})
+        lineage.results["student"] = {**known, "parameters": num_parameters(student.config)}
     lineage.save(folder)
     describe(folder)
 

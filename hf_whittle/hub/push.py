@@ -5,19 +5,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo
-from transformers.utils import CONFIG_NAME
+from huggingface_hub import CommitInfo, ModelCard
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
+from ..checkpoint import CARD_FILE
 from ..errors import HubError
-from .card import ADAPTER_CONFIG
+from .card import is_as_rendered
 from .publication import Publication, publication_of_folder, save_student
-from .repository import Repository
+from .repository import Content, Repository
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..search.result import SearchResult
     from .card import SubnetModelCardData
+
+logger = logging.get_logger(__name__)
 
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -65,7 +68,8 @@ def push_subnet_to_hub(
         create_pr (`bool`, *optional*, defaults to `False`): whether to open a pull request instead, on `main`.
         commit_message (`str`, *optional*): of the commit.
         commit_description (`str`, *optional*): of the commit.
-        overwrite (`bool`, *optional*, defaults to `False`): whether to publish over a model of another architecture.
+        overwrite (`bool`, *optional*, defaults to `False`): whether to publish over a model of another architecture,
+            and over a card that was written by hand.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights, of a student
             in memory.
 
@@ -113,11 +117,12 @@ def publish(
 ) -> CommitInfo:
     """Publish files in one commit; arguments as for `push_subnet_to_hub`."""
     repository.prepare(private, revision)
-    head = repository.head(revision)
+    head, files = repository.head(revision), publication.files
     if not overwrite:
         check_architecture(repository, head, publication.config)
+        files = without_card_of_others(repository, head, files)
     return repository.commit(
-        publication.files,
+        files,
         parent=head,
         message=message or "Upload a student of hf_whittle",
         description=description,
@@ -127,11 +132,28 @@ def publish(
     )
 
 
+def without_card_of_others(repository: Repository, revision: str, files: dict[str, Content]) -> dict[str, Content]:
+    """Files to publish, but for the card where somebody wrote or changed the one that is there."""
+    if CARD_FILE not in repository.names(revision):
+        return files
+    there = repository.read(CARD_FILE, revision).decode(errors="replace")
+    if is_as_rendered(there) or not ModelCard(there, ignore_metadata_errors=True).text.strip():
+        return files
+    if there == _as_text(files[CARD_FILE]):
+        return files
+    logger.warning(f"the card of {repository.id} was written by hand and stays; overwrite=True replaces it")
+    return {name: content for name, content in files.items() if name != CARD_FILE}
+
+
+def _as_text(content: Content) -> str:
+    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+
 def check_architecture(repository: Repository, revision: str, config: dict[str, Any]) -> None:
     """Raise `HubError` if a repository holds a model of another architecture than a configuration says."""
     names = {name for name in repository.names(revision) if "/" not in name}  # folders stay as they are
     there: dict[str, Any] = {}
-    for name in (CONFIG_NAME, ADAPTER_CONFIG):
+    for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
         if name in names:
             try:
                 there = json.loads(repository.read(name, revision))
@@ -149,7 +171,7 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
         raise HubError(
             f"{repository.id} holds a model of another architecture ({name} {_short(theirs[name])}, the student has "
             f"{_short(ours[name])}). Nothing was published; choose another name, or publish over it with "
-            "overwrite=True (--overwrite)"
+            "overwrite=True (--overwrite, hub_overwrite)"
         )
 
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -32,7 +33,13 @@ T = TypeVar("T")
 Content = Path | bytes
 _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
-_FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, RuntimeError)  # the last of uploads
+_FAULTS = (
+    HTTPError,
+    ConnectionError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RuntimeError,
+)  # the last of uploads
 _LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")  # that name addresses with their signatures
 _AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
 
@@ -191,10 +198,6 @@ class Repository:
             try:
                 with self._discreetly():
                     return work()
-            except HFValidationError as error:
-                raise HubError(f"{self.id!r} is no name of a repository: {error}") from error
-            except ValueError as error:
-                raise HubError(f"the Hub refused the card of {self.id}: {error}. Nothing was published") from error
             except _FAULTS as error:
                 cause = _http_error(error)
                 is_last = attempt == _ATTEMPTS - 1
@@ -203,6 +206,11 @@ class Repository:
                 wait = min(_retry_after(cause) or 2.0**attempt, _LONGEST_WAIT)
                 logger.warning(f"the Hub did not take it ({_brief(cause)}); trying again in {wait:.0f} s")
                 time.sleep(wait)
+            except HFValidationError as error:
+                raise HubError(f"{self.id!r} is no name of a repository: {error}") from error
+            except ValueError as error:  # which the client makes of what the Hub says of a card
+                reason = self._without_secrets(str(error))
+                raise HubError(f"the Hub refused the card of {self.id}: {reason}. Nothing was published") from None
             found = None if landed is None else self._look(landed)
             if found is not None:
                 return found
@@ -311,7 +319,7 @@ def _status(error: BaseException | None) -> int | None:
 def _will_pass(error: BaseException) -> bool:
     status = _status(error)
     if status is None:  # no answer at all
-        return isinstance(error, HTTPError | ConnectionError)
+        return isinstance(error, HTTPError | ConnectionError | LocalEntryNotFoundError)
     return status in (408, 429) or status >= 500
 
 

@@ -1,5 +1,6 @@
 """A `Trainer` that publishes as `push_subnet_to_hub` does."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,22 +9,28 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import CONFIG_NAME, PushInProgress, logging
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    PushInProgress,
+    logging,
+)
 
 from ..checkpoint import CARD_FILE
-from ..errors import WhittleError
-from ..files import write_text
+from ..files import read_json, write_text
 from ..lineage import Lineage
 from ..training.recording import RecordTraining
-from .card import ADAPTER_CONFIG, SubnetModelCardData
-from .publication import ADAPTER_WEIGHTS, describe, publication_of_folder
+from .card import SubnetModelCardData
+from .publication import describe, publication_of_folder
 from .push import check_architecture, publish
 from .repository import Repository
 
 logger = logging.get_logger(__name__)
 
+_PUSHING = ".push-"
 _JOBS = HfApi()  # whose thread works on one push after the other
 
 
@@ -36,6 +43,7 @@ class PublishingTrainer(Trainer):
 
     _recording: RecordTraining
     push_in_progress: Any = None
+    _card_data: SubnetModelCardData | None = None
     hub_model_id: Any
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -56,7 +64,7 @@ class PublishingTrainer(Trainer):
             if use_cache is not None:
                 config.use_cache = use_cache
         if not hasattr(model, "peft_config"):
-            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):  # of before they were merged
+            for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):  # of before they were merged
                 (folder / name).unlink(missing_ok=True)
         elif text is not None:
             write_text(card, text)
@@ -78,6 +86,8 @@ class PublishingTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
+        for left_over in Path(str(self.args.output_dir)).glob(f"{_PUSHING}*"):  # by a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
         repository = Repository(name, token=self.args.hub_token if token is None else token)
         repository.qualify()
@@ -97,11 +107,12 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
-        if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
             self._save()
         self._save_lineage(folder)  # what was measured since it was saved
         given = {**dict(zip(("language", "license", "tags", "model_name"), args, strict=False)), **kwargs}
-        describe(folder, _card_data(given))
+        self._card_data = _card_data(given) or self._card_data
+        describe(folder, self._card_data)
 
     def push_to_hub(
         self,
@@ -140,7 +151,7 @@ class PublishingTrainer(Trainer):
             "token": token,
             "revision": revision,
             "message": commit_message,
-            "card_data": _card_data(kwargs),
+            "card_data": self._card_data,
         }
         if not blocking:
             return _JOBS.run_as_future(self._publish, str(self.args.output_dir), **options)
@@ -159,9 +170,14 @@ class PublishingTrainer(Trainer):
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             beside = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
         # Links, since the checkpoint may be removed before it is uploaded.
-        folder = tempfile.mkdtemp(dir=str(self.args.output_dir), prefix=".push-")
+        folder = tempfile.mkdtemp(dir=str(self.args.output_dir), prefix=_PUSHING)
         ignore = shutil.ignore_patterns(TRAINING_ARGS_NAME)  # which may hold the token
-        shutil.copytree(checkpoint_folder, folder, ignore=ignore, dirs_exist_ok=True, copy_function=_link)
+        try:
+            shutil.copytree(checkpoint_folder, folder, ignore=ignore, dirs_exist_ok=True, copy_function=_link)
+        except OSError as error:  # shutil.Error is one
+            logger.warning(f"The checkpoint was not published, training goes on: {error}")
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         job: Any = _JOBS.run_as_future(self._publish_and_remove, folder, f"Training in progress, {when}", beside)
         if under_way is None or under_way.is_done():
             self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
@@ -170,17 +186,18 @@ class PublishingTrainer(Trainer):
 
     def _publish_and_remove(self, folder: str, message: str, beside: str | None) -> None:
         """Publish what is of a checkpoint; all of it a second time in the folder `beside`, to train on from there."""
-        again: dict[str, Path] = {}
+        again: dict[str, Path | bytes] = {}
         if beside is not None:
             paths = [path for path in Path(folder).rglob("*") if path.is_file()]
             again = {f"{beside}/{path.relative_to(folder).as_posix()}": path for path in paths}
+            again[f"{beside}/{TRAINER_STATE_NAME}"] = _without_path_of_best(Path(folder) / TRAINER_STATE_NAME)
         card = Path(str(self.args.output_dir)) / CARD_FILE
         try:
             if card.is_file():  # which somebody may have written
                 shutil.copyfile(card, Path(folder) / CARD_FILE)
             describe(folder)
             self._publish(folder, message=message, again=again)
-        except (WhittleError, OSError) as error:
+        except Exception as error:  # nobody looks at the result of this job
             logger.warning(f"The checkpoint was not published, training goes on: {error}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -193,7 +210,7 @@ class PublishingTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         card_data: SubnetModelCardData | None = None,
-        again: dict[str, Path] | None = None,
+        again: dict[str, Path | bytes] | None = None,
     ) -> Any:
         """Publish a folder, and files of it under other names `again`."""
         token = self.args.hub_token if token is None else token
@@ -216,6 +233,14 @@ def _card_data(given: dict[str, Any]) -> SubnetModelCardData | None:
     if tags:
         values["tags"] = [tags] if isinstance(tags, str) else list(tags)
     return SubnetModelCardData(**values) if values else None
+
+
+def _without_path_of_best(path: Path) -> bytes:
+    """A trainer's state whose best checkpoint is named without the folder it is in."""
+    state = read_json(path)
+    if state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+    return json.dumps(state, indent=2).encode()
 
 
 def _link(source: str, target: str) -> None:

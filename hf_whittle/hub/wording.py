@@ -22,7 +22,7 @@ def as_number(value: float) -> str:
 
 def as_checkpoint(facts: dict[str, Any]) -> str:
     """A checkpoint's name, linked where it is one of the Hub."""
-    if "commit" in facts and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", facts["name"]):
+    if "on_hub" in facts and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", facts["name"]):
         return f"[{facts['name']}](https://huggingface.co/{facts['name']})"
     return as_code(facts["name"])
 

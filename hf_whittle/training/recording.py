@@ -9,11 +9,7 @@ from ..architecture import has_architecture
 from ..checkpoint import checkpoint_facts
 from ..cost import num_parameters
 from ..facts import training_facts
-from ..healing.config import HealingReport
-from ..lineage import Lineage
-
-_MAKING = ("supernet", "search", "healing")
-"""Sections of `results.json` that stay true of a student whatever it is trained on."""
+from ..lineage import MAKING, Lineage
 
 
 class RecordTraining(TrainerCallback):
@@ -26,7 +22,7 @@ class RecordTraining(TrainerCallback):
     """
 
     def __init__(self, teacher: PreTrainedModel | None = None):
-        self._is_whole = True
+        self._is_whole, self._has_ended = True, False
         self._block_size: int | None = None
         self._adapters: dict[str, Any] = {}
         self._targets: dict[str, Any] = {}
@@ -45,7 +41,9 @@ class RecordTraining(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._is_whole = state.global_step == 0
+        self._is_whole, self._has_ended = state.global_step == 0, False
+        student = _student(kwargs["model"])
+        Lineage.of(student).attach(student)
         self._block_size = _block_size(kwargs["train_dataloader"])
         self._adapters = _adapters(kwargs["model"])  # once they are merged, nothing tells of them
 
@@ -59,18 +57,14 @@ class RecordTraining(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._has_ended = True
         self.record(args, state, kwargs["model"])
 
     def record(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Leave what is known now."""
-        student = model.get_base_model() if hasattr(model, "get_base_model") else model
-        lineage = Lineage.of(student)
-        if lineage.subnet is not None:  # the folder they are read from may be a checkpoint that is removed
-            student.subnet = lineage.subnet
-        if lineage.healing is not None:
-            student.healing = HealingReport(**lineage.healing)
-        facts = training_facts(args, state, is_whole=self._is_whole)
-        sections = {name: lineage.results[name] for name in _MAKING if name in lineage.results}
+        student = _student(model)
+        facts = training_facts(args, state, is_whole=self._is_whole, has_ended=self._has_ended)
+        sections = {name: facts for name, facts in Lineage.of(student).results.items() if name in MAKING}
         sections["student"] = {"parameters": _parameters(student), **facts, **self._targets, **self._adapters}
         sections["environment"] = facts["environment"]
         if self._facts_of_teacher is not None:
@@ -78,6 +72,10 @@ class RecordTraining(TrainerCallback):
         if self._block_size is not None:
             sections["data"] = {"block_size": self._block_size}
         student.results = sections
+
+
+def _student(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _block_size(dataloader: Any) -> int | None:

@@ -15,7 +15,7 @@ from hf_whittle.recipe import FITNESSES
 SUBNET = SubnetConfig(24, [0, 2, 3], [2, 4, 1], [64, 32, 48])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESULTS = {
-    "supernet": {"name": "someone/teacher", "commit": COMMIT},
+    "supernet": {"name": "someone/teacher", "on_hub": True, "commit": COMMIT},
     "data": {"dataset": "someone/text", "block_size": 256},
     "search": {
         "algorithm": "additive",
@@ -58,6 +58,7 @@ RESULTS = {
     },
     "teacher": {
         "name": "someone/teacher",
+        "on_hub": True,
         "commit": COMMIT,
         "parameters": 9_876_543,
         "perplexity": 8.765,
@@ -130,7 +131,7 @@ def row(page, start):
 
 
 def test_metadata_is_that_of_the_run(tmp_path):
-    supernet = {"name": "someone/supernet", "commit": COMMIT, "license": "mit", "language": ["en"]}
+    supernet = {"name": "someone/supernet", "on_hub": True, "commit": COMMIT, "license": "mit", "language": ["en"]}
     metadata, _ = card_of(tmp_path / "my-student", changed(supernet=supernet))
     assert metadata["base_model"] == ["someone/supernet", "someone/teacher"]
     assert metadata["base_model_relation"] == "finetune"  # two base models would make it a merge
@@ -308,9 +309,7 @@ def test_a_fitness_of_the_user_is_named(tmp_path):
 
 
 def test_plain_pretraining_names_no_teacher_as_such(tmp_path):
-    arguments = {
-        name: value for name, value in RESULTS["student"]["arguments"].items() if name not in ("alpha", "beta")
-    }
+    arguments = RESULTS["student"]["arguments"] | {"beta": 0}
     metadata, page = card_of(tmp_path, changed(student={"arguments": arguments}))
     assert "Loss: cross-entropy." in page and "KL(" not in page and "with knowledge distillation" not in page
     assert "knowledge-distillation" not in metadata["tags"]
@@ -355,7 +354,7 @@ def test_results_of_lm_eval_are_on_the_page_and_in_the_metadata(tmp_path):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_names_of_a_user_break_neither_metadata_nor_page(tmp_path, name):
-    supernet = {"name": f"someone/{name}", "commit": COMMIT}
+    supernet = {"name": f"someone/{name}", "on_hub": True, "commit": COMMIT}
     results = changed(data={"dataset": name}, supernet=supernet, teacher=supernet)
     metadata, page = card_of(tmp_path / name.replace("/", "_"), results)
     assert metadata["datasets"] == [name] and metadata["base_model"] == f"someone/{name}"
@@ -417,3 +416,55 @@ def test_a_teacher_that_was_stored_is_told_from_one_whose_logits_were_all_there(
     targets = "12 samples of the teacher's distribution for each token"
     assert f"T = 1.5, on {targets}." in card_of(tmp_path, changed(student={"targets": targets}))[1]
     assert "T = 1.5, on all logits." in card_of(tmp_path)[1]
+
+
+def test_a_loss_between_hidden_states_is_told(tmp_path):
+    arguments = RESULTS["student"]["arguments"] | {"beta": 0, "hidden_weight": 0.5, "hidden_loss": "mse"}
+    metadata, page = card_of(tmp_path, changed(student={"arguments": arguments}))
+    assert "Loss: 0.25 x cross-entropy + 0.5 x mse of hidden states." in page
+    assert "knowledge-distillation" in metadata["tags"]
+
+
+def test_a_loss_that_is_not_known_is_not_told(tmp_path):
+    unknown = {name: value for name, value in RESULTS["student"]["arguments"].items() if name not in ("alpha", "beta")}
+    _, page = card_of(tmp_path, changed(student={"arguments": unknown}))
+    assert "Loss" not in page and "5M tokens of `someone/text`" in page
+
+
+def test_perplexity_is_that_of_the_weights_published(tmp_path):
+    curve = [{"step": step, "tokens": step, "perplexity": 10.0 * step} for step in (1, 3, 6)]
+    best = {"steps": 6, "best_step": 3, "curve": curve}
+    metadata, page = card_of(tmp_path / "best", changed(student=best))
+    assert (
+        row(page, "this student")[2] == "30" and metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 30
+    )
+    metadata, page = card_of(tmp_path / "between", changed(student={"steps": 5, "curve": curve}))
+    assert row(page, "this student")[2] == "" and "model-index" not in metadata
+
+
+def test_a_student_that_is_not_the_best_of_its_search_is_not_called_so(tmp_path):
+    found = {"fitness": {"name": "kl", "value": 0.5, "of_student": 0.75}}
+    text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
+    assert "It took" not in text and text.endswith("was 0.5. The student is another of its subnets, with 0.75.")
+
+
+def test_a_model_that_was_not_cut_out_is_not_said_to_be(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "gpt2"})
+    Lineage(results={"student": RESULTS["student"]}).save(tmp_path)
+    page = render_card(tmp_path)
+    assert not [word for word in ("cut out", "GPT-NeoX", "super-network") if word in page.split("## Citation")[0]]
+    assert "A language model of 1.23M parameters, pretrained, with knowledge distillation" in page
+
+
+def test_a_license_that_is_given_takes_the_place_of_the_whole_one_known(tmp_path):
+    known = {"license": "other", "license_name": "foo", "license_link": "https://foo.org"}
+    folder = make_folder(tmp_path, changed(supernet=known))
+    data = ModelCard(render_card(folder, card_data=SubnetModelCardData(license="mit"))).data
+    assert data.license == "mit" and data.license_name is None and data.license_link is None
+
+
+def test_results_of_an_older_version_break_nothing_and_name_no_path(tmp_path):
+    old = changed(teacher={"name": "/home/me/teacher"})
+    del old["search"]["space"]
+    page = render_card(make_folder(tmp_path, old))
+    assert "/home/me" not in page and "`teacher`" not in page.split("## Use")[0] and "The search" not in page
