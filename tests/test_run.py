@@ -45,9 +45,10 @@ from hf_whittle.errors import (
 )
 from hf_whittle.facts import to_match
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
+from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
 from hf_whittle.recipe import FITNESSES, Recipe
-from hf_whittle.run import Run, healing_flops, run
+from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
 
 FEW_IN_STAGES = {"algorithm": "multi-fidelity", "generations": 1, "initial": 1, "sizes": [3, 2, 1]}
