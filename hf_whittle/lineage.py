@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError
+
 from .files import read_json, write_json
 from .healing.config import HEALING_FILE, HealingReport
 from .subnet import SUBNET_FILE, SubnetConfig
@@ -31,12 +34,13 @@ class Lineage:
 
     @classmethod
     def of(cls, student: Any) -> "Lineage":
-        """Of a model: what `extract_subnet` and trainers left on it, or what is in the folder it was loaded from."""
+        """Of a model: what `extract_subnet` and trainers left on it, or what is where it was loaded from."""
         while hasattr(student, "get_base_model"):  # adapters around it
             student = student.get_base_model()
         healing, on_disk = getattr(student, "healing", None), cls()
-        if _was_loaded_from_a_folder(student):
-            on_disk = cls.load(student.name_or_path)
+        origin = None if hasattr(student, "results") else _origin(student)
+        if origin is not None:
+            on_disk = cls.load(origin)
             # What was measured of it there may not be true any more.
             on_disk.results = {name: facts for name, facts in on_disk.results.items() if name in MAKING}
         lineage = cls(
@@ -90,12 +94,17 @@ def healing_facts(report: dict[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in names}
 
 
-def _was_loaded_from_a_folder(student: Any) -> bool:
-    """Whether a model has weights of the folder its configuration names, and not just its architecture."""
+def _origin(student: Any) -> Path | None:
+    """The folder, of the Hub's cache if need be, that a model has weights of and not just the architecture."""
     name = getattr(student, "name_or_path", "")
-    if not name or not Path(name).is_dir():
-        return False
-    return any(getattr(parameter, "_is_hf_initialized", False) for parameter in student.parameters())
+    if not name or not any(getattr(parameter, "_is_hf_initialized", False) for parameter in student.parameters()):
+        return None
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[SUBNET_FILE, HEALING_FILE, RESULTS_FILE]))
+    except (HTTPError, HFValidationError, OSError):  # a folder that is gone, or a Hub that cannot be reached
+        return None
 
 
 def _known_sections(path: Path) -> dict[str, Any]:

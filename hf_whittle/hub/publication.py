@@ -74,17 +74,18 @@ class Publication:
         """The text of `README.md`."""
         return self.read(CARD_FILE).decode()
 
-    def owned(self, is_new: bool) -> tuple[str, ...]:
+    def owned(self, *, is_another: bool, overwrite: bool) -> tuple[str, ...]:
         """Patterns of names that a student has in a repository: what is there by them and not published is stale.
 
         Args:
-            is_new (`bool`): whether the student takes the place of another. A student whose making is not known here,
-                such as one that was loaded from there and trained on, leaves what is there of it.
+            is_another (`bool`): whether the student there was another subnet. Of the same one, such as one that was
+                loaded from there and trained on, what tells of its making stays.
+            overwrite (`bool`): whether it takes the place of any model.
         """
-        making = _MAKING if is_new or SUBNET_FILE in self.files else ()
+        making = _MAKING if is_another or overwrite else ()
         tokenizer = TOKENIZER_FILES if any(name in self.files for name in TOKENIZER_FILES) else ()
         config = (CONFIG_NAME, GENERATION_CONFIG_NAME) if CONFIG_NAME not in self.files else ()
-        return (*_STUDENT, *(_ANY_MODEL if is_new else ()), *config, *making, *tokenizer)
+        return (*_STUDENT, *(_ANY_MODEL if overwrite else ()), *config, *making, *tokenizer)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
 from ..checkpoint import CARD_FILE
 from ..errors import HubError
+from ..subnet import SUBNET_FILE
 from .card import is_as_rendered
 from .publication import Publication, publication_of_folder, save_student
 from .repository import Content, Repository
@@ -126,10 +127,17 @@ def publish(
         parent=head,
         message=message or "Upload a student of hf_whittle",
         description=description,
-        owned=publication.owned(is_new=overwrite),
+        owned=publication.owned(is_another=_is_another(repository, head, publication), overwrite=overwrite),
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def _is_another(repository: Repository, revision: str, publication: Publication) -> bool:
+    """Whether a repository holds another subnet than is published."""
+    if SUBNET_FILE not in publication.files or SUBNET_FILE not in repository.names(revision):
+        return False
+    return repository.read(SUBNET_FILE, revision) != publication.read(SUBNET_FILE)
 
 
 def without_card_of_others(repository: Repository, revision: str, files: dict[str, Content]) -> dict[str, Content]:

@@ -167,3 +167,20 @@ def test_adapters_take_the_place_of_a_whole_model_only_if_they_load_there(hub, t
     with pytest.raises(CheckpointError, match=r"of a student that is not on the Hub .* push the student first"):
         push_subnet_to_hub(trainer.model, "me/adapters")
     assert hub.commits("me/student") == before and ("model", "me/adapters") not in hub.repos
+
+
+def test_a_student_trained_on_from_the_hub_keeps_what_tells_of_its_making(hub, teacher_folder, found, tokenizer):
+    student = extract_subnet(teacher_folder, found.best)
+    push_subnet_to_hub(student, "me/student", search_result=found, tokenizer=tokenizer)
+    before = hub.published("me/student")
+    loaded = AutoModelForCausalLM.from_pretrained("me/student")
+    with torch.no_grad():
+        next(loaded.parameters()).add_(1)
+    push_subnet_to_hub(loaded, "me/student")
+    after = hub.published("me/student")
+    assert set(after) == set(before) and after["model.safetensors"] != before["model.safetensors"]
+    assert {name for name in before if after[name] != before[name]} == {"model.safetensors", "README.md"}
+    assert "The search, algorithm `random`" in after["README.md"].decode()
+    another = extract_subnet(teacher_folder, SubnetConfig.full(student.config).with_layers([0]))
+    push_subnet_to_hub(another, "me/student", overwrite=True)
+    assert not {"search.json", "candidates.jsonl", "search.png"} & set(hub.published("me/student"))
