@@ -100,9 +100,9 @@ def test_a_subnet_and_a_search_are_read_back(hub, teacher_folder, found, uneven_
     for kind in (SubnetConfig, SearchResult):
         with pytest.raises(CheckpointError, match="'me/student' is no folder, nor could it be read from the Hub"):
             kind.from_pretrained("me/student", token=OTHER, cache_dir=teacher_folder.parent / "another cache")
-    push_subnet_to_hub(uneven_student, "me/student")
-    with pytest.raises(CheckpointError, match=r"me/student has no search\.json"):
-        SearchResult.from_pretrained("me/student")
+    push_subnet_to_hub(uneven_student, "me/without")
+    with pytest.raises(CheckpointError, match=r"me/without has no search\.json"):
+        SearchResult.from_pretrained("me/without")
 
 
 # Adapters
@@ -131,7 +131,7 @@ def test_adapters_are_published_as_adapters_and_load(hub, trainer, tokenizer, in
         push_subnet_to_hub(trainer.model, "me/adapters", tokenizer=tokenizer)
     assert len(hub.commits("me/adapters")) == 2
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    assert set(hub.published("me/adapters")) - {"results.json"} == names
+    assert set(hub.published("me/adapters")) - {"results.json", "subnet.json"} == names
     card = ModelCard.load("me/adapters")
     data = card.data
     assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "me/student", "adapter")
