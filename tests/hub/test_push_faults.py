@@ -277,6 +277,7 @@ def test_a_gated_model_is_not_read_past_its_gate(hub, refused):
         ("asking for storage", 403, {}, "the token has no right to write"),
         ("storing", 400, {}, r"the Hub refused the model me/student \(400\)"),
         ("verifying", 404, {}, r"the Hub refused the model me/student \(404\)"),
+        ("committing", 400, {}, r"the Hub refused the model me/student \(400\)"),
         ("committing", 409, {}, r"the Hub refused the model me/student \(409\)"),
         ("committing", 412, {}, "somebody committed to the model me/student meanwhile"),
         ("committing", 413, {}, r"the Hub refused the model me/student \(413\)"),
