@@ -29,7 +29,7 @@ TOKENIZER_FILES = [
 logger = logging.get_logger(__name__)
 
 CARD_FILE = "README.md"
-_INHERITED = ("license", "license_name", "license_link", "language")
+INHERITED = ("license", "license_name", "license_link", "language")
 """Metadata of a checkpoint's card that holds for what is cut from it, too."""
 
 
@@ -225,4 +225,4 @@ def _inherited(card: Path) -> dict[str, Any]:
         metadata = metadata_load(card) or {}
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {name: metadata[name] for name in _INHERITED if metadata.get(name)}
+    return {name: metadata[name] for name in INHERITED if metadata.get(name)}

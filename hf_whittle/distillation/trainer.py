@@ -27,7 +27,6 @@ from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
 from ..subnet import SubnetConfig
-from ..training.recording import RecordTraining
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
 from .heads import head_of, in_place_of, output_module
@@ -101,9 +100,7 @@ class DistillationTrainer(PublishingTrainer):
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None
-        self._recording = RecordTraining()
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
-        self.add_callback(self._recording)
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
             raise ValueError(

@@ -10,7 +10,6 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from ..checkpoint import CARD_FILE
 from ..facts import search_facts
-from ..files import read_json, write_json
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from .card import sealed
 from .publication import without_archives
@@ -58,8 +57,7 @@ def push_search_archive(
     repository.qualify()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result.save(folder)
-        write_json(folder / SEARCH_FILE, without_archives(read_json(folder / SEARCH_FILE)))
+        SearchResult(without_archives(result.settings), result.evaluations).save(folder)
         pictures = result.plot(folder)
         (folder / CARD_FILE).write_text(archive_card(result, repository.id, card_data), encoding="utf-8")
         names = (CARD_FILE, SEARCH_FILE, CANDIDATES_FILE, *(path.name for path in pictures))

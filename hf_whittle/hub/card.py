@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
-from ..checkpoint import CARD_FILE
+from ..checkpoint import CARD_FILE, INHERITED
 from ..data import STANDARD_LIBRARY
 from ..errors import CheckpointError
 from ..facts import final_perplexity
@@ -84,9 +84,7 @@ class SubnetModelCardData(ModelCardData):
             )
             for task in _lm_eval(folder)
         ]
-        values = {
-            name: source[name] for name in ("license", "license_name", "license_link", "language") if name in source
-        }
+        values = {name: source[name] for name in INHERITED if name in source}
         if base_model:
             values["base_model"] = base_model[0] if len(base_model) == 1 else base_model
             # The Hub takes two base models for a merge unless it is told.
@@ -157,17 +155,16 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
     name = repo_id.split("/")[-1] if repo_id else folder.name
     derived = SubnetModelCardData.from_folder(folder, name=name)
     lineage = Lineage.load(folder)
-    results = lineage.results
-    # Of the slices, not of what fills them up: a padded student has more than its subnet.
-    subnet = lineage.subnet
+    results, subnet = lineage.results, lineage.subnet
+    config = {} if is_adapter else read_json(folder / CONFIG_NAME)
     context: dict[str, Any] = {section: results.get(section) for section in SECTIONS}
     context |= {
         "title": as_title(name),
         "model": json.dumps(repo_id or ".", ensure_ascii=False),
         "repo_id": repo_id,
         "adapter_of": derived.base_model if is_adapter else None,
-        "is_stock": is_adapter or "auto_map" not in read_json(folder / CONFIG_NAME),
-        "is_gpt_neox": not is_adapter and read_json(folder / CONFIG_NAME).get("model_type") == "gpt_neox",
+        "is_stock": "auto_map" not in config,
+        "is_gpt_neox": config.get("model_type") == "gpt_neox",
         "pictures": {picture for picture in PICTURES if (folder / f"{picture}.png").is_file()},
         "has_recipe": (folder / RECIPE_FILE).is_file(),
         "has_archive": (folder / CANDIDATES_FILE).is_file(),

@@ -1,7 +1,9 @@
 """What of a student's folder is published, under which name, and what it says there."""
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
+from .repository import Content, read_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,10 +46,8 @@ _STUDENT = (
     SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", "pytorch_model*.bin*",
     "configuration_whittle_*.py", "modeling_whittle_*.py", ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME,
 )  # fmt: skip
-_ANY_MODEL = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "*.h5", "*.msgpack",
-    "configuration_*.py", "modeling_*.py",
-)  # fmt: skip
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.h5", "*.msgpack")
+_ANY_MODEL = (*WEIGHTS, "*.safetensors.index.json", "*.bin.index.json", "configuration_*.py", "modeling_*.py")
 _MAKING = (
     SUBNET_FILE, HEALING_FILE, SEARCH_FILE, CANDIDATES_FILE, RESULTS_FILE, RECIPE_FILE, LM_EVAL_FILE,
     *(f"{picture}.png" for picture in PICTURES),
@@ -57,7 +58,7 @@ _MAKING = (
 class Publication:
     """Files of a repository: their names there, and where they are on disk or what is in them."""
 
-    files: dict[str, Path | bytes]
+    files: dict[str, Content]
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -66,8 +67,7 @@ class Publication:
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
-        content = self.files[name]
-        return content if isinstance(content, bytes) else content.read_bytes()
+        return read_content(self.files[name])
 
     @property
     def card(self) -> str:
@@ -135,7 +135,7 @@ def publication_of_folder(
         _check_base(folder, repo_id)
     others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
     names += [name for name in (*others, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).is_file()]
-    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    files: dict[str, Content] = {name: folder / name for name in names}
     lineage = Lineage.load(folder)
     add_license(lineage.results, token)
     # What follows is not published as it lies there.
@@ -143,7 +143,8 @@ def publication_of_folder(
     if lineage.results:
         rewritten[RESULTS_FILE] = _as_json(lineage.results)
     if (folder / SEARCH_FILE).is_file():
-        rewritten[SEARCH_FILE] = _as_json(without_archives(_read(folder / SEARCH_FILE)))
+        search = _read(folder / SEARCH_FILE)
+        rewritten[SEARCH_FILE] = _as_json({**search, "settings": without_archives(search["settings"])})
     if (folder / RECIPE_FILE).is_file():
         rewritten[RECIPE_FILE] = publishable(folder / RECIPE_FILE)
     lm_eval = lm_eval or (folder / LM_EVAL_FILE if (folder / LM_EVAL_FILE).is_file() else None)
@@ -154,7 +155,7 @@ def publication_of_folder(
     return Publication(files)
 
 
-def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str, card_data: SubnetModelCardData | None) -> str:
+def _card(folder: Path, files: dict[str, Content], repo_id: str, card_data: SubnetModelCardData | None) -> str:
     """The card of what is published; the one on disk if somebody wrote or changed it."""
     path = folder / CARD_FILE
     before = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -238,10 +239,10 @@ def _check_base(folder: Path, repo_id: str) -> None:
         )
 
 
-def without_archives(search: dict[str, Any]) -> dict[str, Any]:
-    """The record of a search without the folders that a surrogate learned from."""
-    algorithm = {name: value for name, value in search["settings"]["algorithm"].items() if name != "archives"}
-    return {**search, "settings": {**search["settings"], "algorithm": algorithm}}
+def without_archives(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a search without the folders that a surrogate learned from."""
+    algorithm = {name: value for name, value in settings["algorithm"].items() if name != "archives"}
+    return {**settings, "algorithm": algorithm}
 
 
 def _as_json(value: Any) -> str:
@@ -266,15 +267,11 @@ def save_student(
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
     """
     folder = Path(folder)
-    use_cache, student.config.use_cache = student.config.use_cache, True  # a Trainer unsets it
-    try:
+    with using_cache(student.config):
         student.save_pretrained(folder, max_shard_size=max_shard_size)
-    finally:
-        student.config.use_cache = use_cache
     (folder / CARD_FILE).unlink(missing_ok=True)  # peft writes one of its own
     if not hasattr(student, "peft_config"):
-        for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):  # of before they were merged
-            (folder / name).unlink(missing_ok=True)
+        remove_adapters(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     lineage = Lineage.of(student)
@@ -290,6 +287,25 @@ def save_student(
     describe(folder)
 
 
+@contextlib.contextmanager
+def using_cache(config: Any) -> Iterator[None]:
+    """A configuration as it is to be published: a `Trainer` unsets its `use_cache`."""
+    before = getattr(config, "use_cache", None)
+    if before is not None:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+
+
+def remove_adapters(folder: Path) -> None:
+    """Remove the adapters of a student that were saved before they were merged."""
+    for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
 def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
     """Draw the pictures of a student's folder, and write its card unless somebody wrote one, as its files say."""
     folder = Path(folder)
@@ -297,7 +313,7 @@ def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -
     if (folder / SEARCH_FILE).is_file():
         search = SearchResult.load(folder)
         search.plot(folder)
-        if lineage.subnet is not None:  # which need not be the best
+        if lineage.subnet not in (None, search.best):  # another one of its subnets
             plot_architecture(lineage.subnet, search.settings["space"]["supernet"], folder / "architecture.png")
     names = {"student": "student", "baseline": "random initialization"}
     curves = {name: points(lineage.results.get(section, {}).get("curve", ())) for section, name in names.items()}

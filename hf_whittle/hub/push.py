@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from ..checkpoint import CARD_FILE
 from ..errors import HubError
 from ..subnet import SUBNET_FILE
 from .card import is_as_rendered
-from .publication import Publication, publication_of_folder, save_student
-from .repository import Content, Repository
+from .publication import WEIGHTS, Publication, publication_of_folder, save_student
+from .repository import Content, Repository, read_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,14 +148,10 @@ def without_card_of_others(repository: Repository, revision: str, files: dict[st
     there = repository.read(CARD_FILE, revision).decode(errors="replace")
     if is_as_rendered(there) or not ModelCard(there, ignore_metadata_errors=True).text.strip():
         return files
-    if there == _as_text(files[CARD_FILE]):
+    if there == read_content(files[CARD_FILE]).decode():
         return files
     logger.warning(f"the card of {repository.id} was written by hand and stays; overwrite=True replaces it")
     return {name: content for name, content in files.items() if name != CARD_FILE}
-
-
-def _as_text(content: Content) -> str:
-    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
 
 
 def check_architecture(repository: Repository, revision: str, config: dict[str, Any]) -> None:
@@ -169,7 +166,7 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
                 there = {"model_type": "unreadable"}
             break
     else:
-        if not any(name.endswith((".safetensors", ".bin", ".gguf", ".msgpack", ".h5")) for name in names):
+        if not any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS):
             return
         there = {"model_type": "unknown"}
     ours, theirs = ({name: each.get(name) for name in _ARCHITECTURE} for each in (config, there))

@@ -33,13 +33,8 @@ T = TypeVar("T")
 Content = Path | bytes
 _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
-_FAULTS = (
-    HTTPError,
-    ConnectionError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RuntimeError,
-)  # the last of uploads
+# What could not be downloaded or uploaded is an error of the client's own.
+_FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, LocalEntryNotFoundError, RuntimeError)
 _LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")  # that name addresses with their signatures
 _AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
 
@@ -58,6 +53,7 @@ class Repository:
 
     def __init__(self, repo_id: str, *, repo_type: str = "model", token: str | bool | None = None):
         self.id, self.type = repo_id, repo_type
+        self._names: dict[str, list[str]] = {}
         self._secret = token if isinstance(token, str) else get_token()
         self._api = HfApi(token=token, library_name="hf_whittle", library_version=__version__)
 
@@ -93,8 +89,12 @@ class Repository:
         return str(info.sha)
 
     def names(self, revision: str) -> list[str]:
-        """Names of all files."""
-        return self._patiently(lambda: self._api.list_repo_files(self.id, repo_type=self.type, revision=revision))
+        """Names of all files of a commit, which never change."""
+        if revision not in self._names:
+            self._names[revision] = self._patiently(
+                lambda: self._api.list_repo_files(self.id, repo_type=self.type, revision=revision)
+            )
+        return self._names[revision]
 
     def read(self, name: str, revision: str) -> bytes:
         """The content of a file."""
@@ -281,6 +281,11 @@ class Repository:
         text = " ".join(text.split())
         text = text.replace(self._secret, "...") if self._secret else text
         return re.sub(r"\?\S+|\bhf_\w{16,}", "", text)
+
+
+def read_content(content: Content) -> bytes:
+    """What is in a file that is published."""
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _digests(content: Content) -> set[str]:

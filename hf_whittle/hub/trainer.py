@@ -11,22 +11,16 @@ from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import (
-    ADAPTER_CONFIG_NAME,
-    ADAPTER_SAFE_WEIGHTS_NAME,
-    CONFIG_NAME,
-    PushInProgress,
-    logging,
-)
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
 
 from ..checkpoint import CARD_FILE
 from ..files import read_json, write_text
 from ..lineage import Lineage
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
-from .publication import describe, publication_of_folder
+from .publication import describe, publication_of_folder, remove_adapters, using_cache
 from .push import check_architecture, publish
-from .repository import Repository
+from .repository import Content, Repository
 
 logger = logging.get_logger(__name__)
 
@@ -41,10 +35,14 @@ class PublishingTrainer(Trainer):
     is an error before training, unless `hub_overwrite` is set.
     """
 
-    _recording: RecordTraining
     push_in_progress: Any = None
     _card_data: SubnetModelCardData | None = None
     hub_model_id: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._recording = RecordTraining()
+        super().__init__(*args, **kwargs)
+        self.add_callback(self._recording)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
@@ -52,20 +50,12 @@ class PublishingTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         model: Any = self.accelerator.unwrap_model(self.model)
-        config: Any = getattr(model, "config", None)
-        use_cache = getattr(config, "use_cache", None)
-        if use_cache is not None:
-            config.use_cache = True  # `Trainer` unsets it, which is not to be published
         card = folder / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else None
-        try:
+        with using_cache(getattr(model, "config", None)):
             super()._save(output_dir, state_dict)
-        finally:
-            if use_cache is not None:
-                config.use_cache = use_cache
         if not hasattr(model, "peft_config"):
-            for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):  # of before they were merged
-                (folder / name).unlink(missing_ok=True)
+            remove_adapters(folder)
         elif text is not None:
             write_text(card, text)
         else:
@@ -186,7 +176,7 @@ class PublishingTrainer(Trainer):
 
     def _publish_and_remove(self, folder: str, message: str, beside: str | None) -> None:
         """Publish what is of a checkpoint; all of it a second time in the folder `beside`, to train on from there."""
-        again: dict[str, Path | bytes] = {}
+        again: dict[str, Content] = {}
         if beside is not None:
             paths = [path for path in Path(folder).rglob("*") if path.is_file()]
             again = {f"{beside}/{path.relative_to(folder).as_posix()}": path for path in paths}
@@ -210,7 +200,7 @@ class PublishingTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         card_data: SubnetModelCardData | None = None,
-        again: dict[str, Path | bytes] | None = None,
+        again: dict[str, Content] | None = None,
     ) -> Any:
         """Publish a folder, and files of it under other names `again`."""
         token = self.args.hub_token if token is None else token

@@ -64,7 +64,7 @@ class RecordTraining(TrainerCallback):
         """Leave what is known now."""
         student = _student(model)
         facts = training_facts(args, state, is_whole=self._is_whole, has_ended=self._has_ended)
-        sections = {name: facts for name, facts in Lineage.of(student).results.items() if name in MAKING}
+        sections = {name: known for name, known in Lineage.of(student).results.items() if name in MAKING}
         sections["student"] = {"parameters": _parameters(student), **facts, **self._targets, **self._adapters}
         sections["environment"] = facts["environment"]
         if self._facts_of_teacher is not None:
