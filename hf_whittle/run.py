@@ -31,12 +31,12 @@ from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
 from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore
-from .distillation.teacher import check_same_tokens
+from .distillation.teacher import check_same_tokens, load_teacher
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
-from .files import atomic_folder, commit_of, disk_errors, read_json, write_json
+from .files import atomic_folder, disk_errors, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
@@ -120,7 +120,7 @@ class Run:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         tokenizer = load_tokenizer(self.recipe.supernet or self.recipe.teacher)
         if self.recipe.supernet:
-            check_same_tokens(tokenizer, _load(AutoTokenizer, self.recipe.teacher))
+            check_same_tokens(tokenizer, _load(AutoTokenizer.from_pretrained, self.recipe.teacher))
         return tokenizer
 
     @cached_property
@@ -142,7 +142,7 @@ class Run:
     @cached_property
     def supernet(self) -> GPTNeoXSuperNetForCausalLM:
         name = self.recipe.supernet or self.recipe.teacher
-        supernet = _load(GPTNeoXSuperNetForCausalLM, name, dtype=torch.float32)
+        supernet = _load(GPTNeoXSuperNetForCausalLM.from_pretrained, name, dtype=torch.float32)
         if len(self.tokenizer) > supernet.config.vocab_size:
             raise VocabularyError(
                 f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
@@ -161,9 +161,7 @@ class Run:
     def teacher(self) -> PreTrainedModel:
         if not self.recipe.supernet:
             return self.supernet
-        teacher = _load(AutoModelForCausalLM, self.recipe.teacher, dtype=torch.float32)
-        teacher.config._commit_hash = commit_of(self.recipe.teacher)
-        return teacher.to(self.device)
+        return _load(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
 
     # Stages
 
@@ -426,7 +424,7 @@ class Run:
 
     def check_teacher(self) -> None:
         """Find out before the search whether the student will be able to learn from the teacher."""
-        config = _load(AutoConfig, self.recipe.teacher)
+        config = _load(AutoConfig.from_pretrained, self.recipe.teacher)
         check_model_type(config.model_type, self.recipe.teacher)
         size, beta = self.supernet.config.vocab_size, self.recipe.training_arguments(self.folder).beta
         if self.recipe.search.fitness in (Probe.name, StagedFitness.name):
@@ -488,16 +486,16 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: if it has none.
     """
-    tokenizer = _load(AutoTokenizer, name, **hub)
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, **hub)
     if not tokenizer("text").input_ids:
         raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
     return tokenizer
 
 
-def _load(loader: Any, name: str, **kwargs: Any) -> Any:
+def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     """Load a checkpoint, with an error that names it."""
     try:
-        return loader.from_pretrained(name, **kwargs)
+        return load(name, **kwargs)
     except OSError as error:
         raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
 

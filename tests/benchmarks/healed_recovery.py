@@ -19,7 +19,7 @@ from hf_whittle.distillation.trainer import LORA_TARGETS
 from hf_whittle.files import write_text
 
 from .healing import SUBNETS
-from .predictive_fitness import healing_of, run_of
+from .predictive_fitness import training
 
 KEPT = Path(__file__).parent / "runs" / "healed_recovery.json"
 CUTS = ("four of six layers",)  # or "deep cut", which has not been run
@@ -69,14 +69,7 @@ def measure() -> dict[str, Any]:
 
 
 def _train(name: str, trained: str, start: str, steps: int, rate: float) -> float:
-    run = run_of("wide")
-    order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(0)).tolist()
-    training = PartialTraining(
-        run.supernet,
-        run.blocks["train"].select(order[: steps * 8]),
-        run.blocks["test"],
-        ProbeConfig(steps=steps, batch_size=8, learning_rate=rate),
-        healing=healing_of("wide") if start == "healed" else None,
-    )
-    training.trained = trained
-    return training(SUBNETS[name])
+    config = ProbeConfig(steps=steps, batch_size=8, learning_rate=rate)
+    partial: Any = training("wide", start, config, PartialTraining)
+    partial.trained = trained
+    return partial(SUBNETS[name])

@@ -15,12 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from hf_whittle.distillation.probe import Probe, ProbeConfig
+from hf_whittle.distillation.probe import ProbeConfig
 from hf_whittle.files import write_text
 from hf_whittle.fitness import as_input_ids, cross_entropy
 
 from .healing import SUBNETS
-from .predictive_fitness import healing_of, run_of
+from .predictive_fitness import healing_of, run_of, training
 
 KEPT = Path(__file__).parent / "runs" / "healed_start.json"
 PICTURE = Path(__file__).parent / "results" / "healed_start.png"
@@ -74,12 +74,8 @@ def _before(start: str) -> float:
 
 
 def _train(steps: int, rate: float, loss: str, start: str) -> float:
-    run = run_of("wide")
     config = ProbeConfig(steps=steps, batch_size=8, learning_rate=rate, **LOSSES[loss])
-    order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(0)).tolist()
-    blocks = run.blocks["train"].select(order[: steps * 8])
-    healing = healing_of("wide") if start == "healed" else None
-    return Probe(run.supernet, blocks, run.blocks["test"], config, healing=healing)(SUBNET)
+    return training("wide", start, config)(SUBNET)
 
 
 def _plot(rows: dict[str, dict[int, float]]) -> None:

@@ -92,18 +92,24 @@ def healing_of(teacher: str) -> HealedPerplexity:
     )
 
 
-@cache
-def training_of(teacher: str, start: str, seed: int) -> Probe:
-    """A training for the longer budget, on text and in an order of the seed; judged on the test text."""
-    run, steps = run_of(teacher), max(BUDGETS.values())
-    order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Probe(
+def training(teacher: str, start: str, config: ProbeConfig, kind: type[Probe] = Probe) -> Probe:
+    """A training on text in an order of the seed, judged on the test text."""
+    run = run_of(teacher)
+    order = torch.randperm(len(run.blocks["train"]), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return kind(
         run.supernet,
-        run.blocks["train"].select(order[: steps * 8]),
+        run.blocks["train"].select(order[: config.steps * config.batch_size]),
         run.blocks["test"],
-        ProbeConfig(steps=steps, batch_size=8, learning_rate=LEARNING_RATE, seed=seed),
+        config,
         healing=healing_of(teacher) if start == "healed" else None,
     )
+
+
+@cache
+def training_of(teacher: str, start: str, seed: int) -> Probe:
+    """A training for the longer budget."""
+    steps = max(BUDGETS.values())
+    return training(teacher, start, ProbeConfig(steps=steps, batch_size=8, learning_rate=LEARNING_RATE, seed=seed))
 
 
 def train(teachers: Sequence[str], starts: Sequence[str] = ("healed",)) -> None:
@@ -117,8 +123,8 @@ def train(teachers: Sequence[str], starts: Sequence[str] = ("healed",)) -> None:
             if f"{start} {seed}" in row:
                 continue
             started = time.perf_counter()
-            training = training_of(teacher, start, seed)
-            ends = {name: training(subnet, steps / training.config.steps) for name, steps in BUDGETS.items()}
+            longest = training_of(teacher, start, seed)
+            ends = {name: longest(subnet, steps / longest.config.steps) for name, steps in BUDGETS.items()}
             row[f"{start} {seed}"] = ends
             write_text(path, json.dumps(known))
             seconds = f"{time.perf_counter() - started:.0f} s"
