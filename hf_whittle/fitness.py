@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .architecture import has_architecture
 from .cost import flops_per_token
-from .errors import DataError, VocabularyError
+from .errors import DataError, SubnetError, VocabularyError
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -194,6 +194,10 @@ class KLDivergence(TokenFitness):
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         teacher (`PreTrainedModel`, *optional*): with the same vocabulary; the full super-network by default.
+
+    Raises:
+        VocabularyError: if the teacher's vocabulary is another.
+        SubnetError: if a subnet is active in the teacher.
     """
 
     name = "kl"
@@ -212,6 +216,7 @@ class KLDivergence(TokenFitness):
                 f"the teacher's vocabulary has {teacher.config.vocab_size} entries, that of the super-network "
                 f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
             )
+        check_inactive(teacher)
         self._teacher = model_fingerprint(teacher)
         self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
         with evaluating(teacher):
@@ -326,6 +331,12 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def check_inactive(model: "PreTrainedModel") -> None:
+    """Raise `SubnetError` if a subnet is active, where it takes the whole model."""
+    if getattr(model, "full_config", model.config) is not model.config:
+        raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from .errors import ArchitectureError, CheckpointError, SubnetError
 from .files import atomic_path
-from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
+from .fitness import as_input_ids, check_inactive, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
 from .subnet import Shape, SubnetConfig
 
@@ -338,5 +338,4 @@ def check_whole(model: "PreTrainedModel") -> None:
     missing = next((name for name in names if name not in there), None)
     if missing is not None:
         raise ArchitectureError(f"a {type(model).__name__} lacks {missing}; give a model for causal language modeling")
-    if getattr(model, "full_config", model.config) is not model.config:
-        raise SubnetError("a subnet is active: leave the active_subnet block first")
+    check_inactive(model)

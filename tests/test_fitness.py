@@ -22,7 +22,7 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.distillation.probe import Probe, ProbeConfig
-from hf_whittle.errors import DataError, VocabularyError
+from hf_whittle.errors import DataError, SubnetError, VocabularyError
 from hf_whittle.fitness import KLDivergence, Perplexity, StagedFitness, cross_entropy, model_fingerprint
 from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.search import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
@@ -220,6 +220,14 @@ def test_divergence_is_that_from_the_teacher_given(supernet, make_stock, uneven_
     found = KLDivergence(supernet, many_blocks, teacher=teacher)(uneven_subnet)
     assert found == pytest.approx(expected, rel=1e-3)
     assert found != pytest.approx(KLDivergence(supernet, many_blocks)(uneven_subnet), rel=1e-2)
+
+
+def test_divergence_from_a_teacher_in_which_a_subnet_is_active_is_an_error(supernet, uneven_subnet, many_blocks):
+    with (
+        supernet.active_subnet(uneven_subnet),
+        pytest.raises(SubnetError, match="a subnet is active: leave the active_subnet block first"),
+    ):
+        KLDivergence(supernet, many_blocks)
 
 
 def test_divergence_on_a_share_is_that_of_its_blocks(supernet, stock, uneven_subnet, many_blocks):

@@ -33,8 +33,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     passes += (1 + groups * (inputs + outputs)) * of_student
     shape, size, channels = subnet.shape, config.hidden_size, subnet.shape.hidden_size
     fits = []  # features, a constant among them, and targets of each
-    for features in writer_features(config, shape):
-        fits += [(features, channels)] * outputs + [(channels + 1, size)] * (2 * inputs)
+    for of_layer in writer_features(config, shape):
+        fits += [(features, channels) for features in of_layer] * outputs + [(channels + 1, size)] * (2 * inputs)
     fits += [(channels + 1, size)] * settings["head"]
     sums = sum(2 * features * (features + targets) for features, targets in fits)
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)

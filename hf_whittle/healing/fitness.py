@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
@@ -14,7 +14,16 @@ from tqdm.auto import tqdm
 from ..architecture import Weight, get_architecture, head_dim
 from ..cost import flops_per_token
 from ..errors import HealingError, WhittleError
-from ..fitness import TokenFitness, as_input_ids, cross_entropy, evaluating, fingerprint, is_sharded, perplexity
+from ..fitness import (
+    TokenFitness,
+    as_input_ids,
+    check_inactive,
+    cross_entropy,
+    evaluating,
+    fingerprint,
+    is_sharded,
+    perplexity,
+)
 from ..models.supernet import axis_rows
 from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
@@ -48,6 +57,7 @@ class HealedPerplexity(TokenFitness):
 
     Raises:
         ValueError: if `ridge` is not positive.
+        SubnetError: if a subnet is active.
         WhittleError: if the super-network is sharded, or its moments do not fit into memory.
         HealingError: if it computes what is not a number.
     """
@@ -66,6 +76,7 @@ class HealedPerplexity(TokenFitness):
     ):
         if is_sharded(supernet):
             raise WhittleError(f"{self.name} needs the whole model in each process; use perplexity for a sharded one")
+        check_inactive(supernet)
         super().__init__(supernet, blocks, batch_size)
         if not 0 < ridge < math.inf:
             raise ValueError(f"ridge must be a positive number, got {ridge}")
@@ -87,11 +98,21 @@ class HealedPerplexity(TokenFitness):
 
     def healing_flops(self, subnet: SubnetConfig) -> int:
         """FLOPs of the regressions for one subnet, those of their Cholesky factors and products."""
-        shape, size = subnet.shape, self.supernet.full_config.hidden_size
+        config, shape = self.supernet.full_config, subnet.shape
+        size, full = config.hidden_size, writer_features(config, Shape.from_config(config))
+
+        def fitted(features: int) -> int:
+            return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
+
         total = 0
-        for features in writer_features(self.supernet.full_config, shape):
-            total += features**3 // 3 + 4 * features**2 * shape.hidden_size
-            total += 2 * features * size * shape.hidden_size
+        for position, groups in enumerate(writer_features(config, shape)):
+            layer = subnet.layers[position]
+            for number, features in enumerate(groups):
+                total += fitted(features) + 2 * features * sum(groups[:number]) * shape.hidden_size
+                if number + 1 < len(groups):
+                    total += 2 * features * size * sum(full[layer][: number + 1])
+            if position == 0 and layer > 0 and len(groups) > 1:  # what was written before is fitted to all together
+                total += fitted(sum(groups) - len(groups) + 1)
         readers = 2 * shape.num_hidden_layers + 1
         return total + readers * (shape.hidden_size**3 // 3 + 6 * size**2 * shape.hidden_size)
 
@@ -125,9 +146,9 @@ class SupernetMoments:
     def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
         self._config = supernet.full_config
         self._check_memory(supernet.device, min(batch_size, len(input_ids)) * input_ids.shape[1])
-        groups = projections(self._config)
-        self._readers = tuple(weight for group in groups for weight in group.readers)
-        self._writers = tuple(weight for group in groups for weight in group.writers)
+        self._groups = projections(self._config)
+        self._readers = tuple(weight for group in self._groups for weight in group.readers)
+        self._writers = tuple(weight for group in self._groups for weight in group.writers)
         self._head = output_matrix(self._config)
         self._normal: dict[tuple[str | None, int], Any] = defaultdict(float)  # of n and 1, by norm and layer
         self._features: dict[int, Any] = defaultdict(float)
@@ -143,11 +164,16 @@ class SupernetMoments:
         return range(self._config.num_hidden_layers)
 
     @property
+    def _widths(self) -> list[int]:
+        """For each layer, the inputs of all its writers, and 1."""
+        features = writer_features(self._config, Shape.from_config(self._config))
+        return [sum(groups) - len(groups) + 1 for groups in features]
+
+    @property
     def _products_of_writers(self) -> int:
         """Products of two numbers that are summed over tokens for the writers: numbers held, and half the FLOPs."""
         size, layers = self._config.hidden_size, len(self._layers)
-        widths = writer_features(self._config, Shape.from_config(self._config))
-        return sum(width**2 + width * size * (layers - layer + 1) for layer, width in enumerate(widths))
+        return sum(width**2 + width * size * (layers - layer + 1) for layer, width in enumerate(self._widths))
 
     @property
     def bytes(self) -> int:
@@ -155,7 +181,7 @@ class SupernetMoments:
         return 4 * (self._products_of_writers + 4 * self._config.hidden_size**2 * (len(self._layers) + 1))
 
     def _check_memory(self, device: torch.device, tokens: int) -> None:
-        wide = sum(width - 1 for width in writer_features(self._config, Shape.from_config(self._config)))
+        wide = sum(self._widths)
         states = wide + 5 * self._config.hidden_size * len(self._layers)
         needed = self.bytes + 4 * tokens * states  # with those of a batch
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
@@ -199,10 +225,10 @@ class SupernetMoments:
                 hooks.callback(supernet.get_submodule(name).register_forward_hook(watch(name)).remove)
             supernet.base_model(input_ids=batch, use_cache=False)
         embedded = seen[f"{layers}.0"]
-        first = _with_one(F.layer_norm(embedded, embedded.shape[-1:]))
         for norm, layer in self._norms():
-            stream = seen[str(norm).format(layer=layer)]
-            normal = _with_one(F.layer_norm(stream, stream.shape[-1:]))
+            name = str(norm).format(layer=layer)
+            eps = cast(float, supernet.get_submodule(name).eps)
+            first, normal = (_with_one(F.layer_norm(x, x.shape[-1:], eps=eps)) for x in (embedded, seen[name]))
             self._normal[norm, layer] += normal.T @ normal
             self._from_embedding[norm, layer] += normal.T @ first
         written = []
@@ -232,11 +258,11 @@ class SupernetMoments:
         if student.can_change_basis:
             student.change_basis(self._gram_of(subnet))
         for position, layer in enumerate(subnet.layers):
-            for weight in self._readers:
-                student.heal_reader(weight, position, self._of_reader(student, weight, position, layer))
-            after = layer_after(subnet, position, len(self._layers))
-            moments = self._of_writers(student, subnet, position, layer, after)
-            student.heal_writers(self._writers, position, moments)
+            for number, group in enumerate(self._groups):
+                for weight in group.readers:
+                    student.heal_reader(weight, position, self._of_reader(student, weight, position, layer))
+                moments = self._of_writers(student, subnet, position, number)
+                student.heal_writers(group.writers, position, moments)
         if self._head is not None:
             last = len(subnet.layers) - 1
             student.heal_reader(self._head, last, self._of_reader(student, self._head, last, self._layers[-1]))
@@ -261,37 +287,74 @@ class SupernetMoments:
         of_teacher = [student.of_teacher(f"{weight.norm}.{part}", layer).double() for part in ("weight", "bias")]
         centred = down - down.mean(0)
         variance = ((centred @ normal[:-1, :-1]) * centred).sum() / len(down) / normal[-1, -1]
+        variance += 1 - normal.diagonal()[:-1].mean() / normal[-1, -1]  # what eps is of a variance, it is of the other
         features = F.pad(torch.cat([scale[:, None] * centred / variance.sqrt(), shift[:, None]], 1), (0, 0, 0, 1))
         features[-1, -1] = 1
         targets = torch.cat([of_teacher[0].diag(), of_teacher[1][:, None]], 1)
         return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T)
 
-    def _of_writers(
-        self, student: StudentWeights, subnet: SubnetConfig, position: int, layer: int, after: int
-    ) -> Moments:
-        """Moments of the kept inputs of a layer's writers, and of all that is written until the next kept layer.
+    def _of_writers(self, student: StudentWeights, subnet: SubnetConfig, position: int, number: int) -> Moments:
+        """Moments of the kept inputs of a group's writers, and of what is left to write for them.
 
-        The first kept layer writes what the layers before it wrote, too.
+        With the groups before them, which are healed by then, they are to write what these groups of the super-network
+        write; the last group of a layer, all that is written until the next kept layer. The first kept layer writes
+        what the layers before it wrote, too.
         """
-        kept, first = [], 0
+        layer, (*before, group) = subnet.layers[position], self._groups[: number + 1]
+        gram, chosen = self._features[layer], self._chosen(student, subnet, position, group.writers)
+        if group is self._groups[-1]:
+            later = range(layer, layer_after(subnet, position, len(self._layers)))
+            written = sum(self._written[layer, other][:, chosen] for other in later)
+            if position == 0:
+                written = written + self._written_before[layer][:, chosen]
+            left = student.basis.down.double() @ written.double()
+        else:
+            writers = [weight for one in self._groups[: number + 1] for weight in one.writers]
+            every = self._chosen(student, SubnetConfig.full(self._config), layer, writers)
+            written = student.matrix_of_teacher(writers, layer).double() @ gram[every][:, chosen].double()
+            left = student.basis.down.double() @ written
+            if position == 0 and layer > 0:
+                left += self._share_of_before(student, subnet, chosen) @ gram[chosen][:, chosen].double()
+        for other in before:
+            others = self._chosen(student, subnet, position, other.writers)
+            left -= student.matrix(other.writers, position).double() @ gram[others][:, chosen].double()
+        return Moments.known(gram[chosen][:, chosen], left)
+
+    def _share_of_before(self, student: StudentWeights, subnet: SubnetConfig, chosen: torch.Tensor) -> torch.Tensor:
+        """What some features are to write of what was written before the first kept layer, fitted with all features."""
+        layer = subnet.layers[0]
+        every = self._chosen(student, subnet, 0, self._writers)
+        written = student.basis.down.double() @ self._written_before[layer][:, every].double()
+        moments = Moments.known(self._features[layer][every][:, every], written)
+        return moments.fit(torch.zeros_like(written), student.ridges).weight[:, torch.isin(every, chosen)]
+
+    def _chosen(
+        self, student: StudentWeights, subnet: SubnetConfig, position: int, weights: Sequence[Weight]
+    ) -> torch.Tensor:
+        """Which of a layer's features are kept inputs of these writers, and the constant if they have a bias."""
+        chosen, first = [], 0
         for weight in self._writers:
             rows = axis_rows(weight.axes[1], subnet, position, head_dim(self._config))
-            kept.append(first + (torch.arange(rows) if isinstance(rows, int) else rows))
-            first += student.of_teacher(weight.name, layer).shape[1]
-        has_bias = bool(student.biases(self._writers, position))
-        chosen = torch.cat([*kept, *([torch.tensor([first])] if has_bias else [])]).to(student.embedding.device)
-        gram = self._features[layer][chosen][:, chosen]
-        written = sum(
-            (self._written[layer, later][:, chosen] for later in range(layer, after)),
-            self._written_before[layer][:, chosen] if position == 0 else torch.zeros((), device=gram.device),
-        )
-        return Moments.known(gram, student.basis.down.double() @ written.double())
+            if weight in weights:
+                chosen.append(first + (torch.arange(rows) if isinstance(rows, int) else rows))
+            first += student.of_teacher(weight.name, subnet.layers[position]).shape[1]
+        if student.biases(weights, 0):
+            chosen.append(torch.tensor([first]))
+        return torch.cat(chosen).to(student.embedding.device)
 
 
-def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[int]:
-    """For each layer of a model of these sizes, the inputs of its writers, and 1."""
-    sizes = zip(shape.num_attention_heads, shape.intermediate_size, strict=True)
-    return [heads * head_dim(config) + neurons + 1 for heads, neurons in sizes]
+def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
+    """For each layer of a model of these sizes, the inputs of each group of its writers, and 1."""
+
+    def inputs(weight: Weight, layer: int) -> int:
+        axis = weight.axes[1]
+        return getattr(shape, axis.dimension.value)[layer] * axis.block_size(head_dim(config))
+
+    groups = projections(config)
+    return [
+        tuple(1 + sum(inputs(weight, layer) for weight in group.writers) for group in groups)
+        for layer in range(shape.num_hidden_layers)
+    ]
 
 
 def _with_one(states: torch.Tensor) -> torch.Tensor:

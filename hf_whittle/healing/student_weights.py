@@ -42,7 +42,7 @@ class StudentWeights:
         self.fits: list[dict[str, Any]] = []
         self.basis = Basis.channels(subnet, config.hidden_size, device)
         self._weights, self._config, self._subnet, self._device = weights, config, subnet, device
-        self._ridges = ridges
+        self.ridges = ridges
 
     @property
     def can_change_basis(self) -> bool:
@@ -137,13 +137,13 @@ class StudentWeights:
 
         A norm reaches a constant only as far as the matrix lets it through; what it adds is then part of the features.
         """
-        free = moments.fit(start, self._ridges).weight
+        free = moments.fit(start, self.ridges).weight
         shift = _shift(matrix @ free[:, :-1], matrix @ free[:, -1])
         identity = torch.eye(len(shift), dtype=shift.dtype, device=shift.device)
         fits = []
         for added in (shift, torch.zeros_like(shift)):
             features = torch.cat([identity, added[:, None]], 1)
-            fits.append((moments.mapped(features).fit(start[:, :-1], self._ridges), added))
+            fits.append((moments.mapped(features).fit(start[:, :-1], self.ridges), added))
         fit, added = min(fits, key=lambda pair: pair[0].after)
         self._note(fit, layer, weight)
         return fit.weight, added.float()
@@ -159,25 +159,31 @@ class StudentWeights:
             moments (`Moments`): of their inputs, side by side, and a constant if there is a bias, as features; what
                 they are to add to the student's stream as targets.
         """
-        matrices = [self.tensors[weight.name.format(layer=position)] for weight in weights]
-        biases = self.biases(weights, position)
-        start = torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
-        fit = self._fit(moments, start.double(), self._subnet.layers[position], *weights)
+        start = self.matrix(weights, position).double()
+        fit = self._fit(moments, start, self._subnet.layers[position], *weights)
         if fit.ridge is None:
             return
         first = 0
-        for matrix in matrices:
+        for weight in weights:
+            matrix = self.tensors[weight.name.format(layer=position)]
             matrix.copy_(fit.weight[:, first : first + matrix.shape[1]])
             first += matrix.shape[1]
-        for number, bias in enumerate(biases):  # one for all of them
+        for number, bias in enumerate(self.biases(weights, position)):  # one for all of them
             bias.copy_(fit.weight[:, -1]) if number == 0 else bias.zero_()
 
+    def matrix(self, weights: Sequence[Weight], position: int) -> torch.Tensor:
+        """Matrices that write to the stream, side by side, and the sum of their biases if there are any."""
+        return _side_by_side(self.tensors, weights, position)
+
+    def matrix_of_teacher(self, weights: Sequence[Weight], layer: int) -> torch.Tensor:
+        """The same of the super-network."""
+        return _side_by_side(self._weights, weights, layer).to(self._device, torch.float32)
+
     def biases(self, weights: Sequence[Weight], position: int) -> list[torch.Tensor]:
-        names = [_bias(weight).format(layer=position) for weight in weights]
-        return [self.tensors[name] for name in names if name in self.tensors]
+        return _biases(self.tensors, weights, position)
 
     def _fit(self, moments: Moments, start: torch.Tensor, layer: int, *weights: Weight) -> Fit:
-        fit = moments.fit(start, self._ridges)
+        fit = moments.fit(start, self.ridges)
         self._note(fit, layer, *weights)
         return fit
 
@@ -188,6 +194,17 @@ class StudentWeights:
 
 def _bias(weight: Weight) -> str:
     return weight.name.removesuffix("weight") + "bias"
+
+
+def _biases(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> list[torch.Tensor]:
+    names = [_bias(weight).format(layer=layer) for weight in weights]
+    return [tensors[name] for name in names if name in tensors]
+
+
+def _side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> torch.Tensor:
+    biases = _biases(tensors, weights, layer)
+    matrices = [tensors[weight.name.format(layer=layer)] for weight in weights]
+    return torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
 
 
 def _shift(matrix: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:

@@ -17,19 +17,53 @@ from ..architecture import (
     get_architecture,
     head_dim,
 )
+from ..errors import SubnetError
 from ..files import commit_of
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
 
 
 class ElasticModuleList(nn.ModuleList):
-    """A list of layers that iterates over the active ones; all stay registered."""
+    """A list of layers that is as long as the active ones, which are what it is indexed, sliced and iterated over.
+
+    All stay registered under their names: what goes by these, as `state_dict` and `named_modules` do, sees all of them.
+    """
 
     active: tuple[int, ...] | None = None
 
+    def _in_use(self) -> list[nn.Module]:
+        layers = list(self._modules.values())
+        return layers if self.active is None else [layers[index] for index in self.active]
+
+    def __len__(self) -> int:
+        return len(self._in_use())
+
     def __iter__(self) -> Iterator[nn.Module]:
-        layers = list(super().__iter__())
-        return iter(layers if self.active is None else [layers[index] for index in self.active])
+        return iter(self._in_use())
+
+    def __getitem__(self, index: int | slice) -> Any:
+        layers = self._in_use()
+        return nn.ModuleList(layers[index]) if isinstance(index, slice) else layers[index]
+
+    def _check_whole(self) -> None:
+        if self.active is not None:
+            raise SubnetError("a subnet is active: leave the active_subnet block before you change the list of layers")
+
+    def __setitem__(self, index: int, module: nn.Module) -> None:
+        self._check_whole()
+        super().__setitem__(index, module)
+
+    def __delitem__(self, index: int | slice) -> None:  # as does `pop`
+        self._check_whole()
+        super().__delitem__(index)
+
+    def insert(self, index: int, module: nn.Module) -> None:
+        self._check_whole()
+        super().insert(index, module)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:  # as do `append`, `extend` and `+=`
+        self._check_whole()
+        super().add_module(name, module)
 
 
 class SuperNetModel(PreTrainedModel):
@@ -41,6 +75,7 @@ class SuperNetModel(PreTrainedModel):
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._layers.__class__ = ElasticModuleList
+        self._layers.active = None
         for _, _, module in self._sliced_modules():
             make_elastic(module)
         self.register_load_state_dict_pre_hook(_rename_former)
@@ -94,6 +129,15 @@ class SuperNetModel(PreTrainedModel):
         finally:
             self._activate(before)
 
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Set the whole super-network's, also while a subnet is active; arguments as in `PreTrainedModel`."""
+        before = self._active
+        try:
+            self._activate(None)
+            super().set_attn_implementation(*args, **kwargs)
+        finally:
+            self._activate(before)
+
     def weights_in_use(self) -> Iterator[torch.Tensor]:
         """The weights of the active subnet's matrices and norms, without biases; all of them if none is active."""
         for _, layer, module in self._sliced_modules():
@@ -111,7 +155,7 @@ class SuperNetModel(PreTrainedModel):
         """Every module with a weight of the table: the weight, its layer and the module."""
         for weight in get_architecture(self.config).weights:
             if weight.name.endswith(".weight"):  # a bias follows the output axis of its weight
-                for layer in range(len(self._layers)) if weight.in_layer else (None,):
+                for layer in range(self.full_config.num_hidden_layers) if weight.in_layer else (None,):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
     def _activate(self, subnet: SubnetConfig | None) -> None:

@@ -2,11 +2,13 @@
 
 import copy
 import re
+from types import MethodType
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, SubnetConfig, extract_subnet
 from hf_whittle.errors import ArchitectureError, SubnetError
@@ -169,3 +171,148 @@ def test_checkpoint_of_another_architecture_is_an_error_that_names_it(tmp_path):
     message = f"the architecture of {tmp_path} is 'llama'; hf_whittle knows ['gpt_neox', 'whittle_gpt_neox']"
     with pytest.raises(ArchitectureError, match=re.escape(message)):
         GPTNeoXSuperNetForCausalLM.from_pretrained(tmp_path)
+
+
+# The list of layers: whichever way a forward goes through it, it meets the active ones
+
+WAYS = {
+    "iterated": lambda model: model.layers,
+    "Llama": lambda model: model.layers[: model.config.num_hidden_layers],
+    "indexed": lambda model: [model.layers[index] for index in range(len(model.layers))],
+    "indexed from the end": lambda model: [
+        model.layers[index - len(model.layers)] for index in range(len(model.layers))
+    ],
+    "in parts": lambda model: [*model.layers[:1], *model.layers[1:-1], model.layers[-1]],
+    "reversed twice": lambda model: reversed(list(reversed(model.layers))),
+}
+SUBNETS = [
+    SubnetConfig([*range(20), 25, 31], [0, 2, 4], [[1, 3], 4, [2]], [40, 24, 64]),
+    SubnetConfig(24, [1, 3, 4], 3, 40),
+    SubnetConfig(32, [3], 4, 64),
+]
+
+
+@pytest.fixture
+def through(supernet):
+    """A function that copies the super-network and lets its forward go through the layers some way."""
+
+    def build(way):
+        def forward(self, input_ids, **_):
+            hidden_states = self.embed_in(input_ids)
+            position_ids = torch.arange(input_ids.shape[1])[None]
+            position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+            for layer in way(self):
+                hidden_states = layer(hidden_states, attention_mask=None, position_embeddings=position_embeddings)
+            return BaseModelOutputWithPast(last_hidden_state=self.final_layer_norm(hidden_states))
+
+        model = copy.deepcopy(supernet)
+        model.gpt_neox.forward = MethodType(forward, model.gpt_neox)
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_forward_that_goes_through_the_layers_any_way_runs_the_subnet(through, supernet, stock, input_ids, way):
+    model = through(way)
+    for subnet in SUBNETS:
+        with model.active_subnet(subnet):
+            of_subnet = logits(model, input_ids)
+        torch.testing.assert_close(of_subnet, logits(student_of(supernet, subnet), input_ids), **CLOSE)
+    torch.testing.assert_close(logits(model, input_ids), logits(stock, input_ids), **CLOSE)
+
+
+@pytest.mark.parametrize("way", ["iterated", "Llama", "indexed"])
+def test_compiled_forward_runs_the_subnet_that_is_active(through, supernet, stock, input_ids, way):
+    torch._dynamo.reset()
+    model = through(WAYS[way])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled, input_ids), logits(stock, input_ids), **CLOSE)
+    for subnet in [*SUBNETS, SUBNETS[0]]:
+        with model.active_subnet(subnet):
+            of_subnet = logits(compiled, input_ids)
+        torch.testing.assert_close(of_subnet, logits(student_of(supernet, subnet), input_ids), **CLOSE)
+    torch.testing.assert_close(logits(compiled, input_ids), logits(stock, input_ids), **CLOSE)
+    torch._dynamo.reset()
+
+
+def test_list_of_layers_agrees_with_itself_and_names_go_by_the_full_list(supernet):
+    layers = supernet.gpt_neox.layers
+    every = list(layers)
+    names = [name for name, _ in supernet.named_modules()]
+    for subnet in SUBNETS:
+        with supernet.active_subnet(subnet):
+            expected = [every[index] for index in subnet.layers]
+            count = len(expected)
+            assert len(layers) == count == supernet.config.num_hidden_layers
+            assert list(layers) == list(layers[:]) == list(layers.__add__([])) == expected
+            assert list(reversed(layers)) == expected[::-1] == list(layers[::-1])
+            assert [layers[index] for index in range(-count, count)] == expected * 2
+            assert [layer in layers for layer in every] == [index in subnet.layers for index in range(5)]
+            assert [layer.attention.layer_idx for layer in layers] == [*range(count)]
+            for index in (count, -count - 1):
+                with pytest.raises(IndexError):
+                    layers[index]
+            assert [child for _, child in layers.named_children()] == every
+            assert [name for name, _ in supernet.named_modules()] == names
+            assert supernet.get_submodule("gpt_neox.layers.1") is every[1]
+            assert list(copy.deepcopy(layers).state_dict()) == list(layers.state_dict())
+    assert list(layers) == every
+
+
+def test_hooks_of_active_layers_are_called_and_of_no_others(supernet, input_ids):
+    called = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: called.append(index))
+        for index, layer in enumerate(supernet.gpt_neox.layers)
+    ]
+    try:
+        for subnet in SUBNETS:
+            with supernet.active_subnet(subnet):
+                output = supernet(input_ids, output_hidden_states=True, use_cache=False)
+            assert called == list(subnet.layers)
+            assert len(output.hidden_states) == len(subnet.layers) + 1
+            called.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+CHANGES = {
+    "append": lambda layers: layers.append(layers[0]),
+    "extend": lambda layers: layers.extend([layers[0]]),
+    "add in place": lambda layers: layers.__iadd__([layers[0]]),
+    "insert": lambda layers: layers.insert(0, layers[0]),
+    "set": lambda layers: layers.__setitem__(0, layers[1]),
+    "delete": lambda layers: layers.__delitem__(0),
+    "delete some": lambda layers: layers.__delitem__(slice(1)),
+    "pop": lambda layers: layers.pop(0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_list_of_layers_is_not_changed_while_a_subnet_is_active(supernet, change):
+    layers = copy.deepcopy(supernet).gpt_neox.layers
+    before, names = list(layers), list(layers.state_dict())
+    layers.active = (1, 3)
+    message = "a subnet is active: leave the active_subnet block before you change the list of layers"
+    with pytest.raises(SubnetError, match=message):
+        change(layers)
+    layers.active = None
+    assert list(layers) == before
+    assert list(layers.state_dict()) == names
+    change(layers)
+    assert list(layers) != before
+
+
+@pytest.mark.parametrize("before, after", [("eager", "sdpa"), ("sdpa", "eager")])
+def test_attention_kernel_set_while_a_subnet_is_active_is_the_whole_models(make_stock, make_supernet, before, after):
+    model = make_supernet(make_stock(attn_implementation=before))
+    input_ids = torch.randint(1, 99, (2, 12), generator=torch.Generator().manual_seed(7))
+    expected = logits(student_of(model, SUBNETS[0]), input_ids)
+    with model.active_subnet(SUBNETS[0]):
+        model.set_attn_implementation(after)
+        torch.testing.assert_close(logits(model, input_ids), expected, **CLOSE)
+        assert model.config._attn_implementation == after
+        assert {layer.attention.config._attn_implementation for layer in model.gpt_neox.layers} == {after}
+    assert model.config._attn_implementation == after
