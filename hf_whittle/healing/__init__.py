@@ -8,7 +8,8 @@ Teacher and student read the same calibration text, layer by layer:
 - inputs: the student's normalised stream predicts the teacher's, with all its channels; the prediction is folded into
   the matrices that read it (query, key and value, the first of the MLP).
 - outputs: from the inputs of the output projections (concatenated heads, MLP neurons, 1 for the bias), the stream after
-  the layer is to be the teacher's before the *next kept* layer, so that layers that were left out are absorbed.
+  the layer is to be the teacher's before the *next kept* layer, so that layers that were left out are absorbed. Where
+  the MLP reads what attention wrote (sequential residual), attention is fitted first, to what the teacher's wrote.
 - head: the student's final state predicts the teacher's, folded into the output matrix.
 
 Each but the first is a ridge regression on what the student computes with everything before it healed, centred on the

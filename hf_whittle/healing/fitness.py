@@ -113,8 +113,19 @@ class HealedPerplexity(TokenFitness):
                     total += 2 * features * size * sum(full[layer][: number + 1])
             if position == 0 and layer > 0 and len(groups) > 1:  # what was written before is fitted to all together
                 total += fitted(sum(groups) - len(groups) + 1)
-        readers = 2 * shape.num_hidden_layers + 1
-        return total + readers * (shape.hidden_size**3 // 3 + 6 * size**2 * shape.hidden_size)
+        return total + self._reading_flops(shape)
+
+    def _reading_flops(self, shape: Shape) -> int:
+        """FLOPs of healing what reads the stream: of each regression, its products, and folding it into its matrix."""
+        config, channels = self.supernet.full_config, shape.hidden_size
+        size, head = config.hidden_size, output_matrix(config)
+        rows = [] if head is None else [config.vocab_size]
+        for layer in range(shape.num_hidden_layers):
+            rows += [
+                entries(weight, 0, config, shape, layer) for group in projections(config) for weight in group.readers
+            ]
+        fit = channels**3 // 3 + 4 * channels**2 * size + 6 * channels * size**2 + 2 * channels**2 * size + 2 * size**3
+        return sum(fit + 2 * row * size * channels for row in rows)
 
     @property
     def preparation(self) -> dict[str, int]:
@@ -346,15 +357,19 @@ class SupernetMoments:
 def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
     """For each layer of a model of these sizes, the inputs of each group of its writers, and 1."""
 
-    def inputs(weight: Weight, layer: int) -> int:
-        axis = weight.axes[1]
-        return getattr(shape, axis.dimension.value)[layer] * axis.block_size(head_dim(config))
-
-    groups = projections(config)
     return [
-        tuple(1 + sum(inputs(weight, layer) for weight in group.writers) for group in groups)
+        tuple(
+            1 + sum(entries(weight, 1, config, shape, layer) for weight in group.writers)
+            for group in projections(config)
+        )
         for layer in range(shape.num_hidden_layers)
     ]
+
+
+def entries(weight: Weight, axis: int, config: "PreTrainedConfig", shape: Shape, layer: int) -> int:
+    """Rows of a weight's axis of heads or neurons in a layer of a model of these sizes."""
+    dimension, block = weight.axes[axis].dimension, weight.axes[axis].block_size(head_dim(config))
+    return getattr(shape, dimension.value)[layer] * block
 
 
 def _with_one(states: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,8 @@ class Elastic:
         """
         whole: torch.Tensor = getattr(self, name)
         chosen = (self._chosen or ())[: whole.ndim]
+        if torch.compiler.is_compiling():  # the graph gathers anew
+            return _take_all(whole, chosen)
         if torch.is_grad_enabled() or whole.is_inference():
             self._gathered = None
             return _take_all(whole, chosen)

@@ -318,6 +318,10 @@ def test_tokens_are_those_evaluated_on_and_preparation_those_gathered_on(healed)
     assert healed.preparation["tokens"] == 64 * 16
 
 
+# Of 12 of 32 channels in 3 layers, 2 heads of 8 and 20 neurons; 99 tokens are in the vocabulary.
+READING = 7 * (12**3 // 3 + 6 * 12**2 * 32 + 6 * 12 * 32**2 + 2 * 32**3) + 2 * 32 * 12 * (3 * (48 + 20) + 99)
+
+
 def test_flops_are_those_of_perplexity_and_of_the_regressions(supernet, text, healed, uneven_subnet):
     plain = Perplexity(supernet, text[1])
     for share in (0.25, 1.0):
@@ -326,8 +330,7 @@ def test_flops_are_those_of_perplexity_and_of_the_regressions(supernet, text, he
         )
     features, size, kept = 2 * 8 + 20 + 1, 32, 12
     writers = features**3 // 3 + 4 * features**2 * kept + 2 * features * size * kept
-    readers = kept**3 // 3 + 6 * size**2 * kept
-    assert healed.healing_flops(SubnetConfig(12, 3, 2, 20)) == 3 * writers + 7 * readers
+    assert healed.healing_flops(SubnetConfig(12, 3, 2, 20)) == 3 * writers + READING
 
 
 def test_flops_of_a_sequential_super_network_are_those_of_two_groups_of_writers(make_stock, make_supernet, text):
@@ -339,10 +342,9 @@ def test_flops_of_a_sequential_super_network_are_those_of_two_groups_of_writers(
         return features**3 // 3 + 4 * features**2 * kept + 2 * features * size * kept
 
     writers = fitted(heads) + 2 * heads * size * every + fitted(neurons) + 2 * neurons * heads * kept
-    readers = kept**3 // 3 + 6 * size**2 * kept
-    assert healed.healing_flops(SubnetConfig(12, 3, 2, 20)) == 3 * writers + 7 * readers
+    assert healed.healing_flops(SubnetConfig(12, 3, 2, 20)) == 3 * writers + READING
     together = fitted(heads + neurons - 1)
-    assert healed.healing_flops(SubnetConfig(12, [1, 2, 3], 2, 20)) == 3 * writers + 7 * readers + together
+    assert healed.healing_flops(SubnetConfig(12, [1, 2, 3], 2, 20)) == 3 * writers + READING + together
 
 
 @pytest.mark.parametrize("is_parallel", [True, False])
@@ -357,7 +359,7 @@ def test_flops_of_healing_are_those_computed(make_stock, make_supernet, sample_t
     fits = 3 * ([249] if is_parallel else [49, 201]) + ([] if is_parallel or layers == 3 else [249])
     solved = sum(features**3 // 3 + 2 * features**2 * 64 for features in fits)  # the counter sees no solution
     solved += 7 * (65**3 // 3 + 2 * 65**2 * 64)
-    assert healed.healing_flops(subnet) == pytest.approx(counter.get_total_flops() + solved, rel=0.25)
+    assert healed.healing_flops(subnet) == pytest.approx(counter.get_total_flops() + solved, rel=0.15)
 
 
 def test_preparation_counts_what_is_computed(make_stock, make_supernet, text):
