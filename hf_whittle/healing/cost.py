@@ -6,8 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..cost import flops_per_token
 from ..subnet import SubnetConfig
-from .fitness import writer_features
-from .parts import projections
+from .parts import projections, writer_features
 
 
 def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:

@@ -27,13 +27,13 @@ from ..fitness import (
 from ..models.supernet import axis_rows
 from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
-from .parts import layer_after, module_of, output_matrix, projections
+from .parts import entries, layer_after, module_of, output_matrix, projections, writer_features
 from .regression import Moments
 from .student_weights import StudentWeights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from ..models.supernet import SuperNetModel
 
@@ -352,24 +352,6 @@ class SupernetMoments:
         if student.biases(weights, 0):
             chosen.append(torch.tensor([first]))
         return torch.cat(chosen).to(student.embedding.device)
-
-
-def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
-    """For each layer of a model of these sizes, the inputs of each group of its writers, and 1."""
-
-    return [
-        tuple(
-            1 + sum(entries(weight, 1, config, shape, layer) for weight in group.writers)
-            for group in projections(config)
-        )
-        for layer in range(shape.num_hidden_layers)
-    ]
-
-
-def entries(weight: Weight, axis: int, config: "PreTrainedConfig", shape: Shape, layer: int) -> int:
-    """Rows of a weight's axis of heads or neurons in a layer of a model of these sizes."""
-    dimension, block = weight.axes[axis].dimension, weight.axes[axis].block_size(head_dim(config))
-    return getattr(shape, dimension.value)[layer] * block
 
 
 def _with_one(states: torch.Tensor) -> torch.Tensor:

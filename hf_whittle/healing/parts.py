@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..architecture import Dimension, Weight, get_architecture
-from ..subnet import SubnetConfig, indices
+from ..architecture import Dimension, Weight, get_architecture, head_dim
+from ..subnet import Shape, SubnetConfig, indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -92,3 +92,21 @@ def output_matrix(config: "PreTrainedConfig") -> Weight | None:
         if weight.is_matmul and not weight.in_layer and not weight.is_shared(config):
             return weight
     return None
+
+
+def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
+    """For each layer of a model of these sizes, the inputs of each group of its writers, and 1."""
+
+    return [
+        tuple(
+            1 + sum(entries(weight, 1, config, shape, layer) for weight in group.writers)
+            for group in projections(config)
+        )
+        for layer in range(shape.num_hidden_layers)
+    ]
+
+
+def entries(weight: Weight, axis: int, config: "PreTrainedConfig", shape: Shape, layer: int) -> int:
+    """Rows of a weight's axis of heads or neurons in a layer of a model of these sizes."""
+    dimension, block = weight.axes[axis].dimension, weight.axes[axis].block_size(head_dim(config))
+    return getattr(shape, dimension.value)[layer] * block
