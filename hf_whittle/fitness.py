@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from .architecture import has_architecture
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
+from .models.weights import check_no_subnet, check_plain_weights
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -135,12 +136,14 @@ class TokenFitness(Fitness):
     Raises:
         DataError: if there are no blocks.
         VocabularyError: if a token id is outside the model's vocabulary.
+        WeightsError: if the super-network's weights are quantized, offloaded or adapted.
     """
 
     passes: ClassVar[int] = 1
     """Forward passes that evaluating costs; a backward pass counts as two."""
 
     def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
+        check_plain_weights(supernet)
         self.supernet = supernet
         self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
         self.batch_size = batch_size
@@ -207,6 +210,7 @@ class KLDivergence(TokenFitness):
     ):
         super().__init__(supernet, blocks, batch_size)
         teacher = teacher or supernet
+        check_no_subnet(teacher)
         if teacher.config.vocab_size != supernet.config.vocab_size:
             raise VocabularyError(
                 f"the teacher's vocabulary has {teacher.config.vocab_size} entries, that of the super-network "
@@ -313,7 +317,15 @@ def _sum_over_batches(
 
 @torch.no_grad()
 def _logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=batch.to(model.device), use_cache=False).logits
+    return model(input_ids=batch.to(input_device(model)), use_cache=False).logits
+
+
+def input_device(model: Any) -> Any:
+    """Where a model reads its tokens: of an offloaded embedding, where it is run."""
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        return embedding.weight.device
+    return getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu")
 
 
 @contextlib.contextmanager
@@ -363,6 +375,16 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a sharded model
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        with _at_hand(model, name) as whole:
+            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _at_hand(model: "PreTrainedModel", name: str) -> Iterator[torch.Tensor]:
+    """A whole parameter inside the block, also of a model that is sharded, or offloaded by accelerate."""
+    from accelerate.utils import align_module_device
+
+    with align_module_device(model.get_submodule(name.rpartition(".")[0])):
+        parameter: Any = model.get_parameter(name)
+        yield parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

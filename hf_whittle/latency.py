@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
 from .files import read_json, write_json
-from .fitness import evaluating
+from .fitness import evaluating, input_device
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def measure_latency(
 def _step(model: "PreTrainedModel", batch_size: int, sequence_length: int, phase: Phase) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length + 1), generator=generator)
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(input_device(model))
     if phase == "prefill":
         return lambda: model(input_ids=tokens[:, :-1], use_cache=False)
     cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values

@@ -33,6 +33,7 @@ FOUNDATION = {
         "fitness",
         "healing",
         "lineage",
+        "models",
         "slicing",
         "subnet",
     },

@@ -35,7 +35,7 @@ from .liger import liger_distillation_loss
 from .losses import IGNORED, DistillationLoss, naive_distillation_loss
 from .store import LogitStore
 from .targets import DenseTargets, Head, Targets
-from .teacher import Teacher, check_vocabulary, load_teacher
+from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -61,8 +61,8 @@ class DistillationTrainer(PublishingTrainer):
     Args:
         model (`PreTrainedModel`): the student.
         teacher_model (`PreTrainedModel`, `str` or `LogitStore`, *optional*): the teacher, where to load it from, or
-            what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no checkpoint.
-            Not loaded if `args.beta` and `args.hidden_weight` are 0.
+            what it said about the training blocks. It runs in evaluation mode, gets no gradient, is in no checkpoint,
+            and is left as it was but for its device. Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
@@ -77,7 +77,8 @@ class DistillationTrainer(PublishingTrainer):
         VocabularyError: if teacher and student differ in vocabulary or tokenizer.
         StoreError: if a store is of another temperature or vocabulary, or lacks a block that is trained on.
         NonFiniteLossError: while training, at a NaN or infinite loss, unless `args.non_finite_loss` is `"skip"`.
-        ValueError: if there is no teacher to learn from, or for combinations of arguments that do not work.
+        ValueError: if there is no teacher to learn from, if it shares weights with the student, or for combinations of
+            arguments that do not work.
     """
 
     args: DistillationConfig
@@ -155,6 +156,7 @@ class DistillationTrainer(PublishingTrainer):
                 tokenizer = AutoTokenizer.from_pretrained(teacher)
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
+        check_apart(student, teacher)
         check_vocabulary(student.config, teacher.config, ours, tokenizer)
         self._recording.set_teacher(teacher)
         self._teacher = Teacher(teacher, self.accelerator)

@@ -23,6 +23,7 @@ from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
+from ..models.weights import check_plain_weights
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 
@@ -156,7 +157,7 @@ class SupernetTrainer(Trainer):
         smallest (`SubnetConfig`): the smallest subnet of the space, or of its bins; see `smallest_subnet`.
 
     Raises:
-        ArchitectureError: if the model is no super-network.
+        ArchitectureError: if the model is no super-network; `WeightsError` if its weights are quantized or offloaded.
         BinError: if no subnet of the space lies in a bin.
         SubnetError: if the search space is that of another super-network.
         ValueError: if the training is of a kind that is not supported.
@@ -202,6 +203,7 @@ class SupernetTrainer(Trainer):
                 f"SupernetTrainer needs a super-network to train, got a {type(model).__name__}; load one with "
                 "GPTNeoXSuperNetForCausalLM.from_pretrained"
             )
+        check_plain_weights(model)
         if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
             raise ValueError(
                 "the super-network's weights are in float16, in which an optimizer loses small updates; load it with "
