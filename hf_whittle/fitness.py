@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .architecture import has_architecture
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
-from .models.weights import check_no_subnet, check_plain_weights
+from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -320,14 +320,6 @@ def _logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
     return model(input_ids=batch.to(input_device(model)), use_cache=False).logits
 
 
-def input_device(model: Any) -> Any:
-    """Where a model reads its tokens: of an offloaded embedding, where it is run."""
-    embedding = model.get_input_embeddings()
-    if not embedding.weight.is_meta:
-        return embedding.weight.device
-    return getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu")
-
-
 @contextlib.contextmanager
 def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     """Put a model in evaluation mode inside the block; after it, every module is in the mode it was in."""
@@ -375,16 +367,6 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        with _at_hand(model, name) as whole:
+        with at_hand(model, name) as whole:
             digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _at_hand(model: "PreTrainedModel", name: str) -> Iterator[torch.Tensor]:
-    """A whole parameter inside the block, also of a model that is sharded, or offloaded by accelerate."""
-    from accelerate.utils import align_module_device
-
-    with align_module_device(model.get_submodule(name.rpartition(".")[0])):
-        parameter: Any = model.get_parameter(name)
-        yield parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
 from .files import read_json, write_json
-from .fitness import evaluating, input_device
+from .fitness import evaluating
+from .models.weights import input_device
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def measure_latency(
         raise ValueError("batch_size, sequence_length and repeats must be at least 1, warmup at least 0")
     with evaluating(model), torch.inference_mode():
         step = _step(model, batch_size, sequence_length, phase)
-        seconds = [_seconds(step, model.device) for _ in range(warmup + repeats)][warmup:]
+        seconds = [_seconds(step, input_device(model)) for _ in range(warmup + repeats)][warmup:]
     low, high = np.percentile(seconds, [10, 90])
     return Latency(statistics.median(seconds), float(low), float(high))
 

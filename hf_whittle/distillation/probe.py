@@ -18,13 +18,12 @@ from ..fitness import (
     evaluating,
     fingerprint,
     forward_flops_per_token,
-    input_device,
     is_sharded,
     model_fingerprint,
     perplexity,
 )
 from ..healing.fitness import HealedPerplexity
-from ..models.weights import check_no_subnet, check_plain_weights
+from ..models.weights import check_no_subnet, check_plain_weights, input_device
 from ..subnet import SubnetConfig
 from .fused import fused_distillation_loss
 from .heads import head_of, output_module

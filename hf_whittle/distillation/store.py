@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError, StoreError, WhittleError
 from ..files import atomic_path, write_json
-from ..fitness import as_input_ids, evaluating, input_device, model_fingerprint
-from ..models.weights import check_no_subnet
+from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..models.weights import check_no_subnet, input_device
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
 from .store_files import (

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ..errors import VocabularyError
 from ..files import commit_of
-from ..fitness import evaluating, input_device
-from ..models.weights import load_whole
+from ..fitness import evaluating
+from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets
 
@@ -93,8 +93,8 @@ def _storage(parameter: torch.Tensor) -> int:
 class Teacher:
     """A model that tells what follows each token. It runs in evaluation mode and gets no gradient; left as it was.
 
-    It goes to the accelerator's device, unless it was placed by a device map, quantized or sharded before; under
-    FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
+    It goes to the accelerator's device, unless it was placed by a device map, offloaded, quantized or sharded before;
+    under FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
 
     Args:
         model (`PreTrainedModel`): the teacher.
@@ -131,7 +131,8 @@ def _unchanged(states: torch.Tensor) -> torch.Tensor:
 
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    if sharded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    if sharded or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
         return model
     if accelerator.is_fsdp2:
         model.requires_grad_(False)

@@ -26,6 +26,7 @@ from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
+from ..models.weights import check_not_offloaded
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
@@ -98,6 +99,8 @@ class DistillationTrainer(PublishingTrainer):
         args = args or DistillationConfig()
         if not isinstance(args, DistillationConfig):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
+        if model is not None:
+            check_not_offloaded(model)
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None

@@ -1,9 +1,11 @@
 """What weights must be for a slice of them to be a model: plain, at hand, finite, and those the configuration says."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -16,6 +18,10 @@ logger = logging.get_logger(__name__)
 _WHAT_TO_DO = (
     "what is run in slices, scored, sorted or cut needs plain floating-point weights: load the model without "
     "quantization, and merge adapters into it (merge_and_unload)"
+)
+_OFFLOADED = (
+    "is not in memory but offloaded; load the model without a device_map that offloads layers. extract_subnet also "
+    "takes a checkpoint's folder or name, and reads one tensor at a time"
 )
 
 
@@ -37,9 +43,9 @@ def check_plain_weights(model: Any) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = {weight.name.format(layer=layer): (weight, layer) for weight, layer in all_weights(config)}
     missing = next((name for name in expected if name not in parameters), None)
-    other = next((name for name in parameters if name not in expected), None)
-    if other is not None and (missing is None or "lora" in other or "base_layer" in other):
-        raise WeightsError(f"this {type(model).__name__} has {other}, which no slice would have; {_WHAT_TO_DO}")
+    others = sorted((name for name in parameters if name not in expected), key=lambda name: ".base_layer." not in name)
+    if others and (missing is None or ".base_layer." in others[0]):
+        raise WeightsError(f"this {type(model).__name__} has {others[0]}, which no slice would have; {_WHAT_TO_DO}")
     if missing is not None:
         raise ArchitectureError(
             f"a {type(model).__name__} has no {missing}; give a model for causal language modeling, unwrapped"
@@ -68,10 +74,16 @@ def check_plain(name: str, parameter: torch.Tensor) -> None:
         kind = f"{type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
         raise WeightsError(f"{name} is a {kind}; {_WHAT_TO_DO}")
     if parameter.is_meta:
-        raise WeightsError(
-            f"{name} is not in memory but offloaded; load the model without a device_map that offloads layers. "
-            "extract_subnet also takes a checkpoint's folder or name, and reads one tensor at a time"
-        )
+        raise WeightsError(f"{name} {_OFFLOADED}")
+
+
+def check_not_offloaded(model: nn.Module) -> None:
+    """Raise `WeightsError` if some layers of a model that is to be trained were offloaded by accelerate."""
+    from accelerate.utils import has_offloaded_params
+
+    name = next((name for name, module in model.named_modules() if has_offloaded_params(module)), None)
+    if name is not None:
+        raise WeightsError(f"{name} {_OFFLOADED}")
 
 
 def _check_sharing(
@@ -80,7 +92,8 @@ def _check_sharing(
     for weight in weights:
         if weight.is_shared(config):
             own, shared = parameters[weight.name], parameters[embedding(config).name]
-            if own is not shared and not hasattr(own, "ds_id") and not torch.equal(own, shared):
+            spread = hasattr(own, "ds_id") or hasattr(own, "full_tensor")
+            if own is not shared and not spread and not torch.equal(own, shared):
                 raise WeightsError(
                     f"the configuration says {weight.shared_if}, and {weight.name} is another matrix than "
                     f"{embedding(config).name}; set model.config.{weight.shared_if} = False"
@@ -180,3 +193,21 @@ def in_words(names: Any, most: int = 3) -> str:
     names = sorted(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model reads its tokens: of an offloaded embedding, where it is run."""
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        return embedding.weight.device
+    return torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu"))
+
+
+@contextlib.contextmanager
+def at_hand(model: Any, name: str) -> Iterator[torch.Tensor]:
+    """A whole parameter inside the block, also of a model that is sharded, or offloaded by accelerate."""
+    from accelerate.utils import align_module_device
+
+    with align_module_device(model.get_submodule(name.rpartition(".")[0])):
+        parameter: Any = model.get_parameter(name)
+        yield parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -180,6 +180,8 @@ class SupernetTrainer(Trainer):
         args = args or SupernetConfig()
         if not isinstance(args, SupernetConfig):
             raise TypeError(f"args must be a SupernetConfig, got {type(args).__name__}")
+        if isinstance(model, SuperNetModel):
+            check_plain_weights(model)
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         self._check_training()
         config = self._supernet.full_config
@@ -203,7 +205,6 @@ class SupernetTrainer(Trainer):
                 f"SupernetTrainer needs a super-network to train, got a {type(model).__name__}; load one with "
                 "GPTNeoXSuperNetForCausalLM.from_pretrained"
             )
-        check_plain_weights(model)
         if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
             raise ValueError(
                 "the super-network's weights are in float16, in which an optimizer loses small updates; load it with "
