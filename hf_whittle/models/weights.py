@@ -7,13 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
 from ..architecture import Dimension, Weight, get_architecture, head_dim
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape
-
-logger = logging.get_logger(__name__)
 
 _WHAT_TO_DO = (
     "what is run in slices, scored, sorted or cut needs plain floating-point weights: load the model without "
