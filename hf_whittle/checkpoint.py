@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 from .architecture import check_model_type
-from .errors import CheckpointError
+from .errors import CheckpointError, WeightsError
 from .files import commit_of, read_json
 
 TOKENIZER_FILES = [
@@ -77,6 +77,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not isinstance(found, dict):
             raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is no configuration")
         check_model_type(found.get("model_type"), self.source)
+        if found.get("quantization_config"):
+            raise WeightsError(f"the checkpoint {self.source!r} is quantized; give the one it was made from")
         config = self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
         config._commit_hash = commit_of(self.source, **self._hub)
         return config

@@ -25,6 +25,10 @@ class CheckpointError(WhittleError, OSError):
     """A checkpoint that cannot be found or read."""
 
 
+class WeightsError(WhittleError, ValueError):
+    """A model whose weights are quantized, offloaded or adapted, or not those its configuration says."""
+
+
 class VocabularyError(WhittleError, ValueError):
     """Teacher and student, or model and tokenizer, that do not speak the same tokens."""
 

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from transformers.utils import logging
 
-from .architecture import architecture_module, check_model_type
+from .architecture import architecture_module
 from .checkpoint import Checkpoint, checkpoint_facts
 from .cost import num_parameters, padded_shape
-from .errors import ArchitectureError, DataError, OutputError, SubnetError
+from .errors import DataError, OutputError, SubnetError
 from .files import atomic_folder
 from .fitness import as_input_ids
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
-from .slicing import Renamed, fill, kept_weights, slice_weights, stored_as, stored_name, weight_shape
+from .models.weights import check_plain_weights, weight_shape
+from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def extract_subnet(
         SubnetError: if the subnet does not fit the model, or the format or `dtype` cannot hold it.
         ArchitectureError: if the model is of an architecture without a table, or not for causal language modeling.
         TypeError, ValueError: if an argument is not known, or `max_shard_size` is no size.
-        CheckpointError: if a checkpoint cannot be found, is damaged, or contradicts its configuration.
+        CheckpointError: if a checkpoint cannot be found, is damaged, or contradicts its configuration, or if weights
+            are not finite.
+        WeightsError: if the model's weights are quantized, offloaded or adapted.
         OutputError: if `output_dir` is not empty or cannot be written.
         DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer.
         HealingError: if the model computes what is not a number on it.
@@ -201,17 +204,10 @@ def _cut_from_memory(
     progress: bool,
 ) -> "PreTrainedModel":
     source = getattr(model, "full_config", model.config)
-    check_model_type(source.model_type)
-    weights = model.state_dict()
-    everything = kept_weights(source, SubnetConfig.full(source))
-    lacking = [weight.name for weight, layer, _ in everything if not stored_as(weights, weight, layer)]
-    if lacking:
-        raise ArchitectureError(
-            f"a {type(model).__name__} has no {lacking[0]}; give a model for causal language modeling, unwrapped"
-        )
+    check_plain_weights(model)
     generation_config = model.generation_config if model.can_generate() else None
     student = _cut(
-        weights,
+        model.state_dict(),
         source,
         subnet,
         format,
@@ -236,11 +232,13 @@ def _cut_from_disk(
     config = checkpoint.config
     subnet.validate(config)
     architecture_module(config, "student").student_config(config, subnet, format)  # before anything is downloaded
+    config = as_stored(config, checkpoint)
+    weights = Renamed(checkpoint, config)
     needed = kept_weights(config, subnet if healing is None else SubnetConfig.full(config))
-    checkpoint.fetch([stored_name(checkpoint, weight, layer) for weight, layer, _ in needed])
+    checkpoint.fetch([weights.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
     dtype, generation_config = dtype or checkpoint.dtype, checkpoint.generation_config
     device = torch.device("cuda" if torch.cuda.is_available() and healing is not None else "cpu")
-    return _cut(checkpoint, config, subnet, format, dtype, generation_config, healing, device, progress).cpu()
+    return _cut(weights, config, subnet, format, dtype, generation_config, healing, device, progress).cpu()
 
 
 def _cut(
@@ -290,7 +288,7 @@ def _healed(
     progress: bool,
 ) -> tuple[dict[str, torch.Tensor], HealingReport]:
     state_dict, report = heal_weights(
-        Renamed(weights, config),
+        weights,
         config,
         subnet,
         slice_weights(weights, config, subnet, dtype=dtype),

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from .architecture import has_architecture
 from .cost import flops_per_token
-from .errors import DataError, SubnetError, VocabularyError
+from .errors import DataError, VocabularyError
+from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -135,12 +136,14 @@ class TokenFitness(Fitness):
     Raises:
         DataError: if there are no blocks.
         VocabularyError: if a token id is outside the model's vocabulary.
+        WeightsError: if the super-network's weights are quantized, offloaded or adapted.
     """
 
     passes: ClassVar[int] = 1
     """Forward passes that evaluating costs; a backward pass counts as two."""
 
     def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
+        check_plain_weights(supernet)
         self.supernet = supernet
         self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
         self.batch_size = batch_size
@@ -211,12 +214,12 @@ class KLDivergence(TokenFitness):
     ):
         super().__init__(supernet, blocks, batch_size)
         teacher = teacher or supernet
+        check_no_subnet(teacher)
         if teacher.config.vocab_size != supernet.config.vocab_size:
             raise VocabularyError(
                 f"the teacher's vocabulary has {teacher.config.vocab_size} entries, that of the super-network "
                 f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
             )
-        check_inactive(teacher)
         self._teacher = model_fingerprint(teacher)
         self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
         with evaluating(teacher):
@@ -318,7 +321,7 @@ def _sum_over_batches(
 
 @torch.no_grad()
 def _logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=batch.to(model.device), use_cache=False).logits
+    return model(input_ids=batch.to(input_device(model)), use_cache=False).logits
 
 
 @contextlib.contextmanager
@@ -331,12 +334,6 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def check_inactive(model: "PreTrainedModel") -> None:
-    """Raise `SubnetError` if a subnet is active, where it takes the whole model."""
-    if getattr(model, "full_config", model.config) is not model.config:
-        raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
@@ -374,6 +371,6 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a sharded model
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        with at_hand(model, name) as whole:
+            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

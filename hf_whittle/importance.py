@@ -31,10 +31,11 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
-from .errors import ArchitectureError, CheckpointError, SubnetError
+from .errors import CheckpointError, SubnetError
 from .files import atomic_path
-from .fitness import as_input_ids, check_inactive, cross_entropy, evaluating, fingerprint, model_fingerprint
+from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
+from .models.weights import check_finite, check_no_subnet, check_plain_weights
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def score_importance(
     Raises:
         ValueError: if a criterion is not known, or `batch_size` is below 1.
         ArchitectureError: if the model has no table, or is not for causal language modeling.
+        WeightsError: if its weights are quantized, offloaded or adapted; `CheckpointError` if they are not finite.
         SubnetError: if `removal` is asked of a model that is no super-network, or a subnet is active.
         DataError, VocabularyError: if the blocks are empty or not in the model's vocabulary.
     """
@@ -331,11 +333,8 @@ def _removal(model: Any, input_ids: torch.Tensor, batch_size: int, progress: boo
 
 
 def check_whole(model: "PreTrainedModel") -> None:
-    """Raise an error unless this is a causal language model with a table and no subnet is active."""
-    get_architecture(model.config)
-    there = dict(model.named_parameters())
-    names = (weight.name.format(layer=layer) for weight, layer in model_weights(model))
-    missing = next((name for name in names if name not in there), None)
-    if missing is not None:
-        raise ArchitectureError(f"a {type(model).__name__} lacks {missing}; give a model for causal language modeling")
-    check_inactive(model)
+    """Raise an error unless this is a causal language model with a table, plain weights and no active subnet."""
+    check_no_subnet(model)
+    check_plain_weights(model)
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)

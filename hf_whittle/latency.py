@@ -17,6 +17,7 @@ from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
 from .files import read_json, write_json
 from .fitness import evaluating
+from .models.weights import input_device
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def measure_latency(
         raise ValueError("batch_size, sequence_length and repeats must be at least 1, warmup at least 0")
     with evaluating(model), torch.inference_mode():
         step = _step(model, batch_size, sequence_length, phase)
-        seconds = [_seconds(step, model.device) for _ in range(warmup + repeats)][warmup:]
+        seconds = [_seconds(step, input_device(model)) for _ in range(warmup + repeats)][warmup:]
     low, high = np.percentile(seconds, [10, 90])
     return Latency(statistics.median(seconds), float(low), float(high))
 
@@ -77,7 +78,7 @@ def measure_latency(
 def _step(model: "PreTrainedModel", batch_size: int, sequence_length: int, phase: Phase) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length + 1), generator=generator)
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(input_device(model))
     if phase == "prefill":
         return lambda: model(input_ids=tokens[:, :-1], use_cache=False)
     cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from .cost import flops_per_token, num_parameters
 from .errors import WhittleError
 from .fitness import Fitness, TokenFitness, evaluating, is_sharded, model_fingerprint
+from .models.weights import check_plain_weights
 from .subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 def _check_whole(supernet: "SuperNetModel", name: str) -> None:
+    check_plain_weights(supernet)
     if is_sharded(supernet):
         raise WhittleError(f"{name} needs the whole model in each process; use perplexity or kl for a sharded one")
 

@@ -1,22 +1,27 @@
 """The weights that a subnet keeps of a model's, and the model that holds them."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
-from .architecture import Dimension, Weight, architecture_module, get_architecture, head_dim
+from .architecture import Weight, architecture_module, get_architecture, head_dim
 from .cost import padded_shape
 from .errors import CheckpointError
 from .models.elastic import take
 from .models.single_layer import single_precision_attention
 from .models.supernet import axis_rows
+from .models.weights import all_weights, check_finite, embedding, in_words, weight_shape
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+logger = logging.get_logger(__name__)
 
 
 def slice_weights(
@@ -37,6 +42,9 @@ def slice_weights(
         padded (`bool`, *optional*, defaults to `False`): whether to pad heads and neurons to `padded_shape`.
         dtype (`torch.dtype`, *optional*): of the copies; that of each weight by default.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
+
+    Raises:
+        CheckpointError: if a weight is missing, of another shape than the configuration says, or not finite.
     """
     full = Shape.from_config(config)
     target = padded_shape(config, subnet) if padded else subnet.shape
@@ -50,6 +58,7 @@ def slice_weights(
                 f"{name} has the shape {tuple(tensor.shape)}, the configuration says {expected}; the checkpoint "
                 "contradicts its configuration"
             )
+        check_finite(name, tensor)
         for dim, axis in enumerate(weight.axes):
             tensor = take(tensor, dim, axis_rows(axis, subnet, position, head_dim(config), tensor.device))
         shape = weight_shape(weight, config, target, position)
@@ -88,23 +97,55 @@ def fill(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> to
 
 
 class Renamed(Mapping[str, torch.Tensor]):
-    """Weights under the names of the table, whatever a checkpoint calls them."""
+    """Weights under the names of the table, whatever a checkpoint calls them.
+
+    Raises:
+        CheckpointError: if some are missing.
+    """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], config: "PreTrainedConfig"):
         everything = kept_weights(config, SubnetConfig.full(config))
         self._weights = weights
-        self._names = {
-            weight.name.format(layer=layer): stored_name(weights, weight, layer) for weight, layer, _ in everything
+        self.stored = {
+            weight.name.format(layer=layer): stored_name(weights, weight, layer, config)
+            for weight, layer, _ in everything
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[self._names[name]]
+        return self._weights[self.stored[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.stored)
+
+
+def as_stored(config: "PreTrainedConfig", checkpoint: Mapping[str, torch.Tensor]) -> "PreTrainedConfig":
+    """The configuration of what transformers makes of a checkpoint, where the two contradict each other.
+
+    Where the configuration ties two matrices and the checkpoint holds different ones, they are not tied. Tensors that
+    the configuration has no place for are left out. Both give a warning.
+    """
+    weights = get_architecture(config).weights
+    for weight in weights:
+        own, shared = (stored_as(checkpoint, each, 0) for each in (weight, embedding(config)))
+        if weight.is_shared(config) and own and shared and not torch.equal(checkpoint[own], checkpoint[shared]):
+            logger.warning(
+                f"the configuration says {weight.shared_if}, but {own} of the checkpoint is another matrix than "
+                f"{shared}: they are not tied, as in transformers"
+            )
+            config = copy.deepcopy(config)
+            setattr(config, str(weight.shared_if), False)
+    names = {name.format(layer=layer) for weight, layer in all_weights(config) for name in _names(weight)}
+    stale = architecture_module(config, "student").LEFTOVERS
+    others = [name for name in checkpoint if name not in names and not stale.search(name)]
+    if others:
+        logger.warning(f"the configuration has no place for {in_words(others)} of the checkpoint: they are left out")
+    return config
 
 
 def kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple[Weight, int, int]]:
@@ -118,28 +159,26 @@ def kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple
 
 
 def stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
-    """The name of a weight in a checkpoint, if it is there."""
-    names = [name.format(layer=layer) for name in (weight.name, weight.former_name) if name is not None]
-    return next((name for name in names if name in weights), None)
+    """The name of a weight in a checkpoint, if it is there; of two, that which transformers takes."""
+    return next((name for each in _names(weight) if (name := each.format(layer=layer)) in weights), None)
 
 
-def stored_name(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str:
+def _names(weight: Weight) -> list[str]:
+    return [name for name in (weight.former_name, weight.name) if name is not None]
+
+
+def stored_name(
+    weights: Mapping[str, torch.Tensor], weight: Weight, layer: int, config: "PreTrainedConfig | None" = None
+) -> str:
+    """The name of a weight in a checkpoint; that of a weight which shares its tensor, where only that is there."""
     name = stored_as(weights, weight, layer)
+    if name is None and config is not None and weight is embedding(config):
+        sharing = (each for each in get_architecture(config).weights if each.is_shared(config))
+        name = next((found for each in sharing if (found := stored_as(weights, each, 0))), None)
     if name is None:
-        wanted = " or ".join(n.format(layer=layer) for n in (weight.name, weight.former_name) if n is not None)
+        wanted = " or ".join(each.format(layer=layer) for each in reversed(_names(weight)))
         raise CheckpointError(
             f"the checkpoint lacks the tensor {wanted}; download it again. If it is of a model without a head for "
             "causal language modeling, load it with AutoModelForCausalLM and save that"
         )
     return name
-
-
-def weight_shape(weight: Weight, config: "PreTrainedConfig", shape: Shape, layer: int) -> tuple[int, ...]:
-    """The shape of a weight in a model of these sizes."""
-    sizes = {
-        Dimension.VOCABULARY: config.vocab_size,
-        Dimension.CHANNELS: shape.hidden_size,
-        Dimension.HEADS: shape.num_attention_heads[layer],
-        Dimension.NEURONS: shape.intermediate_size[layer],
-    }
-    return tuple(sizes[axis.dimension] * axis.block_size(head_dim(config)) for axis in weight.axes)

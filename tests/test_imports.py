@@ -33,6 +33,7 @@ FOUNDATION = {
         "fitness",
         "healing",
         "lineage",
+        "models",
         "slicing",
         "subnet",
     },
@@ -42,7 +43,7 @@ FOUNDATION = {
     "proxies": {"cost", "errors", "fitness", "importance", "models", "subnet"},
     "importance": {"architecture", "errors", "files", "fitness", "models", "subnet"},
     "sorting": {"architecture", "errors", "fitness", "importance", "models", "subnet"},
-    "latency": {"cost", "errors", "files", "fitness", "subnet"},
+    "latency": {"cost", "errors", "files", "fitness", "models", "subnet"},
 }
 """What a module or package may import of hf_whittle, at most."""
 SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")

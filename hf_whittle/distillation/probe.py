@@ -23,6 +23,7 @@ from ..fitness import (
     perplexity,
 )
 from ..healing.fitness import HealedPerplexity
+from ..models.weights import check_no_subnet, check_plain_weights, input_device
 from ..subnet import SubnetConfig
 from .fused import fused_distillation_loss
 from .heads import head_of, output_module
@@ -108,6 +109,7 @@ class Probe(Fitness):
     ):
         if is_sharded(supernet):
             raise WhittleError("a probe trains students of its own and needs the whole super-network in each process")
+        check_plain_weights(supernet)
         self.supernet, self.config = supernet, config or ProbeConfig()
         needed = self.config.steps * self.config.batch_size
         if len(train_blocks) < needed:
@@ -122,6 +124,7 @@ class Probe(Fitness):
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
         self.healing = healing
         self._teacher = teacher or supernet
+        check_no_subnet(self._teacher)
         if self.config.beta and self._teacher.config.vocab_size != vocab_size:
             raise VocabularyError(
                 f"the teacher's vocabulary has {self._teacher.config.vocab_size} entries, that of the super-network "
@@ -137,9 +140,10 @@ class Probe(Fitness):
                 f"the logits of a {type(self._teacher).__name__} are not a plain product with an output matrix, which "
                 "a probe needs; use another teacher, or beta=0"
             )
+        device = input_device(self._teacher)
         with evaluating(self._teacher):
             states = [
-                self._teacher.base_model(input_ids=batch.to(self._teacher.device), use_cache=False).last_hidden_state
+                self._teacher.base_model(input_ids=batch.to(device), use_cache=False).last_hidden_state
                 for batch in self.input_ids.split(self.config.batch_size)
             ]
         return torch.cat(states), head_of(head)

@@ -1,8 +1,6 @@
 """Rank the best subnets of a search by what a short distillation makes of them."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,8 @@ from transformers import PrinterCallback, set_seed
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
-from ..fitness import as_input_ids, evaluating, fingerprint, model_fingerprint
+from ..fitness import as_input_ids, fingerprint, model_fingerprint
+from ..models.weights import check_plain_weights
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
@@ -107,6 +106,7 @@ def rerank(
         raise ValueError(f"top_k must be at least 2, since a single subnet has no rank; got {top_k}")
     if args.max_steps <= 0:
         raise ValueError("args.max_steps says how many steps a probe takes; set it above 0")
+    check_plain_weights(supernet)
     path = Path(str(args.output_dir)) / RERANK_FILE
     subnets = result.top(top_k)
     if len(subnets) < 2:
@@ -124,28 +124,15 @@ def rerank(
         if before["settings"] != settings:
             raise OutputError(f"{path} holds probes of another model, text or training; choose another output_dir")
         known = before["probes"]
-    with _as_teacher(supernet):
-        for subnet in tqdm(subnets, desc="rerank", unit="probe", disable=not progress):
-            if subnet.digest not in known:
-                perplexity, tokens = _probe(supernet, subnet, args, train_dataset, eval_dataset, teacher_model)
-                known[subnet.digest] = {"subnet": subnet.to_dict(), "perplexity": perplexity, "tokens": tokens}
-                if args.process_index == 0:
-                    write_json(path, {"settings": settings, "probes": known})
+    for subnet in tqdm(subnets, desc="rerank", unit="probe", disable=not progress):
+        if subnet.digest not in known:
+            perplexity, tokens = _probe(supernet, subnet, args, train_dataset, eval_dataset, teacher_model)
+            known[subnet.digest] = {"subnet": subnet.to_dict(), "perplexity": perplexity, "tokens": tokens}
+            if args.process_index == 0:
+                write_json(path, {"settings": settings, "probes": known})
     probes = [Reranked(subnet, fitness[subnet], known[subnet.digest]["perplexity"]) for subnet in subnets]
     tokens = sum(known[subnet.digest]["tokens"] for subnet in subnets)
     return Reranking(sorted(probes, key=lambda probe: probe.perplexity), tokens)
-
-
-@contextlib.contextmanager
-def _as_teacher(supernet: "SuperNetModel") -> Iterator[None]:
-    """Let probes take the super-network for their teacher, which turns its gradients off."""
-    trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
-    with evaluating(supernet):
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_()
 
 
 def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | None") -> str:

@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError, StoreError, WhittleError
 from ..files import atomic_path, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..models.weights import check_no_subnet, input_device
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
 from .store_files import (
@@ -33,6 +34,7 @@ from .store_files import (
     vocabulary_fingerprint,
 )
 from .targets import DenseTargets, SparseTargets
+from .teacher import load_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +91,11 @@ def store_targets(
     if batch_size < 1:
         raise StoreError(f"batch_size must be at least 1, got {batch_size}")
     processes = _Processes()
-    model = teacher if isinstance(teacher, PreTrainedModel) else _load(teacher, processes.device)
+    model: Any = teacher
+    if not isinstance(teacher, PreTrainedModel):
+        model = load_teacher(str(teacher))
+        model.to(processes.device)
+    check_no_subnet(model)
     size = model.config.vocab_size
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)
@@ -123,11 +129,6 @@ def store_targets(
         write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
     processes.wait()
     return LogitStore(folder)
-
-
-def _load(teacher: str | Path, device: torch.device) -> PreTrainedModel:
-    model: Any = AutoModelForCausalLM.from_pretrained(teacher)
-    return model.to(device)
 
 
 class _Processes:
@@ -207,8 +208,9 @@ class _ShardWriter:
     def _probabilities(self, input_ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The teacher's distribution at the temperature after each token, `(n, V)` for n rows at a time."""
         size = self._encoding.vocab_size
+        input_ids = input_ids.to(input_device(self._teacher))
         with contextlib.nullcontext() if self._head is None else in_place_of(self._head, lambda states: states):
-            states = self._teacher(input_ids=input_ids.to(self._teacher.device), use_cache=False).logits.flatten(0, 1)
+            states = self._teacher(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
         targets = DenseTargets(states, None if self._head is None else head_of(self._head))
         on_cpu = states.device.type in ("cpu", "mps")  # the latter has no double precision
         chunk, tile = max(1, _CHUNK_ENTRIES // size), max(1, (_TILE_ENTRIES if on_cpu else _CHUNK_ENTRIES) // size)

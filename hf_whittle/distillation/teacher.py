@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ..errors import VocabularyError
 from ..files import commit_of
+from ..fitness import evaluating
+from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets
 
@@ -23,6 +25,7 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
 
     Raises:
         ImportError: if it is to be quantized and bitsandbytes is not there.
+        CheckpointError: if weights are missing, not finite, or of another shape than its configuration says.
     """
     options = dict(options or {})
     bits = {key: options.pop(key) for key in list(options) if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
@@ -30,7 +33,7 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
-    teacher = AutoModelForCausalLM.from_pretrained(name, **options)
+    teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
     teacher.config._commit_hash = commit_of(name, **options)
     return teacher
 
@@ -68,11 +71,30 @@ def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedToken
     )
 
 
-class Teacher:
-    """A model that tells what follows each token. It is in evaluation mode and gets no gradient.
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise `ValueError` if a teacher has parameters of its student, so that it would change while that is trained."""
+    trained = {_storage(parameter): name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    shared = next((name for name, parameter in teacher.named_parameters() if _storage(parameter) in trained), None)
+    if shared is not None:
+        which = "is the student" if student is teacher else f"shares {shared} with the student"
+        raise ValueError(
+            f"the teacher {which} and would change as that is trained; give a teacher of its own, such as "
+            "copy.deepcopy(model). SupernetTrainer trains subnets by what their own super-network says"
+        )
 
-    It goes to the accelerator's device, unless it was placed by a device map, quantized or sharded before; under
-    FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
+
+def _storage(parameter: torch.Tensor) -> int:
+    """What is the same for parameters in the same memory; of empty ones, their own identity."""
+    if parameter.is_meta or parameter.numel() == 0 or hasattr(parameter, "full_tensor"):
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr()
+
+
+class Teacher:
+    """A model that tells what follows each token. It runs in evaluation mode and gets no gradient; left as it was.
+
+    It goes to the accelerator's device, unless it was placed by a device map, offloaded, quantized or sharded before;
+    under FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
 
     Args:
         model (`PreTrainedModel`): the teacher.
@@ -80,7 +102,6 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
-        model.eval().requires_grad_(False)
         self._accelerator = accelerator
         self._head = output_module(model)
         self.model: Any = model
@@ -94,9 +115,9 @@ class Teacher:
             inputs (`dict`): what the model's forward takes, `input_ids` of shape `(batch, length)` among it.
             size (`int`): entries of the student's vocabulary.
         """
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-        with self._accelerator.autocast():
+        with self._accelerator.autocast(), evaluating(self.model):
             if self._head is None:
                 return DenseTargets(self._run(**inputs).logits.flatten(0, 1)[:, :size])
             with in_place_of(self._head, _unchanged):
@@ -110,14 +131,17 @@ def _unchanged(states: torch.Tensor) -> torch.Tensor:
 
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    if sharded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    if sharded or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
         return model
     if accelerator.is_fsdp2:
+        model.requires_grad_(False)
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
         return fsdp2_prepare_model(accelerator, model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
+        model.requires_grad_(False)
         import deepspeed
 
         settings = {key: plugin.deepspeed_config[key] for key in _OF_INFERENCE if key in plugin.deepspeed_config}

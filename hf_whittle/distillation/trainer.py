@@ -26,6 +26,7 @@ from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
+from ..models.weights import check_not_offloaded
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
@@ -35,7 +36,7 @@ from .liger import liger_distillation_loss
 from .losses import IGNORED, DistillationLoss, naive_distillation_loss
 from .store import LogitStore
 from .targets import DenseTargets, Head, Targets
-from .teacher import Teacher, check_vocabulary, load_teacher
+from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -61,8 +62,8 @@ class DistillationTrainer(PublishingTrainer):
     Args:
         model (`PreTrainedModel`): the student.
         teacher_model (`PreTrainedModel`, `str` or `LogitStore`, *optional*): the teacher, where to load it from, or
-            what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no checkpoint.
-            Not loaded if `args.beta` and `args.hidden_weight` are 0.
+            what it said about the training blocks. It runs in evaluation mode, gets no gradient, is in no checkpoint,
+            and is left as it was but for its device. Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
@@ -77,7 +78,8 @@ class DistillationTrainer(PublishingTrainer):
         VocabularyError: if teacher and student differ in vocabulary or tokenizer.
         StoreError: if a store is of another temperature or vocabulary, or lacks a block that is trained on.
         NonFiniteLossError: while training, at a NaN or infinite loss, unless `args.non_finite_loss` is `"skip"`.
-        ValueError: if there is no teacher to learn from, or for combinations of arguments that do not work.
+        ValueError: if there is no teacher to learn from, if it shares weights with the student, or for combinations of
+            arguments that do not work.
     """
 
     args: DistillationConfig
@@ -97,6 +99,8 @@ class DistillationTrainer(PublishingTrainer):
         args = args or DistillationConfig()
         if not isinstance(args, DistillationConfig):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
+        if model is not None:
+            check_not_offloaded(model)
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None
@@ -155,6 +159,7 @@ class DistillationTrainer(PublishingTrainer):
                 tokenizer = AutoTokenizer.from_pretrained(teacher)
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
+        check_apart(student, teacher)
         check_vocabulary(student.config, teacher.config, ours, tokenizer)
         self._recording.set_teacher(teacher)
         self._teacher = Teacher(teacher, self.accelerator)

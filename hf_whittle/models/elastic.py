@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import WeightsError
 from ..subnet import Kept
 
 
@@ -116,7 +117,19 @@ class ElasticEmbedding(Elastic, nn.Embedding):
 _ELASTIC = {nn.Linear: ElasticLinear, nn.LayerNorm: ElasticLayerNorm, nn.Embedding: ElasticEmbedding}
 
 
-def make_elastic(module: nn.Module) -> None:
-    """Turn a stock module into its index-aware twin, in place: parameters, hooks and buffers stay what they are."""
-    if not isinstance(module, Elastic):
-        module.__class__ = _ELASTIC[type(module)]
+def make_elastic(module: nn.Module, name: str = "a module") -> None:
+    """Turn a stock module into its index-aware twin, in place: parameters, hooks and buffers stay what they are.
+
+    Raises:
+        WeightsError: if there is no twin of it.
+    """
+    if isinstance(module, Elastic):
+        return
+    if type(module) not in _ELASTIC:
+        known = ", ".join(each.__name__ for each in _ELASTIC)
+        raise WeightsError(
+            f"{name} is a {type(module).__module__}.{type(module).__qualname__}, of which no slice can be run; a "
+            f"super-network is made of {known} alone: load it without quantization and fused kernels, and merge "
+            "adapters into it (merge_and_unload)"
+        )
+    module.__class__ = _ELASTIC[type(module)]

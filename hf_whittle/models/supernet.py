@@ -17,10 +17,11 @@ from ..architecture import (
     get_architecture,
     head_dim,
 )
-from ..errors import SubnetError
+from ..errors import SubnetError, WeightsError
 from ..files import commit_of
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
+from .weights import check_no_subnet, check_plain, load_whole
 
 
 class ElasticModuleList(nn.ModuleList):
@@ -76,8 +77,7 @@ class SuperNetModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         self._layers.__class__ = ElasticModuleList
         self._layers.active = None
-        for _, _, module in self._sliced_modules():
-            make_elastic(module)
+        self._make_elastic()
         self.register_load_state_dict_pre_hook(_rename_former)
 
     @classmethod
@@ -86,17 +86,27 @@ class SuperNetModel(PreTrainedModel):
 
         Raises:
             ArchitectureError: if the checkpoint is of an architecture without a table.
+            CheckpointError: if it lacks weights, or some are of another shape than its configuration says, or not
+                finite.
+            WeightsError: if it is quantized, or is to be.
         """
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         hub = {name: kwargs[name] for name in names if name in kwargs}
+        quantization = kwargs.get("quantization_config")
         if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
             found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             check_model_type(found.get("model_type"), pretrained_model_name_or_path)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            quantization = quantization or found.get("quantization_config")
+        if quantization is not None:
+            raise WeightsError(
+                "no slice of a quantized super-network can be run; load it without quantization_config, from a "
+                "checkpoint that is not quantized"
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.config._commit_hash = commit_of(pretrained_model_name_or_path, **hub)
-        return loaded
+        return (model, info) if wants_info else model
 
     @contextlib.contextmanager
     def active_subnet(self, subnet: SubnetConfig) -> Iterator["SuperNetModel"]:
@@ -106,8 +116,12 @@ class SuperNetModel(PreTrainedModel):
 
         Raises:
             SubnetError: if the subnet keeps what the super-network does not have.
+            WeightsError: if some weights are quantized, offloaded or adapted.
         """
         subnet.validate(self.full_config)
+        self._make_elastic()
+        for weight, layer, module in self._sliced_modules():
+            check_plain(weight.name.format(layer=layer), module.weight)
         before = self._active
         try:
             self._activate(subnet)
@@ -138,6 +152,25 @@ class SuperNetModel(PreTrainedModel):
         finally:
             self._activate(before)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Change the size of the vocabulary; arguments as in `PreTrainedModel`.
+
+        Raises:
+            SubnetError: if a subnet is active.
+        """
+        check_no_subnet(self)
+        return super().resize_token_embeddings(*args, **kwargs)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        check_no_subnet(self)
+        super().set_input_embeddings(value)
+        self._make_elastic()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        check_no_subnet(self)
+        super().set_output_embeddings(new_embeddings)
+        self._make_elastic()
+
     def weights_in_use(self) -> Iterator[torch.Tensor]:
         """The weights of the active subnet's matrices and norms, without biases; all of them if none is active."""
         for _, layer, module in self._sliced_modules():
@@ -158,24 +191,29 @@ class SuperNetModel(PreTrainedModel):
                 for layer in range(self.full_config.num_hidden_layers) if weight.in_layer else (None,):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
+    def _make_elastic(self) -> None:
+        """Make modules index-aware, also those that took the place of others."""
+        for weight, layer, module in self._sliced_modules():
+            make_elastic(module, weight.name.format(layer=layer).removesuffix(".weight"))
+
     def _activate(self, subnet: SubnetConfig | None) -> None:
         full, width = self.full_config, head_dim(self.full_config)
         kept_layers = () if subnet is None else subnet.layers
         positions = {layer: position for position, layer in enumerate(kept_layers)}
-        known: dict[tuple[Axis, int | None], Any] = {}
+        known: dict[tuple[Axis, int | None, torch.device], Any] = {}
 
-        def chosen_rows(axis: Axis, position: int | None) -> Any:
+        def chosen_rows(axis: Axis, position: int | None, device: torch.device) -> Any:
             assert subnet is not None
-            key = axis, None if axis.dimension is Dimension.CHANNELS else position
+            key = axis, None if axis.dimension is Dimension.CHANNELS else position, device
             if key not in known:
-                known[key] = axis_rows(axis, subnet, position, width, self.device)
+                known[key] = axis_rows(axis, subnet, position, width, device)
             return known[key]
 
         for weight, layer, module in self._sliced_modules():
             module.chosen = None
             if subnet is not None and (layer is None or layer in positions):
                 position = None if layer is None else positions[layer]
-                module.chosen = tuple(chosen_rows(axis, position) for axis in weight.axes)
+                module.chosen = tuple(chosen_rows(axis, position, module.weight.device) for axis in weight.axes)
         self._active, self._full_config = subnet, None if subnet is None else full
         self._set_config(full if subnet is None else _active_config(full, subnet))
         self._layers.active = None if subnet is None else kept_layers

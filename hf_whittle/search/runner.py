@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..cost import Bin, num_parameters
-from ..errors import BinError, DataError, OtherSearchError
+from ..cost import Bin, num_parameters, parameter_polynomial
+from ..errors import BinError, DataError, OtherSearchError, SubnetError
 from ..files import disk_errors, read_json
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
@@ -68,10 +68,18 @@ def search_subnets(
     Raises:
         BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
+        SubnetError: if the search space is that of another super-network.
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written.
     """
     config = config or AdditiveSearchConfig()
+    model = getattr(fitness, "supernet", None) if supernet is None else supernet
+    source = getattr(model, "full_config", None)
+    if source is not None and parameter_polynomial(source) != parameter_polynomial(space.config):
+        raise SubnetError(
+            "the search space is that of another super-network: their subnets differ in size; make it with "
+            "SearchSpace.from_config(supernet.config)"
+        )
     bins = [bin] if isinstance(bin, Bin) else list(bin)
     if len({each.cost(space.config) for each in bins}) != 1:
         raise BinError(

@@ -23,6 +23,7 @@ from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
+from ..models.weights import check_plain_weights
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 
@@ -156,7 +157,7 @@ class SupernetTrainer(Trainer):
         smallest (`SubnetConfig`): the smallest subnet of the space, or of its bins; see `smallest_subnet`.
 
     Raises:
-        ArchitectureError: if the model is no super-network.
+        ArchitectureError: if the model is no super-network; `WeightsError` if its weights are quantized or offloaded.
         BinError: if no subnet of the space lies in a bin.
         SubnetError: if the search space is that of another super-network.
         ValueError: if the training is of a kind that is not supported.
@@ -179,6 +180,8 @@ class SupernetTrainer(Trainer):
         args = args or SupernetConfig()
         if not isinstance(args, SupernetConfig):
             raise TypeError(f"args must be a SupernetConfig, got {type(args).__name__}")
+        if isinstance(model, SuperNetModel):
+            check_plain_weights(model)
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         self._check_training()
         config = self._supernet.full_config

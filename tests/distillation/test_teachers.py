@@ -1,5 +1,6 @@
 """Teachers of every kind: of another vocabulary, architecture or precision, sharded, or stored."""
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -16,13 +17,22 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from uneven_training import LENGTH, VOCABULARY, collate, logged_numbers, make_blocks, make_model, make_trainer
+from uneven_training import (
+    LENGTH,
+    VOCABULARY,
+    collate,
+    logged_numbers,
+    make_arguments,
+    make_blocks,
+    make_model,
+    make_trainer,
+)
 
-from hf_whittle import DistillationTrainer
+from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SubnetConfig
 from hf_whittle.data import DocumentCollator
 from hf_whittle.distillation.heads import output_module
 from hf_whittle.distillation.store import LogitStore, store_targets
-from hf_whittle.errors import StoreError, VocabularyError
+from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 
@@ -168,6 +178,87 @@ def test_quantized_teacher(tmp_path, bits, near):
     whole.train()
     kl = [[row["kl"] for row in one.state.log_history if "kl" in row] for one in (trainer, whole)]
     assert kl[0] == pytest.approx(kl[1], rel=near) and kl[0] != kl[1]
+
+
+# Teachers that are not apart from their student
+
+
+def tied_to(teacher):
+    student = make_model(1)
+    student.gpt_neox.embed_in.weight = teacher.gpt_neox.embed_in.weight
+    return student
+
+
+def test_teacher_that_is_the_student_is_an_error(tmp_path):
+    model = make_model(2)
+    with pytest.raises(ValueError, match=r"the teacher is the student and would change .* copy.deepcopy\(model\)"):
+        make_trainer(tmp_path, model, model)
+
+
+def test_teacher_that_shares_weights_with_the_student_is_an_error(tmp_path):
+    teacher = make_model(2)
+    with pytest.raises(ValueError, match=r"the teacher shares gpt_neox.embed_in.weight with the student and would"):
+        make_trainer(tmp_path, tied_to(teacher), teacher)
+
+
+def test_teacher_that_got_the_adapters_of_its_student_is_an_error(tmp_path):
+    from peft import LoraConfig
+
+    model = make_model(2)
+    arguments = make_arguments(DistillationConfig, tmp_path)
+    with pytest.raises(ValueError, match=r"the teacher shares .*lora.* with the student and would change"):
+        DistillationTrainer(model, model, arguments, peft_config=LoraConfig(task_type="CAUSAL_LM"))
+
+
+def test_super_network_that_teaches_its_active_slice_is_an_error_that_names_the_other_trainer(tmp_path):
+    model = make_model(2)
+    supernet = GPTNeoXSuperNetForCausalLM(model.config)
+    full = SubnetConfig.full(model.config)
+    with (
+        supernet.active_subnet(full.with_layers([0])),
+        pytest.raises(ValueError, match="SupernetTrainer trains subnets by what their own super-network says"),
+    ):
+        make_trainer(tmp_path, supernet, supernet)
+
+
+def test_frozen_weights_may_be_shared_with_the_teacher(tmp_path):
+    teacher = make_model(2)
+    student = tied_to(teacher)
+    teacher.gpt_neox.embed_in.requires_grad_(False)
+    before = teacher.gpt_neox.embed_in.weight.clone()
+    make_trainer(tmp_path, student, teacher).train()
+    assert torch.equal(before, teacher.gpt_neox.embed_in.weight)
+
+
+def test_super_network_that_was_a_teacher_can_be_trained(tmp_path):
+    supernet = GPTNeoXSuperNetForCausalLM(make_model(2, layers=3).config).train()
+    make_trainer(tmp_path, teacher=supernet).train()
+    assert supernet.training and all(parameter.requires_grad for parameter in supernet.parameters())
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_offloaded_teacher_is_the_one_in_memory(tmp_path, kind):
+    from accelerate import cpu_offload, disk_offload
+
+    whole, device = make_model(2, layers=3), torch.device("cpu")
+    teacher = copy.deepcopy(whole)
+    if kind == "memory":
+        cpu_offload(teacher, execution_device=device)
+    else:
+        disk_offload(teacher, tmp_path / "offloaded", execution_device=device)
+    trainers = [make_trainer(tmp_path, teacher=one) for one in (teacher, whole)]
+    for trainer in trainers:
+        trainer.train()
+    kl = [[row["kl"] for row in one.state.log_history if "kl" in row] for one in trainers]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-4)
+
+
+def test_offloaded_student_is_an_error(tmp_path):
+    from accelerate import cpu_offload
+
+    student = cpu_offload(make_model(1), execution_device=torch.device("cpu"))
+    with pytest.raises(WeightsError, match="embed_in is not in memory but offloaded; load the model without a device_"):
+        make_trainer(tmp_path, student)
 
 
 def on_two_processes(kind, folder, **environment):

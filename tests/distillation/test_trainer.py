@@ -155,13 +155,28 @@ def test_a_student_equal_to_its_teacher_learns_nothing_from_it(tmp_path):
     assert logged(trainer, "kl") == pytest.approx([0, 0, 0], abs=1e-6)
 
 
+def state_of(model):
+    """All of a model that a trainer may turn, but its weights."""
+    modules = {
+        name: (module.training, type(module), "forward" in vars(module), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    }
+    parameters = {name: (p.requires_grad, p.dtype, p.device) for name, p in model.named_parameters()}
+    return modules, parameters, model.config.to_dict()
+
+
 def test_teacher_stays_as_it_was(tmp_path):
-    teacher = make_model(2, layers=3).train()
-    before = weights_of(teacher)
+    teacher, modes = make_model(2, layers=3).train(), []
+    teacher.lm_head.requires_grad_(False)
+    teacher.gpt_neox.layers[1].eval()
+    hook = teacher.gpt_neox.layers[0].register_forward_hook(lambda module, *_: modes.append(module.training))
+    before, state = weights_of(teacher), state_of(teacher)
     trainer = make_trainer(tmp_path, teacher=teacher, save_strategy="steps", save_steps=3)
     trainer.train()
-    assert distance(before, weights_of(teacher)) == 0 and not teacher.training
-    assert not [name for name, p in teacher.named_parameters() if p.requires_grad or p.grad is not None]
+    assert distance(before, weights_of(teacher)) == 0 and state_of(teacher) == state
+    assert modes and not any(modes)
+    assert not [name for name, p in teacher.named_parameters() if p.grad is not None]
+    hook.remove()
     checkpoint = tmp_path / "checkpoint-3"
     saved = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert distance(weights_of(saved), weights_of(trainer.model)) == 0

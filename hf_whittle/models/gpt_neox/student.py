@@ -1,5 +1,7 @@
 """Which configuration and class hold a student cut from GPT-NeoX."""
 
+import re
+
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ...architecture import head_dim
@@ -13,6 +15,9 @@ _NOT_INHERITED = {
     "model_type", "architectures", "auto_map", "per_layer_config", "head_dim", "transformers_version", "_name_or_path",
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 }  # fmt: skip
+
+LEFTOVERS = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+"""Tensors in files of older releases that transformers passes over without a word."""
 
 
 def fits_stock(config: GPTNeoXConfig, subnet: SubnetConfig) -> bool:
