@@ -20,6 +20,7 @@ from .fitness import as_input_ids
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
+from .portable import make_portable, make_tokenizer_portable
 from .slicing import Renamed, fill, kept_weights, slice_weights, stored_as, stored_name, weight_shape
 from .subnet import SubnetConfig
 
@@ -143,6 +144,7 @@ def extract_subnet(
         _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), folder, max_shard_size)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
+        make_tokenizer_portable(folder)
     return Path(output_dir)
 
 
@@ -267,6 +269,7 @@ def _cut(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
+    make_portable(student)
     student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source)
     student.results = {

@@ -119,14 +119,14 @@ def kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple
 
 def stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
     """The name of a weight in a checkpoint, if it is there."""
-    names = [name.format(layer=layer) for name in (weight.name, weight.former_name) if name is not None]
+    names = [name.format(layer=layer) for name in (weight.name, weight.file_name) if name is not None]
     return next((name for name in names if name in weights), None)
 
 
 def stored_name(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str:
     name = stored_as(weights, weight, layer)
     if name is None:
-        wanted = " or ".join(n.format(layer=layer) for n in (weight.name, weight.former_name) if n is not None)
+        wanted = " or ".join(n.format(layer=layer) for n in (weight.name, weight.file_name) if n is not None)
         raise CheckpointError(
             f"the checkpoint lacks the tensor {wanted}; download it again. If it is of a model without a head for "
             "causal language modeling, load it with AutoModelForCausalLM and save that"

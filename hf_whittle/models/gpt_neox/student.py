@@ -1,18 +1,23 @@
 """Which configuration and class hold a student cut from GPT-NeoX."""
 
+from typing import Any
+
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ...architecture import head_dim
 from ...cost import padded_shape
 from ...errors import SubnetError
 from ...subnet import SubnetConfig
-from .configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+from .configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS, WhittleGPTNeoXConfig
 from .modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
 
 _NOT_INHERITED = {
     "model_type", "architectures", "auto_map", "per_layer_config", "head_dim", "transformers_version", "_name_or_path",
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 }  # fmt: skip
+
+_FORMER_SETTINGS = {"rotary_pct": ("partial_rotary_factor", 0.25), "rotary_emb_base": ("rope_theta", 10_000)}
+"""Settings of transformers 4: their names among today's `rope_parameters`, and their defaults."""
 
 
 def fits_stock(config: GPTNeoXConfig, subnet: SubnetConfig) -> bool:
@@ -57,6 +62,31 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
             i: {"num_attention_heads": heads, "intermediate_size": neurons} for i, (heads, neurons) in enumerate(layers)
         }
     return WhittleGPTNeoXConfig(**values)
+
+
+def add_former_settings(config: GPTNeoXConfig) -> None:
+    """State how a stock student rotates also as transformers 4 reads it, where its defaults are others.
+
+    Files have these settings only then: newer versions go by `rope_parameters`.
+    """
+    for name, (parameter, default) in _FORMER_SETTINGS.items():
+        value = (config.rope_parameters or {}).get(parameter, default)
+        if config.model_type == GPTNeoXConfig.model_type and value != default:
+            setattr(config, name, value)
+        else:
+            vars(config).pop(name, None)
+
+
+def oldest_transformers(config: dict[str, Any]) -> str:
+    """The oldest version of transformers that reads a student with what is in this `config.json`."""
+    if config["model_type"] == WhittleGPTNeoXConfig.model_type:
+        return OLDEST_TRANSFORMERS
+    rotary = config.get("rope_parameters") or {}
+    is_seen = rotary.get("rope_type", "default") == "default" and all(
+        config.get(name, default) == rotary.get(parameter, default)
+        for name, (parameter, default) in _FORMER_SETTINGS.items()
+    )
+    return "4.45" if is_seen else "5.0"  # version 4 does not know `rope_parameters`
 
 
 def student_class(config: GPTNeoXConfig) -> type[GPTNeoXForCausalLM]:
