@@ -355,7 +355,7 @@ def fingerprint(input_ids: torch.Tensor) -> str:
 
 _NOT_FINGERPRINTED = {
     "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache", "rotary_pct",
-    "rotary_emb_base",
+    "rotary_emb_base", "rope_scaling",
 }  # fmt: skip
 
 

@@ -86,7 +86,10 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
 def make_tokenizer_portable(folder: str | Path) -> None:
     """Write what a folder says of its tokenizer as `transformers` 4 reads it, too."""
     path = Path(folder) / TOKENIZER_CONFIG_FILE
-    values = read_json(path) if path.is_file() else {}
+    try:
+        values = read_json(path) if path.is_file() else {}
+    except ValueError:  # another program's, copied as it is
+        return
     before = dict(values)
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -35,6 +35,7 @@ from hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox import OLDEST_TRA
 from hf_whittle.portable import make_portable, make_tokenizer_portable, oldest_transformers, save_tokenizer
 
 STOCK = SubnetConfig(24, [0, 2, 4], 3, 40)
+STOCK_OF_STOCK = SubnetConfig(16, 2, 2, 20)
 UNEVEN = SubnetConfig(24, [0, 2], [[1, 3], [2]], [40, 30])
 FORMATS = {"stock": STOCK, "padded": UNEVEN, "whittle": UNEVEN}
 IN_FILES, IN_MODELS = "embed_out.weight", "lm_head.weight"
@@ -308,14 +309,24 @@ def test_rotary_settings_are_written_again_by_who_reads_and_trains_the_student(m
     assert "rotary_pct" not in found and found["rotary_emb_base"] == 5000.0
 
 
+STRETCHED = {**ROTARY, "rope_type": "linear", "factor": 2.0}
+
+
+def test_version_4_stops_at_a_stretched_rotation_that_newer_ones_read(make_stock, tmp_path):
+    student = extract_subnet(make_stock(rope_parameters=STRETCHED), STOCK)
+    assert configuration(student, tmp_path)["rope_scaling"] == {}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.rope_parameters == STRETCHED == extract_subnet(again, STOCK_OF_STOCK).config.rope_parameters
+
+
 def test_oldest_version_is_told_by_what_the_configuration_says(make_stock, tmp_path):
     def oldest(rotary, format="stock"):
         student = extract_subnet(make_stock(rope_parameters=rotary), FORMATS[format], format=format)
         return oldest_transformers(configuration(student, tmp_path / "student"))
 
-    assert oldest(None) == oldest(ROTARY) == oldest(ROTARY, "padded") == "4.45"
+    assert oldest(None) == oldest(ROTARY) == oldest(ROTARY, "padded") == "4.49"
     assert oldest(ROTARY, "whittle") == OLDEST_TRANSFORMERS
-    assert oldest({**ROTARY, "rope_type": "linear", "factor": 2.0}) == "5.0"
+    assert oldest(STRETCHED) == "5.0"
     assert oldest_transformers({"model_type": "gpt_neox", "rope_parameters": ROTARY}) == "5.0"
     assert oldest_transformers({"model_type": "llama"}) is None
 
@@ -343,8 +354,8 @@ def test_tokenizer_is_one_that_version_4_knows(teacher_folder, tmp_path):
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_tokenizer_that_version_4_knows_stays_byte_for_byte(tmp_path):
-    written = b'{"tokenizer_class":   "GPTNeoXTokenizer"}'
+@pytest.mark.parametrize("written", [b'{"tokenizer_class":   "GPTNeoXTokenizer"}', b"{", b"{}"])
+def test_tokenizer_that_version_4_knows_stays_byte_for_byte(tmp_path, written):
     (tmp_path / "tokenizer_config.json").write_bytes(written)
     make_tokenizer_portable(tmp_path)
     assert (tmp_path / "tokenizer_config.json").read_bytes() == written

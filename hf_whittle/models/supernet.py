@@ -89,11 +89,14 @@ class SuperNetModel(PreTrainedModel):
         """The super-network's own configuration, also while `config` is that of an active subnet."""
         return self._full_config or self.config
 
-    def save_pretrained(self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """Save the whole super-network as a stock model, also while a subnet is active.
 
         Args:
             save_directory (`str` or `Path`): the folder.
+            is_main_process (`bool`, *optional*, defaults to `True`): whether this process writes the configuration.
             args: as in `PreTrainedModel.save_pretrained`.
             kwargs: likewise.
         """
@@ -101,11 +104,11 @@ class SuperNetModel(PreTrainedModel):
         try:
             self._activate(None)
             make_portable(self)
-            super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:
             self._activate(before)
         path = Path(save_directory) / CONFIG_NAME
-        if path.is_file():
+        if is_main_process and path.is_file():
             stock = architecture_module(self.config, "student").student_class(self.config)
             self.config.architectures = [stock.__name__]
             self.config.to_json_file(path)

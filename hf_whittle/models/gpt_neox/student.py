@@ -67,14 +67,21 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
 def add_former_settings(config: GPTNeoXConfig) -> None:
     """State how a stock student rotates also as transformers 4 reads it, where its defaults are others.
 
-    Files have these settings only then: newer versions go by `rope_parameters`.
+    Newer versions go by `rope_parameters`. Version 4 does not see there that the rotation is scaled, and would compute
+    something else; empty `rope_scaling`, which newer versions pass over, is where it stops.
     """
-    for name, (parameter, default) in _FORMER_SETTINGS.items():
-        value = (config.rope_parameters or {}).get(parameter, default)
-        if config.model_type == GPTNeoXConfig.model_type and value != default:
-            setattr(config, name, value)
-        else:
-            vars(config).pop(name, None)
+    rotary: dict[str, Any] = dict(config.rope_parameters or {})
+    settings: dict[str, Any] = {
+        name: rotary[parameter]
+        for name, (parameter, default) in _FORMER_SETTINGS.items()
+        if rotary.get(parameter, default) != default
+    }
+    if rotary.get("rope_type", "default") != "default":
+        settings["rope_scaling"] = {}
+    for name in (*_FORMER_SETTINGS, "rope_scaling"):
+        vars(config).pop(name, None)
+    if config.model_type == GPTNeoXConfig.model_type:
+        vars(config).update(settings)  # `rope_scaling` is another name of `rope_parameters` otherwise
 
 
 def oldest_transformers(config: dict[str, Any]) -> str:
@@ -86,7 +93,7 @@ def oldest_transformers(config: dict[str, Any]) -> str:
         config.get(name, default) == rotary.get(parameter, default)
         for name, (parameter, default) in _FORMER_SETTINGS.items()
     )
-    return "4.45" if is_seen else "5.0"  # version 4 does not know `rope_parameters`
+    return "4.49" if is_seen else "5.0"  # version 4 does not know `rope_parameters`
 
 
 def student_class(config: GPTNeoXConfig) -> type[GPTNeoXForCausalLM]:
