@@ -88,7 +88,9 @@ def make_tokenizer_portable(folder: str | Path) -> None:
     path = Path(folder) / TOKENIZER_CONFIG_FILE
     try:
         values = read_json(path) if path.is_file() else {}
-    except ValueError:  # another program's, copied as it is
+    except ValueError:  # it was copied from a checkpoint that is damaged
+        return
+    if not isinstance(values, dict):
         return
     before = dict(values)
     if values.get("tokenizer_class") == "TokenizersBackend":

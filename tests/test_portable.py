@@ -354,7 +354,7 @@ def test_tokenizer_is_one_that_version_4_knows(teacher_folder, tmp_path):
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-@pytest.mark.parametrize("written", [b'{"tokenizer_class":   "GPTNeoXTokenizer"}', b"{", b"{}"])
+@pytest.mark.parametrize("written", [b'{"tokenizer_class":   "GPTNeoXTokenizer"}', b"{", b"[1]", b"{}"])
 def test_tokenizer_that_version_4_knows_stays_byte_for_byte(tmp_path, written):
     (tmp_path / "tokenizer_config.json").write_bytes(written)
     make_tokenizer_portable(tmp_path)
