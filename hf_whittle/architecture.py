@@ -52,7 +52,7 @@ class Weight:
         is_matmul (`bool`): whether a token is multiplied with it; an embedding is looked up.
         exists_if (`str`, *optional*): attribute of the configuration that must be true for the weight to exist.
         shared_if (`str`, *optional*): attribute of the configuration under which the weight is another one's tensor.
-        former_name (`str`, *optional*): what checkpoints call it, where that differs from the state dict.
+        file_name (`str`, *optional*): its name in files, where that differs from the state dict.
         norm (`str`, *optional*): the norm whose output it multiplies.
     """
 
@@ -61,7 +61,7 @@ class Weight:
     is_matmul: bool = False
     exists_if: str | None = None
     shared_if: str | None = None
-    former_name: str | None = None
+    file_name: str | None = None
     norm: str | None = None
 
     @property

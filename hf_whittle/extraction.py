@@ -21,7 +21,8 @@ from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
 from .models.weights import check_plain_weights, weight_shape
-from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
+from .portable import make_portable, make_tokenizer_portable
+from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights, weight_shape
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def extract_subnet(
         _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), folder, max_shard_size)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
+        make_tokenizer_portable(folder)
     return Path(output_dir)
 
 
@@ -265,6 +267,7 @@ def _cut(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
+    make_portable(student)
     student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source)
     student.results = {

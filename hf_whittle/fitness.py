@@ -361,7 +361,10 @@ def fingerprint(input_ids: torch.Tensor) -> str:
     return hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()[:16]
 
 
-_NOT_FINGERPRINTED = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
+_NOT_FINGERPRINTED = {
+    "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache", "rotary_pct",
+    "rotary_emb_base", "rope_scaling",
+}  # fmt: skip
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:

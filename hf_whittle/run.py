@@ -45,6 +45,7 @@ from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
 from .lineage import RESULTS_FILE, healing_facts
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from .portable import save_tokenizer
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import CANDIDATES_FILE, SearchResult
@@ -386,7 +387,7 @@ class Run:
     def _save(self, student: PreTrainedModel, folder: Path) -> None:
         student.config.use_cache = True  # the Trainer unsets it
         student.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         SearchResult.load(self.folder).best.save_pretrained(folder)
         report = self.folder / "stages" / "initial" / HEALING_FILE
         if report.is_file():

@@ -164,7 +164,7 @@ def stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -
 
 
 def _names(weight: Weight) -> list[str]:
-    return [name for name in (weight.former_name, weight.name) if name is not None]
+    return [name for name in (weight.file_name, weight.name) if name is not None]
 
 
 def stored_name(

@@ -271,7 +271,8 @@ def test_tokenizer_files_are_copied_as_they_are(teacher_folder, tmp_path):
     folder = cut(teacher_folder, SUBNET, tmp_path / "out")
     tokenizer = {name for name in names_in(teacher_folder) if not name.startswith(("config", "generation", "model"))}
     assert set(names_in(folder)) == {*BARE} | tokenizer
-    assert filecmp.cmpfiles(folder, teacher_folder, tokenizer, shallow=False)[0] == list(tokenizer)
+    as_they_are = sorted(tokenizer - {"tokenizer_config.json"})  # which names a class that older versions know
+    assert filecmp.cmpfiles(folder, teacher_folder, as_they_are, shallow=False)[0] == as_they_are
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, teacher_folder))
     assert ours("The quick brown fox").input_ids == theirs("The quick brown fox").input_ids
 

@@ -21,7 +21,8 @@ FOUNDATION = {
     "search_space": {"architecture", "cost", "entries", "errors", "reach", "subnet"},
     "search": {"cost", "errors", "files", "fitness", "plots", "reach", "search", "search_space", "subnet"},
     "plots": {"files", "search", "subnet"},
-    "models": {"architecture", "cost", "errors", "files", "models", "subnet"},
+    "portable": {"architecture", "files"},
+    "models": {"architecture", "cost", "errors", "files", "models", "portable", "subnet"},
     "checkpoint": {"architecture", "errors", "files"},
     "slicing": {"architecture", "cost", "errors", "models", "subnet"},
     "extraction": {
@@ -34,6 +35,7 @@ FOUNDATION = {
         "healing",
         "lineage",
         "models",
+        "portable",
         "slicing",
         "subnet",
     },

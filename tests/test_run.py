@@ -101,6 +101,13 @@ def test_student_loads_and_has_the_reported_perplexity(folder, recipe, results, 
     assert tokenizer("import os")["input_ids"] == original("import os")["input_ids"]
 
 
+def test_student_is_written_as_older_versions_of_transformers_read_it(folder, results):
+    names = load_file(folder / "model.safetensors").keys()
+    assert "embed_out.weight" in names and "lm_head.weight" not in names
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_teacher_has_the_reported_perplexity(recipe, results):
     teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher)
     blocks = as_input_ids(Run(recipe).blocks["test"], teacher.config.vocab_size)

@@ -17,7 +17,7 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from ..architecture import has_architecture
 from ..cost import flops_per_token
@@ -402,28 +402,6 @@ class DistillationTrainer(PublishingTrainer):
                 self.state = state
                 return
         self.train(resume_from_checkpoint=checkpoint)
-
-    # Trainer loads tensors by the names they have in the file. `save_pretrained` gives a GPT-NeoX output matrix its old
-    # name, `embed_out`, and only `from_pretrained` knows both.
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_renamed(self.state.best_model_checkpoint, self.model):
-            super()._load_best_model()
-
-    def _load_renamed(self, checkpoint: str | None, model: nn.Module | None) -> bool:
-        """Load a checkpoint's weights through `from_pretrained`, where the model is whole and was saved by it."""
-        model = self.accelerator.unwrap_model(model)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):
-            return False
-        if checkpoint is None or not (Path(checkpoint) / CONFIG_NAME).is_file():
-            return False
-        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-        return True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer` does, with the parts of the training loss and perplexities of evaluations beside it."""

@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..facts import final_perplexity
 from ..files import read_json, write_text
 from ..lineage import SECTIONS, Lineage
+from ..portable import oldest_transformers
 from ..recipe import RECIPE_FILE
 from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count
@@ -164,6 +165,7 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
         "repo_id": repo_id,
         "adapter_of": derived.base_model if is_adapter else None,
         "is_stock": "auto_map" not in config,
+        "oldest_transformers": oldest_transformers(config),
         "is_gpt_neox": config.get("model_type") == "gpt_neox",
         "pictures": {picture for picture in PICTURES if (folder / f"{picture}.png").is_file()},
         "has_recipe": (folder / RECIPE_FILE).is_file(),

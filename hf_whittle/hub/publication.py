@@ -30,6 +30,7 @@ from ..files import read_json
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
 from ..plots import plot_architecture, plot_training
+from ..portable import has_names_of_files, make_portable, save_tokenizer
 from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
@@ -130,7 +131,7 @@ def publication_of_folder(
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no student to publish: {name} is missing; save the student there")
         if name.endswith(".safetensors"):
-            _check_weights(folder / name)
+            _check_weights(folder / name, {} if is_adapter else _read(folder / CONFIG_NAME))
     if is_adapter:
         _check_base(folder, repo_id)
     others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
@@ -203,12 +204,17 @@ def _weights(folder: Path) -> list[str]:
     )
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path, config: dict[str, Any]) -> None:
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read, it is truncated or corrupt: {error}; save it again") from error
+    if not has_names_of_files(config, names):
+        logger.warning(
+            f"{path} has tensors under names that only new versions of transformers read, older ones take random "
+            "weights for them: load the student and save it again with hf_whittle.save_student"
+        )
 
 
 def _code(folder: Path) -> list[str]:
@@ -267,13 +273,14 @@ def save_student(
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
     """
     folder = Path(folder)
+    make_portable(student)
     with using_cache(student.config):
         student.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / CARD_FILE).unlink(missing_ok=True)  # peft writes one of its own
     if not hasattr(student, "peft_config"):
         remove_adapters(folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     lineage = Lineage.of(student)
     if search_result is not None:
         if lineage.subnet is None:

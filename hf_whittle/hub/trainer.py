@@ -16,6 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress,
 from ..checkpoint import CARD_FILE
 from ..files import read_json, write_text
 from ..lineage import Lineage
+from ..portable import make_portable, make_tokenizer_portable
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
 from .publication import describe, publication_of_folder, remove_adapters, using_cache
@@ -42,6 +43,7 @@ class PublishingTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self._recording = RecordTraining()
         super().__init__(*args, **kwargs)
+        make_portable(self.accelerator.unwrap_model(self.model))
         self.add_callback(self._recording)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -52,8 +54,10 @@ class PublishingTrainer(Trainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         card = folder / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else None
+        make_portable(model)  # `model_init` may have made it
         with using_cache(getattr(model, "config", None)):
             super()._save(output_dir, state_dict)
+        make_tokenizer_portable(folder)
         if not hasattr(model, "peft_config"):
             remove_adapters(folder)
         elif text is not None:

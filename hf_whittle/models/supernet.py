@@ -1,12 +1,15 @@
 """What makes a model a super-network: its slices run as models of their own."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..architecture import (
     Axis,
@@ -19,6 +22,7 @@ from ..architecture import (
 )
 from ..errors import SubnetError, WeightsError
 from ..files import commit_of
+from ..portable import make_portable
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
 from .weights import check_no_subnet, check_plain, load_whole
@@ -78,7 +82,7 @@ class SuperNetModel(PreTrainedModel):
         self._layers.__class__ = ElasticModuleList
         self._layers.active = None
         self._make_elastic()
-        self.register_load_state_dict_pre_hook(_rename_former)
+        make_portable(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,14 +138,29 @@ class SuperNetModel(PreTrainedModel):
         """The super-network's own configuration, also while `config` is that of an active subnet."""
         return self._full_config or self.config
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the whole super-network, also while a subnet is active; arguments as in `PreTrainedModel`."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save the whole super-network as a stock model, also while a subnet is active.
+
+        Args:
+            save_directory (`str` or `Path`): the folder.
+            is_main_process (`bool`, *optional*, defaults to `True`): whether this process writes the configuration.
+            args: as in `PreTrainedModel.save_pretrained`.
+            kwargs: likewise.
+        """
         before = self._active
         try:
             self._activate(None)
-            super().save_pretrained(*args, **kwargs)
+            make_portable(self)
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:
             self._activate(before)
+        path = Path(save_directory) / CONFIG_NAME
+        if is_main_process and path.is_file():
+            stock = architecture_module(self.config, "student").student_class(self.config)
+            self.config.architectures = [stock.__name__]
+            self.config.to_json_file(path)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """Set the whole super-network's, also while a subnet is active; arguments as in `PreTrainedModel`."""
@@ -226,13 +245,6 @@ class SuperNetModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.config = config
-
-
-def _rename_former(model: Any, state_dict: dict[str, Any], *_: Any) -> None:
-    """Take a weight under the name that `save_pretrained` writes, as `Trainer` reads it when it resumes."""
-    for weight in get_architecture(model.config).weights:
-        if weight.former_name in state_dict:
-            state_dict[weight.name] = state_dict.pop(weight.former_name)
 
 
 def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: int, device: Any = None) -> Any:

@@ -24,6 +24,7 @@ from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
+from ..portable import make_tokenizer_portable
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 
@@ -314,6 +315,11 @@ class SupernetTrainer(Trainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             items = items / self.accelerator.num_processes  # processes average their gradients; the count is of all
         return outputs.logits.sum() / items, outputs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            make_tokenizer_portable(output_dir or str(self.args.output_dir))
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate the full network, and with `args.eval_smallest` the smallest subnet; perplexities beside losses."""

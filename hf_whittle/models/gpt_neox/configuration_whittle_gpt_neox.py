@@ -1,7 +1,18 @@
 """Configuration of a GPT-NeoX student whose layers may differ and whose heads need not fill the hidden size."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import GPTNeoXConfig
+import transformers
+
+OLDEST_TRANSFORMERS = "5.15"
+"""The first version whose configurations may differ by layer."""
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, OLDEST_TRANSFORMERS.split("."))):
+    raise ImportError(
+        f"this model, whose layers may differ, needs transformers {OLDEST_TRANSFORMERS} or newer, got "
+        f"{transformers.__version__}; install it with pip install --upgrade transformers"
+    )
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import GPTNeoXConfig  # noqa: E402
 
 _BY_LAYER = ("num_attention_heads", "intermediate_size")
 

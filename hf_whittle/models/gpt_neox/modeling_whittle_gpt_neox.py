@@ -91,7 +91,22 @@ class WhittleGPTNeoXForCausalLM(WhittleGPTNeoXPreTrainedModel, GPTNeoXForCausalL
         GPTNeoXPreTrainedModel.__init__(self, config)
         self.gpt_neox = WhittleGPTNeoXModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(_read_file_name)
         self.post_init()
+
+    def save_pretrained(self, *args, **kwargs):
+        """Save under the names that files have, whatever those in the file loaded were; as in `PreTrainedModel`."""
+        used = getattr(self, "_weight_conversions", None) or []
+        patterns = {pattern for conversion in used for pattern in conversion.source_patterns}
+        renamings = get_checkpoint_conversion_mapping("WhittleGPTNeoXForCausalLM")
+        self._weight_conversions = [*used, *(one for one in renamings if patterns.isdisjoint(one.source_patterns))]
+        super().save_pretrained(*args, **kwargs)
+
+
+def _read_file_name(model, state_dict, prefix, *_):
+    """Take the output matrix under its name in files, as `Trainer` gives it when it resumes."""
+    if f"{prefix}embed_out.weight" in state_dict:
+        state_dict[f"{prefix}lm_head.weight"] = state_dict.pop(f"{prefix}embed_out.weight")
 
 
 # Pythia's files call the output matrix `embed_out`; transformers renames it by class name, and this class has another.

@@ -1,6 +1,7 @@
 """Which configuration and class hold a student cut from GPT-NeoX."""
 
 import re
+from typing import Any
 
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -8,7 +9,7 @@ from ...architecture import head_dim
 from ...cost import padded_shape
 from ...errors import SubnetError
 from ...subnet import SubnetConfig
-from .configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+from .configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS, WhittleGPTNeoXConfig
 from .modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
 
 _NOT_INHERITED = {
@@ -18,6 +19,8 @@ _NOT_INHERITED = {
 
 LEFTOVERS = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """Tensors in files of older releases that transformers passes over without a word."""
+_FORMER_SETTINGS = {"rotary_pct": ("partial_rotary_factor", 0.25), "rotary_emb_base": ("rope_theta", 10_000)}
+"""Settings of transformers 4: their names among today's `rope_parameters`, and their defaults."""
 
 
 def fits_stock(config: GPTNeoXConfig, subnet: SubnetConfig) -> bool:
@@ -62,6 +65,38 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
             i: {"num_attention_heads": heads, "intermediate_size": neurons} for i, (heads, neurons) in enumerate(layers)
         }
     return WhittleGPTNeoXConfig(**values)
+
+
+def add_former_settings(config: GPTNeoXConfig) -> None:
+    """State how a stock student rotates also as transformers 4 reads it, where its defaults are others.
+
+    Newer versions go by `rope_parameters`. Version 4 does not see there that the rotation is scaled, and would compute
+    something else; empty `rope_scaling`, which newer versions pass over, is where it stops.
+    """
+    rotary: dict[str, Any] = dict(config.rope_parameters or {})
+    settings: dict[str, Any] = {
+        name: rotary[parameter]
+        for name, (parameter, default) in _FORMER_SETTINGS.items()
+        if rotary.get(parameter, default) != default
+    }
+    if rotary.get("rope_type", "default") != "default":
+        settings["rope_scaling"] = {}
+    for name in (*_FORMER_SETTINGS, "rope_scaling"):
+        vars(config).pop(name, None)
+    if config.model_type == GPTNeoXConfig.model_type:
+        vars(config).update(settings)  # `rope_scaling` is another name of `rope_parameters` otherwise
+
+
+def oldest_transformers(config: dict[str, Any]) -> str:
+    """The oldest version of transformers that reads a student with what is in this `config.json`."""
+    if config["model_type"] == WhittleGPTNeoXConfig.model_type:
+        return OLDEST_TRANSFORMERS
+    rotary = config.get("rope_parameters") or {}
+    is_seen = rotary.get("rope_type", "default") == "default" and all(
+        config.get(name, default) == rotary.get(parameter, default)
+        for name, (parameter, default) in _FORMER_SETTINGS.items()
+    )
+    return "4.49" if is_seen else "5.0"  # version 4 does not know `rope_parameters`
 
 
 def student_class(config: GPTNeoXConfig) -> type[GPTNeoXForCausalLM]:

@@ -44,7 +44,7 @@ ARCHITECTURE = Architecture(
             (_VOCABULARY, _CHANNELS),
             is_matmul=True,
             shared_if="tie_word_embeddings",
-            former_name="embed_out.weight",
+            file_name="embed_out.weight",
             norm="gpt_neox.final_layer_norm",
         ),
     ),

@@ -1,0 +1,101 @@
+"""What we write, as other versions of `transformers` and other programs read it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+
+from .architecture import ARCHITECTURES, architecture_module, get_architecture, has_architecture
+from .files import read_json, write_json
+
+
+def make_portable(model: Any) -> None:
+    """Have a model save what files of its architecture say, and load state dicts under the names of both.
+
+    `transformers` saves a model under the names it was loaded by, reads state dicts under those of the model alone, and
+    before 5.13 called GPT-NeoX's output matrix `embed_out`, as all files of the Hub do.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): any; one without a table stays as it is.
+    """
+    while hasattr(model, "get_base_model"):  # adapters around it
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel) or not has_architecture(model.config):
+        return
+    _write_file_names(model)
+    if not hasattr(model, "_reads_file_names"):
+        model.register_load_state_dict_pre_hook(_read_file_names)
+        model._reads_file_names = True  # type: ignore[assignment]
+    architecture_module(model.config, "student").add_former_settings(model.config)
+
+
+def _write_file_names(model: Any) -> None:
+    conversions = list(getattr(model, "_weight_conversions", None) or ())
+    known = [pattern for conversion in conversions for pattern in conversion.source_patterns]
+    for weight in _renamed(model.config.model_type):
+        pattern = rf"^{weight.file_name.removesuffix('.weight')}\."
+        if pattern not in known:
+            conversions.append(WeightRenaming(pattern, weight.name.removesuffix("weight")))
+    model._weight_conversions = conversions
+
+
+def _read_file_names(model: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take a weight under its name in files, as `Trainer` gives it when it resumes."""
+    for weight in _renamed(model.config.model_type):
+        if prefix + weight.file_name in state_dict:
+            state_dict[prefix + weight.name] = state_dict.pop(prefix + weight.file_name)
+
+
+def _renamed(model_type: str) -> list[Any]:
+    """The weights whose name in files is another than in the model."""
+    return [weight for weight in get_architecture(model_type).weights if weight.file_name is not None]
+
+
+def oldest_transformers(config: dict[str, Any]) -> str | None:
+    """The oldest version of `transformers` that reads a student, if that is known.
+
+    Args:
+        config (`dict`): what is in its `config.json`.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        return None
+    return architecture_module(model_type, "student").oldest_transformers(config)
+
+
+def has_names_of_files(config: dict[str, Any], names: Iterable[str]) -> bool:
+    """Whether tensors in the files of a student have the names there that all versions of `transformers` read.
+
+    Args:
+        config (`dict`): what is in its `config.json`.
+        names (`Iterable[str]`): of the tensors.
+    """
+    model_type = config.get("model_type")
+    return model_type not in ARCHITECTURES or not {weight.name for weight in _renamed(model_type)} & set(names)
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Save a tokenizer so that `transformers` 4 reads it, too."""
+    tokenizer.save_pretrained(folder)
+    make_tokenizer_portable(folder)
+
+
+def make_tokenizer_portable(folder: str | Path) -> None:
+    """Write what a folder says of its tokenizer as `transformers` 4 reads it, too."""
+    path = Path(folder) / TOKENIZER_CONFIG_FILE
+    try:
+        values = read_json(path) if path.is_file() else {}
+    except ValueError:  # it was copied from a checkpoint that is damaged
+        return
+    if not isinstance(values, dict):
+        return
+    before = dict(values)
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    if values != before:
+        write_json(path, values)
