@@ -127,7 +127,9 @@ class Run:
     def blocks(self) -> dict[str, Dataset]:
         """Packed blocks of the splits `train`, `search` and `test`."""
         data = self.recipe.data
-        documents = load_documents(data.dataset, data.files, data.dataset_config, data.split)
+        documents = load_documents(
+            data.dataset, data.files, data.dataset_config, data.split, text_column=data.text_column
+        )
         fractions = {"search": data.search_fraction, "test": data.test_fraction}
         splits = split_documents(documents, fractions, key=data.document_column or data.text_column)
         blocks = {}

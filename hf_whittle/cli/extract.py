@@ -125,7 +125,9 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     if size > longest:
         raise DataError(f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}")
     tokenizer = load_tokenizer(options.checkpoint, revision=options.revision)
-    documents = load_documents(options.dataset, options.files, options.dataset_config, options.split)
+    documents = load_documents(
+        options.dataset, options.files, options.dataset_config, options.split, text_column=options.text_column
+    )
     stream = documents.shuffle(seed=0).to_iterable_dataset()
     blocks = pack_documents(stream, tokenizer, size, text_column=options.text_column)
     rows = [block["input_ids"] for block in islice(blocks, max(2, options.calibration_tokens // size))]
