@@ -64,7 +64,8 @@ def _checkpoint_files(source: str) -> Iterator[Path]:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-    yield Path(cached_file(source, "config.json"))
+    config: Any = cached_file(source, "config.json")
+    yield Path(config)
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if path is not None:

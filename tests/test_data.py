@@ -198,7 +198,7 @@ def test_a_stream_of_unknown_columns_may_begin_without_text(tokenizer):
 @pytest.mark.parametrize("nothing", NOTHING.values(), ids=NOTHING)
 def test_documents_of_nothing_else_are_an_error(tokenizer, nothing, streamed):
     documents = Dataset.from_dict({"text": nothing})
-    with pytest.raises(DataError, match="give .*less than one block of 8"):
+    with pytest.raises(DataError, match=r"give .*less than one block of 8"):
         pack_documents(documents.to_iterable_dataset() if streamed else documents, tokenizer, 8)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import DataError, StoreError, WhittleError
+from ..errors import DataError, StoreError
 from ..files import atomic_path, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from .encodings import ENCODINGS, Samples, TopK
@@ -241,14 +241,8 @@ def _check_same(folder: Path, settings: StoreSettings) -> None:
 
 def _read_blocks(blocks: "Dataset | torch.Tensor", rows: range, vocab_size: int) -> torch.Tensor:
     every: Any = blocks
-    try:
-        return as_input_ids(
-            every.select(rows) if hasattr(every, "select_columns") else every[rows.start : rows.stop], vocab_size
-        )
-    except WhittleError:
-        raise
-    except ValueError as error:
-        raise DataError("the blocks are not all of the same length; pack the text without padding") from error
+    some = every.select(rows) if hasattr(every, "select_columns") else every[rows.start : rows.stop]
+    return as_input_ids(some, vocab_size, ignore_labels=True)
 
 
 def _digest_all(blocks: "Dataset | torch.Tensor", vocab_size: int) -> tuple[np.ndarray, int]:

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from ..architecture import has_architecture
 from ..cost import flops_per_token
-from ..data import collate_blocks
+from ..data import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
@@ -100,6 +100,8 @@ class DistillationTrainer(PublishingTrainer):
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None
+        if data_collator is None:
+            check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
@@ -186,6 +188,7 @@ class DistillationTrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy, plus the divergence from the teacher while training."""
+        num_items_in_batch = items_that_count(num_items_in_batch, model.training)
         if not model.training:  # an evaluation
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.teacher is None:
@@ -252,6 +255,11 @@ class DistillationTrainer(PublishingTrainer):
         if isinstance(self.teacher, LogitStore):
             if "position_ids" in inputs:
                 raise ValueError("the teacher of a store saw each block as a whole; train without a DocumentCollator")
+            if "attention_mask" in inputs and not inputs["attention_mask"].all():
+                raise ValueError(
+                    "the teacher of a store saw all tokens of each block; train without an attention_mask, with labels "
+                    "of -100 where a token does not count"
+                )
             return self.teacher.targets(inputs["input_ids"])
         return self._teacher.targets(inputs, size)
 

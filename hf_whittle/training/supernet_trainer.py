@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
-from ..data import collate_blocks
+from ..data import check_columns, collate_blocks, items_that_count
 from ..distillation.fused import fused_distillation_loss
 from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights
@@ -179,6 +179,8 @@ class SupernetTrainer(Trainer):
         args = args or SupernetConfig()
         if not isinstance(args, SupernetConfig):
             raise TypeError(f"args must be a SupernetConfig, got {type(args).__name__}")
+        if data_collator is None:
+            check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         self._check_training()
         config = self._supernet.full_config
@@ -266,6 +268,7 @@ class SupernetTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss of one pass, divided by the number of passes while training."""
+        num_items_in_batch = items_that_count(num_items_in_batch, model.training)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._states is not None:
