@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +75,21 @@ def load_documents(
         raise DataError(f"cannot load the split {split!r} of the dataset {str(dataset)!r}: {error}") from error
 
 
-def documents_fingerprint(documents: Dataset, dataset: str | None = None, files: Paths | None = None) -> str:
+def documents_fingerprint(
+    documents: Callable[[], Dataset], dataset: str | None = None, files: Paths | None = None
+) -> str:
     """A hash of the contents of local text; of any other, a hash of what `datasets` tells it by.
 
     Args:
-        documents (`datasets.Dataset`): what `load_documents` gave.
-        dataset (`str`, *optional*): what it was loaded from.
+        documents (`Callable`): gives what `load_documents` does, where that must be loaded to tell.
+        dataset (`str`, *optional*): what it is loaded from.
         files (`list[str]`, *optional*): or files or patterns of them.
     """
     if files is not None:
         return files_digest(files)
     if dataset is not None and Path(expanded(dataset)).is_dir():
         return _folder_digest(Path(expanded(dataset)))
-    return documents._fingerprint
+    return documents()._fingerprint
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -278,7 +280,7 @@ def _pack(batch: dict[str, list[list[int]]], block_size: int) -> dict[str, Any]:
     return {"input_ids": stream[: blocks * block_size].reshape(blocks, block_size)}
 
 
-_READ = ("input_ids", "labels", "attention_mask", "position_ids")
+READ_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # of other libraries: what is learned, said in another way
 
 
@@ -321,13 +323,13 @@ def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         DataError: if the blocks differ in length, or have a column that would not be read.
     """
     names = list(dict.fromkeys(name for block in blocks for name in block))
-    batch = {name: _stack(name, blocks) for name in names if name in (*_READ, "token_type_ids")}
+    batch = {name: _stack(name, blocks) for name in names if name in (*READ_COLUMNS, "token_type_ids")}
     if "token_type_ids" in batch and not batch["token_type_ids"].any():  # as tokenizers give them unasked
         names.remove("token_type_ids")
-    unread = [name for name in names if name not in _READ]
+    unread = [name for name in names if name not in READ_COLUMNS]
     if unread:
         raise DataError(
-            f"blocks have the columns {', '.join(_READ)}, got {', '.join(unread)} too, which would not be read; "
+            f"blocks have the columns {', '.join(READ_COLUMNS)}, got {', '.join(unread)} too, which would not be read; "
             "remove these columns, or give a data_collator that reads them"
         )
     batch.pop("token_type_ids", None)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .architecture import has_architecture
+from .code_fingerprint import fitness_settings
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
 from .subnet import SubnetConfig
@@ -121,7 +122,10 @@ class StagedFitness(Fitness):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"name": self.name, "stages": {str(share): stage.settings for share, stage in self.stages.items()}}
+        return {
+            "name": self.name,
+            "stages": {str(share): fitness_settings(stage) for share, stage in self.stages.items()},
+        }
 
 
 class TokenFitness(Fitness):
@@ -396,8 +400,13 @@ def fingerprint(input_ids: torch.Tensor) -> str:
 _NOT_FINGERPRINTED = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
 
 
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model: its configuration and its parameters."""
+def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> str:
+    """A short hash of a model: its configuration and its parameters.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
+    """
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
@@ -406,6 +415,8 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     for name, parameter in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
         if not torch.is_tensor(parameter):
             continue
+        if dtype is not None and parameter.is_floating_point():
+            parameter = parameter.to(dtype)
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
         whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a sharded model
         digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -2,19 +2,23 @@
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scipy.stats import kendalltau, spearmanr
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
+from ..data import READ_COLUMNS
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
-from ..fitness import as_input_ids, evaluating, fingerprint, model_fingerprint
+from ..fingerprints import checkpoint_fingerprint
+from ..fitness import evaluating, model_fingerprint
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
@@ -116,7 +120,7 @@ def rerank(
         "supernet": model_fingerprint(supernet),
         "training": {name: str(getattr(args, name)) for name in _DEFINING},
         "teacher": _teacher(supernet, teacher_model) if args.has_teacher else None,
-        "data": [_told(blocks, supernet.config.vocab_size) for blocks in (train_dataset, eval_dataset)],
+        "data": [_told(blocks) for blocks in (train_dataset, eval_dataset)],
     }
     known: dict[str, dict[str, Any]] = {}
     if path.is_file():
@@ -149,13 +153,17 @@ def _as_teacher(supernet: "SuperNetModel") -> Iterator[None]:
 
 
 def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | None") -> str:
-    return teacher if isinstance(teacher, str) else model_fingerprint(teacher or supernet)
+    return checkpoint_fingerprint(teacher) if isinstance(teacher, str) else model_fingerprint(teacher or supernet)
 
 
-def _told(blocks: "Dataset", vocab_size: int) -> dict[str, Any]:
-    """What tells a dataset of blocks from others: how many there are, and the first ones."""
-    first = as_input_ids(blocks.select(range(min(64, len(blocks)))), vocab_size)
-    return {"blocks": len(blocks), "first": fingerprint(first)}
+def _told(blocks: "Dataset") -> dict[str, Any]:
+    """What tells a dataset of blocks from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    names = sorted(set(READ_COLUMNS) & set(blocks.column_names))
+    for row in blocks.select_columns(names).with_format("numpy"):
+        for name in names:
+            digest.update(f"{name}{len(row[name])}".encode() + np.asarray(row[name], dtype=np.int64).tobytes())
+    return {"blocks": len(blocks), "contents": digest.hexdigest()}
 
 
 def _probe(

@@ -323,6 +323,7 @@ class LogitStore:
         temperature: float | None = None,
         vocab_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher: PreTrainedModel | None = None,
     ) -> None:
         """See that the store fits a training; what is `None` is not looked at.
 
@@ -330,6 +331,7 @@ class LogitStore:
             temperature (`float`, *optional*): of the loss.
             vocab_size (`int`, *optional*): entries of the student's vocabulary, at least those of the teacher's.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): the student's; compared if the store knows the teacher's.
+            teacher (`PreTrainedModel`, *optional*): what the store is to be of, in this precision or another.
 
         Raises:
             StoreError: that says what differs.
@@ -349,6 +351,12 @@ class LogitStore:
             raise StoreError(
                 f"the store at {self.folder} was made with a tokenizer of another vocabulary; use the teacher's "
                 f"tokenizer, or {AGAIN}"
+            )
+        precisions = (None, torch.float32, torch.bfloat16, torch.float16)
+        if teacher is not None and not any(model_fingerprint(teacher, p) == self.settings.teacher for p in precisions):
+            raise StoreError(
+                f"the store at {self.folder} is of another teacher than {teacher.config._name_or_path}, or it was "
+                f"changed since; {AGAIN} into another folder"
             )
 
     def targets(self, input_ids: torch.Tensor) -> SparseTargets:

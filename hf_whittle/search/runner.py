@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters
 from ..errors import BinError, DataError, OtherSearchError
 from ..files import disk_errors, read_json
@@ -57,7 +58,8 @@ def search_subnets(
             which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
         fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
             perplexity on `eval_dataset` by default. A value that is not finite counts as worst. A function without a
-            second argument, the share of the tokens, is always evaluated whole.
+            second argument, the share of the tokens, is always evaluated whole. With an `output_dir`, it is told by
+            its code and by what it holds, or by its attribute `settings` instead of the latter.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         output_dir (`str` or `Path`, *optional*): folder of `search.json` and `candidates.jsonl`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
@@ -87,7 +89,7 @@ def search_subnets(
         "space": space.to_dict(),
         "bins": [each.to_dict() for each in bins],
         "algorithm": {"name": config.name, **vars(config)},
-        "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
+        "fitness": fitness_settings(fitness),
         "preparation": getattr(fitness, "preparation", {"tokens": 0, "flops": 0}),
     }
     settings = json.loads(json.dumps(settings))  # as they are read back
@@ -220,6 +222,12 @@ class _Archive:
             self.result.save(self._folder)
             return
         before = read_json(self._folder / SEARCH_FILE)["settings"]
+        if self.result.settings["fitness"].get("code", "") is None:
+            raise OtherSearchError(
+                f"{self._folder} holds a search, and nothing tells whether its fitness "
+                f"{self.result.settings['fitness']['name']!r} was the same, as it holds what cannot be read; give it "
+                "an attribute 'settings', a dict of what defines it, or choose another folder"
+            )
         if before != self.result.settings:
             changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
             raise OtherSearchError(
