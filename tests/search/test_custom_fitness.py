@@ -52,7 +52,8 @@ BEFORE = {
 }
 AFTER = {
     "function": ("sqrt", "log"), "lambda": ("+ 1", "+ 2"), "constant": ("/ 3", "/ 4"),
-    "default": ("scale=2", "scale=3"), "global": ("FACTOR = 2.0", "FACTOR = 3.0"), "helper": ("else 1.0", "else 1.5"), "module": None,
+    "default": ("scale=2", "scale=3"), "global": ("FACTOR = 2.0", "FACTOR = 3.0"),
+    "helper": ("else 1.0", "else 1.5"), "module": None,
     "closure": ("make(2)", "make(3)"), "nested": ("each * 2", "each * 3"), "partial": ("(base, 2)", "(base, 3)"),
     "cached": ("* 2", "* 3"), "class": ("* 2", "* 3"), "attribute": ("Own(2)", "Own(3)"), "base": ("* 2", "* 3"),
     "property": ("return 2", "return 3"), "method": ("* 2", "* 3"), "derived": ("* 2", "* 3"),
