@@ -51,6 +51,7 @@ from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
+from .tokenizer_files import keep_vocabulary_files
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
@@ -396,6 +397,7 @@ class Run:
         student.config.use_cache = True  # the Trainer unsets it
         student.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        keep_vocabulary_files(self.tokenizer, folder)
         SearchResult.load(self.folder).best.save_pretrained(folder)
         report = self.folder / "stages" / "initial" / HEALING_FILE
         if report.is_file():

@@ -34,7 +34,8 @@ FOUNDATION = {
     },
     "plots": {"files", "search", "subnet"},
     "models": {"architecture", "cost", "errors", "files", "models", "subnet"},
-    "checkpoint": {"architecture", "errors", "files"},
+    "tokenizer_files": {"files"},
+    "checkpoint": {"architecture", "errors", "files", "tokenizer_files"},
     "slicing": {"architecture", "cost", "errors", "models", "subnet"},
     "extraction": {
         "architecture",

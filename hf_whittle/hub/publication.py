@@ -22,7 +22,7 @@ from transformers.utils import (
 )
 
 from ..architecture import has_architecture
-from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license, is_local
+from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
@@ -33,6 +33,7 @@ from ..plots import plot_architecture, plot_training
 from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
+from ..tokenizer_files import TEMPLATES, TOKENIZER_FILES, keep_vocabulary_files, names_of_templates
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
 from .repository import Content, read_content
@@ -83,7 +84,7 @@ class Publication:
             overwrite (`bool`): whether it takes the place of any model.
         """
         making = _MAKING if is_another or overwrite else ()
-        tokenizer = TOKENIZER_FILES if any(name in self.files for name in TOKENIZER_FILES) else ()
+        tokenizer = (*TOKENIZER_FILES, TEMPLATES) if any(name in self.files for name in TOKENIZER_FILES) else ()
         config = (CONFIG_NAME, GENERATION_CONFIG_NAME) if CONFIG_NAME not in self.files else ()
         return (*_STUDENT, *(_ANY_MODEL if overwrite else ()), *config, *making, *tokenizer)
 
@@ -135,6 +136,7 @@ def publication_of_folder(
         _check_base(folder, repo_id)
     others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
     names += [name for name in (*others, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).is_file()]
+    names += names_of_templates(str(folder))
     files: dict[str, Content] = {name: folder / name for name in names}
     lineage = Lineage.load(folder)
     add_license(lineage.results, token)
@@ -165,6 +167,8 @@ def _card(folder: Path, files: dict[str, Content], repo_id: str, card_data: Subn
         return before
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
+            if "/" in file:  # a chat template, of which the card tells nothing
+                continue
             if isinstance(content, bytes):
                 (Path(name) / file).write_bytes(content)
             else:
@@ -274,6 +278,7 @@ def save_student(
         remove_adapters(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        keep_vocabulary_files(tokenizer, folder)
     lineage = Lineage.of(student)
     if search_result is not None:
         if lineage.subnet is None:

@@ -16,6 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress,
 from ..checkpoint import CARD_FILE
 from ..files import read_json, write_text
 from ..lineage import Lineage
+from ..tokenizer_files import keep_vocabulary_files
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
 from .publication import describe, publication_of_folder, remove_adapters, using_cache
@@ -54,6 +55,7 @@ class PublishingTrainer(Trainer):
         text = card.read_text(encoding="utf-8") if card.is_file() else None
         with using_cache(getattr(model, "config", None)):
             super()._save(output_dir, state_dict)
+        keep_vocabulary_files(self.processing_class, folder)
         if not hasattr(model, "peft_config"):
             remove_adapters(folder)
         elif text is not None:
