@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def rerank(
     eval_dataset: "Dataset",
     *,
     top_k: int = 5,
-    teacher_model: "PreTrainedModel | str | None" = None,
+    teacher_model: "PreTrainedModel | str | os.PathLike[str] | None" = None,
     progress: bool = True,
 ) -> Reranking:
     """Extract the best subnets of a search, train each for a short while, and rank them by held-out perplexity.
@@ -100,7 +101,7 @@ def rerank(
         train_dataset (`datasets.Dataset`): blocks to train on.
         eval_dataset (`datasets.Dataset`): held-out blocks to rank by.
         top_k (`int`, *optional*, defaults to 5): subnets to probe.
-        teacher_model (`PreTrainedModel` or `str`, *optional*): the teacher; the super-network by default.
+        teacher_model (`PreTrainedModel`, `str` or `Path`, *optional*): the teacher; the super-network by default.
         progress (`bool`, *optional*, defaults to `True`): whether to show a bar.
 
     Raises:
@@ -152,8 +153,12 @@ def _as_teacher(supernet: "SuperNetModel") -> Iterator[None]:
                 parameter.requires_grad_()
 
 
-def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | None") -> str:
-    return checkpoint_fingerprint(teacher) if isinstance(teacher, str) else model_fingerprint(teacher or supernet)
+def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | os.PathLike[str] | None") -> str:
+    return (
+        checkpoint_fingerprint(teacher)
+        if isinstance(teacher, str | os.PathLike)
+        else model_fingerprint(teacher or supernet)
+    )
 
 
 def _told(blocks: "Dataset") -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _probe(
     args: DistillationConfig,
     train_dataset: "Dataset",
     eval_dataset: "Dataset",
-    teacher_model: "PreTrainedModel | str | None",
+    teacher_model: "PreTrainedModel | str | os.PathLike[str] | None",
 ) -> tuple[float, int]:
     """Held-out perplexity of a subnet's student after training, and the tokens that took."""
     args = copy.copy(args)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError, StoreError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, expanded, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
@@ -105,7 +105,7 @@ def store_targets(
         tokenizer=None if tokenizer is None else vocabulary_fingerprint(tokenizer),
         data=short_hash(digests.tobytes()),
     )
-    folder = Path(output_dir)
+    folder = Path(expanded(output_dir))
     if (folder / STORE_FILE).exists():
         _check_same(folder, settings)
     elif processes.is_main:
@@ -126,7 +126,7 @@ def store_targets(
 
 
 def _load(teacher: str | Path, device: torch.device) -> PreTrainedModel:
-    model: Any = AutoModelForCausalLM.from_pretrained(teacher)
+    model: Any = AutoModelForCausalLM.from_pretrained(expanded(teacher))
     return model.to(device)
 
 
@@ -273,7 +273,7 @@ class LogitStore:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(expanded(folder))
         self.settings, complete = read_settings(self.folder)
         if not complete:
             raise StoreError(f"the store at {self.folder} is not finished; {AGAIN}, which goes on where it stopped")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ..architecture import has_architecture
 from ..cost import flops_per_token
 from ..data import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
+from ..files import expanded
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
@@ -60,7 +62,7 @@ class DistillationTrainer(PublishingTrainer):
 
     Args:
         model (`PreTrainedModel`): the student.
-        teacher_model (`PreTrainedModel`, `str` or `LogitStore`, *optional*): the teacher, where to load it from, or
+        teacher_model (`PreTrainedModel`, `str`, `Path` or `LogitStore`, *optional*): the teacher, where to load it from, or
             what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no checkpoint.
             Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
@@ -85,7 +87,7 @@ class DistillationTrainer(PublishingTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
-        teacher_model: "PreTrainedModel | str | LogitStore | None" = None,
+        teacher_model: "PreTrainedModel | str | os.PathLike[str] | LogitStore | None" = None,
         args: "TrainingArguments | None" = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         data_collator: Any = None,
@@ -137,7 +139,9 @@ class DistillationTrainer(PublishingTrainer):
             self._hidden = self._make_hidden_loss(student, subnet)
 
     def _set_teacher(
-        self, teacher: "PreTrainedModel | str | LogitStore", tokenizer: PreTrainedTokenizerBase | None
+        self,
+        teacher: "PreTrainedModel | str | os.PathLike[str] | LogitStore",
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         student: Any = self.accelerator.unwrap_model(self.model)
         ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
@@ -152,9 +156,9 @@ class DistillationTrainer(PublishingTrainer):
             self.teacher = teacher
             self._recording.set_targets(teacher.in_words)
             return
-        if isinstance(teacher, str):
+        if isinstance(teacher, str | os.PathLike):
             if tokenizer is None and ours is not None:
-                tokenizer = AutoTokenizer.from_pretrained(teacher)
+                tokenizer = AutoTokenizer.from_pretrained(expanded(teacher))
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
         check_vocabulary(student.config, teacher.config, ours, tokenizer)

@@ -26,7 +26,7 @@ from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
-from ..files import read_json
+from ..files import expanded, read_json
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
 from ..plots import plot_architecture, plot_training
@@ -118,7 +118,7 @@ def publication_of_folder(
         CheckpointError: if the folder holds no student, or one without whole weights in safetensors.
         DataError: if `lm_eval` is not what lm_eval wrote.
     """
-    folder = Path(folder).resolve()
+    folder = Path(expanded(folder)).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a student")
     is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
@@ -270,7 +270,7 @@ def save_student(
         tokenizer (`PreTrainedTokenizerBase`, *optional*): its tokenizer.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     with using_cache(student.config):
         student.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / CARD_FILE).unlink(missing_ok=True)  # peft writes one of its own
@@ -313,7 +313,7 @@ def remove_adapters(folder: Path) -> None:
 
 def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
     """Draw the pictures of a student's folder, and write its card unless somebody wrote one, as its files say."""
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     lineage = Lineage.load(folder)
     if (folder / SEARCH_FILE).is_file():
         search = SearchResult.load(folder)

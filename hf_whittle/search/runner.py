@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters
 from ..errors import BinError, DataError, OtherSearchError
-from ..files import disk_errors, read_json
+from ..files import disk_errors, expanded, read_json
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -88,7 +88,7 @@ def search_subnets(
     settings = {
         "space": space.to_dict(),
         "bins": [each.to_dict() for each in bins],
-        "algorithm": {"name": config.name, **vars(config)},
+        "algorithm": config.settings,
         "fitness": fitness_settings(fitness),
         "preparation": getattr(fitness, "preparation", {"tokens": 0, "flops": 0}),
     }
@@ -200,7 +200,7 @@ class _Archive:
 
     def __init__(self, folder: str | Path | None, result: SearchResult, workers: Workers):
         self.result = result
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(expanded(folder))
         self._known: list[Evaluation] = []
         self._stream: Any = None
         self._writes = self._folder is not None and workers.is_main
