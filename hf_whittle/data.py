@@ -45,8 +45,7 @@ def load_documents(
             and tables, each row one: `.jsonl`, `.json`, `.csv` and `.parquet`. Either may be packed.
         config (`str`, *optional*): configuration of the dataset.
         split (`str`, *optional*, defaults to `"train"`): its split.
-        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables among `files`, and in what
-            is returned of `files`.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables among `files`.
 
     Raises:
         DataError: if a pattern matches no file, a file is not what it is called, or the dataset has no such split.

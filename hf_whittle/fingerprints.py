@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def _of_tokenizer(path: Path) -> bytes:
     return json.dumps(told, sort_keys=True).encode()
 
 
-def checkpoint_fingerprint(source: str | Path) -> str:
+def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
     """A hash of the configuration and the weights of a checkpoint, as they are in its files.
 
     Args:

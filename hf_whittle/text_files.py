@@ -74,7 +74,8 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
     Args:
         patterns: files, or patterns of them. `.jsonl`, `.json`, `.csv` and `.parquet` are tables, any other file is
             text; either may be packed by gzip, bzip2 or xz.
-        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables, and in what is returned.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables; that of text files, too,
+            where there are both.
 
     Returns:
         `datasets.Dataset`: the columns that all of them have; of text files, the text alone.
@@ -88,7 +89,7 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
     parts = []
     if None in tables:
         texts = documents_from_files({path: path for path in tables.pop(None)}).remove_columns("name")
-        parts.append(texts.rename_column("text", text_column) if text_column != "text" else texts)
+        parts.append(texts.rename_column("text", text_column) if tables and text_column != "text" else texts)
     parts += [_load_table(str(kind), paths, text_column) for kind, paths in sorted(tables.items(), key=str)]
     if len(parts) == 1:
         return parts[0]

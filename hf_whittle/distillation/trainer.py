@@ -62,9 +62,9 @@ class DistillationTrainer(PublishingTrainer):
 
     Args:
         model (`PreTrainedModel`): the student.
-        teacher_model (`PreTrainedModel`, `str`, `Path` or `LogitStore`, *optional*): the teacher, where to load it from, or
-            what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no checkpoint.
-            Not loaded if `args.beta` and `args.hidden_weight` are 0.
+        teacher_model (`PreTrainedModel`, `str`, `Path` or `LogitStore`, *optional*): the teacher, where to load it
+            from, or what it said about the training blocks. It is in evaluation mode, gets no gradient and is in no
+            checkpoint. Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
