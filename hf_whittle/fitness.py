@@ -419,5 +419,5 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
             parameter = parameter.to(dtype)
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
         whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a sharded model
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

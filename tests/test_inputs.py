@@ -6,13 +6,24 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from fixtures_run import make_recipe, write_modules
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from hf_whittle.distillation.rerank import _teacher, _told
 from hf_whittle.distillation.store import LogitStore, store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
+from hf_whittle.fitness import model_fingerprint
 from hf_whittle.run import Run, run
+
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
 
 
 @pytest.fixture
@@ -133,6 +144,38 @@ def test_a_checkpoint_is_told_by_configuration_and_weights_alone(make):
     (folder / "config.json").write_text(config)
     exchange_weights(folder)
     assert checkpoint_fingerprint(folder) != before
+
+
+def test_a_model_is_told_by_what_it_holds_beside_its_parameters():
+    """As a quantized one does the scales of its weights."""
+
+    def with_scale(value):
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
+        model.load_state_dict({name: torch.zeros_like(each) for name, each in model.state_dict().items()})
+        before = model_fingerprint(model)
+        model.register_buffer("scale", torch.tensor(value))
+        return before, model_fingerprint(model)
+
+    plain, one, again, other = (*with_scale(1.0), with_scale(1.0)[1], with_scale(2.0)[1])
+    assert one == again and len({plain, one, other}) == 3
+
+
+def test_rerankings_are_told_by_all_of_the_text_and_by_what_is_in_the_teacher(make):
+    ids = [[number, number + 1, 3] for number in range(90)]
+    told = [
+        _told(Dataset.from_dict({"input_ids": rows, **more}))
+        for rows, more in [
+            (ids, {}),
+            (ids, {"text": ["ignored"] * 90}),
+            ([*ids[:80], [7, 7, 7], *ids[81:]], {}),
+            (ids, {"labels": [[-100] * 3] * 90}),
+        ]
+    ]
+    assert told[0] == told[1] and told[0] not in (told[2], told[3])
+    folder = make.home / "teacher"
+    before = _teacher(None, folder)
+    assert before == _teacher(None, str(folder)) != exchange_weights(folder)
+    assert _teacher(None, folder) != before
 
 
 def test_a_tokenizer_is_told_by_its_rules_too(make):
