@@ -93,7 +93,8 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
     parts += [_load_table(str(kind), paths, text_column) for kind, paths in sorted(tables.items(), key=str)]
     if len(parts) == 1:
         return parts[0]
-    parts = [part.cast_column(text_column, parts[0].features[text_column]) for part in parts]
+    kind = parts[0].features[text_column]
+    parts = [part if part.features[text_column] == kind else part.cast_column(text_column, kind) for part in parts]
     common = [
         name for name, feature in parts[0].features.items() if all(part.features.get(name) == feature for part in parts)
     ]

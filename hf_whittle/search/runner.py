@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -218,15 +219,23 @@ class _Archive:
         """Take up what an interrupted search left."""
         assert self._folder is not None
         evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
+        is_told = self.result.settings["fitness"].get("code", "") is not None
+        name = self.result.settings["fitness"].get("name")
         if not evaluations:
+            if not is_told:
+                warnings.warn(
+                    f"the fitness {name!r} holds what cannot be read, so that this search could not go on if it was "
+                    "interrupted; give it an attribute 'settings', a dict of what defines it",
+                    stacklevel=2,
+                )
             self.result.save(self._folder)
             return
         before = read_json(self._folder / SEARCH_FILE)["settings"]
-        if self.result.settings["fitness"].get("code", "") is None:
+        if not is_told:
             raise OtherSearchError(
-                f"{self._folder} holds a search, and nothing tells whether its fitness "
-                f"{self.result.settings['fitness']['name']!r} was the same, as it holds what cannot be read; give it "
-                "an attribute 'settings', a dict of what defines it, or choose another folder"
+                f"{self._folder} holds a search, and nothing tells whether its fitness {name!r} was the same, as it "
+                "holds what cannot be read; give it an attribute 'settings', a dict of what defines it, or choose "
+                "another folder"
             )
         if before != self.result.settings:
             changed = [name for name, value in self.result.settings.items() if before.get(name) != value]

@@ -149,7 +149,8 @@ class Locked:
 
 def test_a_fitness_that_cannot_be_told_is_not_gone_on_with(tmp_path):
     assert fitness_settings(Locked()) == {"name": "Locked", "code": None}
-    search(tmp_path, Locked())
+    with pytest.warns(UserWarning, match="the fitness 'Locked' holds what cannot be read, so that this search could"):
+        search(tmp_path, Locked())
     with pytest.raises(OtherSearchError, match=r"nothing tells whether its fitness 'Locked' was the same.*'settings'"):
         search(tmp_path, Locked())
 
