@@ -18,13 +18,8 @@ from transformers.utils.hub import cached_file
 
 from .architecture import check_model_type
 from .errors import CheckpointError, WeightsError
-from .files import commit_of, read_json
-
-TOKENIZER_FILES = [
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja",
-]  # fmt: skip
-
+from .files import commit_of, expanded, read_json
+from .tokenizer_files import TOKENIZER_FILES, names_of_templates
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +51,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         local_files_only: bool = False,
         subfolder: str = "",
     ):
-        self.source = str(source)
+        self.source = expanded(source)
         self._hub: dict[str, Any] = {
             "revision": revision,
             "token": token,
@@ -65,7 +60,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             "subfolder": subfolder,
         }
         self._paths: dict[str, Path] = {}
-        path = Path(source)
+        path = Path(self.source)
         looks_local = isinstance(source, Path) or path.is_absolute() or self.source.startswith(".")
         if path.is_file() or (looks_local and not path.is_dir()):
             problem = "it is a file; give the folder it is in" if path.is_file() else "there is no such folder"
@@ -97,9 +92,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         )
 
     @property
-    def tokenizer_files(self) -> list[Path]:
-        """Paths of the tokenizer's files."""
-        return [path for name in TOKENIZER_FILES if (path := self.find(name)) is not None]
+    def tokenizer_files(self) -> dict[str, Path]:
+        """Paths of the tokenizer's files, by their names in the checkpoint."""
+        names = [*TOKENIZER_FILES, *self._reading(names_of_templates, self.source, **self._hub)]
+        return {name: path for name in names if (path := self.find(name)) is not None}
 
     @cached_property
     def dtype(self) -> torch.dtype:

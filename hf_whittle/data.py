@@ -2,16 +2,21 @@
 
 import glob
 import hashlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
 
 from .errors import DataError
+from .files import expanded
+from .fingerprints import tokenizer_fingerprint
+from .text_files import Paths, cache_of, check_holds_text, file_digest, files_digest, load_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,73 +24,97 @@ if TYPE_CHECKING:
 STANDARD_LIBRARY = "python-standard-library"
 _DOCUMENTS_PER_PACKING_BATCH = 10_000
 _DOCUMENTS_PER_STREAMED_BATCH = 1000
+_TOKENS = Features({"input_ids": List(Value("int32"))})
+_RULES = 2  # of tokenizing and packing; to be raised with every change of them
 
 
 def load_documents(
-    dataset: str | None = None, files: list[str] | None = None, config: str | None = None, split: str = "train"
+    dataset: str | None = None,
+    files: Paths | None = None,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    text_column: str = "text",
 ) -> Dataset:
-    """Documents of a dataset or of files, one a row.
+    """Documents of a dataset or of files, one a row. What is cached of local files is found by their contents.
 
     Args:
         dataset (`str`, *optional*): name on the Hub, a folder of data files or one written by `save_to_disk`, or
             `"python-standard-library"`.
-        files (`list[str]`, *optional*): text files or patterns of them, instead of a dataset; a file is a document.
+        files (`list[str]`, *optional*): files or patterns of them, instead of a dataset: text files, each a document,
+            and tables, each row one: `.jsonl`, `.json`, `.csv` and `.parquet`. Either may be packed.
         config (`str`, *optional*): configuration of the dataset.
         split (`str`, *optional*, defaults to `"train"`): its split.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables among `files`.
 
     Raises:
-        DataError: if a pattern matches no file, or the dataset has no such split.
+        DataError: if a pattern matches no file, a file is not what it is called, or the dataset has no such split.
     """
     if files is not None:
-        paths = sorted(
-            {path for pattern in files for path in glob.glob(pattern, recursive=True) if Path(path).is_file()}
-        )
-        if not paths:
-            raise DataError(f"no file matches {files}; give text files, or patterns such as 'texts/**/*.txt'")
-        return documents_from_files({path: path for path in paths}).remove_columns("name")
+        return load_files(files, text_column)
     if dataset is None:
         raise DataError("no text was named: give a dataset or files")
     if dataset == STANDARD_LIBRARY:
         from .demo.corpus import standard_library
 
         return standard_library()
+    folder = Path(expanded(dataset))
+    if folder.is_file():
+        raise DataError(f"the dataset {str(dataset)!r} is a file; give it under files")
     try:
-        if any((Path(dataset) / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(dataset)
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            saved = load_from_disk(str(folder))
             return saved if isinstance(saved, Dataset) else saved[split]
-        return load_dataset(dataset, config, split=split)
+        if not folder.is_dir():
+            return load_dataset(expanded(dataset), config, split=split)
+        cache = cache_of(_folder_digest(folder))
+        named = str(folder) if not glob.has_magic(str(folder.resolve())) else _linked(folder, cache / "data")
+        return load_dataset(named, config, split=split, cache_dir=str(cache))
     except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
-        raise DataError(f"cannot load the split {split!r} of the dataset {dataset!r}: {error}") from error
+        raise DataError(f"cannot load the split {split!r} of the dataset {str(dataset)!r}: {error}") from error
 
 
-def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Dataset:
-    """Files as documents, cached until one of them changes.
+def documents_fingerprint(
+    documents: Callable[[], Dataset], dataset: str | None = None, files: Paths | None = None
+) -> str:
+    """A hash of the contents of local text; of any other, a hash of what `datasets` tells it by.
 
     Args:
-        files (`Mapping[str, str]`): path of each document, by its name.
-        errors (`str`, *optional*, defaults to `"strict"`): what to do with bytes that are not UTF-8, as for `open`.
-
-    Returns:
-        `datasets.Dataset`: columns `name` and `text`, in the order of `files`.
-
-    Raises:
-        DataError: if a file cannot be read, or is not UTF-8 text.
+        documents (`Callable`): gives what `load_documents` does, where that must be loaded to tell.
+        dataset (`str`, *optional*): what it is loaded from.
+        files (`list[str]`, *optional*): or files or patterns of them.
     """
-    stamped = [(name, path, Path(path).stat().st_mtime_ns) for name, path in files.items()]
-    try:
-        return Dataset.from_generator(_read_files, gen_kwargs={"files": stamped, "errors": errors})
-    except DatasetGenerationError as error:
-        raise DataError(str(error.__cause__)) from error
+    if files is not None:
+        return files_digest(files)
+    if dataset is not None and Path(expanded(dataset)).is_dir():
+        return _folder_digest(Path(expanded(dataset)))
+    return documents()._fingerprint
 
 
-def _read_files(files: list[tuple[str, str, int]], errors: str) -> Iterator[dict[str, str]]:
-    for name, path, _ in files:
-        try:
-            yield {"name": name, "text": Path(path).read_text(encoding="utf-8", errors=errors)}
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text: {error}; convert it, or leave it out") from error
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+def _data_files(folder: Path) -> list[Path]:
+    """Files of a dataset, with neither hidden ones nor what `datasets` cached beside them."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (path.name.startswith("cache-") and path.suffix == ".arrow")
+    )
+
+
+def _folder_digest(folder: Path) -> str:
+    named = (f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in _data_files(folder))
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def _linked(folder: Path, target: Path) -> str:
+    """Links to the files of a folder whose path `datasets` would take for a pattern."""
+    shutil.rmtree(target, ignore_errors=True)
+    for path in _data_files(folder):
+        link = target / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return str(target)
 
 
 def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str | None = None) -> dict[str, Dataset]:
@@ -167,22 +196,19 @@ def pack_documents(
     """
     if isinstance(documents, IterableDataset) and documents.column_names is None:
         documents = documents._resolve_features()
-    if text_column not in documents.column_names:
+    if text_column not in (documents.column_names or ()):
         raise DataError(f"the dataset has no column {text_column!r}, only {documents.column_names}; name one of these")
+    check_holds_text(documents.features, text_column)
     if block_size < 2:
         raise DataError(f"a block needs at least 2 tokens to predict one, got block_size={block_size}")
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token")
     tokenizing = {"tokenizer": tokenizer, "text_column": text_column, "eos_token_id": tokenizer.eos_token_id}
     if isinstance(documents, IterableDataset):
-        tokens = documents.map(
-            _tokenize, batched=True, batch_size=100, remove_columns=documents.column_names, fn_kwargs=tokenizing
-        )
-        return tokens.map(
-            _pack, batched=True, batch_size=_DOCUMENTS_PER_STREAMED_BATCH, fn_kwargs={"block_size": block_size}
-        ).with_format("numpy")
+        return _pack_stream(documents, tokenizing, block_size)
     if len(documents) == 0:
         raise DataError("the dataset has no documents; check the paths, the split and the text column")
+    key = [documents._fingerprint, tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, text_column, _RULES]
     tokens = documents.map(
         _tokenize,
         batched=True,
@@ -190,6 +216,8 @@ def pack_documents(
         num_proc=num_proc if num_proc and num_proc > 1 and len(documents) > num_proc else None,
         remove_columns=documents.column_names,
         fn_kwargs=tokenizing,
+        features=_TOKENS,
+        new_fingerprint=Hasher.hash(key),
         desc="tokenize",
     )
     blocks = tokens.map(
@@ -198,6 +226,8 @@ def pack_documents(
         batch_size=_DOCUMENTS_PER_PACKING_BATCH,
         remove_columns=tokens.column_names,
         fn_kwargs={"block_size": block_size},
+        features=_TOKENS,
+        new_fingerprint=Hasher.hash([*key, block_size]),
         desc="pack",
     )
     if len(blocks) == 0:
@@ -209,26 +239,125 @@ def pack_documents(
     return blocks.with_format("numpy")
 
 
+def _pack_stream(documents: IterableDataset, tokenizing: dict[str, Any], block_size: int) -> IterableDataset:
+    tokens = documents.map(
+        _tokenize,
+        batched=True,
+        batch_size=100,
+        remove_columns=documents.column_names,
+        fn_kwargs=tokenizing,
+        features=_TOKENS,
+    )
+    blocks = tokens.map(
+        _pack,
+        batched=True,
+        batch_size=_DOCUMENTS_PER_STREAMED_BATCH,
+        fn_kwargs={"block_size": block_size},
+        features=_TOKENS,
+    )
+    if next(iter(blocks), None) is None:
+        raise DataError(
+            f"the streamed documents give less than one block of {block_size} tokens; give more text or a smaller "
+            "block_size"
+        )
+    return blocks.with_format("numpy")
+
+
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any, text_column: str, eos_token_id: int) -> dict[str, list]:
     texts = [text for text in batch[text_column] if text]
+    if not texts:  # which a tokenizer refuses
+        return {"input_ids": []}
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return {"input_ids": [np.asarray([*ids, eos_token_id], dtype=np.int32) for ids in encoded]}
 
 
-def _pack(batch: dict[str, list[list[int]]], block_size: int) -> dict[str, np.ndarray]:
+def _pack(batch: dict[str, list[list[int]]], block_size: int) -> dict[str, Any]:
+    if not batch["input_ids"]:
+        return {"input_ids": []}
     stream = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]])
     blocks = len(stream) // block_size
     return {"input_ids": stream[: blocks * block_size].reshape(blocks, block_size)}
 
 
+READ_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
+_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # of other libraries: what is learned, said in another way
+
+
+def check_columns(*datasets: Any) -> None:
+    """Raise `DataError` if datasets say by a column that no collator reads which tokens count."""
+    for dataset in datasets:
+        for each in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+            found = [name for name in _MASKS if name in (getattr(each, "column_names", None) or ())]
+            if found:
+                raise DataError(
+                    f"the column {found[0]!r} would not be read: say which tokens count by a column 'labels', with "
+                    "-100 where one does not, or leave it out"
+                )
+
+
+def items_that_count(number: Any, is_training: bool) -> Any:
+    """What a loss is divided by: the labels that count, or 1 where none does while training.
+
+    Raises:
+        DataError: if none does in an evaluation, whose loss would be that of nothing.
+    """
+    if number is None:
+        return None
+    if not is_training and not bool((torch.as_tensor(number) > 0).all()):
+        raise DataError("no label of a batch counts in the evaluation; leave out blocks whose labels are all -100")
+    return torch.as_tensor(number).clamp(min=1)
+
+
 def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack packed blocks into a batch whose labels are its inputs, end-of-text tokens included.
+    """Stack blocks of one length into a batch.
+
+    `labels`, `attention_mask` and `position_ids` of the blocks count. Labels that are not given are the inputs,
+    end-of-text tokens included, but for what the mask leaves out. A mask that leaves nothing out is dropped, unless
+    there are positions.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids` and `labels`, `int64`, `(batch, block_size)`.
+        `dict[str, torch.Tensor]`: `input_ids`, `labels` and what else is given, `int64`, `(batch, block_size)`.
+
+    Raises:
+        DataError: if the blocks differ in length, or have a column that would not be read.
     """
-    input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
-    return {"input_ids": input_ids, "labels": input_ids.clone()}
+    names = list(dict.fromkeys(name for block in blocks for name in block))
+    batch = {name: _stack(name, blocks) for name in names if name in (*READ_COLUMNS, "token_type_ids")}
+    if "token_type_ids" in batch and not batch["token_type_ids"].any():  # as tokenizers give them unasked
+        names.remove("token_type_ids")
+    unread = [name for name in names if name not in READ_COLUMNS]
+    if unread:
+        raise DataError(
+            f"blocks have the columns {', '.join(READ_COLUMNS)}, got {', '.join(unread)} too, which would not be read; "
+            "remove these columns, or give a data_collator that reads them"
+        )
+    batch.pop("token_type_ids", None)
+    mask = batch.get("attention_mask")
+    if "labels" not in batch:
+        batch["labels"] = batch["input_ids"].clone()
+        if mask is not None:
+            batch["labels"][mask == 0] = -100
+    if mask is not None and mask.all() and "position_ids" not in batch:
+        del batch["attention_mask"]
+    return batch
+
+
+def _stack(name: str, blocks: list[dict[str, Any]]) -> torch.Tensor:
+    """A column of a batch, as long as the inputs."""
+    try:
+        rows = [torch.as_tensor(block[name], dtype=torch.long) for block in blocks]
+        lengths = [len(row) for row in rows]
+        inputs = [len(block["input_ids"]) for block in blocks]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"every block needs numbers in {name!r}, and has none in a block of this batch: {error!r}"
+        ) from error
+    if lengths != inputs or len(set(inputs)) > 1:
+        raise DataError(
+            f"{name!r} has {sorted(set(lengths))} entries in blocks of {sorted(set(inputs))} tokens; pack the text "
+            "into blocks of one length with pack_documents, or give a data_collator that pads"
+        )
+    return torch.stack(rows)
 
 
 class DocumentCollator:
@@ -239,6 +368,9 @@ class DocumentCollator:
 
     Args:
         eos_token_id (`int`): the token after each document.
+
+    Raises:
+        DataError: as `collate_blocks`, and if the blocks have positions or a mask.
     """
 
     def __init__(self, eos_token_id: int):
@@ -247,6 +379,12 @@ class DocumentCollator:
     def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `labels` and `position_ids`, `int64`, `(batch, block_size)`."""
         batch = collate_blocks(blocks)
+        given = [name for name in ("attention_mask", "position_ids") if name in batch]
+        if given:
+            raise DataError(
+                f"DocumentCollator makes positions and masks of its own, and the blocks have {given[0]!r}; remove that "
+                "column, or train with collate_blocks"
+            )
         ends = batch["input_ids"] == self.eos_token_id
         starts = torch.zeros_like(ends)
         starts[:, 0], starts[:, 1:] = True, ends[:, :-1]

@@ -15,15 +15,16 @@ from .architecture import architecture_module
 from .checkpoint import Checkpoint, checkpoint_facts
 from .cost import num_parameters, padded_shape
 from .errors import DataError, OutputError, SubnetError
-from .files import atomic_folder
+from .files import atomic_folder, expanded
 from .fitness import as_input_ids
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
 from .models.weights import check_plain_weights, weight_shape
-from .portable import make_portable, make_tokenizer_portable
-from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights, weight_shape
+from .portable import make_portable
+from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .subnet import SubnetConfig
+from .tokenizer_files import make_tokenizer_portable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,6 +130,8 @@ def extract_subnet(
     if settings is None and calibration_dataset is not None:
         raise DataError("calibration_dataset has no effect without heal; give heal=True, or leave it out")
     healing = None if settings is None else (settings, calibration_dataset)
+    if output_dir is not None:
+        output_dir = expanded(output_dir)
     if not isinstance(model, str | Path):
         if hub:
             raise TypeError(f"{', '.join(hub)} can only be given with a checkpoint, got a {type(model).__name__}")
@@ -145,8 +148,9 @@ def extract_subnet(
         return _cut_from_disk(checkpoint, subnet, format, dtype, healing, progress)
     with _new_folder(output_dir, max_shard_size) as folder:
         _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), folder, max_shard_size)
-        for file in checkpoint.tokenizer_files:
-            shutil.copyfile(file, folder / file.name)
+        for name, path in checkpoint.tokenizer_files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
         make_tokenizer_portable(folder)
     return Path(output_dir)
 

@@ -68,7 +68,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         OutputError: if the folder cannot be written or the disk is full; what stood at `path` stays as it was.
     """
-    path = Path(path)
+    path = Path(expanded(path))
     temporary = None
     with disk_errors(path):
         try:
@@ -96,7 +96,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: if the folder cannot be written, is not empty, or the disk is full.
     """
-    path = Path(path)
+    path = Path(expanded(path))
     temporary = None
     with disk_errors(path):
         try:
@@ -125,6 +125,11 @@ def _synchronise(path: Path) -> None:
         os.close(handle)
 
 
+def expanded(path: str | os.PathLike[str]) -> str:
+    """A path as it was given, but for `~`, which is the user's home; a name on the Hub stays as it is."""
+    return os.path.expanduser(os.fspath(path))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text to `path`, atomically."""
     with atomic_path(path) as temporary:
@@ -138,7 +143,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read JSON from `path`."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return json.loads(Path(expanded(path)).read_text(encoding="utf-8"))
 
 
 def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
@@ -153,7 +158,7 @@ def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
     Raises:
         CheckpointError: if there is no such folder or repository, or it lacks one of the files.
     """
-    folder = Path(source)
+    folder = Path(expanded(source))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, HTTPError

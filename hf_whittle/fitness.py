@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .architecture import has_architecture
+from .code_fingerprint import fitness_settings
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
 from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device
@@ -122,7 +123,10 @@ class StagedFitness(Fitness):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"name": self.name, "stages": {str(share): stage.settings for share, stage in self.stages.items()}}
+        return {
+            "name": self.name,
+            "stages": {str(share): fitness_settings(stage) for share, stage in self.stages.items()},
+        }
 
 
 class TokenFitness(Fitness):
@@ -336,16 +340,29 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
             module.training = True
 
 
-def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Tensor:
-    """Blocks as one `int64` tensor `(blocks, block_size)`, checked against a vocabulary."""
+def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int, *, ignore_labels: bool = False) -> torch.Tensor:
+    """Blocks as one `int64` tensor `(blocks, block_size)`, checked against a vocabulary.
+
+    Args:
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, all of which count.
+        vocab_size (`int`): entries of the vocabulary.
+        ignore_labels (`bool`, *optional*, defaults to `False`): whether a column of labels does not matter.
+
+    Raises:
+        DataError: if there are none, they differ in length, or a column says that some tokens do not count.
+        VocabularyError: if an id is not in the vocabulary.
+    """
     if isinstance(blocks, torch.Tensor):
         input_ids = blocks
     else:
-        if blocks is None or len(blocks) == 0:
-            raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
-        if not hasattr(blocks, "with_format"):
+        if not hasattr(blocks, "with_format") or not hasattr(blocks, "__len__"):
+            if blocks is None:
+                raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
             raise DataError(f"expected a datasets.Dataset or a tensor of token ids, got a {type(blocks).__name__}")
-        input_ids = torch.from_numpy(np.asarray(blocks.with_format("numpy")[:]["input_ids"], dtype=np.int64))
+        if len(blocks) == 0:
+            raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
+        input_ids = _column(blocks, "input_ids")
+        _check_that_all_count(blocks, input_ids, ignore_labels)
     if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
         raise DataError(f"expected token ids of shape (blocks, block_size), got {tuple(input_ids.shape)}")
     if input_ids.min() < 0 or input_ids.max() >= vocab_size:
@@ -354,6 +371,33 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int) -> torch.Ten
             f"{vocab_size} entries; tokenize with the model's own tokenizer"
         )
     return input_ids.long().cpu()
+
+
+def _column(blocks: "Dataset", name: str) -> torch.Tensor:
+    if name not in blocks.column_names:
+        raise DataError(f"the blocks have no column {name!r}, only {blocks.column_names}; make them by pack_documents")
+    try:
+        return torch.from_numpy(np.asarray(blocks.select_columns(name).with_format("numpy")[:][name], dtype=np.int64))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the blocks are not all of the same length in {name!r}; pack the text without padding"
+        ) from error
+
+
+def _check_that_all_count(blocks: "Dataset", input_ids: torch.Tensor, ignore_labels: bool) -> None:
+    """Raise `DataError` if a column says otherwise."""
+    if input_ids.ndim != 2:
+        return
+    plain = {"attention_mask": torch.ones_like(input_ids), "position_ids": torch.arange(input_ids.shape[1])}
+    if not ignore_labels:
+        plain["labels"] = input_ids
+    for name in sorted(plain.keys() & set(blocks.column_names)):
+        given = _column(blocks, name)
+        if given.shape != input_ids.shape or not bool((given == plain[name])[:, 1:].all()):
+            raise DataError(
+                f"the column {name!r} says that not all tokens of these blocks count alike, and here all of them do: "
+                "give blocks of which all tokens count, or remove the column"
+            )
 
 
 def fingerprint(input_ids: torch.Tensor) -> str:
@@ -367,12 +411,23 @@ _NOT_FINGERPRINTED = {
 }  # fmt: skip
 
 
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """A short hash of a model: its configuration and its parameters."""
+def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> str:
+    """A short hash of a model: its configuration and its parameters.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
+    """
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    others = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    for name, parameter in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
+        if not torch.is_tensor(parameter):
+            continue
+        if dtype is not None and parameter.is_floating_point():
+            parameter = parameter.to(dtype)
         digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
         with at_hand(model, name) as whole:
             digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from .errors import CheckpointError, SubnetError
-from .files import atomic_path
+from .files import atomic_path, expanded
 from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
 from .models.weights import check_finite, check_no_subnet, check_plain_weights
@@ -96,7 +96,7 @@ class ImportanceScores:
             CheckpointError: if the file is missing or damaged.
         """
         try:
-            with safe_open(path, framework="np") as file:
+            with safe_open(expanded(path), framework="np") as file:
                 layers = file.get_tensor("layers")
                 return cls(
                     layers=layers,
@@ -164,7 +164,7 @@ def score_importance(
     cached = None
     if cache_dir is not None:
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        cached = Path(cache_dir) / f"importance-{digest}.safetensors"
+        cached = Path(expanded(cache_dir)) / f"importance-{digest}.safetensors"
         if cached.is_file():
             return ImportanceScores.load(cached)
     scores = _score(model, input_ids, settings, progress)

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from .files import read_json, write_json
+from .files import expanded, read_json, write_json
 from .healing.config import HEALING_FILE, HealingReport
 from .subnet import SUBNET_FILE, SubnetConfig
 
@@ -55,7 +55,7 @@ class Lineage:
     @classmethod
     def load(cls, folder: str | Path) -> "Lineage":
         """Of a folder; what it has no file of is not known."""
-        folder = Path(folder)
+        folder = Path(expanded(folder))
         return cls(
             SubnetConfig.from_pretrained(folder) if (folder / SUBNET_FILE).is_file() else None,
             read_json(folder / HEALING_FILE) if (folder / HEALING_FILE).is_file() else None,
@@ -72,7 +72,7 @@ class Lineage:
 
     def save(self, folder: str | Path) -> None:
         """Write `subnet.json`, `healing.json` and `results.json`, each if there is something to write."""
-        folder = Path(folder)
+        folder = Path(expanded(folder))
         if self.subnet is not None:
             self.subnet.save_pretrained(folder)
             (folder / HEALING_FILE).unlink(missing_ok=True)  # of another student that was there

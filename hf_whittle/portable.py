@@ -1,15 +1,12 @@
 """What we write, as other versions of `transformers` and other programs read it."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from .architecture import ARCHITECTURES, architecture_module, get_architecture, has_architecture
-from .files import read_json, write_json
 
 
 def make_portable(model: Any) -> None:
@@ -75,27 +72,3 @@ def has_names_of_files(config: dict[str, Any], names: Iterable[str]) -> bool:
     """
     model_type = config.get("model_type")
     return model_type not in ARCHITECTURES or not {weight.name for weight in _renamed(model_type)} & set(names)
-
-
-def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Save a tokenizer so that `transformers` 4 reads it, too."""
-    tokenizer.save_pretrained(folder)
-    make_tokenizer_portable(folder)
-
-
-def make_tokenizer_portable(folder: str | Path) -> None:
-    """Write what a folder says of its tokenizer as `transformers` 4 reads it, too."""
-    path = Path(folder) / TOKENIZER_CONFIG_FILE
-    try:
-        values = read_json(path) if path.is_file() else {}
-    except ValueError:  # it was copied from a checkpoint that is damaged
-        return
-    if not isinstance(values, dict):
-        return
-    before = dict(values)
-    if values.get("tokenizer_class") == "TokenizersBackend":
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(values.get("extra_special_tokens"), list):
-        values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    if values != before:
-        write_json(path, values)

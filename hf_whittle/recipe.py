@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -11,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from .checkpoint import is_local
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
-from .files import write_text
+from .files import expanded, write_text
 from .healing.config import HealingConfig
 from .search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
+from .yaml_values import Word, as_yaml, meant, read_yaml
 
 if typing.TYPE_CHECKING:
     from .distillation.config import DistillationConfig
@@ -53,7 +53,10 @@ class DataSection:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     split: str = field(default="train", metadata={"help": "Split of the dataset; `train[:1%]` takes a part."})
-    files: list[str] | None = field(default=None, metadata={"help": "Text files or patterns, a document each."})
+    files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Text files, a document each, or tables with a column of text; or patterns of them."},
+    )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     document_column: str | None = field(
         default=None, metadata={"help": "Column that names a document, to hold out by; the text itself by default."}
@@ -65,6 +68,12 @@ class DataSection:
     test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
     calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            self.dataset = expanded(self.dataset)
+        if self.files is not None:
+            self.files = [expanded(path) for path in self.files]
 
 
 @dataclass
@@ -234,6 +243,9 @@ class Recipe:
     baseline: bool | dict[str, Any] = False
 
     def __post_init__(self) -> None:
+        self.teacher, self.output_dir = expanded(self.teacher), expanded(self.output_dir)
+        self.supernet = None if self.supernet is None else expanded(self.supernet)
+        self.teacher_store = None if self.teacher_store is None else expanded(self.teacher_store)
         if self.heal is True:
             self.heal = HealingConfig()
 
@@ -248,7 +260,7 @@ class Recipe:
         Raises:
             RecipeError: if a key is unknown (naming the nearest valid one), missing or of the wrong type.
         """
-        values = _read(path)
+        values = read_yaml(path)
         return cls.from_dict(values | {name: value for name, value in overrides.items() if value is not None})
 
     @classmethod
@@ -302,7 +314,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
-        write_text(path, _as_yaml(self.to_dict()))
+        write_text(path, as_yaml(self.to_dict()))
 
 
 def publishable(path: str | Path) -> str:
@@ -313,7 +325,7 @@ def publishable(path: str | Path) -> str:
     Raises:
         RecipeError: if it is no recipe.
     """
-    values = _without_absolute_paths(_read(path))
+    values = _without_absolute_paths(read_yaml(path))
     data = values.get("data")
     data = data if isinstance(data, dict) else {}
     for section, key in ((values, "teacher"), (values, "supernet"), (data, "dataset")):
@@ -324,23 +336,7 @@ def publishable(path: str | Path) -> str:
             values[name] = _last_name(values[name])
     if isinstance(data.get("files"), list):
         data["files"] = [_last_name(str(pattern)) for pattern in data["files"]]
-    return _as_yaml(values)
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
-    return values
-
-
-def _as_yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return as_yaml(values)
 
 
 def _last_name(path: str) -> str:
@@ -417,10 +413,17 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return SearchSection.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return _parse(hint, value, path)
+    value = _read_word(value, hint)
     if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):
         if not isinstance(value, dict):
             raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
         return _parse(HealingConfig, value, path)
+    if isinstance(value, dict) and "." in path:  # a value, not a section whose keys are yet to be read
+        value = meant(value)
+    if isinstance(value, list):
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if typing.get_origin(hint) in _LISTS and isinstance(value, list):
         value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
     value = _read_number(value, hint)
@@ -429,6 +432,18 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if not _matches(value, hint):
         raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
     return value
+
+
+def _read_word(value: Any, hint: Any) -> Any:
+    """`no` and the like: text where text alone is expected, else a truth value."""
+    if not isinstance(value, Word):
+        return value
+    options = typing.get_args(hint) or (hint,)
+    return str(value) if bool not in options and any(_is_text(option) for option in options) else value.truth
+
+
+def _is_text(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, str))
 
 
 def _read_number(value: Any, hint: Any) -> Any:

@@ -43,14 +43,15 @@ from .healing.cost import healing_flops
 from .healing.fitness import HealedPerplexity
 from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
+from .inputs import check_inputs, input_fingerprints
 from .lineage import RESULTS_FILE, healing_facts
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
-from .portable import save_tokenizer
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import CANDIDATES_FILE, SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
+from .tokenizer_files import save_tokenizer
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
@@ -125,10 +126,14 @@ class Run:
         return tokenizer
 
     @cached_property
+    def documents(self) -> Dataset:
+        data = self.recipe.data
+        return load_documents(data.dataset, data.files, data.dataset_config, data.split, text_column=data.text_column)
+
+    @cached_property
     def blocks(self) -> dict[str, Dataset]:
         """Packed blocks of the splits `train`, `search` and `test`."""
-        data = self.recipe.data
-        documents = load_documents(data.dataset, data.files, data.dataset_config, data.split)
+        data, documents = self.recipe.data, self.documents
         fractions = {"search": data.search_fraction, "test": data.test_fraction}
         splits = split_documents(documents, fractions, key=data.document_column or data.text_column)
         blocks = {}
@@ -382,7 +387,11 @@ class Run:
 
     def _targets(self) -> "PreTrainedModel | LogitStore":
         """What the student learns from: the teacher, or what it said before."""
-        return self.teacher if self.recipe.teacher_store is None else LogitStore(self.recipe.teacher_store)
+        if self.recipe.teacher_store is None:
+            return self.teacher
+        store = LogitStore(self.recipe.teacher_store)
+        store.check(teacher=self.teacher)
+        return store
 
     def _save(self, student: PreTrainedModel, folder: Path) -> None:
         student.config.use_cache = True  # the Trainer unsets it
@@ -407,6 +416,7 @@ class Run:
     def results(self) -> dict[str, Any]:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
         self.check_teacher()
+        self.check_inputs()
         stages = {"search": self.search_facts, "supernet": self.supernet_facts, "data": self.data_facts}
         if self.recipe.heal:
             stages["healing"] = self.healing_facts
@@ -435,6 +445,11 @@ class Run:
                 f"the vocabulary of the teacher {self.recipe.teacher} has {config.vocab_size} entries, that of the "
                 f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
             )
+
+    def check_inputs(self) -> None:
+        """See that the text and the checkpoints are those that what is done was made from."""
+        now = input_fingerprints(self.recipe, lambda: self.documents, self.tokenizer)
+        check_inputs(self.folder, now, is_begun=self._has_results())
 
     def supernet_facts(self) -> dict[str, Any]:
         """What the student is cut from."""

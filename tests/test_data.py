@@ -1,9 +1,12 @@
 """Text to blocks: packing against a plain-Python reference, and a split that depends on each document alone."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -16,6 +19,7 @@ from hf_whittle.data import (
 )
 from hf_whittle.demo.corpus import HELD_OUT
 from hf_whittle.errors import DataError
+from hf_whittle.fingerprints import tokenizer_fingerprint
 
 TEXTS = ["def f(x):\n    return x\n", "", "é ü 中文\n", "a" * 70, "import os, sys\n" * 9, None, "the end"]
 FRACTIONS = {"search": 0.1, "test": 0.2}
@@ -170,6 +174,62 @@ def test_held_out_modules_of_the_standard_library_are_stable():
     )
 
 
+NOTHING = {"empty": [""] * 250, "missing": [None] * 250, "both": ["", None] * 120}
+
+
+@pytest.mark.parametrize("where", ["before", "after", "between"])
+@pytest.mark.parametrize("nothing", NOTHING.values(), ids=NOTHING)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_documents_without_text_change_nothing(tokenizer, nothing, where, streamed):
+    texts = {"before": nothing + TEXTS, "after": TEXTS + nothing, "between": TEXTS[:3] + nothing + TEXTS[3:]}[where]
+    documents = Dataset.from_dict({"text": texts})
+    blocks = pack_documents(documents.to_iterable_dataset() if streamed else documents, tokenizer, 8)
+    assert [list(block["input_ids"]) for block in blocks] == cut(stream_of(TEXTS, tokenizer), 8)
+
+
+def test_a_stream_of_unknown_columns_may_begin_without_text(tokenizer):
+    texts = [None] * 20 + TEXTS
+    documents = IterableDataset.from_generator(lambda: ({"text": text} for text in texts))
+    blocks = pack_documents(documents, tokenizer, 8)
+    assert [list(block["input_ids"]) for block in blocks] == cut(stream_of(TEXTS, tokenizer), 8)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("nothing", NOTHING.values(), ids=NOTHING)
+def test_documents_of_nothing_else_are_an_error(tokenizer, nothing, streamed):
+    documents = Dataset.from_dict({"text": nothing})
+    with pytest.raises(DataError, match=r"give .*less than one block of 8"):
+        pack_documents(documents.to_iterable_dataset() if streamed else documents, tokenizer, 8)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_column_that_is_no_text_is_an_error(tokenizer, streamed):
+    documents = Dataset.from_dict({"text": [1, 2, 3]})
+    with pytest.raises(DataError, match="the column 'text' holds int64, not text; name a column of text"):
+        pack_documents(documents.to_iterable_dataset() if streamed else documents, tokenizer, 2)
+
+
+def test_blocks_are_those_of_the_tokenizer_as_it_is_now(documents, teacher_folder, tmp_path):
+    shutil.copytree(teacher_folder, tmp_path, dirs_exist_ok=True)
+    before = AutoTokenizer.from_pretrained(tmp_path)
+    pack_documents(documents, before, 8)
+    changed = json.loads((tmp_path / "tokenizer.json").read_text())
+    changed["model"]["merges"] = changed["model"]["merges"][:3]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    now = AutoTokenizer.from_pretrained(tmp_path)
+    assert stream_of(TEXTS, now) != stream_of(TEXTS, before) and now.get_vocab() == before.get_vocab()
+    assert np.array_equal(pack_documents(documents, now, 8)["input_ids"], cut(stream_of(TEXTS, now), 8))
+
+
+def test_blocks_are_cached_whatever_a_tokenizer_was_called_with(documents, teacher_folder):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    first = pack_documents(documents, tokenizer, 8)
+    tokenizer(["a", "b c"], max_length=1, truncation=True)
+    again = pack_documents(documents, AutoTokenizer.from_pretrained(teacher_folder), 8)
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(AutoTokenizer.from_pretrained(teacher_folder))
+    assert first._fingerprint == again._fingerprint
+
+
 def test_no_document_is_an_error(tokenizer):
     with pytest.raises(DataError, match="the dataset has no documents"):
         pack_documents(Dataset.from_dict({"text": []}), tokenizer, 8)
@@ -215,7 +275,7 @@ def test_an_empty_split_is_an_error(documents):
 
 
 def test_no_file_that_matches_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"no file matches \['.*nothing\*\.txt'\]"):
+    with pytest.raises(DataError, match=r"no file matches '.*nothing\*\.txt'"):
         load_documents(files=[f"{tmp_path}/nothing*.txt"])
 
 

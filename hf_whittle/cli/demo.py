@@ -24,9 +24,9 @@ def main(options: argparse.Namespace) -> None:
         results = work(recipe)
     print(f"\n{summary(results)}")
     print("\nWhat the student writes:\n")
-    for text in generate(Path(options.output_dir)):
+    for text in generate(Path(recipe.output_dir)):
         print("    " + text.replace("\n", "\n    ") + "\n")
-    print(f"The student, its card, the search and the pictures are in {Path(options.output_dir).resolve()}")
+    print(f"The student, its card, the search and the pictures are in {Path(recipe.output_dir).resolve()}")
 
 
 def generate(folder: Path) -> list[str]:

@@ -46,9 +46,10 @@ def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..extraction import extract_subnet
+    from ..files import expanded
 
     logging.disable_progress_bar()
-    subnet = _subnet(Path(options.subnet))
+    subnet = _subnet(Path(expanded(options.subnet)))
     _check_options(options)
     folder = extract_subnet(
         options.checkpoint,
@@ -118,14 +119,17 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..checkpoint import Checkpoint
     from ..data import load_documents, pack_documents
     from ..errors import DataError
+    from ..files import expanded
     from ..run import load_tokenizer
 
     size = options.block_size
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
     if size > longest:
         raise DataError(f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}")
-    tokenizer = load_tokenizer(options.checkpoint, revision=options.revision)
-    documents = load_documents(options.dataset, options.files, options.dataset_config, options.split)
+    tokenizer = load_tokenizer(expanded(options.checkpoint), revision=options.revision)
+    documents = load_documents(
+        options.dataset, options.files, options.dataset_config, options.split, text_column=options.text_column
+    )
     stream = documents.shuffle(seed=0).to_iterable_dataset()
     blocks = pack_documents(stream, tokenizer, size, text_column=options.text_column)
     rows = [block["input_ids"] for block in islice(blocks, max(2, options.calibration_tokens // size))]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..data import documents_from_files
 from ..errors import DataError
+from ..text_files import documents_from_files
 
 # Third-party code, tests, and modules that are tables rather than text.
 _LEFT_OUT = {

@@ -1,18 +1,23 @@
 """Rank the best subnets of a search by what a short distillation makes of them."""
 
 import copy
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scipy.stats import kendalltau, spearmanr
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
+from ..data import READ_COLUMNS
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
-from ..fitness import as_input_ids, fingerprint, model_fingerprint
+from ..fingerprints import checkpoint_fingerprint
+from ..fitness import model_fingerprint
 from ..models.weights import check_plain_weights
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
@@ -78,7 +83,7 @@ def rerank(
     eval_dataset: "Dataset",
     *,
     top_k: int = 5,
-    teacher_model: "PreTrainedModel | str | None" = None,
+    teacher_model: "PreTrainedModel | str | os.PathLike[str] | None" = None,
     progress: bool = True,
 ) -> Reranking:
     """Extract the best subnets of a search, train each for a short while, and rank them by held-out perplexity.
@@ -95,7 +100,7 @@ def rerank(
         train_dataset (`datasets.Dataset`): blocks to train on.
         eval_dataset (`datasets.Dataset`): held-out blocks to rank by.
         top_k (`int`, *optional*, defaults to 5): subnets to probe.
-        teacher_model (`PreTrainedModel` or `str`, *optional*): the teacher; the super-network by default.
+        teacher_model (`PreTrainedModel`, `str` or `Path`, *optional*): the teacher; the super-network by default.
         progress (`bool`, *optional*, defaults to `True`): whether to show a bar.
 
     Raises:
@@ -116,7 +121,7 @@ def rerank(
         "supernet": model_fingerprint(supernet),
         "training": {name: str(getattr(args, name)) for name in _DEFINING},
         "teacher": _teacher(supernet, teacher_model) if args.has_teacher else None,
-        "data": [_told(blocks, supernet.config.vocab_size) for blocks in (train_dataset, eval_dataset)],
+        "data": [_told(blocks) for blocks in (train_dataset, eval_dataset)],
     }
     known: dict[str, dict[str, Any]] = {}
     if path.is_file():
@@ -135,14 +140,22 @@ def rerank(
     return Reranking(sorted(probes, key=lambda probe: probe.perplexity), tokens)
 
 
-def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | None") -> str:
-    return teacher if isinstance(teacher, str) else model_fingerprint(teacher or supernet)
+def _teacher(supernet: "SuperNetModel", teacher: "PreTrainedModel | str | os.PathLike[str] | None") -> str:
+    return (
+        checkpoint_fingerprint(teacher)
+        if isinstance(teacher, str | os.PathLike)
+        else model_fingerprint(teacher or supernet)
+    )
 
 
-def _told(blocks: "Dataset", vocab_size: int) -> dict[str, Any]:
-    """What tells a dataset of blocks from others: how many there are, and the first ones."""
-    first = as_input_ids(blocks.select(range(min(64, len(blocks)))), vocab_size)
-    return {"blocks": len(blocks), "first": fingerprint(first)}
+def _told(blocks: "Dataset") -> dict[str, Any]:
+    """What tells a dataset of blocks from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    names = sorted(set(READ_COLUMNS) & set(blocks.column_names))
+    for row in blocks.select_columns(names).with_format("numpy"):
+        for name in names:
+            digest.update(f"{name}{len(row[name])}".encode() + np.asarray(row[name], dtype=np.int64).tobytes())
+    return {"blocks": len(blocks), "contents": digest.hexdigest()}
 
 
 def _probe(
@@ -151,7 +164,7 @@ def _probe(
     args: DistillationConfig,
     train_dataset: "Dataset",
     eval_dataset: "Dataset",
-    teacher_model: "PreTrainedModel | str | None",
+    teacher_model: "PreTrainedModel | str | os.PathLike[str] | None",
 ) -> tuple[float, int]:
     """Held-out perplexity of a subnet's student after training, and the tokens that took."""
     args = copy.copy(args)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import DataError, StoreError, WhittleError
-from ..files import atomic_path, write_json
+from ..errors import DataError, StoreError
+from ..files import atomic_path, expanded, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from ..models.weights import check_no_subnet, input_device
 from .encodings import ENCODINGS, Samples, TopK
@@ -111,7 +111,7 @@ def store_targets(
         tokenizer=None if tokenizer is None else vocabulary_fingerprint(tokenizer),
         data=short_hash(digests.tobytes()),
     )
-    folder = Path(output_dir)
+    folder = Path(expanded(output_dir))
     if (folder / STORE_FILE).exists():
         _check_same(folder, settings)
     elif processes.is_main:
@@ -243,14 +243,8 @@ def _check_same(folder: Path, settings: StoreSettings) -> None:
 
 def _read_blocks(blocks: "Dataset | torch.Tensor", rows: range, vocab_size: int) -> torch.Tensor:
     every: Any = blocks
-    try:
-        return as_input_ids(
-            every.select(rows) if hasattr(every, "select_columns") else every[rows.start : rows.stop], vocab_size
-        )
-    except WhittleError:
-        raise
-    except ValueError as error:
-        raise DataError("the blocks are not all of the same length; pack the text without padding") from error
+    some = every.select(rows) if hasattr(every, "select_columns") else every[rows.start : rows.stop]
+    return as_input_ids(some, vocab_size, ignore_labels=True)
 
 
 def _digest_all(blocks: "Dataset | torch.Tensor", vocab_size: int) -> tuple[np.ndarray, int]:
@@ -281,7 +275,7 @@ class LogitStore:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(expanded(folder))
         self.settings, complete = read_settings(self.folder)
         if not complete:
             raise StoreError(f"the store at {self.folder} is not finished; {AGAIN}, which goes on where it stopped")
@@ -331,6 +325,7 @@ class LogitStore:
         temperature: float | None = None,
         vocab_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher: PreTrainedModel | None = None,
     ) -> None:
         """See that the store fits a training; what is `None` is not looked at.
 
@@ -338,6 +333,7 @@ class LogitStore:
             temperature (`float`, *optional*): of the loss.
             vocab_size (`int`, *optional*): entries of the student's vocabulary, at least those of the teacher's.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): the student's; compared if the store knows the teacher's.
+            teacher (`PreTrainedModel`, *optional*): what the store is to be of, in this precision or another.
 
         Raises:
             StoreError: that says what differs.
@@ -357,6 +353,12 @@ class LogitStore:
             raise StoreError(
                 f"the store at {self.folder} was made with a tokenizer of another vocabulary; use the teacher's "
                 f"tokenizer, or {AGAIN}"
+            )
+        precisions = (None, torch.float32, torch.bfloat16, torch.float16)
+        if teacher is not None and not any(model_fingerprint(teacher, p) == self.settings.teacher for p in precisions):
+            raise StoreError(
+                f"the store at {self.folder} is of another teacher than {teacher.config._name_or_path}, or it was "
+                f"changed since; {AGAIN} into another folder"
             )
 
     def targets(self, input_ids: torch.Tensor) -> SparseTargets:

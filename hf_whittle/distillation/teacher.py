@@ -1,5 +1,6 @@
 """A teacher that answers while the student trains: loaded, placed, checked, and asked for its targets."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,18 +9,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import VocabularyError
-from ..files import commit_of
+from ..files import commit_of, expanded
 from ..fitness import evaluating
 from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets
 
 
-def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrainedModel:
+def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = None) -> PreTrainedModel:
     """Load a teacher with `AutoModelForCausalLM`.
 
     Args:
-        name (`str`): on the Hub, or a folder.
+        name (`str` or `Path`): on the Hub, or a folder.
         options (`dict`, *optional*): arguments of `from_pretrained`, such as `dtype`, `device_map` or `revision`;
             `load_in_4bit` and `load_in_8bit` quantize with bitsandbytes.
 
@@ -27,7 +28,7 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
         ImportError: if it is to be quantized and bitsandbytes is not there.
         CheckpointError: if weights are missing, not finite, or of another shape than its configuration says.
     """
-    options = dict(options or {})
+    name, options = expanded(name), dict(options or {})
     bits = {key: options.pop(key) for key in list(options) if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
     if bits:
         from transformers import BitsAndBytesConfig

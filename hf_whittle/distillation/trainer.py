@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from transformers.utils import logging
 
 from ..architecture import has_architecture
 from ..cost import flops_per_token
-from ..data import collate_blocks
+from ..data import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
+from ..files import expanded
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
@@ -61,9 +63,10 @@ class DistillationTrainer(PublishingTrainer):
 
     Args:
         model (`PreTrainedModel`): the student.
-        teacher_model (`PreTrainedModel`, `str` or `LogitStore`, *optional*): the teacher, where to load it from, or
-            what it said about the training blocks. It runs in evaluation mode, gets no gradient, is in no checkpoint,
-            and is left as it was but for its device. Not loaded if `args.beta` and `args.hidden_weight` are 0.
+        teacher_model (`PreTrainedModel`, `str`, `Path` or `LogitStore`, *optional*): the teacher, where to load it
+            from, or what it said about the training blocks. It runs in evaluation mode, gets no gradient, is in no
+            checkpoint, and is left as it was but for its device. Not loaded if `args.beta` and `args.hidden_weight`
+            are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
@@ -87,7 +90,7 @@ class DistillationTrainer(PublishingTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
-        teacher_model: "PreTrainedModel | str | LogitStore | None" = None,
+        teacher_model: "PreTrainedModel | str | os.PathLike[str] | LogitStore | None" = None,
         args: "TrainingArguments | None" = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         data_collator: Any = None,
@@ -104,6 +107,8 @@ class DistillationTrainer(PublishingTrainer):
         if peft_config is not None:
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None
+        if data_collator is None:
+            check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
@@ -139,7 +144,9 @@ class DistillationTrainer(PublishingTrainer):
             self._hidden = self._make_hidden_loss(student, subnet)
 
     def _set_teacher(
-        self, teacher: "PreTrainedModel | str | LogitStore", tokenizer: PreTrainedTokenizerBase | None
+        self,
+        teacher: "PreTrainedModel | str | os.PathLike[str] | LogitStore",
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         student: Any = self.accelerator.unwrap_model(self.model)
         ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
@@ -154,9 +161,9 @@ class DistillationTrainer(PublishingTrainer):
             self.teacher = teacher
             self._recording.set_targets(teacher.in_words)
             return
-        if isinstance(teacher, str):
+        if isinstance(teacher, str | os.PathLike):
             if tokenizer is None and ours is not None:
-                tokenizer = AutoTokenizer.from_pretrained(teacher)
+                tokenizer = AutoTokenizer.from_pretrained(expanded(teacher))
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
         check_apart(student, teacher)
@@ -191,6 +198,7 @@ class DistillationTrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy, plus the divergence from the teacher while training."""
+        num_items_in_batch = items_that_count(num_items_in_batch, model.training)
         if not model.training:  # an evaluation
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.teacher is None:
@@ -257,6 +265,11 @@ class DistillationTrainer(PublishingTrainer):
         if isinstance(self.teacher, LogitStore):
             if "position_ids" in inputs:
                 raise ValueError("the teacher of a store saw each block as a whole; train without a DocumentCollator")
+            if "attention_mask" in inputs and not inputs["attention_mask"].all():
+                raise ValueError(
+                    "the teacher of a store saw all tokens of each block; train without an attention_mask, with labels "
+                    "of -100 where a token does not count"
+                )
             return self.teacher.targets(inputs["input_ids"])
         return self._teacher.targets(inputs, size)
 

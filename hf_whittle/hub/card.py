@@ -13,7 +13,7 @@ from ..checkpoint import CARD_FILE, INHERITED
 from ..data import STANDARD_LIBRARY
 from ..errors import CheckpointError
 from ..facts import final_perplexity
-from ..files import read_json, write_text
+from ..files import expanded, read_json, write_text
 from ..lineage import SECTIONS, Lineage
 from ..portable import oldest_transformers
 from ..recipe import RECIPE_FILE
@@ -64,7 +64,7 @@ class SubnetModelCardData(ModelCardData):
             folder (`str` or `Path`): the folder.
             name (`str`, *optional*): of the model; the folder's by default.
         """
-        folder = Path(folder).resolve()
+        folder = Path(expanded(folder)).resolve()
         results, is_adapter = Lineage.load(folder).results, (folder / ADAPTER_CONFIG_NAME).is_file()
         source, data, student = (results.get(section, {}) for section in ("supernet", "data", "student"))
         base_model = [each["name"] for each in (source, results.get("teacher", {})) if "on_hub" in each]
@@ -149,7 +149,7 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: Su
     Raises:
         CheckpointError: if the folder holds no student.
     """
-    folder = Path(folder).resolve()
+    folder = Path(expanded(folder)).resolve()
     is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
     if not is_adapter and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder} holds no student: {CONFIG_NAME} is missing")

@@ -22,18 +22,19 @@ from transformers.utils import (
 )
 
 from ..architecture import has_architecture
-from ..checkpoint import CARD_FILE, TOKENIZER_FILES, add_license, is_local
+from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
-from ..files import read_json
+from ..files import expanded, read_json
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
 from ..plots import plot_architecture, plot_training
-from ..portable import has_names_of_files, make_portable, save_tokenizer
+from ..portable import has_names_of_files, make_portable
 from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
+from ..tokenizer_files import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
 from .repository import Content, read_content
@@ -84,7 +85,7 @@ class Publication:
             overwrite (`bool`): whether it takes the place of any model.
         """
         making = _MAKING if is_another or overwrite else ()
-        tokenizer = TOKENIZER_FILES if any(name in self.files for name in TOKENIZER_FILES) else ()
+        tokenizer = (*TOKENIZER_FILES, TEMPLATES) if any(name in self.files for name in TOKENIZER_FILES) else ()
         config = (CONFIG_NAME, GENERATION_CONFIG_NAME) if CONFIG_NAME not in self.files else ()
         return (*_STUDENT, *(_ANY_MODEL if overwrite else ()), *config, *making, *tokenizer)
 
@@ -118,7 +119,7 @@ def publication_of_folder(
         CheckpointError: if the folder holds no student, or one without whole weights in safetensors.
         DataError: if `lm_eval` is not what lm_eval wrote.
     """
-    folder = Path(folder).resolve()
+    folder = Path(expanded(folder)).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a student")
     is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
@@ -136,6 +137,7 @@ def publication_of_folder(
         _check_base(folder, repo_id)
     others = [GENERATION_CONFIG_NAME, *TOKENIZER_FILES, SUBNET_FILE, HEALING_FILE, CANDIDATES_FILE]
     names += [name for name in (*others, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).is_file()]
+    names += names_of_templates(str(folder))
     files: dict[str, Content] = {name: folder / name for name in names}
     lineage = Lineage.load(folder)
     add_license(lineage.results, token)
@@ -166,6 +168,8 @@ def _card(folder: Path, files: dict[str, Content], repo_id: str, card_data: Subn
         return before
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
+            if "/" in file:  # a chat template, of which the card tells nothing
+                continue
             if isinstance(content, bytes):
                 (Path(name) / file).write_bytes(content)
             else:
@@ -272,7 +276,7 @@ def save_student(
         tokenizer (`PreTrainedTokenizerBase`, *optional*): its tokenizer.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     make_portable(student)
     with using_cache(student.config):
         student.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -315,7 +319,7 @@ def remove_adapters(folder: Path) -> None:
 
 def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
     """Draw the pictures of a student's folder, and write its card unless somebody wrote one, as its files say."""
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     lineage = Lineage.load(folder)
     if (folder / SEARCH_FILE).is_file():
         search = SearchResult.load(folder)

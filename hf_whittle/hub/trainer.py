@@ -16,7 +16,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress,
 from ..checkpoint import CARD_FILE
 from ..files import read_json, write_text
 from ..lineage import Lineage
-from ..portable import make_portable, make_tokenizer_portable
+from ..portable import make_portable
+from ..tokenizer_files import complete_tokenizer
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
 from .publication import describe, publication_of_folder, remove_adapters, using_cache
@@ -57,7 +58,7 @@ class PublishingTrainer(Trainer):
         make_portable(model)  # `model_init` may have made it
         with using_cache(getattr(model, "config", None)):
             super()._save(output_dir, state_dict)
-        make_tokenizer_portable(folder)
+        complete_tokenizer(self.processing_class, folder)
         if not hasattr(model, "peft_config"):
             remove_adapters(folder)
         elif text is not None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..cost import Bin
 from ..search_space import SearchSpace
@@ -117,6 +117,11 @@ class SearchConfig(ABC):
     @abstractmethod
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         """The search these settings describe."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for two searches to ask for the same candidates."""
+        return {"name": self.name, **vars(self)}
 
     def require_at_least(self, **least: int) -> None:
         """Raise `ValueError` for a setting below its least value; the seed must not be negative."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError, WhittleError
-from ..files import fetch_folder, read_json, write_json, write_text
+from ..files import expanded, fetch_folder, read_json, write_json, write_text
 from ..subnet import SubnetConfig
 from .algorithm import Evaluation
 
@@ -110,7 +110,7 @@ class SearchResult:
         """
         from ..plots import plot_architecture, plot_pareto, plot_search
 
-        files = [Path(folder) / f"{name}.png" for name in ("search", "pareto", "architecture")]
+        files = [Path(expanded(folder)) / f"{name}.png" for name in ("search", "pareto", "architecture")]
         plot_search(self, files[0])
         plot_pareto(self, files[1])
         plot_architecture(self.best, self.settings["space"]["supernet"], files[2])
@@ -136,7 +136,7 @@ class SearchResult:
         Raises:
             OutputError: if the folder holds no search.
         """
-        folder = Path(folder)
+        folder = Path(expanded(folder))
         if not (folder / SEARCH_FILE).is_file():
             raise OutputError(f"{folder} holds no search: {SEARCH_FILE} is missing")
         settings = read_json(folder / SEARCH_FILE)["settings"]

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters, parameter_polynomial
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files import disk_errors, read_json
+from ..files import disk_errors, expanded, read_json
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -57,7 +59,8 @@ def search_subnets(
             which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
         fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
             perplexity on `eval_dataset` by default. A value that is not finite counts as worst. A function without a
-            second argument, the share of the tokens, is always evaluated whole.
+            second argument, the share of the tokens, is always evaluated whole. With an `output_dir`, it is told by
+            its code and by what it holds, or by its attribute `settings` instead of the latter.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         output_dir (`str` or `Path`, *optional*): folder of `search.json` and `candidates.jsonl`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
@@ -94,8 +97,8 @@ def search_subnets(
     settings = {
         "space": space.to_dict(),
         "bins": [each.to_dict() for each in bins],
-        "algorithm": {"name": config.name, **vars(config)},
-        "fitness": getattr(fitness, "settings", {"name": getattr(fitness, "__name__", type(fitness).__name__)}),
+        "algorithm": config.settings,
+        "fitness": fitness_settings(fitness),
         "preparation": getattr(fitness, "preparation", {"tokens": 0, "flops": 0}),
     }
     settings = json.loads(json.dumps(settings))  # as they are read back
@@ -206,7 +209,7 @@ class _Archive:
 
     def __init__(self, folder: str | Path | None, result: SearchResult, workers: Workers):
         self.result = result
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(expanded(folder))
         self._known: list[Evaluation] = []
         self._stream: Any = None
         self._writes = self._folder is not None and workers.is_main
@@ -224,10 +227,24 @@ class _Archive:
         """Take up what an interrupted search left."""
         assert self._folder is not None
         evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
+        is_told = self.result.settings["fitness"].get("code", "") is not None
+        name = self.result.settings["fitness"].get("name")
         if not evaluations:
+            if not is_told:
+                warnings.warn(
+                    f"the fitness {name!r} holds what cannot be read, so that this search could not go on if it was "
+                    "interrupted; give it an attribute 'settings', a dict of what defines it",
+                    stacklevel=2,
+                )
             self.result.save(self._folder)
             return
         before = read_json(self._folder / SEARCH_FILE)["settings"]
+        if not is_told:
+            raise OtherSearchError(
+                f"{self._folder} holds a search, and nothing tells whether its fitness {name!r} was the same, as it "
+                "holds what cannot be read; give it an attribute 'settings', a dict of what defines it, or choose "
+                "another folder"
+            )
         if before != self.result.settings:
             changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
             raise OtherSearchError(

@@ -3,19 +3,22 @@
 After "Transferrable surrogates" (arXiv 2504.12971) with features in the manner of GRAF (arXiv 2403.13613).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..cost import Bin
+from ..files import expanded
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .features import features
-from .result import SearchResult
+from .result import CANDIDATES_FILE, SearchResult
 
 
 @dataclass
@@ -55,7 +58,14 @@ class SurrogateSearchConfig(SearchConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         self.require_shares("mutation_rate")
-        self.archives = [str(folder) for folder in self.archives]
+        self.archives = [expanded(folder) for folder in self.archives]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """With a hash of what is in the archives."""
+        files = [(Path(folder) / CANDIDATES_FILE) for folder in self.archives]
+        known = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
+        return {**super().settings, **({"contents_of_archives": known} if known else {})}
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return SurrogateSearch(space, bin, self)

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
-from ..data import collate_blocks
+from ..data import check_columns, collate_blocks, items_that_count
 from ..distillation.fused import fused_distillation_loss
 from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights
@@ -24,9 +24,9 @@ from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
-from ..portable import make_tokenizer_portable
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
+from ..tokenizer_files import complete_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -183,6 +183,8 @@ class SupernetTrainer(Trainer):
             raise TypeError(f"args must be a SupernetConfig, got {type(args).__name__}")
         if isinstance(model, SuperNetModel):
             check_plain_weights(model)
+        if data_collator is None:
+            check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
         self._check_training()
         config = self._supernet.full_config
@@ -270,6 +272,7 @@ class SupernetTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss of one pass, divided by the number of passes while training."""
+        num_items_in_batch = items_that_count(num_items_in_batch, model.training)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._states is not None:
@@ -319,7 +322,7 @@ class SupernetTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            make_tokenizer_portable(output_dir or str(self.args.output_dir))
+            complete_tokenizer(self.processing_class, output_dir or str(self.args.output_dir))
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate the full network, and with `args.eval_smallest` the smallest subnet; perplexities beside losses."""

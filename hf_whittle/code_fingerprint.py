@@ -1,0 +1,190 @@
+"""A hash of a function or an object of a user's: its code, and what that code reads."""
+
+import hashlib
+import sys
+import sysconfig
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = tuple({str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")})
+_OWN = __name__.partition(".")[0]
+_OF_CODE = ("co_code", "co_argcount", "co_kwonlyargcount", "co_posonlyargcount", "co_flags", "co_names", "co_varnames")
+
+
+class NotToldApartError(TypeError):
+    """An object that nothing tells from others of its kind."""
+
+
+def fitness_settings(fitness: Any) -> dict[str, Any]:
+    """What must be the same for two fitnesses to give the same values.
+
+    Of one with `settings`, these; of a class derived from one of `hf_whittle`, with a hash of its code. Of any other,
+    its name and a hash of its code and of what it holds: variables of a closure, attributes, global variables it reads.
+
+    Returns:
+        `dict`: with `code` `None` where that cannot be told.
+    """
+    stated = getattr(fitness, "settings", None)
+    if not isinstance(stated, Mapping):
+        name = getattr(fitness, "__name__", type(fitness).__name__)
+        return {"name": name, "code": _hash(fitness)}
+    derived = any(base.__module__.partition(".")[0] == _OWN for base in type(fitness).__mro__)
+    return {**stated, "code": _hash(type(fitness))} if derived and not _is_library(type(fitness)) else {**stated}
+
+
+def _hash(value: Any) -> str | None:
+    try:
+        return _Digest().of(value).hex()
+    except (NotToldApartError, RecursionError):
+        return None
+
+
+def _is_library(value: Any) -> bool:
+    """Whether a function, class or module is of an installed library, of which the name tells enough."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    if name is None or name.partition(".")[0] in (_OWN, "builtins"):
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return name != "__main__" and (file is None or str(Path(file).resolve()).startswith(_LIBRARIES))
+
+
+class _Digest:
+    """Hashes values by their contents, those that refer to each other too."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, bytes]] = {}  # with the value, whose id would be another's once it is gone
+        self._under_way: dict[int, int] = {}
+
+    def of(self, value: Any) -> bytes:
+        """16 bytes.
+
+        Raises:
+            NotToldApartError: if it has state that cannot be read.
+        """
+        if value is None or type(value) in (bool, int, float, complex, str, bytes):
+            return _mix(type(value).__name__.encode(), repr(value).encode())
+        if id(value) in self._known:
+            return self._known[id(value)][1]
+        if id(value) in self._under_way:  # it refers to itself
+            return _mix(b"again", str(len(self._under_way) - self._under_way[id(value)]).encode())
+        self._under_way[id(value)] = len(self._under_way)
+        found = self._of_object(value)
+        del self._under_way[id(value)]
+        self._known[id(value)] = value, found
+        return found
+
+    def _of_object(self, value: Any) -> bytes:
+        if isinstance(value, list | tuple) and type(value) in (list, tuple):
+            return self._all(type(value).__name__, value)
+        if isinstance(value, set | frozenset):
+            return _mix(b"set", *sorted(map(self.of, value)))
+        if isinstance(value, dict | types.MappingProxyType):
+            return _mix(b"dict", *sorted(_mix(self.of(name), self.of(each)) for name, each in value.items()))
+        if isinstance(value, types.CodeType):
+            return self.of_code(value, {})
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value)
+        if isinstance(value, types.MethodType):
+            return self._all("method", (value.__func__, value.__self__))
+        if isinstance(value, property):
+            return self._all("property", (value.fget, value.fset, value.fdel))
+        if isinstance(value, staticmethod | classmethod):
+            return self._all(type(value).__name__, (value.__func__,))
+        if isinstance(value, types.ModuleType):
+            return _mix(b"module", value.__name__.encode())
+        if isinstance(value, type):
+            return self._of_class(value)
+        return self._of_model_or_text(value) or self._of_state(value)
+
+    def _all(self, kind: str, values: Any) -> bytes:
+        return _mix(kind.encode(), *map(self.of, values))
+
+    def _of_function(self, function: types.FunctionType) -> bytes:
+        if _is_library(function):
+            return _mix(b"function", f"{function.__module__}.{function.__qualname__}".encode())
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        held = (function.__defaults__, function.__kwdefaults__, cells, function.__dict__)
+        return _mix(self.of_code(function.__code__, function.__globals__), *map(self.of, held))
+
+    def of_code(self, code: types.CodeType, read_from: Mapping[str, Any]) -> bytes:
+        """Hash of code, and of the global variables that it reads."""
+        constants = [
+            self.of_code(each, read_from) if isinstance(each, types.CodeType) else each for each in code.co_consts
+        ]
+        parts = [getattr(code, name) for name in _OF_CODE]
+        read = {name: self._of_global(read_from[name], code.co_names) for name in code.co_names if name in read_from}
+        return self._all("code", (*parts, constants, read))
+
+    def _of_global(self, value: Any, names: tuple[str, ...]) -> bytes:
+        """Hash of a variable; of a module of the user's, of what the code may take from it."""
+        if not isinstance(value, types.ModuleType) or _is_library(value):
+            return self.of(value)
+        return self.of({name: self._of_global(vars(value)[name], names) for name in names if name in vars(value)})
+
+    def _of_class(self, kind: type) -> bytes:
+        name = f"{kind.__module__}.{kind.__qualname__}".encode()
+        if _is_library(kind):
+            return _mix(b"class", name)
+        skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__")
+        own = {
+            name: each
+            for name, each in vars(kind).items()
+            if name not in skipped and not name.startswith("_abc_") and not isinstance(each, _SLOTS)
+        }
+        return _mix(b"class", kind.__qualname__.encode(), self.of(own), *map(self.of, kind.__bases__))
+
+    def _of_model_or_text(self, value: Any) -> bytes | None:
+        """Hash of a tensor, a model or a dataset, if that is what it is."""
+        if "torch" in sys.modules:
+            import torch
+
+            if isinstance(value, torch.Tensor):
+                array: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                return _mix(b"tensor", f"{value.dtype}{tuple(value.shape)}".encode(), array.tobytes())
+            if isinstance(value, torch.nn.Module):
+                config: Any = getattr(value, "config", None)
+                told = config.to_json_string().encode() if hasattr(config, "to_json_string") else b""
+                return _mix(b"model", told, self.of(type(value)), self.of(dict(value.state_dict())))
+        if "datasets" in sys.modules:
+            import datasets
+
+            if isinstance(value, datasets.Dataset):
+                return _mix(b"dataset", value._fingerprint.encode())
+        return None
+
+    def _of_state(self, value: Any) -> bytes:
+        """Hash of what an object would be made anew from."""
+        if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
+            return _mix(b"builtin", f"{value.__module__}.{value.__qualname__}".encode())
+        try:
+            state = value.__reduce_ex__(4)
+        except Exception as error:  # any object may say in its way that it cannot
+            raise NotToldApartError(f"a {type(value).__name__} cannot be told from others: {error}") from error
+        if isinstance(state, str):
+            wrapped = getattr(value, "__wrapped__", None)
+            return _mix(b"name", state.encode(), self.of(wrapped))
+        made, given, *rest = state
+        later = [
+            list(part) if isinstance(part, types.GeneratorType) or hasattr(part, "__next__") else part for part in rest
+        ]
+        return self._all("object", (made, given, later))
+
+
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (raises where it is empty)
+    except ValueError:
+        return False
+    return True
+
+
+def _mix(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()

@@ -1,0 +1,82 @@
+"""What a tokenizer and a checkpoint are, told by their contents rather than their names."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import expanded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CONFIG = "tokenizer_config.json"
+_WEIGHTS = ("*.safetensors", "*.bin")
+_CONFIGS = ("config.json", "adapter_config.json")
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash of all that tells which ids a tokenizer gives to a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        told = json.loads(backend.to_str())
+        for name in ("truncation", "padding"):  # of the last call
+            told.pop(name, None)
+        return _hash(json.dumps(told, sort_keys=True).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _hash(*(_of_tokenizer(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()))
+
+
+def _of_tokenizer(path: Path) -> bytes:
+    """A file of a tokenizer, without what tells where it was loaded from."""
+    if path.name != _CONFIG:
+        return path.name.encode() + path.read_bytes()
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("is_local", "local_files_only", "model_max_length"):
+        told.pop(name, None)
+    return json.dumps(told, sort_keys=True).encode()
+
+
+def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
+    """A hash of the configuration and the weights of a checkpoint, as they are in its files.
+
+    Args:
+        source (`str` or `Path`): a folder, or a name on the Hub, from where what is not in the cache is downloaded.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(_checkpoint_files(expanded(source)), key=lambda path: path.name):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _checkpoint_files(source: str) -> Iterator[Path]:
+    if Path(source).is_dir():
+        for pattern in (*_CONFIGS, *_WEIGHTS):
+            yield from Path(source).glob(pattern)
+        return
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+    config: Any = cached_file(source, "config.json")
+    yield Path(config)
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            is_index = name.endswith(".index.json")
+            yield from map(Path, get_checkpoint_shard_files(source, path)[0] if is_index else [path])
+            return
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()

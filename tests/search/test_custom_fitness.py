@@ -1,0 +1,175 @@
+"""A search goes on only with the fitness it was begun with: told by its code, and by what that code reads."""
+
+import importlib
+import sys
+import threading
+
+import pytest
+import torch
+from fixtures_search import BIN, CONFIG
+
+from hf_whittle import EvolutionConfig, SearchSpace, search_subnets
+from hf_whittle.code_fingerprint import fitness_settings
+from hf_whittle.errors import OtherSearchError
+from hf_whittle.fitness import Fitness, StagedFitness
+
+SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
+
+BEGINNING = """
+import functools
+import math
+import own_helper
+from hf_whittle.fitness import Fitness, Perplexity
+FACTOR = 2.0
+def helper(subnet):
+    return subnet.hidden_size_count if False else 1.0
+"""
+BEFORE = {
+    "function": "def fitness(subnet):\n    return math.sqrt(int(subnet.digest, 16))",
+    "lambda": "fitness = lambda subnet: int(subnet.digest, 16) + 1",
+    "constant": "def fitness(subnet):\n    return int(subnet.digest, 16) / 3",
+    "default": "def fitness(subnet, *, scale=2):\n    return int(subnet.digest, 16) * scale",
+    "global": "def fitness(subnet):\n    return int(subnet.digest, 16) * FACTOR",
+    "helper": "def fitness(subnet):\n    return int(subnet.digest, 16) * helper(subnet)",
+    "module": "def fitness(subnet):\n    return own_helper.value(subnet)",
+    "closure": "def make(scale):\n    return lambda subnet: int(subnet.digest, 16) * scale\nfitness = make(2)",
+    "nested": "def fitness(subnet):\n    return sum(map(lambda each: each * 2, [int(subnet.digest, 16)]))",
+    "partial": "def base(scale, subnet):\n    return int(subnet.digest, 16) * scale\n"
+    "fitness = functools.partial(base, 2)",
+    "cached": "@functools.lru_cache\ndef fitness(subnet):\n    return int(subnet.digest, 16) * 2",
+    "class": "class Own:\n    def __call__(self, subnet):\n        return int(subnet.digest, 16) * 2\nfitness = Own()",
+    "attribute": "class Own:\n    def __init__(self, scale):\n        self.scale = scale\n"
+    "    def __call__(self, subnet):\n        return int(subnet.digest, 16) * self.scale\nfitness = Own(2)",
+    "base": "class Base:\n    def of(self, subnet):\n        return int(subnet.digest, 16) * 2\nclass Own(Base):\n"
+    "    def __call__(self, subnet):\n        return self.of(subnet)\nfitness = Own()",
+    "property": "class Own:\n    @property\n    def scale(self):\n        return 2\n    def __call__(self, subnet):\n"
+    "        return int(subnet.digest, 16) * self.scale\nfitness = Own()",
+    "method": "class Own:\n    def score(self, subnet):\n        return int(subnet.digest, 16) * 2\n"
+    "fitness = Own().score",
+    "derived": "class Own(Fitness):\n    name = 'own'\n    settings = {'name': 'own'}\n"
+    "    def tokens(self, share=1.0):\n        return 0\n    def flops(self, subnet, share=1.0):\n        return 0\n"
+    "    def __call__(self, subnet, share=1.0):\n        return int(subnet.digest, 16) * 2\nfitness = Own()",
+}
+AFTER = {
+    "function": ("sqrt", "log"), "lambda": ("+ 1", "+ 2"), "constant": ("/ 3", "/ 4"),
+    "default": ("scale=2", "scale=3"), "global": ("FACTOR = 2.0", "FACTOR = 3.0"),
+    "helper": ("else 1.0", "else 1.5"), "module": None,
+    "closure": ("make(2)", "make(3)"), "nested": ("each * 2", "each * 3"), "partial": ("(base, 2)", "(base, 3)"),
+    "cached": ("* 2", "* 3"), "class": ("* 2", "* 3"), "attribute": ("Own(2)", "Own(3)"), "base": ("* 2", "* 3"),
+    "property": ("return 2", "return 3"), "method": ("* 2", "* 3"), "derived": ("* 2", "* 3"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function that writes a user's modules and imports the fitness of them anew."""
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "code").mkdir()
+
+    def imported(text, helper="def value(subnet):\n    return int(subnet.digest, 16) * 2\n"):
+        for name, content in {"own_fitness": BEGINNING + text, "own_helper": helper}.items():
+            (tmp_path / "code" / f"{name}.py").write_text(content)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return importlib.import_module("own_fitness").fitness
+
+    yield imported
+    for name in ("own_fitness", "own_helper"):
+        sys.modules.pop(name, None)
+
+
+def search(folder, fitness, generations=1):
+    config = EvolutionConfig(generations=generations, population_size=4, num_offspring=2, num_elites=2)
+    return search_subnets(None, SPACE, bin=BIN, config=config, fitness=fitness, output_dir=folder, progress=False)
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_a_search_goes_on_with_the_same_code_alone(tmp_path, write, case):
+    first = search(tmp_path / "search", write(BEFORE[case]))
+    again = search(tmp_path / "search", write("# moved by a comment\n\n" + BEFORE[case]))
+    assert again.evaluations == first.evaluations
+    if AFTER[case] is None:
+        edited = write(BEFORE[case], helper="def value(subnet):\n    return int(subnet.digest, 16) * 3\n")
+    else:
+        was, now = AFTER[case]
+        text = (BEGINNING + BEFORE[case]).replace(was, now)
+        assert text != BEGINNING + BEFORE[case]
+        edited = write(text)
+    with pytest.raises(OtherSearchError, match="holds a search with another fitness"):
+        search(tmp_path / "search", edited)
+
+
+def test_a_hash_is_that_of_another_process(write, tmp_path, run_python):
+    held = {"a", "b", "c", "d"}
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "code")!r})
+        from own_fitness import fitness
+        from hf_whittle.code_fingerprint import fitness_settings
+        print(fitness_settings(fitness)["code"])
+        assert not {{"torch", "transformers"}} & sys.modules.keys()
+    """
+    beginning = "def make(held):\n    return lambda subnet: len(held) if subnet in {'x', 'y', 'z'} else 0\n"
+    fitness = write(f"{beginning}fitness = make({held!r})".replace("from hf_whittle", "# from hf_whittle"))
+    path = tmp_path / "code" / "own_fitness.py"
+    path.write_text(path.read_text().replace("from hf_whittle.fitness import Fitness, Perplexity", ""))
+    found = {run_python(script).strip() for _ in range(2)}
+    assert found == {fitness_settings(fitness)["code"]}
+
+
+@pytest.mark.parametrize("held", ["tensor", "model", "list", "itself"])
+def test_what_a_fitness_holds_is_told_by_its_content(held):
+    def make(value):
+        values = {
+            "tensor": torch.full((3,), value),
+            "model": torch.nn.Linear(2, 2),
+            "list": [{"x": (value, {value})}],
+            "itself": [value],
+        }
+        inside = values[held]
+        if held == "model":
+            torch.nn.init.constant_(inside.weight, value)
+            torch.nn.init.zeros_(inside.bias)
+        if held == "itself":
+            inside.append(inside)
+        return lambda subnet: (inside, subnet)
+
+    codes = [fitness_settings(make(value))["code"] for value in (1.0, 1.0, 2.0)]
+    assert codes[0] == codes[1] != codes[2] and None not in codes
+
+
+class Locked:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, subnet):
+        return int(subnet.digest, 16)
+
+
+def test_a_fitness_that_cannot_be_told_is_not_gone_on_with(tmp_path):
+    assert fitness_settings(Locked()) == {"name": "Locked", "code": None}
+    with pytest.warns(UserWarning, match="the fitness 'Locked' holds what cannot be read, so that this search could"):
+        search(tmp_path, Locked())
+    with pytest.raises(OtherSearchError, match=r"nothing tells whether its fitness 'Locked' was the same.*'settings'"):
+        search(tmp_path, Locked())
+
+
+def test_settings_of_a_users_own_tell_it(tmp_path):
+    class Told(Locked):
+        settings = {"name": "told", "version": 1}
+
+    first = search(tmp_path, Told())
+    assert search(tmp_path, Told()).evaluations == first.evaluations
+    Told.settings = {"name": "told", "version": 2}
+    with pytest.raises(OtherSearchError, match="holds a search with another fitness"):
+        search(tmp_path, Told())
+
+
+def test_stages_are_told_as_the_fitnesses_they_are(write):
+    codes = []
+    for text in (BEFORE["derived"], BEFORE["derived"].replace("* 2", "* 3")):
+        stage = write(text)
+        assert isinstance(stage, Fitness)
+        codes.append(fitness_settings(StagedFitness({1.0: stage}))["stages"]["1.0"]["code"])
+    assert codes[0] != codes[1]

@@ -1,0 +1,185 @@
+"""A half-done run goes on with the text, the teacher and the store it was begun with, and with nothing else."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from fixtures_run import make_recipe, write_modules
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from hf_whittle.distillation.rerank import _teacher, _told
+from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.errors import OutputError, StoreError
+from hf_whittle.fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
+from hf_whittle.fitness import model_fingerprint
+from hf_whittle.run import Run, run
+
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
+
+
+@pytest.fixture
+def make(teacher_folder, tmp_path):
+    """A function that makes the recipe of a run in a folder whose name has odd characters."""
+    home = tmp_path / "my run [1] é"
+    home.mkdir()
+    write_modules(home / "texts")
+    for name in ("teacher", "net"):
+        shutil.copytree(teacher_folder, home / name)
+
+    def recipe(**sections):
+        return make_recipe(home / "teacher", home / "texts", home / "out", **sections)
+
+    recipe.home = home
+    return recipe
+
+
+def begin(recipe):
+    """Do the search of a run."""
+    stages = Run(recipe, progress=False)
+    stages.check_teacher()
+    stages.check_inputs()
+    stages.search_facts()
+
+
+def exchange_text(home):
+    path = sorted((home / "texts").glob("*.txt"))[3]
+    status = path.stat()
+    path.write_text(path.read_text().swapcase())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def exchange_weights(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    model.save_pretrained(folder)
+
+
+def exchange_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    told = json.loads(path.read_text())
+    told["model"]["merges"].pop()
+    path.write_text(json.dumps(told))
+
+
+EXCHANGED = {
+    "text": (exchange_text, "the text"),
+    "teacher": (lambda home: exchange_weights(home / "teacher"), "the teacher .*/teacher"),
+    "super-network": (lambda home: exchange_weights(home / "net"), "the super-network .*/net"),
+    "a file more": (lambda home: (home / "texts" / "zzz.txt").write_text("more"), "the text"),
+}
+
+
+@pytest.mark.parametrize("what", EXCHANGED)
+def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
+    recipe = make(supernet=str(make.home / "net"))
+    begin(recipe)
+    exchange, said = EXCHANGED[what]
+    exchange(make.home)
+    with pytest.raises(OutputError, match=f"inputs have other contents now: {said}; put back what was there"):
+        run(recipe, progress=False)
+
+
+def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
+    recipe = make()
+    begin(recipe)
+    exchange_tokenizer(make.home / "teacher")
+    with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; put back"):
+        run(recipe, progress=False)
+
+
+def test_a_run_whose_inputs_were_copied_and_put_back_goes_on(make):
+    recipe = make()
+    begin(recipe)
+    searched = (make.home / "out" / "candidates.jsonl").read_bytes()
+    for name in ("texts", "teacher"):
+        shutil.copytree(make.home / name, make.home / "copy")
+        shutil.rmtree(make.home / name)
+        (make.home / "copy").rename(make.home / name)
+    (make.home / "teacher" / "README.md").write_text("a card")
+    assert run(recipe, progress=False)["student"]["tokens"] > 0
+    assert (make.home / "out" / "candidates.jsonl").read_bytes() == searched
+
+
+def test_inputs_may_change_before_anything_is_done(make):
+    stages = Run(make(), progress=False)
+    stages.check_inputs()
+    exchange_text(make.home)
+    stages = Run(make(), progress=False)
+    stages.check_inputs()
+    assert stages.search_facts()["evaluations"] > 0
+
+
+def test_a_store_of_another_teacher_is_refused(make, tmp_path):
+    stages = Run(make(), progress=False)
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        teacher = AutoModelForCausalLM.from_pretrained(make.home / "teacher", dtype=dtype)
+        store = store_targets(teacher, stages.blocks["test"], tmp_path / f"store {number}", progress=False)
+        store.check(teacher=stages.teacher)
+    exchange_weights(make.home / "teacher")
+    changed = Run(make(teacher_store=str(tmp_path / "store 0")), progress=False)
+    with pytest.raises(StoreError, match=r"is of another teacher than .*/teacher, or it was changed since"):
+        changed._targets()
+    assert isinstance(LogitStore(tmp_path / "store 0"), LogitStore)
+
+
+def test_a_checkpoint_is_told_by_configuration_and_weights_alone(make):
+    folder = make.home / "teacher"
+    before = checkpoint_fingerprint(folder)
+    assert before == checkpoint_fingerprint(make.home / "net")
+    (folder / "README.md").write_text("a card")
+    assert checkpoint_fingerprint(folder) == before
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"rotary_emb_base"', '"rotary_base"') + " ")
+    assert checkpoint_fingerprint(folder) != before
+    (folder / "config.json").write_text(config)
+    exchange_weights(folder)
+    assert checkpoint_fingerprint(folder) != before
+
+
+def test_a_model_is_told_by_what_it_holds_beside_its_parameters():
+    """As a quantized one does the scales of its weights."""
+
+    def with_scale(value):
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
+        model.load_state_dict({name: torch.zeros_like(each) for name, each in model.state_dict().items()})
+        before = model_fingerprint(model)
+        model.register_buffer("scale", torch.tensor(value))
+        return before, model_fingerprint(model)
+
+    plain, one, again, other = (*with_scale(1.0), with_scale(1.0)[1], with_scale(2.0)[1])
+    assert one == again and len({plain, one, other}) == 3
+
+
+def test_rerankings_are_told_by_all_of_the_text_and_by_what_is_in_the_teacher(make):
+    ids = [[number, number + 1, 3] for number in range(90)]
+    told = [
+        _told(Dataset.from_dict({"input_ids": rows, **more}))
+        for rows, more in [
+            (ids, {}),
+            (ids, {"text": ["ignored"] * 90}),
+            ([*ids[:80], [7, 7, 7], *ids[81:]], {}),
+            (ids, {"labels": [[-100] * 3] * 90}),
+        ]
+    ]
+    assert told[0] == told[1] and told[0] not in (told[2], told[3])
+    folder = make.home / "teacher"
+    before = _teacher(None, folder)
+    assert before == _teacher(None, str(folder)) != exchange_weights(folder)
+    assert _teacher(None, folder) != before
+
+
+def test_a_tokenizer_is_told_by_its_rules_too(make):
+    before = tokenizer_fingerprint(AutoTokenizer.from_pretrained(make.home / "teacher"))
+    assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(make.home / "net")) == before
+    exchange_tokenizer(make.home / "teacher")
+    assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(make.home / "teacher")) != before
