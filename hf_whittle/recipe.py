@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from .checkpoint import is_local
+from .checks import check_whole
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
@@ -65,6 +66,14 @@ class DataSection:
     test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
     calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+    def __post_init__(self) -> None:
+        check_whole(self, block_size=2, search_tokens=1, test_tokens=1, calibration_tokens=1)
+        if self.num_proc is not None:
+            check_whole(self, num_proc=1)
+        for name in ("search_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -147,8 +156,7 @@ class SearchSection:
     )
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_whole(self, batch_size=1)
         if self.probe and self.fitness not in ("probe", "staged"):
             raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
         if self.fitness == "staged":
@@ -282,8 +290,8 @@ class Recipe:
     def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
         try:
             self.training_arguments(self.output_dir, **overrides)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"{where}: {error}") from error
+        except Exception as error:  # of transformers, accelerate or a library that is missing
+            raise RecipeError(f"{where}: {' '.join(str(error).split()) or repr(error)}") from error
 
     def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
         """`DistillationConfig` of a training into a folder: the defaults of a run, the recipe's values, overrides."""

@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..cost import Bin, num_parameters
 from ..errors import BinError, DataError, OtherSearchError
 from ..files import disk_errors, read_json
+from ..locks import folder_lock
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -69,7 +70,7 @@ def search_subnets(
         BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
         OtherSearchError: if `output_dir` holds another search.
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or another process is writing it.
     """
     config = config or AdditiveSearchConfig()
     bins = [bin] if isinstance(bin, Bin) else list(bin)
@@ -93,8 +94,8 @@ def search_subnets(
     settings = json.loads(json.dumps(settings))  # as they are read back
     workers = Workers(fitness)
     searches = [(each, config.algorithm(space, each)) for each in bins]
-    archive = _Archive(output_dir, SearchResult(settings), workers)
     total = sum(algorithm.max_evaluations for _, algorithm in searches)
+    archive = _Archive(output_dir, SearchResult(settings), workers)
     with (
         archive.open(),
         tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
@@ -201,15 +202,18 @@ class _Archive:
         self._folder = None if folder is None else Path(folder)
         self._known: list[Evaluation] = []
         self._stream: Any = None
+        self._lock = ExitStack()
         self._writes = self._folder is not None and workers.is_main
         error = None
         if self._writes:
             try:
+                self._lock.enter_context(folder_lock(self._folder))
                 self._read()
             except Exception as caught:  # every process is to know
                 error = caught
         self._known, error = workers.from_main((self._known, error))
         if error is not None:
+            self._lock.close()
             raise error
 
     def _read(self) -> None:
@@ -236,13 +240,14 @@ class _Archive:
             yield
             return
         assert self._folder is not None
-        with disk_errors(self._folder):
-            self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
-        try:
-            yield
-        finally:
+        with self._lock:
             with disk_errors(self._folder):
-                self._stream.close()
+                self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
+            try:
+                yield
+            finally:
+                with disk_errors(self._folder):
+                    self._stream.close()
 
     def recall(self, candidates: list[Candidate]) -> list[Evaluation]:
         """The evaluations that an interrupted search made of the first of these candidates."""

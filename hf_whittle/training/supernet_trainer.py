@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..checks import check_numbers, check_positive, check_whole
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
 from ..data import collate_blocks
 from ..distillation.fused import fused_distillation_loss
@@ -25,6 +26,7 @@ from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
+from .arguments import check_arguments
 
 logger = logging.get_logger(__name__)
 
@@ -105,16 +107,13 @@ class SupernetConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_arguments(self)
         super().__post_init__()
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.num_random_subnets < 1:
-            raise ValueError(f"num_random_subnets must be at least 1, got {self.num_random_subnets}")
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_whole(self, num_random_subnets=1)
+        check_numbers(self, "alpha", "beta")
+        check_positive(self, "temperature")
         if self.label_smoothing_factor:
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.strategy != "sandwich" and (self.alpha, self.beta, self.temperature) != (0.0, 1.0, 1.0):
