@@ -1,11 +1,12 @@
-"""Numbers of settings in their ranges; NaN lies in none."""
+"""Numbers of settings in their ranges, as attributes of these; NaN lies in none."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 
-def check_whole(settings: Any, /, error: type[Exception] = ValueError, **least: int) -> None:
+def check_integers(settings: Any, least: Mapping[str, int], error: type[Exception] = ValueError) -> None:
     """Raise an error for an attribute that is no whole number, or below its least value."""
     for name, low in least.items():
         value = getattr(settings, name)

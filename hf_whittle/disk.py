@@ -89,6 +89,8 @@ def refusal(error: BaseException, path: str | Path) -> int | None:
 def _code(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if "Not enough disk space" in str(error):  # datasets
+        return errno.ENOSPC
     number = _NUMBER.search(str(error))
     return None if number is None else int(number[1] or number[2])
 

@@ -12,6 +12,7 @@ from typing import Any
 from .disk import disk_errors
 from .errors import CheckpointError
 
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it if the block succeeds and removed if it does not.

@@ -37,9 +37,9 @@ def holder(tmp_path):
 
 def test_a_folder_that_another_process_writes_is_an_error_that_names_it(tmp_path, holder):
     for path in (tmp_path / "run", tmp_path / "other" / ".." / "run"):
-        with pytest.raises(OutputError, match=r"run is being written by another process or thread; wait") as caught:
-            with folder_lock(path):
-                raise AssertionError("not to be entered")
+        message = r"run is being written by another process or thread; wait"
+        with pytest.raises(OutputError, match=message) as caught, folder_lock(path):
+            raise AssertionError("not to be entered")
         assert caught.value.errno == errno.EBUSY
 
 
@@ -151,7 +151,8 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"could not write .*inside: Not a directory"), folder_lock(
-        tmp_path / "file" / "inside"
+    with (
+        pytest.raises(OutputError, match=r"could not write .*inside: Not a directory"),
+        folder_lock(tmp_path / "file" / "inside"),
     ):
         pass

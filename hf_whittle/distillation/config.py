@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..checks import check_numbers, check_positive, check_whole
+from ..checks import check_integers, check_numbers, check_positive
 from ..training.arguments import check_arguments
 from .hidden import HIDDEN_LOSSES
 from .losses import DIVERGENCES, LossWeights
@@ -18,10 +18,11 @@ NON_FINITE = ("stop", "skip")
 class DistillationConfig(TrainingArguments):
     """`TrainingArguments` plus the distillation loss `alpha * CE + beta * temperature**2 * D(teacher, student)`.
 
-    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged.
+    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged. A perplexity as
+    `metric_for_best_model` is better the lower it is.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or `greater_is_better` would keep the worst model.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -85,7 +86,7 @@ class DistillationConfig(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.loss_chunk_size is not None:
-            check_whole(self, loss_chunk_size=1)
+            check_integers(self, {"loss_chunk_size": 1})
 
     @property
     def has_teacher(self) -> bool:

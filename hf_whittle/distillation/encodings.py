@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_whole
+from ..checks import check_integers
 from ..errors import StoreError
 from .targets import SparseTargets
 
@@ -40,7 +40,7 @@ class Samples:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole(self, draws=1, error=StoreError)
+        check_integers(self, {"draws": 1}, error=StoreError)
         if not 0 <= self.seed < 2**64:
             raise StoreError(f"seed must be a number from 0 to 2**64 - 1, got {self.seed}")
 

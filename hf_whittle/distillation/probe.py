@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..checks import check_numbers, check_positive, check_whole
+from ..checks import check_integers, check_numbers, check_positive
 from ..cost import flops_per_token, training_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
 from ..extraction import extract_subnet
@@ -56,7 +56,7 @@ class ProbeConfig:
     seed: int = field(default=0, metadata={"help": "Of dropout, where a model has it."})
 
     def __post_init__(self) -> None:
-        check_whole(self, steps=1, batch_size=1, seed=0)
+        check_integers(self, {"steps": 1, "batch_size": 1, "seed": 0})
         check_positive(self, "learning_rate", "temperature")
         check_numbers(self, "warmup", "weight_decay", "alpha", "beta")
 

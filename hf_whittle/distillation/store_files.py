@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import check_positive, check_whole
+from ..checks import check_integers, check_positive
 from ..errors import StoreError
 from ..files import read_json
 from .encodings import ENCODINGS, Encoding
@@ -51,7 +51,7 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         check_positive(self, "temperature", error=StoreError)
-        check_whole(self, blocks_per_shard=1, error=StoreError)
+        check_integers(self, {"blocks_per_shard": 1}, error=StoreError)
 
     @property
     def num_shards(self) -> int:

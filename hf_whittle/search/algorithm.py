@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar
 
-from ..checks import check_shares, check_whole
+from ..checks import check_integers, check_shares
 from ..cost import Bin
 from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
@@ -121,7 +121,7 @@ class SearchConfig(ABC):
 
     def require_at_least(self, **least: int) -> None:
         """Raise `ValueError` for a setting below its least value; the seed must not be negative."""
-        check_whole(self, **{"seed": 0, **least})
+        check_integers(self, {"seed": 0, **least})
 
     def require_shares(self, *names: str) -> None:
         """Raise `ValueError` for a setting that is not a share."""

@@ -207,6 +207,7 @@ class _Archive:
         error = None
         if self._writes:
             try:
+                assert self._folder is not None
                 self._lock.enter_context(folder_lock(self._folder))
                 self._read()
             except Exception as caught:  # every process is to know

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from transformers import GenerationConfig, TrainingArguments
+from transformers import TrainingArguments
 
-from ..checks import check_numbers, check_positive, check_shares, check_whole
+from ..checks import check_integers, check_numbers, check_positive, check_shares
 
 LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy", "search_fitness", "search_parameters")
 """How the names of the metrics end that we log and a model can be chosen by, alone or after `eval_` and a data set."""
@@ -30,8 +30,8 @@ def check_arguments(args: TrainingArguments) -> None:
         ValueError: for a number that is NaN, negative or 0 where it must not be, and where the best model would be
             the worst one.
     """
-    check_whole(args, **_WHOLE)
-    check_whole(args, **{name: least for name, least in _WHOLE_OR_NONE.items() if getattr(args, name) is not None})
+    check_integers(args, _WHOLE)
+    check_integers(args, {name: least for name, least in _WHOLE_OR_NONE.items() if getattr(args, name) is not None})
     check_numbers(args, *_AT_LEAST_0, *_given(args, _AT_LEAST_0_OR_NONE))
     by_steps = str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps"
     check_positive(args, "num_train_epochs", *(["save_steps"] if by_steps else []))
@@ -52,18 +52,3 @@ def check_arguments(args: TrainingArguments) -> None:
 
 def _given(args: Any, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if getattr(args, name) is not None]
-
-
-def check_generation_config(model: Any) -> None:
-    """Raise `ValueError` for a generation configuration that contradicts itself, with which no model can be saved."""
-    config = getattr(model, "generation_config", None)
-    if not isinstance(config, GenerationConfig):
-        return
-    try:
-        config.validate(strict=True)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the model's generation configuration contradicts itself, so that it could not be saved: {reason} Mend "
-            "generation_config.json of the checkpoint, or model.generation_config"
-        ) from error

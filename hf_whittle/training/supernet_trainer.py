@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..checks import check_numbers, check_positive, check_whole
+from ..checks import check_integers, check_numbers, check_positive
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
 from ..data import collate_blocks
 from ..distillation.fused import fused_distillation_loss
@@ -27,6 +27,7 @@ from ..models.supernet import SuperNetModel
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .arguments import check_arguments
+from .careful import CarefulTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -111,7 +112,7 @@ class SupernetConfig(TrainingArguments):
         super().__post_init__()
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        check_whole(self, num_random_subnets=1)
+        check_integers(self, {"num_random_subnets": 1})
         check_numbers(self, "alpha", "beta")
         check_positive(self, "temperature")
         if self.label_smoothing_factor:
@@ -125,7 +126,7 @@ class SupernetConfig(TrainingArguments):
         return self.strategy == "sandwich" and self.beta > 0
 
 
-class SupernetTrainer(Trainer):
+class SupernetTrainer(CarefulTrainer):
     """Trains a super-network on packed blocks of tokens so that its subnets are good before any training of theirs.
 
     Each optimizer step trains the full network, subnets or both, as `args.strategy` says. Its gradient and its `loss`
