@@ -15,6 +15,7 @@ from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
 from ..fitness import as_input_ids, evaluating, fingerprint, model_fingerprint
+from ..locks import folder_lock
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
@@ -101,13 +102,13 @@ def rerank(
 
     Raises:
         ValueError: if `top_k` is below 2 or `args.max_steps` is not set.
-        OutputError: if `args.output_dir` holds probes of other subnets or settings.
+        OutputError: if `args.output_dir` holds probes of other subnets or settings, cannot be written, or another
+            process is writing it.
     """
     if top_k < 2:
         raise ValueError(f"top_k must be at least 2, since a single subnet has no rank; got {top_k}")
     if args.max_steps <= 0:
         raise ValueError("args.max_steps says how many steps a probe takes; set it above 0")
-    path = Path(str(args.output_dir)) / RERANK_FILE
     subnets = result.top(top_k)
     if len(subnets) < 2:
         raise ValueError(f"the search found {len(subnets)} subnets; at least 2 are needed to rank them")
@@ -118,13 +119,14 @@ def rerank(
         "teacher": _teacher(supernet, teacher_model) if args.has_teacher else None,
         "data": [_told(blocks, supernet.config.vocab_size) for blocks in (train_dataset, eval_dataset)],
     }
+    path = Path(str(args.output_dir)) / RERANK_FILE
     known: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        before = read_json(path)
-        if before["settings"] != settings:
-            raise OutputError(f"{path} holds probes of another model, text or training; choose another output_dir")
-        known = before["probes"]
-    with _as_teacher(supernet):
+    with folder_lock(path.parent) if args.process_index == 0 else contextlib.nullcontext(), _as_teacher(supernet):
+        if path.is_file():
+            before = read_json(path)
+            if before["settings"] != settings:
+                raise OutputError(f"{path} holds probes of another model, text or training; choose another output_dir")
+            known = before["probes"]
         for subnet in tqdm(subnets, desc="rerank", unit="probe", disable=not progress):
             if subnet.digest not in known:
                 perplexity, tokens = _probe(supernet, subnet, args, train_dataset, eval_dataset, teacher_model)
