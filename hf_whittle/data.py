@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 
+from .disk import disk_errors
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _DOCUMENTS_PER_PACKING_BATCH = 10_000
 _DOCUMENTS_PER_STREAMED_BATCH = 1000
 
 
+@disk_errors(HF_DATASETS_CACHE)
 def load_documents(
     dataset: str | None = None, files: list[str] | None = None, config: str | None = None, split: str = "train"
 ) -> Dataset:
@@ -136,6 +139,7 @@ def _split_at(position: float, fractions: Mapping[str, float]) -> str:
     return "train"
 
 
+@disk_errors(HF_DATASETS_CACHE)
 def pack_documents(
     documents: Any,
     tokenizer: "PreTrainedTokenizerBase",

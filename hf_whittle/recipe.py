@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from .checkpoint import is_local
-from .checks import check_whole
+from .checks import check_integers
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import write_text
@@ -68,9 +68,9 @@ class DataSection:
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
     def __post_init__(self) -> None:
-        check_whole(self, block_size=2, search_tokens=1, test_tokens=1, calibration_tokens=1)
+        check_integers(self, {"block_size": 2, "search_tokens": 1, "test_tokens": 1, "calibration_tokens": 1})
         if self.num_proc is not None:
-            check_whole(self, num_proc=1)
+            check_integers(self, {"num_proc": 1})
         for name in ("search_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -156,7 +156,7 @@ class SearchSection:
     )
 
     def __post_init__(self) -> None:
-        check_whole(self, batch_size=1)
+        check_integers(self, {"batch_size": 1})
         if self.probe and self.fitness not in ("probe", "staged"):
             raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
         if self.fitness == "staged":

@@ -181,6 +181,24 @@ def test_interruption_is_exit_status_130_and_says_how_to_go_on(recipe_file, run_
     assert capsys.readouterr().err == "\nhf-whittle: interrupted; run the same command again to go on\n"
 
 
+@pytest.mark.parametrize(
+    "arguments, advice",
+    [
+        (["extract", "x", "--subnet", "y", "--output-dir", "z"], "nothing was written, run the same command again"),
+        (["push", "x", "y"], "run the same command again, files that are uploaded already are not sent twice"),
+        (["store-logits", "x", "--output-dir", "y"], "run the same command again to go on"),
+        (["demo"], "run the same command again to go on"),
+    ],
+)
+def test_interruption_of_any_command_says_how_to_go_on(monkeypatch, capsys, arguments, advice):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[arguments[0]], "main", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"\nhf-whittle: interrupted; {advice}\n"
+
+
 def test_output_dir_replaces_that_of_the_recipe(recipe_file, run_gives, capsys):
     recipes = run_gives(RESULTS)
     assert main(["run", str(recipe_file)]) == 0
