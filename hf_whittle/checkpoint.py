@@ -186,6 +186,19 @@ def is_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).is_absolute()
 
 
+def check_generation_config(config: Any) -> None:
+    """Raise `CheckpointError` for a generation configuration that contradicts itself: no model is saved with it."""
+    if not isinstance(config, GenerationConfig):
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise CheckpointError(
+            "the model's generation configuration contradicts itself, so that no model could be saved with it: "
+            f"{' '.join(str(error).split())} Mend generation_config.json of the checkpoint, or model.generation_config"
+        ) from error
+
+
 def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
     """Name of the checkpoint a configuration was loaded from, and its commit if that is on the Hub and known.
 

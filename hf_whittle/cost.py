@@ -4,6 +4,7 @@ Every cost is a polynomial of a model's sizes. Making the polynomial takes some 
 on to it where many subnets of one super-network are counted.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -243,7 +244,7 @@ class Bin(ABC):
         if not 0 <= self.low <= self.high:
             raise BinError(f"a bin needs 0 <= low <= high, got low={self.low:g}, high={self.high:g}")
         for name in ("sequence_length", "bytes_per_value"):
-            if getattr(self, name, 1) <= 0:
+            if not 0 < getattr(self, name, 1) < math.inf:
                 raise BinError(f"{name} must be above 0, got {getattr(self, name)}")
 
     of: ClassVar[str]

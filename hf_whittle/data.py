@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
+from .disk import disk_errors
 from .errors import DataError
 from .files import expanded
 from .fingerprints import tokenizer_fingerprint
@@ -28,6 +30,7 @@ _TOKENS = Features({"input_ids": List(Value("int32"))})
 _RULES = 2  # of tokenizing and packing; to be raised with every change of them
 
 
+@disk_errors(HF_DATASETS_CACHE)
 def load_documents(
     dataset: str | None = None,
     files: Paths | None = None,
@@ -165,6 +168,7 @@ def _split_at(position: float, fractions: Mapping[str, float]) -> str:
     return "train"
 
 
+@disk_errors(HF_DATASETS_CACHE)
 def pack_documents(
     documents: Any,
     tokenizer: "PreTrainedTokenizerBase",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -12,8 +13,9 @@ import torch
 from transformers.utils import logging
 
 from .architecture import architecture_module
-from .checkpoint import Checkpoint, checkpoint_facts
+from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
 from .cost import num_parameters, padded_shape
+from .disk import disk_errors
 from .errors import DataError, OutputError, SubnetError
 from .files import atomic_folder, expanded
 from .fitness import as_input_ids
@@ -137,6 +139,7 @@ def extract_subnet(
             raise TypeError(f"{', '.join(hub)} can only be given with a checkpoint, got a {type(model).__name__}")
         if output_dir is None:
             return _cut_from_memory(model, subnet, format, dtype, healing, progress)
+        check_generation_config(getattr(model, "generation_config", None))
         with _new_folder(output_dir, max_shard_size) as folder:
             _save(_cut_from_memory(model, subnet, format, dtype, healing, progress), folder, max_shard_size)
         return Path(output_dir)
@@ -146,6 +149,7 @@ def extract_subnet(
     checkpoint = Checkpoint(model, **hub)
     if output_dir is None:
         return _cut_from_disk(checkpoint, subnet, format, dtype, healing, progress)
+    check_generation_config(checkpoint.generation_config)
     with _new_folder(output_dir, max_shard_size) as folder:
         _save(_cut_from_disk(checkpoint, subnet, format, dtype, healing, progress), folder, max_shard_size)
         for name, path in checkpoint.tokenizer_files.items():
@@ -173,6 +177,11 @@ def check_shard_size(size: int | str) -> None:
 def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib.AbstractContextManager[Path]:
     """A folder that appears whole or not at all, where there is nothing yet."""
     check_shard_size(max_shard_size)
+    return atomic_folder(check_new_folder(output_dir))
+
+
+def check_new_folder(output_dir: str | Path) -> Path:
+    """The folder of a student that is to be extracted; `OutputError` unless it can be made there."""
     folder = Path(os.path.realpath(output_dir))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(
@@ -180,17 +189,20 @@ def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib
         )
     if folder.is_mount() or folder == Path.cwd():
         raise OutputError(f"{output_dir} cannot be replaced as a whole; give a folder inside it")
-    return atomic_folder(folder)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    return folder
 
 
 def _save(student: "PreTrainedModel", folder: Path, max_shard_size: int | str) -> None:
-    with _without_bars():
+    with without_bars():
         student.save_pretrained(folder, max_shard_size=max_shard_size)
     Lineage.of(student).save(folder)
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Without the progress bars of transformers, which would count the same tensors again."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -266,7 +278,7 @@ def _cut(
         state_dict = slice_weights(weights, source, subnet, padded=format == "padded", dtype=dtype, progress=progress)
     else:
         state_dict, report = _healed(weights, source, subnet, format, dtype, *healing, device, progress)
-    with _without_bars():
+    with without_bars():
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )

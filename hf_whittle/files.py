@@ -1,64 +1,16 @@
 """Files that appear whole or not at all."""
 
 import contextlib
-import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from .errors import CheckpointError, OutputError
-
-_SPACE = "free some space"
-_PERMISSION = "make the folder writable"
-_IN_THE_WAY = "something is in the way there: choose another path, or remove it"
-_DISK_ERRORS = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: _SPACE,
-    errno.EACCES: _PERMISSION,
-    errno.EPERM: _PERMISSION,
-    errno.EROFS: _PERMISSION,
-    errno.EIO: "check the disk",
-    errno.EBUSY: _IN_THE_WAY,
-    errno.ENOTDIR: _IN_THE_WAY,
-    errno.EEXIST: _IN_THE_WAY,
-    errno.ENOTEMPTY: _IN_THE_WAY,
-}
-"""What to do about an error of the disk."""
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into an `OutputError` that says what to do."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except SafetensorError as error:
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        if code is None:
-            raise
-        raise _could_not_write(path, int(code[1])) from error
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise _could_not_write(path, error.errno) from error
-
-
-def _could_not_write(path: str | Path, code: int) -> OutputError:
-    advice = _DISK_ERRORS.get(code, "mend that")
-    return OutputError(
-        code,
-        f"could not write {path}: {os.strerror(code)}. What is on disk is kept: {advice}, then run the same command "
-        "again",
-    )
+from .disk import disk_errors
+from .errors import CheckpointError
 
 
 @contextlib.contextmanager

@@ -307,6 +307,8 @@ def _sum_over_batches(
 
     The processes of a sharded model take the batches in turn, and each gets the same sum.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     starts = range(0, len(input_ids), batch_size)
     sharded = is_sharded(model)
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if sharded else (1, 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .checkpoint import is_local
+from .checks import check_integers
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files import expanded, write_text
@@ -74,6 +75,12 @@ class DataSection:
             self.dataset = expanded(self.dataset)
         if self.files is not None:
             self.files = [expanded(path) for path in self.files]
+        check_integers(self, {"block_size": 2, "search_tokens": 1, "test_tokens": 1, "calibration_tokens": 1})
+        if self.num_proc is not None:
+            check_integers(self, {"num_proc": 1})
+        for name in ("search_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -156,8 +163,7 @@ class SearchSection:
     )
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_integers(self, {"batch_size": 1})
         if self.probe and self.fitness not in ("probe", "staged"):
             raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
         if self.fitness == "staged":
@@ -294,8 +300,8 @@ class Recipe:
     def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
         try:
             self.training_arguments(self.output_dir, **overrides)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"{where}: {error}") from error
+        except Exception as error:  # of transformers, accelerate or a library that is missing
+            raise RecipeError(f"{where}: {' '.join(str(error).split()) or repr(error)}") from error
 
     def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
         """`DistillationConfig` of a training into a folder: the defaults of a run, the recipe's values, overrides."""

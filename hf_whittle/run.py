@@ -26,9 +26,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module, check_model_type
+from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
 from .checkpoint import checkpoint_facts, is_local
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
+from .disk import disk_errors
+from .distillation.config import DistillationConfig
 from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore
 from .distillation.teacher import check_same_tokens, load_teacher
@@ -36,7 +39,7 @@ from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
-from .files import atomic_folder, disk_errors, read_json, write_json
+from .files import atomic_folder, read_json, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
@@ -45,23 +48,24 @@ from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints
 from .lineage import RESULTS_FILE, healing_facts
+from .locks import folder_lock
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from .preflight import preflight
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe
-from .search.result import CANDIDATES_FILE, SearchResult
+from .search.result import SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
 from .tokenizer_files import save_tokenizer
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
-_FREE_TO_CHANGE = {"output_dir", "baseline"}  # what may differ when a run is taken up again
-
 
 def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
     """Do what a recipe says, and write the student, its card, the search and the pictures into `recipe.output_dir`.
 
-    Run again with the same recipe, it goes on where it was interrupted.
+    Run again with the same recipe, it goes on where it was interrupted. What no stage that is done depends on may be
+    another then; see `changes.py`.
 
     Args:
         recipe (`Recipe`): what to do.
@@ -71,7 +75,8 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
         `dict`: what was measured, as in `results.json`.
 
     Raises:
-        OutputError: if the folder holds the run of another recipe, or cannot be written.
+        OutputError: if the folder holds the run of another recipe, another process writes it, or it cannot be written.
+        RecipeError: if a training that the recipe asks for does not work; see `preflight.py`.
         DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -79,7 +84,11 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
             "hf_whittle.run works in one process; start it without a launcher. DistillationTrainer itself runs under "
             "accelerate launch or torchrun"
         )
-    return Run(recipe, progress).results()
+    folder = Path(recipe.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"the output folder {folder} is a file; choose another output_dir")
+    with folder_lock(folder), disk_errors(folder):
+        return Run(recipe, progress).results()
 
 
 @dataclass
@@ -92,29 +101,8 @@ class Run:
     def __post_init__(self) -> None:
         self.folder = Path(self.recipe.output_dir)
         self._interrupted = False
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"the output folder {self.folder} is a file; choose another output_dir")
-        path = self.folder / RECIPE_FILE
-        if path.is_file() and self._has_results():
-            before, now = Recipe.load(path).to_dict(), self.recipe.to_dict()
-            for values in (before, now):
-                values["data"].pop("num_proc")  # the blocks do not depend on it
-            changed = [name for name in now if name not in _FREE_TO_CHANGE and before[name] != now[name]]
-            if before["baseline"] and now["baseline"] not in (False, before["baseline"]) and self._has_baseline():
-                changed.append("baseline")
-            if changed:
-                raise OutputError(
-                    f"{self.folder} holds the run of a recipe with another {', '.join(changed)}; choose another "
-                    "output_dir, or remove that folder"
-                )
-        self.recipe.save(path)
-
-    def _has_baseline(self) -> bool:
-        return any((self.folder / "stages").glob("baseline*"))
-
-    def _has_results(self) -> bool:
-        candidates = self.folder / CANDIDATES_FILE
-        return any((self.folder / "stages").glob("*.json")) or (candidates.is_file() and candidates.stat().st_size > 0)
+        check_changes(self.folder, self.recipe)
+        self.recipe.save(self.folder / RECIPE_FILE)
 
     # Inputs
 
@@ -335,13 +323,19 @@ class Run:
         """Pretrain the student's architecture from random initialization, on the same tokens."""
 
         def train() -> dict[str, Any]:
+            record_baseline(self.folder, self.recipe)
             config = self.initial_student().config
             set_seed(self.recipe.training_arguments(self.folder).seed)
             student = architecture_module(config, "student").student_class(config)(config)
-            overrides = self.recipe.baseline if isinstance(self.recipe.baseline, dict) else {}
-            return self._train("baseline", student, **{**overrides, "beta": 0.0, "hidden_weight": 0.0})
+            return self._train("baseline", student, **self.baseline_overrides)
 
         return self._stage("baseline", train)
+
+    @property
+    def baseline_overrides(self) -> dict[str, Any]:
+        """The arguments in which the training of the baseline differs from the student's."""
+        own = self.recipe.baseline if isinstance(self.recipe.baseline, dict) else {}
+        return {**own, "beta": 0.0, "hidden_weight": 0.0}
 
     def _train(self, name: str, model: PreTrainedModel, **overrides: Any) -> dict[str, Any]:
         stage = self.folder / "stages" / name
@@ -350,15 +344,8 @@ class Run:
             overrides["eval_on_start"] = False  # it was evaluated before the interruption
         args = self.recipe.training_arguments(stage, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
         interruption = SaveOnInterrupt()
-        trainer = DistillationTrainer(
-            model=model,
-            teacher_model=self._targets() if args.has_teacher else None,
-            args=args,
-            train_dataset=self.blocks["train"],
-            eval_dataset=self.blocks["test"],
-            processing_class=self.tokenizer,
-            callbacks=[interruption, *([TrainingBar(name)] if self.progress else [])],
-        )
+        callbacks = [interruption, *([TrainingBar(name)] if self.progress else [])]
+        trainer = self.trainer(model, args, self.blocks, callbacks)
         trainer.remove_callback(PrinterCallback)
         try:
             with disk_errors(stage):
@@ -385,6 +372,20 @@ class Run:
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
         }
 
+    def trainer(
+        self, model: PreTrainedModel, args: DistillationConfig, blocks: dict[str, Dataset], callbacks: list[Any]
+    ) -> DistillationTrainer:
+        """The trainer of a model on some blocks."""
+        return DistillationTrainer(
+            model=model,
+            teacher_model=self._targets() if args.has_teacher else None,
+            args=args,
+            train_dataset=blocks["train"],
+            eval_dataset=blocks["test"],
+            processing_class=self.tokenizer,
+            callbacks=callbacks,
+        )
+
     def _targets(self) -> "PreTrainedModel | LogitStore":
         """What the student learns from: the teacher, or what it said before."""
         if self.recipe.teacher_store is None:
@@ -393,10 +394,14 @@ class Run:
         store.check(teacher=self.teacher)
         return store
 
-    def _save(self, student: PreTrainedModel, folder: Path) -> None:
+    def save(self, student: PreTrainedModel, folder: Path) -> None:
+        """Write a model and its tokenizer."""
         student.config.use_cache = True  # the Trainer unsets it
         student.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder)
+
+    def _save(self, student: PreTrainedModel, folder: Path) -> None:
+        self.save(student, folder)
         SearchResult.load(self.folder).best.save_pretrained(folder)
         report = self.folder / "stages" / "initial" / HEALING_FILE
         if report.is_file():
@@ -417,6 +422,7 @@ class Run:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
         self.check_teacher()
         self.check_inputs()
+        preflight(self)
         stages = {"search": self.search_facts, "supernet": self.supernet_facts, "data": self.data_facts}
         if self.recipe.heal:
             stages["healing"] = self.healing_facts
@@ -449,7 +455,7 @@ class Run:
     def check_inputs(self) -> None:
         """See that the text and the checkpoints are those that what is done was made from."""
         now = input_fingerprints(self.recipe, lambda: self.documents, self.tokenizer)
-        check_inputs(self.folder, now, is_begun=self._has_results())
+        check_inputs(self.folder, now, is_begun=any(has_begun(self.folder, stage) for stage in DEPENDS_ON))
 
     def supernet_facts(self) -> dict[str, Any]:
         """What the student is cut from."""

@@ -1,6 +1,7 @@
 """The command line: its options, its exit status and what it says when something is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,22 @@ def test_an_error_of_the_run_is_one_line(recipe_file, run_gives, capsys):
     assert capsys.readouterr().err == "hf-whittle: error: no subnet fits\n"
 
 
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (ImportError("install pymoo to search with nsga2"), "install pymoo"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "check the disk"),
+        (OSError(28, "No space left on device"), "free some space, then run the same command again"),
+        (Exception("No space left on device (os error 28)"), "free some space, then run the same command again"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_whoever_raises_it(recipe_file, run_gives, capsys, error, message):
+    run_gives(error)
+    assert main(["run", str(recipe_file)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("hf-whittle: error: ") and message in said and said.count("\n") == 1
+
+
 def test_an_error_of_ours_is_not_hidden(recipe_file, run_gives):
     run_gives(AssertionError("we broke it"))
     with pytest.raises(AssertionError, match="we broke it"):
@@ -162,6 +179,24 @@ def test_interruption_is_exit_status_130_and_says_how_to_go_on(recipe_file, run_
     run_gives(KeyboardInterrupt())
     assert main(["run", str(recipe_file)]) == 130
     assert capsys.readouterr().err == "\nhf-whittle: interrupted; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, advice",
+    [
+        (["extract", "x", "--subnet", "y", "--output-dir", "z"], "nothing was written, run the same command again"),
+        (["push", "x", "y"], "run the same command again, files that are uploaded already are not sent twice"),
+        (["store-logits", "x", "--output-dir", "y"], "run the same command again to go on"),
+        (["demo"], "run the same command again to go on"),
+    ],
+)
+def test_interruption_of_any_command_says_how_to_go_on(monkeypatch, capsys, arguments, advice):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[arguments[0]], "main", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"\nhf-whittle: interrupted; {advice}\n"
 
 
 def test_output_dir_replaces_that_of_the_recipe(recipe_file, run_gives, capsys):
@@ -338,6 +373,49 @@ def test_a_file_that_is_no_subnet_is_an_error(extract, capsys, text, message):
     if text is not None:
         Path("other.json").write_text(text)
     assert extract(subnet="other.json") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_extract_finds_out_before_it_reads_that_its_folder_cannot_be(extract, capsys, monkeypatch):
+    monkeypatch.setattr("hf_whittle.cli.extract._blocks", lambda options: pytest.fail("text was read"))
+    heal = ["--heal", "--files", "none/*.txt"]
+    Path("in-the-way").write_text("")
+    assert extract(*heal, "--output-dir", "in-the-way/out") == 1
+    assert "in the way there" in capsys.readouterr().err
+    Path("full").mkdir()
+    Path("full", "file").write_text("")
+    assert extract(*heal, "--output-dir", "full") == 1
+    assert "full exists already and is not an empty folder" in capsys.readouterr().err
+
+
+def test_extract_does_not_begin_with_what_could_not_be_saved(
+    capsys, teacher_folder, uneven_subnet, tmp_path, monkeypatch
+):
+    uneven_subnet.save_pretrained(tmp_path)
+    bad = shutil.copytree(teacher_folder, tmp_path / "bad")
+    (bad / "generation_config.json").write_text('{"temperature": 0.5}')
+    monkeypatch.setattr("hf_whittle.extraction._cut_from_disk", lambda *_: pytest.fail("it was cut"))
+    command = ["extract", str(bad), "--subnet", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "generation configuration contradicts itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--draws", "0"], "draws must be at least 1, got 0"),
+        (["--kind", "top-k", "--k", "0"], "k must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be a number from 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--output-dir", "in-the-way/store"], "in the way there"),
+    ],
+)
+def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, monkeypatch, options, message):
+    for name in ("teacher", "blocks"):
+        monkeypatch.setattr(hf_whittle.run.Run, name, property(lambda run: pytest.fail("it was loaded")))
+    monkeypatch.chdir(recipe_file.parent)
+    Path("in-the-way").write_text("")
+    assert main(["store-logits", str(recipe_file), "--output-dir", "store", *options]) == 1
     assert message in capsys.readouterr().err
 
 

@@ -5,10 +5,10 @@ import os
 import stat
 
 import pytest
-from safetensors import SafetensorError
 
+from hf_whittle.disk import disk_errors
 from hf_whittle.errors import OutputError, WhittleError
-from hf_whittle.files import atomic_folder, atomic_path, disk_errors, read_json, write_json, write_text
+from hf_whittle.files import atomic_folder, atomic_path, read_json, write_json, write_text
 
 
 def names_in(folder):
@@ -106,23 +106,6 @@ def test_disk_full_in_a_folder_is_an_output_error_that_names_it(tmp_path):
     ):
         raise_disk_full()
     assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
-def test_full_disk_that_safetensors_meets_is_an_output_error_too(tmp_path, code):
-    words = os.strerror(code)
-    with (
-        pytest.raises(OutputError, match=rf"could not write .*folder: {words}\. .*run the same command") as caught,
-        atomic_folder(tmp_path / "folder"),
-    ):
-        raise SafetensorError(f"Error while serializing: I/O error: {words} (os error {code})")
-    assert caught.value.errno == code and isinstance(caught.value.__cause__, SafetensorError)
-    assert names_in(tmp_path) == []
-
-
-def test_other_errors_of_safetensors_stay_what_they_are(tmp_path):
-    with pytest.raises(SafetensorError, match="header too small"), disk_errors(tmp_path / "file"):
-        raise SafetensorError("Error while deserializing header: header too small")
 
 
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: atomic_folder(path).__enter__()])

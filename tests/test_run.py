@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
 
 import hf_whittle.files
 import hf_whittle.importance
+import hf_whittle.plots
 import hf_whittle.run
 import hf_whittle.search.runner
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
@@ -47,6 +49,7 @@ from hf_whittle.facts import to_match
 from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
+from hf_whittle.locks import folder_lock
 from hf_whittle.recipe import FITNESSES, Recipe
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
@@ -293,6 +296,10 @@ def fill_disk(first):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def torch_fails(first):
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+
 BREAKS = {
     "interrupted in the search": (Perplexity, "__call__", 6, interrupt),
     "interrupted before extraction": (hf_whittle.run, "extract_subnet", 1, interrupt),
@@ -307,6 +314,14 @@ BREAKS = {
     "disk full between generations": (hf_whittle.files.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
     "disk full in the last save": (Run, "_save", 2, fill_disk),
+    "torch cannot write a checkpoint": (
+        DistillationTrainer,
+        "_save_optimizer_and_scheduler",
+        3,
+        torch_fails,
+    ),
+    "disk full in a picture": (hf_whittle.plots, "_save", 2, fill_disk),
+    "disk full in the card": (hf_whittle.run, "describe", 1, fill_disk),
 }
 
 
@@ -320,8 +335,9 @@ def default_ctrl_c():
 
 def break_off(recipe, broken, monkeypatch):
     *place, act = BREAKS[broken]
-    error = OutputError if act is fill_disk else KeyboardInterrupt
+    error = OutputError if act in (fill_disk, torch_fails) else KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(hf_whittle.run, "preflight", lambda stages: None)  # calls are counted from the search on
         After(patch, *place, act)
         run(recipe, progress=False)
 
@@ -771,3 +787,48 @@ def test_student_learns_from_what_the_teacher_said_before(recipe, results, texts
     curve = run(stored, progress=False)["student"]["curve"]
     expected = [point["perplexity"] for point in results["student"]["curve"]]
     assert [point["perplexity"] for point in curve] == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_folder_that_another_process_writes_is_an_error_and_nothing_of_it_changes(same_recipe, run_python, tmp_path):
+    script = """
+        import sys
+        from hf_whittle.cli import main
+        sys.exit(0 if main(["run", sys.argv[1]]) == 1 else 9)
+    """
+    same_recipe.save(tmp_path / "recipe.yaml")
+    with folder_lock(same_recipe.output_dir):
+        before = sorted(Path(same_recipe.output_dir).iterdir())
+        run_python(script, tmp_path / "recipe.yaml")
+        assert sorted(Path(same_recipe.output_dir).iterdir()) == before
+        Run(same_recipe, progress=False).search()  # nested in the process that holds it
+
+
+def test_training_may_be_mended_after_the_search_and_the_search_is_kept(
+    teacher_folder, texts, same_recipe, results, monkeypatch
+):
+    break_off(same_recipe, "interrupted before training", monkeypatch)
+    mended = make_recipe(teacher_folder, texts, same_recipe.output_dir, training={"max_steps": 2})
+    monkeypatch.setattr(Perplexity, "__call__", lambda *_: pytest.fail("the search was done already"))
+    again = run(mended, progress=False)
+    assert again["student"]["steps"] == 2 and again["search"]["subnet"] == results["search"]["subnet"]
+
+
+def test_no_room_for_an_optimizer_is_one_error_and_the_same_command_goes_on(recipe, same_recipe, results, monkeypatch):
+    """A file of more than 100 kB is refused by the system itself while a checkpoint is written."""
+    monkeypatch.setattr(hf_whittle.run, "preflight", lambda stages: None)  # which would find out
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    start = DistillationTrainer._save_optimizer_and_scheduler
+
+    def with_little_room(trainer, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            start(trainer, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "_save_optimizer_and_scheduler", with_little_room)
+        with pytest.raises(OutputError, match=r"could not write .*student: .*run the same command again"):
+            run(same_recipe, progress=False)
+    assert run(same_recipe, progress=False)["student"]["curve"] == results["student"]["curve"]
+    assert weights_that_differ(recipe, same_recipe) == []

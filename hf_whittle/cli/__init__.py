@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..disk import disk_errors
 from ..errors import WhittleError
 from . import demo, extract, push, run, store_logits
 
@@ -25,11 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
     try:
-        COMMANDS[options.command].main(options)
-    except (WhittleError, OSError) as error:  # an OSError of transformers says that a checkpoint was not found
+        with disk_errors(getattr(options, "output_dir", None) or "a file"):
+            COMMANDS[options.command].main(options)
+    except (WhittleError, OSError, ImportError) as error:  # of transformers: no such checkpoint, a library is missing
         print(f"hf-whittle: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nhf-whittle: interrupted; run the same command again to go on", file=sys.stderr)
+        advice = getattr(COMMANDS[options.command], "INTERRUPTED", "run the same command again to go on")
+        print(f"\nhf-whittle: interrupted; {advice}", file=sys.stderr)
         return 130
     return 0

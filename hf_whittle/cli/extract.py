@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..subnet import SubnetConfig
 
 HELP = "Cut a student out of a checkpoint, and heal it on text if asked to."
+INTERRUPTED = "nothing was written, run the same command again"
 
 _OF_HEALING: dict[str, Any] = {
     "files": None, "dataset": None, "dataset_config": None, "split": "train", "text_column": "text",
@@ -45,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..extraction import extract_subnet
+    from ..extraction import check_new_folder, extract_subnet
     from ..files import expanded
 
     logging.disable_progress_bar()
     subnet = _subnet(Path(expanded(options.subnet)))
     _check_options(options)
+    check_new_folder(options.output_dir)  # before any text is read
     folder = extract_subnet(
         options.checkpoint,
         subnet,

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ..hub.publication import Publication
 
 HELP = "Publish the folder of a student on the Hub with its model card, in one commit."
+INTERRUPTED = "run the same command again, files that are uploaded already are not sent twice"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """`hf-whittle store-logits`: run a recipe's teacher over its training text once, and keep what it says."""
 
 import argparse
+import contextlib
 import os
 import tempfile
 
@@ -25,13 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..distillation.store import store_targets
+    from ..distillation.store import check_store_arguments, store_targets
+    from ..locks import folder_lock
     from ..recipe import Recipe
     from ..run import Run
 
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
+    is_main = os.environ.get("RANK", "0") == "0"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        folder_lock(options.output_dir) if is_main else contextlib.nullcontext(),
+    ):
         run = Run(Recipe.load(options.recipe, output_dir=folder))
+        check_store_arguments(
+            kind=options.kind,
+            draws=options.draws,
+            k=options.k,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            temperature=run.recipe.training_arguments(folder).temperature,
+        )
         store = store_targets(
             run.teacher,
             run.blocks["train"],
@@ -44,5 +58,5 @@ def main(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             tokenizer=run.tokenizer,
         )
-    if os.environ.get("RANK", "0") == "0":
+    if is_main:
         print(f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}")

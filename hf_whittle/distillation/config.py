@@ -1,11 +1,12 @@
 """DistillationConfig: `TrainingArguments` with the parts of the distillation loss."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
+from ..checks import check_integers, check_numbers, check_positive
+from ..training.arguments import check_arguments
 from .hidden import HIDDEN_LOSSES
 from .losses import DIVERGENCES, LossWeights
 
@@ -17,10 +18,11 @@ NON_FINITE = ("stop", "skip")
 class DistillationConfig(TrainingArguments):
     """`TrainingArguments` plus the distillation loss `alpha * CE + beta * temperature**2 * D(teacher, student)`.
 
-    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged.
+    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged. A perplexity as
+    `metric_for_best_model` is better the lower it is.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or `greater_is_better` would keep the worst model.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -67,12 +69,10 @@ class DistillationConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_arguments(self)
         super().__post_init__()
-        for name in ("alpha", "beta", "hidden_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_numbers(self, "alpha", "beta", "hidden_weight")
+        check_positive(self, "temperature")
         if not 0 < self.jsd_weight < 1:
             raise ValueError(f"jsd_weight must lie between 0 and 1, got {self.jsd_weight}")
         for name, allowed in (
@@ -85,8 +85,8 @@ class DistillationConfig(TrainingArguments):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.label_smoothing_factor:
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
-        if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
-            raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}")
+        if self.loss_chunk_size is not None:
+            check_integers(self, {"loss_chunk_size": 1})
 
     @property
     def has_teacher(self) -> bool:

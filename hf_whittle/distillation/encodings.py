@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..checks import check_integers
 from ..errors import StoreError
 from .targets import SparseTargets
 
@@ -39,8 +40,7 @@ class Samples:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise StoreError(f"draws must be at least 1, got {self.draws}")
+        check_integers(self, {"draws": 1}, error=StoreError)
         if not 0 <= self.seed < 2**64:
             raise StoreError(f"seed must be a number from 0 to 2**64 - 1, got {self.seed}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..checks import check_integers, check_numbers, check_positive
 from ..cost import flops_per_token, training_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
 from ..extraction import extract_subnet
@@ -56,15 +57,9 @@ class ProbeConfig:
     seed: int = field(default=0, metadata={"help": "Of dropout, where a model has it."})
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        check_integers(self, {"steps": 1, "batch_size": 1, "seed": 0})
+        check_positive(self, "learning_rate", "temperature")
+        check_numbers(self, "warmup", "weight_decay", "alpha", "beta")
 
     def rate(self, step: int, steps: int) -> float:
         """Share of the highest learning rate at a step, counted from 0."""

@@ -1,5 +1,6 @@
 """Rank the best subnets of a search by what a short distillation makes of them."""
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -18,6 +19,7 @@ from ..extraction import extract_subnet
 from ..files import read_json, write_json
 from ..fingerprints import checkpoint_fingerprint
 from ..fitness import model_fingerprint
+from ..locks import folder_lock
 from ..models.weights import check_plain_weights
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
@@ -105,14 +107,14 @@ def rerank(
 
     Raises:
         ValueError: if `top_k` is below 2 or `args.max_steps` is not set.
-        OutputError: if `args.output_dir` holds probes of other subnets or settings.
+        OutputError: if `args.output_dir` holds probes of other subnets or settings, cannot be written, or another
+            process is writing it.
     """
     if top_k < 2:
         raise ValueError(f"top_k must be at least 2, since a single subnet has no rank; got {top_k}")
     if args.max_steps <= 0:
         raise ValueError("args.max_steps says how many steps a probe takes; set it above 0")
     check_plain_weights(supernet)
-    path = Path(str(args.output_dir)) / RERANK_FILE
     subnets = result.top(top_k)
     if len(subnets) < 2:
         raise ValueError(f"the search found {len(subnets)} subnets; at least 2 are needed to rank them")
@@ -123,18 +125,20 @@ def rerank(
         "teacher": _teacher(supernet, teacher_model) if args.has_teacher else None,
         "data": [_told(blocks) for blocks in (train_dataset, eval_dataset)],
     }
+    path = Path(str(args.output_dir)) / RERANK_FILE
     known: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        before = read_json(path)
-        if before["settings"] != settings:
-            raise OutputError(f"{path} holds probes of another model, text or training; choose another output_dir")
-        known = before["probes"]
-    for subnet in tqdm(subnets, desc="rerank", unit="probe", disable=not progress):
-        if subnet.digest not in known:
-            perplexity, tokens = _probe(supernet, subnet, args, train_dataset, eval_dataset, teacher_model)
-            known[subnet.digest] = {"subnet": subnet.to_dict(), "perplexity": perplexity, "tokens": tokens}
-            if args.process_index == 0:
-                write_json(path, {"settings": settings, "probes": known})
+    with folder_lock(path.parent) if args.process_index == 0 else contextlib.nullcontext():
+        if path.is_file():
+            before = read_json(path)
+            if before["settings"] != settings:
+                raise OutputError(f"{path} holds probes of another model, text or training; choose another output_dir")
+            known = before["probes"]
+        for subnet in tqdm(subnets, desc="rerank", unit="probe", disable=not progress):
+            if subnet.digest not in known:
+                perplexity, tokens = _probe(supernet, subnet, args, train_dataset, eval_dataset, teacher_model)
+                known[subnet.digest] = {"subnet": subnet.to_dict(), "perplexity": perplexity, "tokens": tokens}
+                if args.process_index == 0:
+                    write_json(path, {"settings": settings, "probes": known})
     probes = [Reranked(subnet, fitness[subnet], known[subnet.digest]["perplexity"]) for subnet in subnets]
     tokens = sum(known[subnet.digest]["tokens"] for subnet in subnets)
     return Reranking(sorted(probes, key=lambda probe: probe.perplexity), tokens)

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_integers, check_positive
 from ..errors import DataError, StoreError
 from ..files import atomic_path, expanded, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
@@ -84,12 +87,9 @@ def store_targets(
     Raises:
         StoreError: if the folder holds another store, a setting is out of range, or the teacher's logits are NaN.
         DataError, VocabularyError: if there are no blocks, they differ in length, or have ids the teacher lacks.
-        OutputError: if the folder cannot be written.
+        OutputError: if the folder cannot be written, or another process is writing it.
     """
-    if kind not in ENCODINGS:
-        raise StoreError(f"kind must be one of {', '.join(ENCODINGS)}, got {kind!r}")
-    if batch_size < 1:
-        raise StoreError(f"batch_size must be at least 1, got {batch_size}")
+    check_store_arguments(kind=kind, draws=draws, k=k, seed=seed, batch_size=batch_size, temperature=temperature)
     processes = _Processes()
     model: Any = teacher
     if not isinstance(teacher, PreTrainedModel):
@@ -112,23 +112,34 @@ def store_targets(
         data=short_hash(digests.tobytes()),
     )
     folder = Path(expanded(output_dir))
-    if (folder / STORE_FILE).exists():
-        _check_same(folder, settings)
-    elif processes.is_main:
-        write_json(folder / STORE_FILE, settings.to_dict() | {"complete": False})
-    shards = range(processes.index, settings.num_shards, processes.count)
-    with evaluating(model), torch.no_grad():
-        writer = _ShardWriter(model, blocks, digests, settings, batch_size)
-        for shard in tqdm(shards, desc="teacher", unit="shard", disable=not (progress and processes.is_main)):
-            writer.write(shard, folder)
-    processes.wait()
-    if processes.is_main:
-        for leftover in folder.glob(".*"):  # of a killed process
-            if leftover.name.startswith((".shard-", ".store.")):
-                leftover.unlink()
-        write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
-    processes.wait()
+    with folder_lock(folder) if processes.is_main else contextlib.nullcontext():
+        if (folder / STORE_FILE).exists():
+            _check_same(folder, settings)
+        elif processes.is_main:
+            write_json(folder / STORE_FILE, settings.to_dict() | {"complete": False})
+        shards = range(processes.index, settings.num_shards, processes.count)
+        with evaluating(model), torch.no_grad():
+            writer = _ShardWriter(model, blocks, digests, settings, batch_size)
+            for shard in tqdm(shards, desc="teacher", unit="shard", disable=not (progress and processes.is_main)):
+                writer.write(shard, folder)
+        processes.wait()
+        if processes.is_main:
+            for leftover in folder.glob(".*"):  # of a killed process
+                if leftover.name.startswith((".shard-", ".store.")):
+                    leftover.unlink()
+            write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
+        processes.wait()
     return LogitStore(folder)
+
+
+def check_store_arguments(*, kind: str, draws: int, k: int, seed: int, batch_size: int, temperature: float) -> None:
+    """Raise `StoreError` for arguments of `store_targets` out of range, before anything is loaded."""
+    if kind not in ENCODINGS:
+        raise StoreError(f"kind must be one of {', '.join(ENCODINGS)}, got {kind!r}")
+    given = SimpleNamespace(batch_size=batch_size, temperature=temperature, k=k)
+    check_integers(given, {"batch_size": 1, "k": 1}, error=StoreError)
+    check_positive(given, "temperature", error=StoreError)
+    Samples(2, draws, seed)
 
 
 class _Processes:

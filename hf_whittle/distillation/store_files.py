@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_integers, check_positive
 from ..errors import StoreError
 from ..files import read_json
 from .encodings import ENCODINGS, Encoding
@@ -50,10 +50,8 @@ class StoreSettings:
     data: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise StoreError(f"temperature must be a positive number, got {self.temperature}")
-        if self.blocks_per_shard < 1:
-            raise StoreError(f"blocks_per_shard must be at least 1, got {self.blocks_per_shard}")
+        check_positive(self, "temperature", error=StoreError)
+        check_integers(self, {"blocks_per_shard": 1}, error=StoreError)
 
     @property
     def num_shards(self) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..checks import check_integers
+
 HEALING_FILE = "healing.json"
 BASES = ("principal", "channels")
 
@@ -44,8 +46,7 @@ class HealingConfig:
             raise ValueError(f"ridge must have positive numbers, got {self.ridge}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_integers(self, {"batch_size": 1})
 
 
 @dataclass(frozen=True)

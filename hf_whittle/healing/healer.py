@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..architecture import Weight, architecture_module
+from ..disk import disk_errors
 from ..errors import DataError, HealingError
-from ..files import disk_errors
 from ..fitness import cross_entropy, perplexity
 from ..models.single_layer import Pass, SingleLayer
 from ..slicing import student_model

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from ..checkpoint import CARD_FILE
+from ..disk import disk_errors
 from ..facts import search_facts
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from .card import sealed
@@ -55,7 +56,7 @@ def push_search_archive(
     result = search_result if isinstance(search_result, SearchResult) else SearchResult.load(search_result)
     repository = Repository(repo_id, repo_type="dataset", token=token)
     repository.qualify()
-    with tempfile.TemporaryDirectory() as name:
+    with disk_errors("a temporary folder"), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         SearchResult(without_archives(result.settings), result.evaluations).save(folder)
         pictures = result.plot(folder)

@@ -10,6 +10,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
 from ..checkpoint import CARD_FILE
+from ..disk import disk_errors
 from ..errors import HubError
 from ..subnet import SUBNET_FILE
 from .card import is_as_rendered
@@ -101,7 +102,8 @@ def push_subnet_to_hub(
         if search_result is not None or tokenizer is not None:
             raise ValueError("search_result and tokenizer go with a student in memory; a folder has its own files")
         return publish(repository, publication_of_folder(student, repository.id, **known), **options)
-    with tempfile.TemporaryDirectory() as folder:
+    repository.exists()  # a token or a Hub that will not do is found before anything is written
+    with disk_errors("a temporary folder"), tempfile.TemporaryDirectory() as folder:
         save_student(student, folder, search_result=search_result, tokenizer=tokenizer, max_shard_size=max_shard_size)
         return publish(repository, publication_of_folder(folder, repository.id, **known), **options)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
@@ -18,6 +17,7 @@ from ..files import read_json, write_text
 from ..lineage import Lineage
 from ..portable import make_portable
 from ..tokenizer_files import complete_tokenizer
+from ..training.careful import CarefulTrainer
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
 from .publication import describe, publication_of_folder, remove_adapters, using_cache
@@ -30,7 +30,7 @@ _PUSHING = ".push-"
 _JOBS = HfApi()  # whose thread works on one push after the other
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(CarefulTrainer):
     """A `Trainer` that saves a student with what is known of it, and publishes it with its card in single commits.
 
     `push_to_hub=True` and every `hub_strategy` work as in `Trainer`. A repository with a model of another architecture

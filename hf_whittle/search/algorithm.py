@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
+from ..checks import check_integers, check_shares
 from ..cost import Bin
 from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
@@ -125,15 +126,11 @@ class SearchConfig(ABC):
 
     def require_at_least(self, **least: int) -> None:
         """Raise `ValueError` for a setting below its least value; the seed must not be negative."""
-        for name, value in {"seed": 0, **least}.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        check_integers(self, {"seed": 0, **least})
 
     def require_shares(self, *names: str) -> None:
         """Raise `ValueError` for a setting that is not a share."""
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        check_shares(self, *names)
 
 
 def best(evaluations: Sequence[Evaluation], number: int) -> list[Evaluation]:

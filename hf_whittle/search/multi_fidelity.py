@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar
 
 from ..cost import Bin
@@ -38,10 +39,18 @@ class MultiFidelityConfig(SearchConfig):
         self.require_at_least(generations=0, initial=1, num_elites=1)
         self.require_shares("mutation_rate")
         self.shares, self.sizes = list(self.shares), list(self.sizes)
-        if not self.shares or sorted(set(self.shares)) != self.shares or self.shares[-1] != 1 or self.shares[0] <= 0:
+        if not self._are_ascending():
             raise ValueError(f"shares must ascend from above 0 to 1, got {self.shares}")
-        if len(self.sizes) != len(self.shares) or sorted(self.sizes, reverse=True) != self.sizes or self.sizes[-1] < 1:
+        if len(self.sizes) != len(self.shares) or not self._are_descending():
             raise ValueError(f"sizes must have {len(self.shares)} descending numbers from 1, got {self.sizes}")
+
+    def _are_ascending(self) -> bool:
+        are_shares = all(0 < share <= 1 for share in self.shares)
+        return are_shares and self.shares[-1:] == [1] and sorted(set(self.shares)) == self.shares
+
+    def _are_descending(self) -> bool:
+        are_whole = all(isinstance(size, Integral) and size >= 1 for size in self.sizes)
+        return are_whole and sorted(self.sizes, reverse=True) == self.sizes
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> "MultiFidelitySearch":
         return MultiFidelitySearch(space, bin, self)

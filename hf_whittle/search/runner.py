@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters, parameter_polynomial
+from ..disk import disk_errors
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files import disk_errors, expanded, read_json
+from ..files import expanded, read_json
+from ..locks import folder_lock
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -73,7 +75,7 @@ def search_subnets(
         DataError: if there is no text to evaluate on.
         SubnetError: if the search space is that of another super-network.
         OtherSearchError: if `output_dir` holds another search.
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or another process is writing it.
     """
     config = config or AdditiveSearchConfig()
     model = getattr(fitness, "supernet", None) if supernet is None else supernet
@@ -104,8 +106,8 @@ def search_subnets(
     settings = json.loads(json.dumps(settings))  # as they are read back
     workers = Workers(fitness)
     searches = [(each, config.algorithm(space, each)) for each in bins]
-    archive = _Archive(output_dir, SearchResult(settings), workers)
     total = sum(algorithm.max_evaluations for _, algorithm in searches)
+    archive = _Archive(output_dir, SearchResult(settings), workers)
     with (
         archive.open(),
         tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
@@ -212,15 +214,19 @@ class _Archive:
         self._folder = None if folder is None else Path(expanded(folder))
         self._known: list[Evaluation] = []
         self._stream: Any = None
+        self._lock = ExitStack()
         self._writes = self._folder is not None and workers.is_main
         error = None
         if self._writes:
             try:
+                assert self._folder is not None
+                self._lock.enter_context(folder_lock(self._folder))
                 self._read()
             except Exception as caught:  # every process is to know
                 error = caught
         self._known, error = workers.from_main((self._known, error))
         if error is not None:
+            self._lock.close()
             raise error
 
     def _read(self) -> None:
@@ -261,13 +267,14 @@ class _Archive:
             yield
             return
         assert self._folder is not None
-        with disk_errors(self._folder):
-            self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
-        try:
-            yield
-        finally:
+        with self._lock:
             with disk_errors(self._folder):
-                self._stream.close()
+                self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
+            try:
+                yield
+            finally:
+                with disk_errors(self._folder):
+                    self._stream.close()
 
     def recall(self, candidates: list[Candidate]) -> list[Evaluation]:
         """The evaluations that an interrupted search made of the first of these candidates."""

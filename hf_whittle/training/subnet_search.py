@@ -15,9 +15,12 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cost import Bin
+from ..disk import disk_errors
 from ..errors import ArchitectureError, OtherSearchError
-from ..files import disk_errors
+from ..fitness import Perplexity
+from ..locks import folder_lock
 from ..models.supernet import SuperNetModel
+from ..search.additive import AdditiveSearchConfig
 from ..search.algorithm import SearchConfig
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
@@ -57,6 +60,8 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
 
     Raises:
         ArchitectureError: when training begins, if the model is not a super-network.
+        BinError, DataError, OutputError: when training begins, if a search would fail for its bin, text or folder; one
+            subnet is evaluated to find out.
         ValueError: if `when` is unknown.
     """
 
@@ -106,6 +111,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
                 f"SubnetSearchCallback needs a super-network to search, got a {type(_unwrapped(model)).__name__}; "
                 "train one loaded with GPTNeoXSuperNetForCausalLM.from_pretrained"
             )
+        self._try(_unwrapped(model), Path(str(args.output_dir)) / FOLDER, writes=state.is_world_process_zero)
         stored: Any = state.stateful_callbacks or {}
         if state.global_step and not self.history and isinstance(stored.get(type(self).__name__), dict):
             self.history = list(stored[type(self).__name__]["attributes"]["history"])
@@ -129,18 +135,38 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         if self._when == "end":
             self._search(model, state, Path(str(args.output_dir)) / FOLDER / "end")
 
+    def _try(self, supernet: Any, folder: Path, *, writes: bool) -> None:
+        """Find out now what would make a search fail hours later: evaluate one subnet of each bin."""
+        if writes:
+            with folder_lock(folder):
+                pass
+        space, bins = self._space_of(supernet), [self._bin] if isinstance(self._bin, Bin) else list(self._bin)
+        config = self._config or AdditiveSearchConfig()
+        with _random_states_kept():
+            fitness = self._fitness_of(supernet)
+            for bin in bins:
+                config.algorithm(space, bin)
+                fitness(space.sample(random.Random(0), bin))
+
+    def _space_of(self, supernet: Any) -> SearchSpace:
+        return SearchSpace.from_config(supernet.full_config, **self._space)
+
+    def _fitness_of(self, supernet: Any) -> Callable[..., float]:
+        if self._fitness is not None:
+            return self._fitness(supernet)
+        assert self._eval_dataset is not None
+        return Perplexity(supernet, self._eval_dataset, batch_size=self._batch_size)
+
     def _search(self, model: Any, state: TrainerState, folder: Path) -> None:
         supernet = _unwrapped(model)
 
         def search() -> SearchResult:
             return search_subnets(
                 supernet,
-                SearchSpace.from_config(supernet.full_config, **self._space),
+                self._space_of(supernet),
                 bin=self._bin,
-                eval_dataset=self._eval_dataset,
                 config=self._config,
-                fitness=None if self._fitness is None else self._fitness(supernet),
-                batch_size=self._batch_size,
+                fitness=self._fitness_of(supernet),
                 output_dir=folder,
                 progress=False,
             )

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..checks import check_integers, check_numbers, check_positive
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
 from ..data import check_columns, collate_blocks, items_that_count
 from ..distillation.fused import fused_distillation_loss
@@ -27,6 +28,8 @@ from ..models.weights import check_plain_weights
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from ..tokenizer_files import complete_tokenizer
+from .arguments import check_arguments
+from .careful import CarefulTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -107,16 +110,13 @@ class SupernetConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_arguments(self)
         super().__post_init__()
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.num_random_subnets < 1:
-            raise ValueError(f"num_random_subnets must be at least 1, got {self.num_random_subnets}")
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_integers(self, {"num_random_subnets": 1})
+        check_numbers(self, "alpha", "beta")
+        check_positive(self, "temperature")
         if self.label_smoothing_factor:
             raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.strategy != "sandwich" and (self.alpha, self.beta, self.temperature) != (0.0, 1.0, 1.0):
@@ -128,7 +128,7 @@ class SupernetConfig(TrainingArguments):
         return self.strategy == "sandwich" and self.beta > 0
 
 
-class SupernetTrainer(Trainer):
+class SupernetTrainer(CarefulTrainer):
     """Trains a super-network on packed blocks of tokens so that its subnets are good before any training of theirs.
 
     Each optimizer step trains the full network, subnets or both, as `args.strategy` says. Its gradient and its `loss`

@@ -9,6 +9,7 @@ from fixtures_training import BIN, make_blocks, make_supernet
 from scipy.stats import kendalltau
 from transformers import set_seed
 
+import hf_whittle.distillation.rerank
 from hf_whittle import (
     DistillationConfig,
     DistillationTrainer,
@@ -106,3 +107,28 @@ def test_bad_options_are_errors(trained_supernet, found, tmp_path, options, mess
 def test_probes_need_a_number_of_steps(trained_supernet, found, tmp_path):
     with pytest.raises(ValueError, match="max_steps says how many steps a probe takes"):
         ranked(trained_supernet, found, arguments(tmp_path, max_steps=-1))
+
+
+def test_a_folder_that_is_written_already_is_an_error_before_any_probe(
+    trained_supernet, found, tmp_path, run_python, monkeypatch
+):
+    script = """
+        import sys
+        from hf_whittle.locks import folder_lock
+        with folder_lock(sys.argv[1]):
+            pass
+    """
+    probe, held = hf_whittle.distillation.rerank._probe, []
+
+    def during(*args):
+        with pytest.raises(AssertionError, match="is being written by another process"):
+            run_python(script, tmp_path)
+        held.append(True)
+        return probe(*args)
+
+    monkeypatch.setattr(hf_whittle.distillation.rerank, "_probe", during)
+    ranked(trained_supernet, found, arguments(tmp_path, max_steps=1), top_k=2)
+    assert len(held) == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"could not write .*in the way"):
+        ranked(trained_supernet, found, arguments(tmp_path / "file" / "out"))

@@ -403,7 +403,7 @@ def test_a_store_that_is_not_finished_is_refused(copied):
         ({"kind": "all"}, StoreError, "kind must be one of sample, top-k, got 'all'"),
         ({"temperature": 0}, StoreError, "temperature must be a positive number, got 0"),
         ({"draws": 0}, StoreError, "draws must be at least 1"),
-        ({"kind": "top-k", "k": 0}, StoreError, "k must be from 1 to the 50 entries of the vocabulary, got 0"),
+        ({"kind": "top-k", "k": 0}, StoreError, "k must be at least 1, got 0"),
         ({"seed": -1}, StoreError, "seed must be a number from 0"),
         ({"batch_size": 0}, StoreError, "batch_size must be at least 1"),
         ({"blocks_per_shard": 0}, StoreError, "blocks_per_shard must be at least 1"),
@@ -473,3 +473,23 @@ def test_command_says_in_a_line_what_is_wrong(recipe_file, by_command, tmp_path,
     wrong.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"teachr": "x"}))
     assert main(["store-logits", str(wrong), "--output-dir", str(by_command)]) == 1
     assert "unknown key 'teachr'" in capsys.readouterr().err
+
+
+def test_a_store_that_another_process_writes_is_an_error(tmp_path, run_python):
+    script = """
+        import sys
+        from hf_whittle.locks import folder_lock
+        with folder_lock(sys.argv[1]):
+            pass
+    """
+    teacher, tried = make_teacher(), []
+
+    def during(*_):
+        if not tried:
+            with pytest.raises(AssertionError, match="is being written by another process"):
+                run_python(script, tmp_path / "store")
+            tried.append(True)
+
+    teacher.base_model.register_forward_pre_hook(during)
+    store(tmp_path / "store", teacher=teacher)
+    assert tried and contents(tmp_path / "store").keys() == contents(store(tmp_path / "other").folder).keys()

@@ -1,0 +1,72 @@
+"""One writer for a folder at a time."""
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from .disk import disk_errors
+from .errors import OutputError
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".hf_whittle.lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_held = threading.local()
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | Path) -> Iterator[None]:
+    """Keep other processes and threads from writing a folder, which is made if need be, inside the block.
+
+    A lock ends with its process, however that ends, and leaves nothing to be removed by hand. Blocks may be nested.
+    Where the file system knows no locks, a warning says so and the work goes on.
+
+    Raises:
+        OutputError: at once, if another process or thread writes the folder, or it cannot be written.
+    """
+    path = Path(os.path.realpath(folder))
+    key = os.getpid(), path
+    held = _held.__dict__.setdefault("folders", set())
+    if key in held:
+        yield
+        return
+    lock = _acquire(path, folder)
+    held.add(key)
+    try:
+        yield
+    finally:
+        held.discard(key)
+        if lock is not None:
+            with contextlib.suppress(OSError):  # on a disk that fails; on Windows, which removes no open file
+                (path / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+
+
+def _acquire(path: Path, folder: str | Path) -> BaseFileLock | None:
+    """The lock of a folder; `None` where there are no locks."""
+    with disk_errors(folder):
+        path.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = FileLock(path / LOCK_FILE)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise OutputError(
+                    errno.EBUSY,
+                    f"{folder} is being written by another process or thread; wait until that has ended, or choose "
+                    "another folder",
+                ) from error
+            except (NotImplementedError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning(f"{folder} lies on a file system without locks: see to it that nothing else writes it")
+                return None
+            if (path / LOCK_FILE).exists():
+                return lock
+            lock.release()  # of a file that its last holder has removed since it was opened
