@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError, StoreError, WhittleError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, remove_leftovers, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
@@ -117,9 +117,7 @@ def store_targets(
             writer.write(shard, folder)
     processes.wait()
     if processes.is_main:
-        for leftover in folder.glob(".*"):  # of a killed process
-            if leftover.name.startswith((".shard-", ".store.")):
-                leftover.unlink()
+        remove_leftovers(folder)
         write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
     processes.wait()
     return LogitStore(folder)

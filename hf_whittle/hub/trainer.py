@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
 
 from ..checkpoint import CARD_FILE
-from ..files import read_json, write_text
+from ..files import read_json, remove_leftovers, write_text
 from ..lineage import Lineage
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
@@ -50,6 +50,7 @@ class PublishingTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         model: Any = self.accelerator.unwrap_model(self.model)
+        remove_leftovers(folder)
         card = folder / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else None
         with using_cache(getattr(model, "config", None)):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..cost import Bin, num_parameters
 from ..errors import BinError, DataError, OtherSearchError
-from ..files import disk_errors, read_json
+from ..files import disk_errors, read_json, remove_leftovers
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -215,6 +216,7 @@ class _Archive:
     def _read(self) -> None:
         """Take up what an interrupted search left."""
         assert self._folder is not None
+        remove_leftovers(self._folder)
         evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
         if not evaluations:
             self.result.save(self._folder)
@@ -267,4 +269,6 @@ class _Archive:
     def save_summary(self) -> None:
         if self._writes:
             assert self._folder is not None
+            with disk_errors(self._folder):
+                os.fsync(self._stream.fileno())  # the summary tells how many evaluations there are
             self.result.save_summary(self._folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -25,6 +25,7 @@ from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
+from .checkpoints import WholeCheckpoints
 
 logger = logging.get_logger(__name__)
 
@@ -126,7 +127,7 @@ class SupernetConfig(TrainingArguments):
         return self.strategy == "sandwich" and self.beta > 0
 
 
-class SupernetTrainer(Trainer):
+class SupernetTrainer(WholeCheckpoints):
     """Trains a super-network on packed blocks of tokens so that its subnets are good before any training of theirs.
 
     Each optimizer step trains the full network, subnets or both, as `args.strategy` says. Its gradient and its `loss`
