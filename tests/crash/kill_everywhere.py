@@ -41,7 +41,7 @@ def kill_everywhere(program, points=None, processes=1):
         work = Path(scratch)
         gc.freeze()  # every training begins with a search for garbage, in all that is imported
         _write_inputs(work / "inputs")
-        never_stopped, events = _reference(work, program, processes)
+        never_stopped, events = _reference(work, program, processes, twice=points is None)
         moments = [
             (process, number, torn)
             for process, own in enumerate(events)
@@ -69,25 +69,22 @@ def kill_everywhere(program, points=None, processes=1):
         }
 
 
-def _reference(work, program, processes):
+def _reference(work, program, processes, twice):
     """What comes of a run never stopped, and what each process did to files; a second run must give the same."""
     outcomes = []
-    for name in ("never stopped", "again"):
-        folder = work / name / "out"
-        folder.mkdir(parents=True)
+    for _ in range(2 if twice else 1):
+        folder = _empty_folder(work)
         codes = _launch(work, program, folder, processes, {})
         assert codes == [0] * processes, _log(work)
         outcomes.append(outcome(folder))
-    assert outcomes[0] == outcomes[1], "the program does not give the same twice"
+    assert outcomes[0] == outcomes[-1], "the program does not give the same twice"
     return outcomes[0], [json.loads((work / f"events.{process}").read_text()) for process in range(processes)]
 
 
 def _kill_and_resume(work, program, processes, kill, never_stopped):
     """What is wrong after a run was killed and taken up again, or `None`."""
     process, number, torn = kill
-    folder = work / "killed" / "out"
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _empty_folder(work)
     codes = _launch(work, program, folder, processes, {process: (number, torn)})
     if codes[process] != KILLED:
         return f"it was not killed, but ended with {codes}: {_log(work)}"
@@ -100,6 +97,14 @@ def _kill_and_resume(work, program, processes, kill, never_stopped):
     after = outcome(folder)
     different = [name for name in sorted({*after, *never_stopped}) if after.get(name) != never_stopped.get(name)]
     return f"not as if never stopped: {', '.join(map(steady_name, different))}" if different else None
+
+
+def _empty_folder(work):
+    """Always of the same name, as that is in what a run writes."""
+    folder = work / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _launch(work, program, folder, processes, kills):

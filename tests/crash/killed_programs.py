@@ -1,4 +1,4 @@
-"""Four programs that may be killed at any moment, and what must come of them all the same.
+"""Four programs that may be killed at any moment, what must come of them all the same, and one that may not.
 
 python killed_programs.py PROGRAM FOLDER            # does it, or goes on with it
 python killed_programs.py PROGRAM FOLDER --outcome  # prints what came of it
@@ -23,10 +23,11 @@ from fixtures_training import make_blocks as make_search_blocks
 from matplotlib.figure import Figure
 from small_stores import store
 from small_supernet_training import make_space
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, set_seed
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainingArguments, set_seed
 from uneven_training import make_model
 
 from hf_whittle import EvolutionConfig, SubnetSearchCallback, SupernetConfig, SupernetTrainer
+from hf_whittle.data import collate_blocks
 from hf_whittle.distillation.config import DistillationConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.run import Run
@@ -79,6 +80,18 @@ def train_supernet(folder, inputs):
     return _train(trainer, folder)
 
 
+def train_plainly(folder, inputs):
+    """What `Trainer` itself does: the reference that shows what is to be told."""
+    trainer = Trainer(
+        model=make_supernet(),
+        args=TrainingArguments(output_dir=str(folder), **TRAINING),
+        train_dataset=_blocks(61, seed=0),
+        eval_dataset=_blocks(61, seed=1),
+        data_collator=collate_blocks,
+    )
+    return _train(trainer, folder)
+
+
 def _blocks(vocabulary, seed):
     rows = make_search_blocks(16, seed=seed)["input_ids"]
     return Dataset.from_dict({"input_ids": [[token % vocabulary for token in row] for row in rows]})
@@ -109,6 +122,7 @@ PROGRAMS = {
     "SupernetTrainer": train_supernet,
     "hf-whittle run": run_recipe,
     "store_targets": store_teacher,
+    "transformers.Trainer": train_plainly,
 }
 _BYTES = (
     ".safetensors",
