@@ -134,7 +134,8 @@ class _Processes:
     def __init__(self) -> None:
         self._state: Any = None
         self.index, self.count = 0, 1
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.device = accelerator or torch.device("cpu")  # a build for GPUs names one where there is none
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 

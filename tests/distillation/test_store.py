@@ -473,3 +473,11 @@ def test_command_says_in_a_line_what_is_wrong(recipe_file, by_command, tmp_path,
     wrong.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"teachr": "x"}))
     assert main(["store-logits", str(wrong), "--output-dir", str(by_command)]) == 1
     assert "unknown key 'teachr'" in capsys.readouterr().err
+
+
+def test_a_build_for_gpus_reads_on_the_cpu_where_there_is_none(monkeypatch, tmp_path, teacher_folder):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    blocks = torch.randint(300, (2, 8), generator=torch.Generator().manual_seed(0))
+    stored = store_targets(str(teacher_folder), blocks, tmp_path / "store", draws=2, progress=False)
+    assert stored.tokens == 16
