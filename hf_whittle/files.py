@@ -12,6 +12,10 @@ from typing import Any
 from .disk import disk_errors
 from .errors import CheckpointError
 
+_PARTIAL = ".partial-"
+"""Begins the names of what is being written or removed; a process that is killed leaves it behind."""
+_BEFORE = ".before"
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -25,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.stem}.", suffix=path.suffix)
             os.close(handle)
             temporary = Path(name)
             yield temporary
@@ -41,6 +45,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, renamed to it if the block succeeds and removed if it does not.
 
+    What a killed process left of it is removed first.
+
     Args:
         path (`str` or `Path`): the folder; unless `replace`, there must be none, or an empty one.
         replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`.
@@ -49,24 +55,82 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         OutputError: if the folder cannot be written, is not empty, or the disk is full.
     """
     path = Path(expanded(path))
-    temporary = None
+    temporary = _partial(path)
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            temporary.chmod(0o777 & ~_umask())
+            _put_back(path)
+            _remove(temporary)
+            temporary.mkdir()
             yield temporary
-            for written in [*filter(Path.is_file, temporary.rglob("*")), temporary]:
-                _synchronise(written)
-            if replace and path.exists():
-                shutil.rmtree(path)
-            elif path.exists():
-                shutil.copymode(path, temporary)
-            temporary.replace(path)
-            _synchronise(path.parent)
+            put_in_place(temporary, path, replace=replace)
         finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, path: Path, *, replace: bool = False) -> None:
+    """Rename a finished folder to `path`, once all of it is on disk.
+
+    Args:
+        temporary (`Path`): the folder, on the same file system.
+        path (`Path`): unless `replace`, there must be none, or an empty one.
+        replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`. A process killed in
+            between leaves either; `remove_leftovers` and the next `atomic_folder` see to it.
+    """
+    for written in [*temporary.rglob("*"), temporary]:
+        _synchronise(written)
+    before = _before(path)
+    if replace and path.exists():
+        _remove(before)
+        path.replace(before)
+    elif path.exists():
+        shutil.copymode(path, temporary)
+    temporary.replace(path)
+    _synchronise(path.parent)
+    _remove(before)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder, if there is one: all of it at once, as it is renamed first."""
+    path = Path(path)
+    doomed = _partial(path)
+    with disk_errors(path):
+        _remove(doomed)
+        if path.exists():
+            path.replace(doomed)
+            _remove(doomed)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes were writing into a folder, and put back what they were about to replace."""
+    folder = Path(folder)
+    with disk_errors(folder):
+        for leftover in sorted(folder.glob(f"{_PARTIAL}*{_BEFORE}")):
+            _put_back(folder / leftover.name.removeprefix(_PARTIAL).removesuffix(_BEFORE))
+        for leftover in folder.glob(f"{_PARTIAL}*"):
+            _remove(leftover)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(_PARTIAL + path.name)
+
+
+def _before(path: Path) -> Path:
+    """Where the folder at `path` stands while another is put into its place."""
+    return path.with_name(_PARTIAL + path.name + _BEFORE)
+
+
+def _put_back(path: Path) -> None:
+    """Bring back a folder whose replacement did not come about."""
+    if not path.exists() and _before(path).exists():
+        _before(path).replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _synchronise(path: Path) -> None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module
 from .changes import has_begun
@@ -30,6 +29,7 @@ from .extraction import extract_subnet, without_bars
 from .lineage import Lineage
 from .search_space import SearchSpace
 from .tokenizer_files import save_tokenizer
+from .training.checkpoints import last_checkpoint
 from .training.supernet_trainer import smallest_subnet
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _try_training(run: "Run", section: str, folder: Path, overrides: dict[str, A
         run.save(trainer.accelerator.unwrap_model(trainer.model), final)
         AutoTokenizer.from_pretrained(final)
         again = run.trainer(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
-        checkpoint = get_last_checkpoint(str(folder / section))
+        checkpoint = last_checkpoint(folder / section)
         _without_loggers(again).train_from(checkpoint)
 
 

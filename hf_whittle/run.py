@@ -22,8 +22,6 @@ from transformers import (
     PrinterCallback,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from .architecture import architecture_module, check_model_type
 from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
@@ -39,7 +37,7 @@ from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
-from .files import atomic_folder, read_json, write_json
+from .files import atomic_folder, read_json, remove_folder, remove_leftovers, write_json
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
@@ -57,6 +55,7 @@ from .search.result import SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
 from .tokenizer_files import save_tokenizer
+from .training.checkpoints import last_checkpoint
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar
 
@@ -339,7 +338,7 @@ class Run:
 
     def _train(self, name: str, model: PreTrainedModel, **overrides: Any) -> dict[str, Any]:
         stage = self.folder / "stages" / name
-        checkpoint = _last_checkpoint(stage)
+        checkpoint = last_checkpoint(stage)
         if checkpoint is not None:
             overrides["eval_on_start"] = False  # it was evaluated before the interruption
         args = self.recipe.training_arguments(stage, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
@@ -411,15 +410,18 @@ class Run:
         path = self.folder / "stages" / f"{name}.json"
         if not path.is_file():
             write_json(path, work())
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # checkpoints of the stage
             if self._interrupted:
+                remove_folder(path.with_suffix(""))
                 raise KeyboardInterrupt
+        remove_folder(path.with_suffix(""))  # checkpoints of the stage
         return read_json(path)
 
     # Report
 
     def results(self) -> dict[str, Any]:
         """Do every stage that is not done yet, and write `results.json`, the pictures and the model card."""
+        for folder in (self.folder, self.folder / "stages"):
+            remove_leftovers(folder)
         self.check_teacher()
         self.check_inputs()
         preflight(self)
@@ -490,16 +492,6 @@ class Run:
         with disk_errors(self.folder):
             for file in sorted(final.glob("*")):
                 file.replace(self.folder / file.name)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint in a folder; one that was cut off while it was written is removed."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return get_last_checkpoint(folder) if folder.is_dir() else None
 
 
 def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:

@@ -1,11 +1,28 @@
 """The chunked distillation loss of liger-kernel, in the place of ours."""
 
+from typing import Any
+
 import torch
 
 from .losses import IGNORED, DistillationLoss, LossWeights
 from .targets import DenseTargets, Head
 
 _WEIGHT_OF_TEACHER = {"forward_kl": 0.0, "reverse_kl": 1.0}
+
+
+def liger_function() -> Any:
+    """The loss of liger-kernel.
+
+    Raises:
+        ImportError: if liger-kernel is not there.
+    """
+    try:
+        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+    except ImportError as error:
+        raise ImportError(
+            "loss_impl='liger' needs liger-kernel: pip install 'hf_whittle[liger]', or set 'fused'"
+        ) from error
+    return LigerFusedLinearJSDFunction
 
 
 def liger_distillation_loss(
@@ -22,10 +39,7 @@ def liger_distillation_loss(
         ImportError: if liger-kernel is not there.
         ValueError: for a divergence it does not have, and for logits instead of states.
     """
-    try:
-        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
-    except ImportError as error:
-        raise ImportError("loss_impl='liger' needs liger-kernel: pip install liger-kernel, or set 'fused'") from error
+    function = liger_function()
     if weights.divergence not in (*_WEIGHT_OF_TEACHER, "jensen_shannon"):
         raise ValueError(f"liger-kernel has no {weights.divergence}; use loss_impl='fused'")
     if head is None or targets.head is None:
@@ -35,7 +49,7 @@ def liger_distillation_loss(
     teacher = targets.head.first(head.size)
     rows = (labels != IGNORED).nonzero()[:, 0]
     number = max(len(rows), 1)
-    mean, soft, hard = LigerFusedLinearJSDFunction.apply(
+    mean, soft, hard = function.apply(
         states[rows].to(head.weight.dtype),
         head.weight,
         targets.states[rows.to(targets.states.device)].to(head.weight),

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check_integers, check_positive
 from ..errors import DataError, StoreError
-from ..files import atomic_path, expanded, write_json
+from ..files import atomic_path, expanded, remove_leftovers, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
@@ -124,9 +124,7 @@ def store_targets(
                 writer.write(shard, folder)
         processes.wait()
         if processes.is_main:
-            for leftover in folder.glob(".*"):  # of a killed process
-                if leftover.name.startswith((".shard-", ".store.")):
-                    leftover.unlink()
+            remove_leftovers(folder)
             write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
         processes.wait()
     return LogitStore(folder)
@@ -148,7 +146,8 @@ class _Processes:
     def __init__(self) -> None:
         self._state: Any = None
         self.index, self.count = 0, 1
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.device = accelerator or torch.device("cpu")  # a build for GPUs names one where there is none
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 

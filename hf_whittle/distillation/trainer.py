@@ -30,11 +30,12 @@ from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
 from ..models.weights import check_not_offloaded
 from ..subnet import SubnetConfig
+from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
 from .heads import head_of, in_place_of, output_module
 from .hidden import HiddenStateLoss, layer_outputs
-from .liger import liger_distillation_loss
+from .liger import liger_distillation_loss, liger_function
 from .losses import IGNORED, DistillationLoss, naive_distillation_loss
 from .store import LogitStore
 from .targets import DenseTargets, Head, Targets
@@ -51,7 +52,7 @@ LORA_TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 _PROJECTIONS_FILE = "hidden_projections.safetensors"
 
 
-class DistillationTrainer(PublishingTrainer):
+class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
     """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
     Logits of the whole batch are held neither of the student nor of the teacher, where their output layers are plain
@@ -128,6 +129,8 @@ class DistillationTrainer(PublishingTrainer):
             raise ValueError("a batch cannot be skipped where weights are sharded; set non_finite_loss='stop'")
         if not args.has_teacher:
             return
+        if args.loss_impl == "liger":
+            liger_function()  # says before the training if it is missing
         if args.hidden_weight > 0 and (sharded or kwargs.get("optimizers", (None, None))[0] is not None):
             raise ValueError(
                 "hidden_weight > 0 trains projections beside the student: that needs the Trainer's own optimizer, and "
@@ -433,8 +436,10 @@ class DistillationTrainer(PublishingTrainer):
 
 
 def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
-    from peft import get_peft_model
-
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ImportError("peft_config needs peft: pip install 'hf_whittle[adapters]'") from error
     if getattr(config, "target_modules", None) is None and has_architecture(model.config):
         config = copy.copy(config)
         config.target_modules = set(LORA_TARGETS)
@@ -445,9 +450,7 @@ def _with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
 
 def _last_good_checkpoint(folder: str) -> str | None:
     """The newest checkpoint all of whose weights are numbers."""
-    steps = [path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")]
-    for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
-        checkpoint = Path(folder) / f"checkpoint-{step}"
+    for checkpoint in whole_checkpoints(folder):
         files = list(checkpoint.glob("*.safetensors"))
         if files and all(value.isfinite().all() for file in files for value in load_file(file).values()):
             return str(checkpoint)

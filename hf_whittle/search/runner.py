@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters, parameter_polynomial
 from ..disk import disk_errors
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files import expanded, read_json
+from ..files import expanded, read_json, remove_leftovers
 from ..locks import folder_lock
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
@@ -232,6 +233,7 @@ class _Archive:
     def _read(self) -> None:
         """Take up what an interrupted search left."""
         assert self._folder is not None
+        remove_leftovers(self._folder)
         evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
         is_told = self.result.settings["fitness"].get("code", "") is not None
         name = self.result.settings["fitness"].get("name")
@@ -299,4 +301,6 @@ class _Archive:
     def save_summary(self) -> None:
         if self._writes:
             assert self._folder is not None
+            with disk_errors(self._folder):
+                os.fsync(self._stream.fileno())  # the summary tells how many evaluations there are
             self.result.save_summary(self._folder)

@@ -56,7 +56,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
     Attributes:
         result (`SearchResult` or `None`): of the last search in this process.
         history (`list[dict]`): step, fitness, parameters and subnet of each search. A checkpoint holds those made
-            before it was saved.
+            before it was saved; that of its own step is read, or finished, when training goes on from it.
 
     Raises:
         ArchitectureError: when training begins, if the model is not a super-network.
@@ -115,6 +115,8 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         stored: Any = state.stateful_callbacks or {}
         if state.global_step and not self.history and isinstance(stored.get(type(self).__name__), dict):
             self.history = list(stored[type(self).__name__]["attributes"]["history"])
+        if self._when == "save" and state.global_step and _checkpoint(args, state).is_dir():
+            self._search(model, state, _checkpoint(args, state) / FOLDER)  # which may have been killed
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -125,9 +127,8 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if self._when == "save":
-            self._search(model, state, checkpoint / FOLDER)
+            self._search(model, state, _checkpoint(args, state) / FOLDER)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -189,6 +190,10 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
             self.trainer.log(found)
         else:
             state.log_history.append({**found, "step": state.global_step})
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def _unwrapped(model: Any) -> Any:

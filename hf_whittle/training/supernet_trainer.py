@@ -29,7 +29,7 @@ from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from ..tokenizer_files import complete_tokenizer
 from .arguments import check_arguments
-from .careful import CarefulTrainer
+from .checkpoints import WholeCheckpoints
 
 logger = logging.get_logger(__name__)
 
@@ -128,7 +128,7 @@ class SupernetConfig(TrainingArguments):
         return self.strategy == "sandwich" and self.beta > 0
 
 
-class SupernetTrainer(CarefulTrainer):
+class SupernetTrainer(WholeCheckpoints):
     """Trains a super-network on packed blocks of tokens so that its subnets are good before any training of theirs.
 
     Each optimizer step trains the full network, subnets or both, as `args.strategy` says. Its gradient and its `loss`

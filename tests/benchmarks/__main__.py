@@ -21,6 +21,7 @@ NAMES = (
     "healed_recovery",
     "search_fitness",
     "demo_budgets",
+    "crash",
 )
 LONG = ("predictive_fitness",)
 """Those that take a day, run by name alone."""

@@ -493,3 +493,11 @@ def test_a_store_that_another_process_writes_is_an_error(tmp_path, run_python):
     teacher.base_model.register_forward_pre_hook(during)
     store(tmp_path / "store", teacher=teacher)
     assert tried and contents(tmp_path / "store").keys() == contents(store(tmp_path / "other").folder).keys()
+
+
+def test_a_build_for_gpus_reads_on_the_cpu_where_there_is_none(monkeypatch, tmp_path, teacher_folder):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    blocks = torch.randint(300, (2, 8), generator=torch.Generator().manual_seed(0))
+    stored = store_targets(str(teacher_folder), blocks, tmp_path / "store", draws=2, progress=False)
+    assert stored.tokens == 16

@@ -1,0 +1,167 @@
+"""Checkpoints that appear whole or not at all, and the last of those in a folder."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import logging
+
+from ..disk import disk_errors
+from ..errors import CheckpointError
+from ..files import put_in_place, read_json, remove_folder, remove_leftovers
+from .careful import CarefulTrainer
+
+logger = logging.get_logger(__name__)
+
+_WRITING = ".partial-checkpoints"
+_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*")
+"""Weights of `Trainer`, of FSDP and of DeepSpeed."""
+
+
+class WholeCheckpoints(CarefulTrainer):
+    """A `Trainer` that may be killed at any moment: what stands under the name of a checkpoint is all of it.
+
+    All processes write a checkpoint into another folder, and once it is on disk the first one renames it. One that is
+    to be removed is renamed first. `train(resume_from_checkpoint=True)` takes the last checkpoint that is whole, where
+    a folder also has others, of a plain `Trainer` that was killed.
+    """
+
+    _is_saving = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does.
+
+        Raises:
+            CheckpointError: if the checkpoint given is not whole.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir)) or True
+        elif resume_from_checkpoint:
+            lacks = _lacks(Path(resume_from_checkpoint))
+            if lacks is not None:
+                raise CheckpointError(
+                    f"{resume_from_checkpoint} cannot be trained on from: {lacks}; resume_from_checkpoint=True takes "
+                    "the last whole checkpoint of output_dir"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._in_turn(lambda: remove_leftovers(str(self.args.output_dir)))
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, _WRITING) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        writing, checkpoint = Path(folder, _WRITING, name), Path(folder, name)
+        self._in_turn(lambda: shutil.rmtree(writing.parent, ignore_errors=True))
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving = False
+        self._name_best(folder)
+        if self.args.should_save:
+            self.state.save_to_json(str(writing / TRAINER_STATE_NAME))
+
+        def rename() -> None:
+            with disk_errors(checkpoint):
+                if writing.exists():  # else another machine shares the disk
+                    put_in_place(writing, checkpoint, replace=True)
+                shutil.rmtree(writing.parent, ignore_errors=True)
+
+        self._in_turn(rename)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            self._rotate(folder)
+
+    def _name_best(self, folder: str) -> None:
+        """Name the best checkpoint as it will be called, which `Trainer` looked for among those being written."""
+        step = self.state.best_global_step
+        best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if step and (step == self.state.global_step or os.path.exists(best)):
+            self.state.best_model_checkpoint = best
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _rotate(self, folder: str) -> None:
+        """Remove the oldest checkpoints beyond `save_total_limit`, as `rotate_checkpoints` does."""
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        checkpoints = sort_checkpoints(folder, use_mtime=True)
+        kept = {checkpoints[-1], str(Path(self.state.best_model_checkpoint or checkpoints[-1]))}
+        removable = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
+        for checkpoint in removable[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+            remove_folder(checkpoint)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None and self.args.save_total_limit == 1:
+            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+                if not os.path.samefile(checkpoint, best):
+                    remove_folder(checkpoint)
+        return super()._finalize_training(trial, *args, **kwargs)
+
+    def _in_turn(self, work: Callable[[], None]) -> None:
+        """Work on files in the first process, then in the first one of every other machine, whose disk may be its own.
+
+        All wait for that.
+        """
+        self.accelerator.wait_for_everyone()
+        for is_turn in (self.args.process_index == 0, self.args.local_process_index == 0 < self.args.process_index):
+            if is_turn:
+                work()
+            self.accelerator.wait_for_everyone()
+
+
+def whole_checkpoints(folder: str | Path) -> Iterator[Path]:
+    """The checkpoints of a folder that can be trained on from, the newest first."""
+    found = ((re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in Path(folder).glob("*"))
+    for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True):
+        lacks = _lacks(path)
+        if lacks is None:
+            yield path
+        else:
+            logger.warning(f"Passed over {path}, which was cut off while it was written or removed: {lacks}")
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in a folder that can be trained on from, if there is one."""
+    return next(map(str, whole_checkpoints(folder)), None)
+
+
+def _lacks(checkpoint: Path) -> str | None:
+    """What keeps a checkpoint from being trained on from."""
+    try:
+        read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
+    except (OSError, ValueError):
+        return f"{TRAINER_STATE_NAME} is missing or cut off"
+    if not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
+        return "there are no weights"
+    for path in checkpoint.glob("*.safetensors"):
+        try:
+            safe_open(path, framework="pt")  # compares the header with the size
+        except (OSError, SafetensorError) as error:
+            return f"{path.name} is cut off ({error})"
+    for index in checkpoint.glob("*.index.json"):
+        try:
+            missing = {name for name in read_json(index)["weight_map"].values() if not (checkpoint / name).is_file()}
+        except ValueError:
+            return f"{index.name} is cut off"
+        if missing:
+            return f"{min(missing)} is missing"
+    return None

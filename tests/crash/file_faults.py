@@ -1,0 +1,142 @@
+"""Kill a process at a moment at which it changes a file, as `ckpt-chaos` does, and leave files cut off.
+
+Beyond what `ckpt-chaos` 0.1.8 sees: single removals within `shutil.rmtree`, lines appended to an open file, and
+safetensors written from numpy.
+"""
+
+import builtins
+import functools
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+KILLED = 137
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_DIRECTORY_ARGUMENTS = {"os.remove": (1,), "os.rmdir": (1,), "os.mkdir": (2,), "os.rename": (2, 3), "os.link": (2, 3)}
+"""Where the audit events say which directory a relative path is of: one place for each path."""
+
+
+class FileFaults:
+    """Counts what this process does to files below a folder, and ends it at one of these events.
+
+    Args:
+        folder (`Path`): what is watched.
+        kill_at (`int`, *optional*): number of the event, from 0, that does not happen any more; counts only by default.
+        torn (`bool`, *optional*, defaults to `False`): whether that event still happens, but half of the file is lost.
+
+    Attributes:
+        events (`list[tuple[str, str, bool]]`): kind, path in the folder, and whether it can be torn.
+    """
+
+    def __init__(self, folder, kill_at=None, torn=False):
+        self.folder = os.path.realpath(folder)
+        self.kill_at, self.torn = kill_at, torn
+        self.events = []
+        self._to_tear = None
+
+    def arm(self):
+        """Begin to count, for the rest of this process."""
+        import safetensors.numpy
+        import safetensors.torch
+        import torch
+
+        torch.save = self._watched(torch.save, "torch.save", 1)  # these write from C++ and Rust
+        for module in (safetensors.torch, safetensors.numpy):
+            module.serialize_file = self._watched(module.serialize_file, "safetensors", 1)
+        io.open = builtins.open = self._watched_open(io.open)
+        sys.addaudithook(self._hear)
+
+    def finish(self):
+        """The process has ended by itself."""
+        if self._to_tear is not None:
+            self._tear()
+
+    def _hear(self, event, args):
+        if event == "open":
+            path, _, flags = args
+            if isinstance(path, (str, os.PathLike)) and flags & _WRITES:
+                self._happens("open", self._inside(path), tearable=not flags & os.O_EXCL)
+        elif event in _DIRECTORY_ARGUMENTS:
+            for path, place in zip(args, _DIRECTORY_ARGUMENTS[event], strict=False):
+                inside = self._inside(path, args[place])
+                if inside is not None:
+                    self._happens(event, inside)
+                    return
+
+    def _inside(self, path, directory=-1):
+        """The path in the folder, or `None`."""
+        path = os.fspath(path)
+        if directory not in (-1, None):
+            path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
+        path = os.path.abspath(path)
+        return os.path.relpath(path, self.folder) if path.startswith(self.folder + os.sep) else None
+
+    def _happens(self, kind, path, tearable=False):
+        """Count an event that is about to happen; `True` if the caller is to do half of it."""
+        if path is None:
+            return False
+        if self._to_tear is not None:
+            self._tear()
+        self.events.append((kind, path, tearable))
+        if self.kill_at != len(self.events) - 1:
+            return False
+        if not self.torn:
+            os._exit(KILLED)
+        self._to_tear = os.path.join(self.folder, path)
+        return True
+
+    def _tear(self):
+        path, self._to_tear = self._to_tear, None
+        if os.path.isfile(path):
+            os.truncate(path, os.path.getsize(path) // 2)
+        os._exit(KILLED)
+
+    def _watched(self, write, kind, position):
+        @functools.wraps(write)
+        def watched(*args, **kwargs):
+            path = args[position]
+            if isinstance(path, (str, os.PathLike)):
+                self._happens(kind, self._inside(path), tearable=True)
+            return write(*args, **kwargs)
+
+        return watched
+
+    def _watched_open(self, original):
+        @functools.wraps(original)
+        def watched(file, mode="r", *args, **kwargs):
+            stream = original(file, mode, *args, **kwargs)
+            inside = "a" in mode and isinstance(file, (str, os.PathLike)) and self._inside(file)
+            return _Appending(stream, functools.partial(self._happens, "append", inside, True)) if inside else stream
+
+        return watched
+
+
+class _Appending:
+    """A file of which every addition is an event."""
+
+    def __init__(self, stream, happens):
+        self._stream, self._happens = stream, happens
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        half = self._happens()
+        self._stream.write(text[: len(text) // 2] if half else text)
+        if half:
+            self._stream.flush()
+            os._exit(KILLED)
+
+
+def contents(folder):
+    """The bytes of every file below a folder, folders too; by their paths."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")
+    }
+
+
+def steady_name(path):
+    """A path without what is random in it."""
+    return re.sub(r"(\.partial-\S+\.)\w{8}(?=\.|$)", r"\1*", path)

@@ -1,0 +1,196 @@
+"""Kill a program at every change of a file, go on with it, and compare what comes of it with a run never stopped.
+
+python kill_everywhere.py PROGRAM [--points N] [--processes 2]
+
+Each run is a fork of this process, in which everything is imported and nothing was computed.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+if "HF_HOME" not in os.environ:  # everything is local
+    os.environ.update(HF_HOME=tempfile.mkdtemp(prefix="hf-home-"), HF_HUB_OFFLINE="1")
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+
+import killed_programs
+import torch
+from file_faults import KILLED, FileFaults, steady_name
+from killed_programs import PROGRAMS, outcome
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+TIMEOUT = 120
+
+
+def kill_everywhere(program, points=None, processes=1):
+    """Kill a program at `points` moments, evenly spread, or at all of them; how that went, as a `dict`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        gc.freeze()  # every training begins with a search for garbage, in all that is imported
+        _write_inputs(work / "inputs")
+        never_stopped, events = _reference(work, program, processes, twice=points is None)
+        moments = [
+            (process, number, torn)
+            for process, own in enumerate(events)
+            for number, (_, _, tearable) in enumerate(own)
+            for torn in ((False, True) if tearable else (False,))
+        ]
+        tried = moments if points is None else [moments[i * len(moments) // points] for i in range(points)]
+        started = time.perf_counter()
+        failures = []
+        for process, number, torn in tried:
+            trouble = _kill_and_resume(work, program, processes, (process, number, torn), never_stopped)
+            if trouble:
+                kind, path, _ = events[process][number]
+                where = f"{kind} {steady_name(path)}" + (", half written" if torn else "")
+                failures.append({"process": process, "event": number, "at": where, "trouble": trouble})
+        return {
+            "program": program,
+            "processes": processes,
+            "events": sum(map(len, events)),
+            "kill_points": len(moments),
+            "tried": len(tried),
+            "survived": len(tried) - len(failures),
+            "seconds": round(time.perf_counter() - started, 1),
+            "failures": failures,
+        }
+
+
+def _reference(work, program, processes, twice):
+    """What comes of a run never stopped, and what each process did to files; a second run must give the same."""
+    outcomes = []
+    for _ in range(2 if twice else 1):
+        folder = _empty_folder(work)
+        codes = _launch(work, program, folder, processes, {})
+        assert codes == [0] * processes, _log(work)
+        outcomes.append(outcome(folder))
+    assert outcomes[0] == outcomes[-1], "the program does not give the same twice"
+    return outcomes[0], [json.loads((work / f"events.{process}").read_text()) for process in range(processes)]
+
+
+def _kill_and_resume(work, program, processes, kill, never_stopped):
+    """What is wrong after a run was killed and taken up again, or `None`."""
+    process, number, torn = kill
+    folder = _empty_folder(work)
+    codes = _launch(work, program, folder, processes, {process: (number, torn)})
+    if codes[process] != KILLED:
+        return f"it was not killed, but ended with {codes}: {_log(work)}"
+    newest = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)  # all are whole
+    if _launch(work, program, folder, processes, {}) != [0] * processes:
+        return _log(work)
+    resumed = json.loads((work / "resumed").read_text())
+    if resumed is not None and resumed != newest:
+        return f"it went on from step {resumed}, where there was a whole checkpoint of step {newest}"
+    after = outcome(folder)
+    different = [name for name in sorted({*after, *never_stopped}) if after.get(name) != never_stopped.get(name)]
+    return f"not as if never stopped: {', '.join(map(steady_name, different))}" if different else None
+
+
+def _empty_folder(work):
+    """Always of the same name, as that is in what a run writes."""
+    folder = work / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _launch(work, program, folder, processes, kills):
+    """Run the program in forks of this process; their exit codes. When one dies, the others soon follow."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for process in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            launched = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            launched["MASTER_ADDR"] = "127.0.0.1"
+            if processes > 1:
+                os.environ |= {name: str(value) for name, value in launched.items()}
+            _be_the_program(work, program, folder, process, kills.get(process, (None, False)))
+        pids.append(pid)
+    return _wait(pids)
+
+
+def _be_the_program(work, program, folder, process, kill):
+    """Never returns."""
+    code = 1
+    log = os.open(work / f"log.{process}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        torch.set_num_threads(1)
+        faults = FileFaults(folder, *kill)
+        faults.arm()
+        resumed = PROGRAMS[program](folder, work / "inputs")
+        faults.finish()
+        (work / f"events.{process}").write_text(json.dumps(faults.events))
+        (work / "resumed").write_text(json.dumps(resumed))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait(pids):
+    codes = dict.fromkeys(pids)
+    deadline = time.monotonic() + TIMEOUT
+    while None in codes.values():
+        for pid in [pid for pid, code in codes.items() if code is None]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                if codes[pid]:
+                    deadline = min(deadline, time.monotonic() + 2)
+        if time.monotonic() > deadline:
+            for pid in [pid for pid, code in codes.items() if code is None]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return [codes[pid] for pid in pids]
+
+
+def _log(work):
+    """The end of what the processes said."""
+    return " / ".join(path.read_text(errors="replace")[-700:].strip() for path in sorted(work.glob("log.*")))
+
+
+def _write_inputs(folder):
+    """A teacher with a tokenizer of single bytes, and texts."""
+    from fixtures_run import write_modules
+    from uneven_training import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    folder.mkdir()
+    write_modules(folder / "texts", number=24)
+    alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=alphabet[0]).save_pretrained(folder / "teacher")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(alphabet), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0)
+    GPTNeoXForCausalLM(config).save_pretrained(folder / "teacher")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", choices=[*killed_programs.PROGRAMS])
+    parser.add_argument("--points", type=int, help="how many moments, all by default")
+    parser.add_argument("--processes", type=int, default=1)
+    asked = parser.parse_args()
+    print(json.dumps(kill_everywhere(asked.program, asked.points, asked.processes), indent=1))

@@ -1,0 +1,57 @@
+"""A program killed at any change of a file goes on, and what comes of it is that of a run never stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "kill_everywhere.py"
+
+
+def kill(program, *options):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, str(SCRIPT), program, *map(str, options)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def all_survive(report):
+    assert report["failures"] == []
+    return report["survived"] == report["tried"] > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "points"),
+    [("DistillationTrainer", 6), ("SupernetTrainer", 4), ("hf-whittle run", 3), ("store_targets", 8)],
+)
+def test_killed_at_some_moments(program, points):
+    assert all_survive(kill(program, "--points", points))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "points"),
+    [("DistillationTrainer", None), ("SupernetTrainer", None), ("hf-whittle run", 40), ("store_targets", None)],
+)
+def test_killed_at_every_moment(program, points):
+    assert all_survive(kill(program, *(["--points", points] if points else [])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["DistillationTrainer", "store_targets"])
+def test_one_of_two_processes_killed(program):
+    assert all_survive(kill(program, "--processes", 2, "--points", 16))
+
+
+@pytest.mark.slow
+def test_the_plain_trainer_does_not_survive_everywhere():
+    """Else the faults would be none."""
+    report = kill("transformers.Trainer", "--points", 24)
+    assert report["survived"] < report["tried"]
+    assert any("FileNotFoundError" in failure["trouble"] for failure in report["failures"])

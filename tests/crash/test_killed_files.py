@@ -1,0 +1,79 @@
+"""What a process killed while it writes or removes leaves is what was there before, or all of the new."""
+
+import itertools
+import os
+
+import pytest
+from file_faults import KILLED, FileFaults, contents
+
+from hf_whittle.files import atomic_folder, remove_folder, remove_leftovers, write_json, write_text
+
+
+def write_folder(folder, text):
+    with atomic_folder(folder / "model", replace=True) as temporary:
+        (temporary / "deep").mkdir()
+        for name in ("config", "deep/weights"):
+            (temporary / name).write_text(text)
+
+
+WORK = {
+    "file": lambda folder: write_text(folder / "file.txt", "new"),
+    "JSON": lambda folder: write_json(folder / "value.json", ["new"]),
+    "folder": lambda folder: write_folder(folder, "new"),
+    "removal": lambda folder: remove_folder(folder / "model"),
+}
+
+
+def before(folder):
+    folder.mkdir()
+    write_text(folder / "file.txt", "old")
+    write_json(folder / "value.json", ["old"])
+    write_folder(folder, "old")
+
+
+def killed_at(folder, work, moment, torn):
+    """Do that in a child which is killed at a moment; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            faults = FileFaults(folder, moment, torn)
+            faults.arm()
+            work(folder)
+            faults.finish()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, KILLED)
+    return code == KILLED
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("name", WORK)
+def test_killed_at_every_moment_it_is_the_old_or_the_new(tmp_path, name, torn):
+    before(tmp_path / "old")
+    before(tmp_path / "new")
+    WORK[name](tmp_path / "new")
+    either = [contents(tmp_path / "old"), contents(tmp_path / "new")]
+    assert either[0] != either[1]
+    seen = []
+    for moment in itertools.count():
+        folder = tmp_path / f"killed {moment}"
+        before(folder)
+        if not killed_at(folder, WORK[name], moment, torn):
+            break
+        remove_leftovers(folder)
+        assert contents(folder) in either
+        seen.append(contents(folder))
+        WORK[name](folder)
+        assert contents(folder) == either[1]
+    assert either[0] in seen and moment >= 2
+
+
+def test_the_next_to_write_a_folder_puts_back_what_it_was_to_replace(tmp_path):
+    """Where nobody looked for leftovers between a process killed and one that fails."""
+    before(tmp_path / "folder")
+    (tmp_path / "folder" / "model").rename(tmp_path / "folder" / ".partial-model.before")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder" / "model", replace=True):
+        raise RuntimeError
+    assert (tmp_path / "folder" / "model" / "config").read_text() == "old"
