@@ -1,11 +1,18 @@
 """The command line: `hf-whittle COMMAND`, a file for each command."""
 
 import argparse
+import logging
 import sys
 
 from ..errors import WhittleError
 from . import demo, extract, push, run, store_logits
 
+# What loggers of other libraries say about themselves: a kernel that 4-bit layers would take, though there are none,
+# and the order of checkpoints that were written within a second.
+NOT_THE_USERS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
+}
 COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
 
 
@@ -24,6 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
+    for name, start in NOT_THE_USERS.items():
+        logging.getLogger(name).addFilter(lambda record, start=start: not record.getMessage().startswith(start))
     try:
         COMMANDS[options.command].main(options)
     except (WhittleError, OSError) as error:  # an OSError of transformers says that a checkpoint was not found

@@ -4,7 +4,6 @@ Shapes: `B` blocks, `L` tokens in a block, `N` rows (tokens), `V` entries of the
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ..errors import DataError, StoreError, WhittleError
 from ..files import atomic_path, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..processes import launched_processes
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
 from .store_files import (
@@ -33,6 +33,7 @@ from .store_files import (
     vocabulary_fingerprint,
 )
 from .targets import DenseTargets, SparseTargets
+from .teacher import run_any_size_in_4_bits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,6 +91,7 @@ def store_targets(
         raise StoreError(f"batch_size must be at least 1, got {batch_size}")
     processes = _Processes()
     model = teacher if isinstance(teacher, PreTrainedModel) else _load(teacher, processes.device)
+    run_any_size_in_4_bits(model)
     size = model.config.vocab_size
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)
@@ -134,13 +136,10 @@ class _Processes:
     """The processes that were launched together; one, without a launcher."""
 
     def __init__(self) -> None:
-        self._state: Any = None
+        self._state = launched_processes()
         self.index, self.count = 0, 1
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            self._state = PartialState(cpu=not torch.accelerator.is_available())
+        if self._state is not None:
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = self._state.device
 

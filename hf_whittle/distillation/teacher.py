@@ -35,6 +35,18 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
     return teacher
 
 
+def run_any_size_in_4_bits(model: nn.Module) -> None:
+    """Keep 4-bit layers that do not fit it out of the packed kernel bitsandbytes takes on CPUs with AVX512-BF16.
+
+    That kernel reads 32 outputs at once and whole blocks of inputs, and asserts that there are no others; unpacked,
+    a layer runs on any CPU.
+    """
+    for layer in model.modules():
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            fits = layer.out_features % 32 == 0 and layer.in_features % layer.weight.blocksize == 0
+            layer.support_avx512bf16_for_cpu = fits
+
+
 def check_vocabulary(
     student: Any,
     teacher: Any,
@@ -81,6 +93,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         model.eval().requires_grad_(False)
+        run_any_size_in_4_bits(model)
         self._accelerator = accelerator
         self._head = output_module(model)
         self.model: Any = model

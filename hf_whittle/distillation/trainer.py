@@ -26,6 +26,7 @@ from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
+from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
 from .fused import fused_distillation_loss
@@ -101,6 +102,7 @@ class DistillationTrainer(PublishingTrainer):
             model = _with_adapters(model, peft_config, args)
         self.teacher: nn.Module | LogitStore | None = None
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        end_group_at_exit()
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
             raise ValueError(

@@ -23,6 +23,7 @@ from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
+from ..processes import end_group_at_exit
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 
@@ -180,6 +181,7 @@ class SupernetTrainer(Trainer):
         if not isinstance(args, SupernetConfig):
             raise TypeError(f"args must be a SupernetConfig, got {type(args).__name__}")
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        end_group_at_exit()
         self._check_training()
         config = self._supernet.full_config
         self.search_space = search_space or SearchSpace.from_config(config, layer_wise=True)

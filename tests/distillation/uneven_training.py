@@ -19,14 +19,14 @@ CASES = {
 SUBNET = SubnetConfig(tuple(range(1, 16, 2)), (0, 2), 1, 16)
 
 
-def make_model(seed, layers=2, vocab_size=VOCABULARY):
+def make_model(seed, layers=2, vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32):
     torch.manual_seed(seed)
     config = GPTNeoXConfig(
         vocab_size=vocab_size,
-        hidden_size=16,
+        hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=intermediate_size,
         max_position_embeddings=LENGTH,
         initializer_range=0.2,
     )
@@ -105,5 +105,3 @@ def logged_numbers(trainer):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter
