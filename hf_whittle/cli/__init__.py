@@ -16,6 +16,17 @@ NOT_THE_USERS = {
 COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
 
 
+class _Without(logging.Filter):
+    """Leave out messages that start so."""
+
+    def __init__(self, start: str):
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._start)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     from .. import __version__
@@ -32,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
     for name, start in NOT_THE_USERS.items():
-        logging.getLogger(name).addFilter(lambda record, start=start: not record.getMessage().startswith(start))
+        logging.getLogger(name).addFilter(_Without(start))
     try:
         COMMANDS[options.command].main(options)
     except (WhittleError, OSError) as error:  # an OSError of transformers says that a checkpoint was not found

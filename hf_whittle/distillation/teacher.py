@@ -35,7 +35,7 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
     return teacher
 
 
-def run_any_size_in_4_bits(model: nn.Module) -> None:
+def run_any_size_in_4_bits(model: Any) -> None:
     """Keep 4-bit layers that do not fit it out of the packed kernel bitsandbytes takes on CPUs with AVX512-BF16.
 
     That kernel reads 32 outputs at once and whole blocks of inputs, and asserts that there are no others; unpacked,
