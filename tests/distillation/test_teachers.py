@@ -196,6 +196,7 @@ def on_two_processes(kind, folder, **environment):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sharded_teacher_on_two_processes_is_the_whole_one(tmp_path):
     on_two_processes("teacher", tmp_path)
     one = make_trainer(tmp_path)
@@ -205,6 +206,7 @@ def test_sharded_teacher_on_two_processes_is_the_whole_one(tmp_path):
     torch.testing.assert_close(two, dict(one.model.state_dict()), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_student_on_two_processes_has_the_gradients_of_the_whole_one(tmp_path):
     on_two_processes("student", tmp_path)
     one = make_trainer(tmp_path)

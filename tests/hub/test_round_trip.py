@@ -65,6 +65,7 @@ def logits_of(model, input_ids):
         return model.eval()(input_ids=input_ids).logits
 
 
+@pytest.mark.slow
 def test_students_load_elsewhere_as_they_were(
     hub, load_elsewhere, stock_student, teacher_folder, found, tokenizer, input_ids
 ):

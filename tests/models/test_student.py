@@ -105,6 +105,7 @@ def _save_with_input(student, input_ids, folder):
     torch.save(input_ids, folder / "input_ids.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", [HF_WHITTLE_FIRST, TRANSFORMERS_FIRST], ids=["hf_whittle", "transformers"])
 def test_uneven_student_loads_without_remote_code_whichever_is_imported_first(
     supernet, uneven_subnet, input_ids, tmp_path, run_python, imports
@@ -115,6 +116,7 @@ def test_uneven_student_loads_without_remote_code_whichever_is_imported_first(
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(student, input_ids), **CLOSE)
 
 
+@pytest.mark.slow
 def test_students_run_where_hf_whittle_is_not_installed(supernet, uneven_subnet, input_ids, tmp_path, run_python):
     uneven, stock = (extract_subnet(supernet, subnet) for subnet in (uneven_subnet, STOCK_SUBNET))
     _save_with_input(uneven, input_ids, tmp_path / "uneven")

@@ -42,6 +42,7 @@ def test_two_processes_write_what_one_does(on_one_process, tmp_path):
     assert files(tmp_path) == on_one_process
 
 
+@pytest.mark.slow
 def test_sharded_super_network_is_searched_to_the_same_result(on_one_process, tmp_path):
     """Gathered weights may begin elsewhere in memory, and a kernel then add in another order."""
     done = launch(tmp_path / "sharded", "sharded")
@@ -57,6 +58,7 @@ def test_sharded_super_network_is_searched_to_the_same_result(on_one_process, tm
         assert found.settings == expected.settings
 
 
+@pytest.mark.slow
 def test_search_goes_on_with_another_number_of_processes(on_one_process, tmp_path):
     search(tmp_path, make_supernet(hidden_dropout=0.0))
     for name in CONFIGS:
@@ -67,6 +69,7 @@ def test_search_goes_on_with_another_number_of_processes(on_one_process, tmp_pat
     assert files(tmp_path) == on_one_process
 
 
+@pytest.mark.slow
 def test_error_in_one_process_ends_all_with_its_reason(tmp_path):
     done = launch(tmp_path, "failing")
     assert done.returncode != 0

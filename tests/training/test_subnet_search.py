@@ -11,6 +11,7 @@ import fixtures_training
 import pytest
 import torch
 from fixtures_search import assert_same_search
+from fixtures_slow import slow_but
 from fixtures_training import BIN, CONFIG, make_blocks, make_callback, make_supernet, make_trainer
 from transformers import GPTNeoXForCausalLM, TrainerCallback
 
@@ -146,7 +147,7 @@ def test_without_a_trainer_the_result_is_in_the_log_history(tmp_path):
 
 
 @pytest.mark.parametrize("restore", [False, True])
-@pytest.mark.parametrize("when", ["save", "evaluate"])
+@pytest.mark.parametrize("when", slow_but(["save", "evaluate"], "evaluate"))
 def test_resumed_training_goes_on_to_the_same_weights_and_history(plain, tmp_path, when, restore):
     first = make_callback(when=when)
     make_trainer(tmp_path, [first], max_steps=4, lr_scheduler_type="constant").train()
@@ -164,6 +165,7 @@ def test_resumed_training_goes_on_to_the_same_weights_and_history(plain, tmp_pat
     assert_same_history(callback.history, whole.history[-len(steps) :])
 
 
+@pytest.mark.slow
 def test_search_of_an_earlier_training_in_the_folder_is_replaced(tmp_path):
     make_trainer(tmp_path, [make_callback()], seed=1).train()
     callback = make_callback()
@@ -180,6 +182,7 @@ def test_fitness_of_ones_own(tmp_path):
     assert best.fitness == KLDivergence(trainer.model, blocks)(best.subnet)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     """Under DDP, whose weights differ from those of one process by rounding."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]

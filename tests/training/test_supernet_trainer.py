@@ -277,6 +277,7 @@ def on_two_processes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_give_the_weights_and_losses_of_one(on_two_processes, tmp_path, strategy):
     one = make_trainer(tmp_path, **STRATEGIES[strategy])
