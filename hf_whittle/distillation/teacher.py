@@ -31,6 +31,7 @@ def load_teacher(name: str, options: dict[str, Any] | None = None) -> PreTrained
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     teacher = AutoModelForCausalLM.from_pretrained(name, **options)
+    run_any_size_in_4_bits(teacher)
     teacher.config._commit_hash = commit_of(name, **options)
     return teacher
 
