@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUTPUT ?= demo
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 # Two processes of one thread each: the tests' models are too small for more, and two threads each would hinder the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-slow test-kernels quality style bench model-cards clean
 
@@ -12,10 +12,10 @@ demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
 
 test: quality
-	$(PYTEST) --dist loadfile
+	$(PYTEST)
 
 test-slow: .venv/installed
-	$(PYTEST) --dist load -m slow
+	$(PYTEST) -m slow
 
 # The tests of numbers, with the kernels of other CPUs, on one thread and on two.
 test-kernels: .venv/installed
