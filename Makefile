@@ -2,15 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Two processes of one thread each: the tests' models are too small for more, and two threads each would hinder the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test quality style bench model-cards clean
+.PHONY: demo test test-slow test-kernels quality style bench model-cards clean
 
-demo: .venv/installed
+demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
 
-# Two processes of one thread each: the tests' models are too small for more.
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
+
+# The tests of numbers, with the kernels of other CPUs, on one thread and on two.
+test-kernels: .venv/installed
+	.ci/kernels $(BIN)/python
 
 quality: .venv/installed
 	$(BIN)/ruff check .
@@ -27,11 +36,18 @@ bench: .venv/installed
 model-cards: .venv/installed
 	$(BIN)/python model_cards/render.py
 
-.venv/installed: pyproject.toml constraints.txt
+# What runs, without the tools that develop it.
+.venv/runs: pyproject.toml constraints.txt | .venv/bin/pip
+	$(INSTALL) .
+	touch $@
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/pip
+	$(INSTALL) ".[dev]"
+	touch $@ .venv/runs
+
+.venv/bin/pip:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'hf_whittle needs Python 3.11 or newer, found ' + sys.version.split()[0] + '; set PYTHON=')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
 
 clean:
 	rm -rf .venv

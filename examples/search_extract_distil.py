@@ -61,9 +61,9 @@ def main() -> None:
     parser.set_defaults(
         output_dir="student", max_steps=50, learning_rate=2e-3, report_to="none", logging_steps=10, save_strategy="no",
         eval_strategy="steps", eval_steps=0.1, eval_on_start=True, hub_strategy="end",
+        use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     script, args = parser.parse_args_into_dataclasses()
-    args.use_cpu = not torch.cuda.is_available()
 
     tokenizer = AutoTokenizer.from_pretrained(script.teacher)
     documents = load_documents("python-standard-library" if script.files is None else None, script.files)
@@ -99,6 +99,7 @@ def main() -> None:
     save_student(student, args.output_dir, search_result=result, tokenizer=tokenizer)
     if args.push_to_hub:
         push_subnet_to_hub(student, trainer.hub_model_id, search_result=result, tokenizer=tokenizer)
+    trainer.end()  # closes trackers and, under a launcher, the process group
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def main() -> None:
         ],
     }
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    trainer.end()  # closes trackers and, under a launcher, the process group
 
 
 if __name__ == "__main__":

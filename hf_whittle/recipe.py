@@ -310,7 +310,12 @@ class Recipe:
         from .distillation.config import DistillationConfig
 
         values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.training, **overrides}
-        return DistillationConfig(**values, output_dir=str(folder))
+        args = DistillationConfig(**values, output_dir=str(folder))
+        for name in ("eval_steps", "save_steps", "logging_steps"):
+            value = getattr(args, name)
+            if args.max_steps > 0 and value is not None and value < 1:  # else they seem to differ from a checkpoint's
+                setattr(args, name, math.ceil(args.max_steps * value))
+        return args
 
     def to_dict(self) -> dict[str, Any]:
         values = {**dataclasses.asdict(self), "search": self.search.to_dict()}

@@ -49,7 +49,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SearchSpace, SubnetConfig
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("whittle", deadline=None, derandomize=True, database=None, max_examples=15)
 hypothesis.settings.load_profile("whittle")
 

@@ -1,6 +1,9 @@
 """Sizes to search without a model, and a bin among their subnets."""
 
+import dataclasses
 from types import SimpleNamespace
+
+import pytest
 
 from hf_whittle import ParameterBin
 
@@ -15,3 +18,10 @@ CONFIG = SimpleNamespace(
     attention_bias=True,
 )
 BIN = ParameterBin(20_000, 22_000)
+
+
+def assert_same_search(found, expected):
+    """The same candidates, of the same fitness but for rounding: the same weights lie elsewhere in memory."""
+    for ours, theirs in zip(found.evaluations, expected.evaluations, strict=True):
+        assert dataclasses.replace(ours, fitness=0) == dataclasses.replace(theirs, fitness=0)
+        assert ours.fitness == pytest.approx(theirs.fitness, rel=1e-5)

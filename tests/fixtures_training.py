@@ -68,5 +68,4 @@ if __name__ == "__main__":
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / "weights.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter
+    trainer.end()

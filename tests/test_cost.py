@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import torch
+from fixtures_slow import slow_but
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, LlamaConfig
 
@@ -78,7 +79,7 @@ def spaces(config):
     yield SearchSpace.from_config(config, "fine", stock_only=True)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but(range(3), 0))
 def test_parameters_are_those_of_the_student(model, draw, seed):
     for space in spaces(model.config):
         subnet = draw(space, seed)
@@ -183,7 +184,7 @@ def measured_flops(student, input_ids, backward=False):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", slow_but(range(2), 0))
 def test_flops_are_those_that_pytorch_counts(model, draw, input_ids, seed):
     for space in spaces(model.config):
         subnet = draw(space, seed)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,6 +33,7 @@ def write_texts(folder: Path) -> None:
             (folder / f"{path.parent.name}.{path.stem}.{copy}.txt").write_text(text, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "texts")

@@ -15,6 +15,7 @@ import torch
 import yaml
 from datasets import disable_progress_bars
 from fixtures_run import make_recipe, write_modules
+from fixtures_slow import slow_but
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -137,7 +138,7 @@ def test_search_facts_are_those_of_the_search(folder, recipe, results):
     )
 
 
-@pytest.mark.parametrize("fitness", FITNESSES)
+@pytest.mark.parametrize("fitness", slow_but(FITNESSES, "perplexity", "healed-perplexity", "staged", "importance"))
 def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tmp_path, fitness):
     search = {"algorithm": "random", "evaluations": 3, "fitness": fitness, "batch_size": 4}
     if fitness == "staged":
@@ -157,6 +158,7 @@ def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tm
     assert {"search.png", "pareto.png", "architecture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_the_whole_training(recipe, tmp_path, monkeypatch):
     trainers, train = [], DistillationTrainer.train_from
     monkeypatch.setattr(DistillationTrainer, "train_from", lambda self, *a: (trainers.append(self), train(self, *a)))
@@ -349,7 +351,15 @@ def weights_that_differ(first, second):
 
 
 @pytest.mark.usefixtures("default_ctrl_c")
-@pytest.mark.parametrize("broken", [name for name in BREAKS if "baseline" not in name])
+@pytest.mark.parametrize(
+    "broken",
+    slow_but(
+        [name for name in BREAKS if "baseline" not in name],
+        "interrupted in the search",
+        "two Ctrl-C in training",
+        "disk full in the last save",
+    ),
+)
 def test_a_run_that_broke_off_goes_on_to_the_same_student(recipe, same_recipe, results, broken, monkeypatch):
     break_off(same_recipe, broken, monkeypatch)
     again = run(same_recipe, progress=False)
@@ -384,6 +394,7 @@ def healed(healed_recipe, tmp_path_factory):
     return recipe, run(recipe, progress=False)
 
 
+@pytest.mark.slow
 def test_baseline_is_trained_with_its_own_settings_and_a_probe_with_those_of_training(healed, healed_recipe, tmp_path):
     recipe, results = healed
     assert results["baseline"]["arguments"]["learning_rate"] == 5e-4
@@ -520,6 +531,7 @@ def test_the_same_healing_spelled_out_goes_on(healed_recipe, healed):
 
 
 @pytest.mark.usefixtures("default_ctrl_c")
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["interrupted before extraction", "interrupted before training"])
 def test_a_healed_run_that_broke_off_goes_on_to_the_same_student(healed_recipe, healed, tmp_path, broken, monkeypatch):
     recipe, results = healed
@@ -648,6 +660,7 @@ def test_a_search_by_importance_that_broke_off_goes_on_with_the_same_scores(
 
 
 @pytest.mark.usefixtures("default_ctrl_c")
+@pytest.mark.slow
 def test_a_stock_baseline_goes_on_to_the_same_one(teacher_folder, texts, tmp_path, monkeypatch):
     changes = {"space": {"layer_wise": False, "stock_only": True}, "baseline": True}
     whole, broken = (make_recipe(teacher_folder, texts, tmp_path / name, **changes) for name in ("whole", "broken"))
@@ -660,7 +673,10 @@ def test_a_stock_baseline_goes_on_to_the_same_one(teacher_folder, texts, tmp_pat
 
 
 @pytest.mark.usefixtures("default_ctrl_c")
-@pytest.mark.parametrize("broken", ["Ctrl-C in training", "two Ctrl-C in training", "disk full in a checkpoint"])
+@pytest.mark.parametrize(
+    "broken",
+    slow_but(["Ctrl-C in training", "two Ctrl-C in training", "disk full in a checkpoint"], "Ctrl-C in training"),
+)
 def test_a_training_that_broke_off_gives_ctrl_c_back(same_recipe, broken, monkeypatch):
     break_off(same_recipe, broken, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -726,6 +742,7 @@ def test_environment_is_that_of_the_training_when_run_again(recipe, results, mon
     assert run(recipe, progress=False)["environment"] == results["environment"]
 
 
+@pytest.mark.slow
 def test_tokens_are_those_seen_where_the_last_batch_of_an_epoch_is_short(teacher_folder, texts, tmp_path):
     training = {"max_steps": 40, "per_device_train_batch_size": 100, "beta": 0.0, "eval_steps": 10}
     recipe = make_recipe(teacher_folder, texts, tmp_path / "out", training=training)
@@ -740,6 +757,7 @@ def test_a_baseline_that_diverged_is_matched_by_nothing():
     assert to_match(made_up_results(curve((0, 50), (64, 40)), curve((0, 300), (64, math.nan)))) is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_off_while_written_is_passed_over(same_recipe, results, monkeypatch):
     break_off(same_recipe, "two Ctrl-C in training", monkeypatch)
     checkpoints = sorted((Path(same_recipe.output_dir) / "stages" / "student").glob("checkpoint-*"))

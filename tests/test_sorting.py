@@ -59,6 +59,11 @@ def cached_logits(model, input_ids):
     return torch.cat(steps, dim=1)
 
 
+def close(model):
+    """Eager attention of transformers takes its softmax in single precision, whatever that of the model."""
+    return {"rtol": 0, "atol": 1e-5} if model.config._attn_implementation == "eager" else CLOSE
+
+
 def best(scores, number):
     """The entries with the `number` highest scores, the first of equal ones."""
     return {entry for _, entry in sorted((-score, entry) for entry, score in enumerate(scores.tolist()))[:number]}
@@ -92,8 +97,8 @@ def test_sorted_model_computes_what_it_did(exact_variant, input_ids, criterion):
     assert order.channels != tuple(range(32))
     assert not torch.equal(model.gpt_neox.embed_in.weight, exact_variant.gpt_neox.embed_in.weight)
     before = logits(exact_variant, input_ids, attention_mask=RIGHT_PADDED)
-    torch.testing.assert_close(logits(model, input_ids, attention_mask=RIGHT_PADDED), before, **CLOSE)
-    torch.testing.assert_close(cached_logits(model, input_ids), logits(exact_variant, input_ids), **CLOSE)
+    torch.testing.assert_close(logits(model, input_ids, attention_mask=RIGHT_PADDED), before, **close(model))
+    torch.testing.assert_close(cached_logits(model, input_ids), logits(exact_variant, input_ids), **close(model))
 
 
 def test_sorted_model_computes_what_it_did_in_single_precision(variant_supernet, input_ids):
@@ -148,9 +153,9 @@ def test_coarse_subnet_of_the_sorted_network_is_the_original_subnet_of_the_unsor
     order = sort_by_importance(model, random_scores(Shape.from_config(model.config), seed))
     coarse = draw(SearchSpace.from_config(model.config, **COARSE), seed)
     with model.active_subnet(coarse), exact_variant.active_subnet(order.original(coarse)):
-        torch.testing.assert_close(logits(model, input_ids), logits(exact_variant, input_ids), **CLOSE)
+        torch.testing.assert_close(logits(model, input_ids), logits(exact_variant, input_ids), **close(model))
     students = extract_subnet(model, coarse), extract_subnet(exact_variant, order.original(coarse))
-    torch.testing.assert_close(*(logits(student, input_ids) for student in students), **CLOSE)
+    torch.testing.assert_close(*(logits(student, input_ids) for student in students), **close(model))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -190,8 +195,9 @@ def test_scores_of_the_sorted_model_are_the_same_ones_in_descending_order(exact,
     after = scores_by(criterion, model, input_ids)
     for name in ("heads", "neurons"):
         for unsorted, now in zip(getattr(before, name), getattr(after, name), strict=True):
-            np.testing.assert_allclose(now, np.sort(unsorted)[::-1], rtol=1e-4)
-    np.testing.assert_allclose(after.channels, np.sort(before.channels)[::-1], rtol=1e-4)
+            np.testing.assert_allclose(now, np.sort(unsorted)[::-1], rtol=1e-4, atol=1e-6 * unsorted.max())
+    channels = np.sort(before.channels)[::-1]
+    np.testing.assert_allclose(after.channels, channels, rtol=1e-4, atol=1e-6 * channels[0])
     np.testing.assert_allclose(after.layers, before.layers, rtol=1e-4)
 
 
@@ -222,7 +228,7 @@ def test_saved_sorted_super_network_is_a_plain_checkpoint(variant_supernet, inpu
         tmp_path, output_loading_info=True, attn_implementation=model.config._attn_implementation
     )
     assert type(loaded) is GPTNeoXForCausalLM and not any(info.values())
-    assert torch.equal(logits(loaded, input_ids), logits(model, input_ids))
+    torch.testing.assert_close(logits(loaded, input_ids), logits(model, input_ids), **CLOSE)
 
 
 # Errors

@@ -1,13 +1,31 @@
 """The command line: `hf-whittle COMMAND`, a file for each command."""
 
 import argparse
+import logging
 import sys
 
 from ..disk import disk_errors
 from ..errors import WhittleError
 from . import demo, extract, push, run, store_logits
 
+# What loggers of other libraries say about themselves: a kernel that 4-bit layers would take, though there are none,
+# and the order of checkpoints that were written within a second.
+NOT_THE_USERS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
+}
 COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
+
+
+class _Without(logging.Filter):
+    """Leave out messages that start so."""
+
+    def __init__(self, start: str):
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._start)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,6 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
+    for name, start in NOT_THE_USERS.items():
+        logging.getLogger(name).addFilter(_Without(start))
     try:
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)

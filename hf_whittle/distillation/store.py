@@ -4,7 +4,6 @@ Shapes: `B` blocks, `L` tokens in a block, `N` rows (tokens), `V` entries of the
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from ..files import atomic_path, expanded, remove_leftovers, write_json
 from ..fitness import as_input_ids, evaluating, model_fingerprint
 from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
+from ..processes import launched_processes
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
 from .store_files import (
@@ -37,7 +37,7 @@ from .store_files import (
     vocabulary_fingerprint,
 )
 from .targets import DenseTargets, SparseTargets
-from .teacher import load_teacher
+from .teacher import load_teacher, run_any_size_in_4_bits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,6 +96,7 @@ def store_targets(
         model = load_teacher(str(teacher))
         model.to(processes.device)
     check_no_subnet(model)
+    run_any_size_in_4_bits(model)
     size = model.config.vocab_size
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)
@@ -144,14 +145,11 @@ class _Processes:
     """The processes that were launched together; one, without a launcher."""
 
     def __init__(self) -> None:
-        self._state: Any = None
+        self._state = launched_processes()
         self.index, self.count = 0, 1
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.device = accelerator or torch.device("cpu")  # a build for GPUs names one where there is none
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            self._state = PartialState(cpu=not torch.accelerator.is_available())
+        if self._state is not None:
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = self._state.device
 

@@ -29,6 +29,7 @@ from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
 from ..models.weights import check_not_offloaded
+from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig
@@ -111,6 +112,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
         if data_collator is None:
             check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        end_group_at_exit()
         student: Any = self.accelerator.unwrap_model(self.model)
         if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
             raise ValueError(

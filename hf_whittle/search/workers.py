@@ -1,11 +1,11 @@
 """Evaluate a batch of candidates, on one process or spread over all that were launched."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import WhittleError
+from ..processes import launched_processes
 from ..subnet import SubnetConfig
 from .algorithm import Candidate
 
@@ -21,12 +21,7 @@ class Workers:
 
     def __init__(self, fitness: Callable[..., float]):
         self._fitness = fitness
-        self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            import torch
-            from accelerate import PartialState
-
-            self._state = PartialState(cpu=not torch.accelerator.is_available())
+        self._state = launched_processes()
 
     @property
     def is_main(self) -> bool:

@@ -25,6 +25,7 @@ from ..errors import ArchitectureError, SubnetError
 from ..fitness import perplexity
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
+from ..processes import end_group_at_exit
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from ..tokenizer_files import complete_tokenizer
@@ -186,6 +187,7 @@ class SupernetTrainer(WholeCheckpoints):
         if data_collator is None:
             check_columns(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator or collate_blocks, **kwargs)
+        end_group_at_exit()
         self._check_training()
         config = self._supernet.full_config
         self.search_space = search_space or SearchSpace.from_config(config, layer_wise=True)

@@ -1,5 +1,6 @@
 """A small distillation whose teacher, student or both lie in shards on two processes; `torchrun` starts it."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -70,5 +71,5 @@ def zero3(output_dir):
 
 if __name__ == "__main__":
     {"teacher": teacher, "student": student, "zero3": zero3}[sys.argv[1]](sys.argv[2])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter
+    gc.collect()  # models in shards, which hold the process group
+    torch.distributed.destroy_process_group()

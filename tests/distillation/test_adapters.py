@@ -85,7 +85,7 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path):
     half.train()
     again = adapted(tmp_path / "half", max_steps=4)
     again.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-2"))
-    assert torch.equal(probe(again.model), probe(whole.model))
+    torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=1e-6)
 
 
 def test_gradient_checkpointing_reaches_the_adapters(tmp_path):

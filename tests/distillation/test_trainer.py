@@ -69,8 +69,8 @@ def test_without_beta_it_is_the_plain_trainer(tmp_path):
         train_dataset=make_blocks(),
         data_collator=collate,
     )
-    assert distance(trained(ours), trained(plain)) == 0
-    assert logged(ours, "loss") == logged(plain, "loss") and ours.teacher is None
+    assert distance(trained(ours), trained(plain)) < 1e-6
+    assert logged(ours, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-6) and ours.teacher is None
     assert not logged(ours, "kl")
 
 
@@ -202,7 +202,7 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, optim):
     expected = trained(whole)
     resumed = make_trainer(tmp_path / "run", student=make_model(9), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert distance(weights_of(resumed.model), expected) == 0
+    assert distance(weights_of(resumed.model), expected) < 1e-6
     assert logged(resumed, "kl")[-1] == pytest.approx(logged(whole, "kl")[-1], rel=1e-6)
 
 

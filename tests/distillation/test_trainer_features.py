@@ -247,7 +247,7 @@ def test_stream_resumes_exactly(tmp_path):
     trainer(tmp_path / "part", save_strategy="steps", save_steps=4).train()
     again = trainer(tmp_path / "part")
     again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-4"))
-    assert_close(again.model.state_dict(), expected, atol=0)
+    assert_close(again.model.state_dict(), expected, atol=1e-6)
     assert logged(again, "num_input_tokens_seen")[-1] == logged(whole, "num_input_tokens_seen")[-1]
 
 

@@ -1,5 +1,6 @@
 """A small distillation on blocks of which some have few labels; `torchrun` starts it on two processes."""
 
+import atexit
 import sys
 
 import torch
@@ -19,14 +20,14 @@ CASES = {
 SUBNET = SubnetConfig(tuple(range(1, 16, 2)), (0, 2), 1, 16)
 
 
-def make_model(seed, layers=2, vocab_size=VOCABULARY):
+def make_model(seed, layers=2, vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32):
     torch.manual_seed(seed)
     config = GPTNeoXConfig(
         vocab_size=vocab_size,
-        hidden_size=16,
+        hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=intermediate_size,
         max_position_embeddings=LENGTH,
         initializer_range=0.2,
     )
@@ -103,7 +104,10 @@ def logged_numbers(trainer):
     return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "kl" in row])
 
 
+def say_whether_the_group_was_ended():
+    print("a process group was left" if torch.distributed.is_initialized() else "the process group was ended")
+
+
 if __name__ == "__main__":
+    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
     main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter

@@ -228,7 +228,7 @@ def test_subnet_and_student_and_reloaded_student_give_the_same_outputs(supernet_
     assert_same_outputs(of_subnet, run(student, **inputs), **CLOSE)
     again = reloaded(student)
     assert_equal_weights(again, student)
-    assert_same_outputs(run(again, **inputs), run(student, **inputs), **EQUAL)
+    assert_same_outputs(run(again, **inputs), run(student, **inputs), **CLOSE)
 
 
 def cached_logits(model, input_ids, attention_mask, lengths):
@@ -402,6 +402,13 @@ def cast(supernet, dtype):
     return supernet
 
 
+def rounding(expected):
+    """Both multiply and round the same numbers, but a kernel may add them in another order where the rows of a weight
+    lie further apart, or begin elsewhere: a few roundings, each at most eps of the largest number.
+    """
+    return {"rtol": 0, "atol": 8 * torch.finfo(expected.dtype).eps * expected.abs().max().item()}
+
+
 @FEW
 @given(kind=KINDS, seed=SEEDS, call=PROMPTS, dtype=HALVES)
 def test_subnet_in_half_precision_equals_its_student(supernet_of, draw_from, kind, seed, call, dtype):
@@ -413,10 +420,7 @@ def test_subnet_in_half_precision_equals_its_student(supernet_of, draw_from, kin
     of_student = logits(student, call.input_ids, attention_mask=call.attention_mask)
     with supernet.active_subnet(subnet):
         of_subnet = logits(supernet, call.input_ids, attention_mask=call.attention_mask)
-    # Both multiply and round the same numbers, but a kernel may add them in another order where the rows of a weight
-    # lie further apart: a few roundings, each at most eps of the largest number.
-    atol = 8 * torch.finfo(dtype).eps * of_student.abs().max().item()
-    torch.testing.assert_close(of_subnet, of_student, rtol=0, atol=atol)
+    torch.testing.assert_close(of_subnet, of_student, **rounding(of_student))
 
 
 @FEW
@@ -430,7 +434,8 @@ def test_student_in_half_precision_survives_a_reload_in_single_precision(
     assert {parameter.dtype for parameter in single.parameters()} == {torch.float32}
     back = reloaded(cast(single, dtype))
     assert_equal_weights(back, student)
-    assert torch.equal(logits(back, input_ids), logits(student, input_ids))
+    of_student = logits(student, input_ids)
+    torch.testing.assert_close(logits(back, input_ids), of_student, **rounding(of_student))
 
 
 # Subnets of subnets
@@ -450,12 +455,24 @@ def test_subnet_of_a_subnet_is_the_composed_subnet(supernet_of, draw_from, draw_
         assert_same_outputs(run(supernet, **inputs), run(twice, **inputs), **CLOSE)
 
 
-# The full subnet
+# The full subnet: equal bits may be asked of the same operations on the same memory alone
+
+
+def stock_on_the_weights_of(supernet):
+    """A stock model whose parameters are those of the super-network."""
+    with torch.device("meta"):
+        stock = GPTNeoXForCausalLM(supernet.config)
+    stock.load_state_dict(supernet.state_dict(keep_vars=True), assign=True)
+    stock.gpt_neox.rotary_emb = supernet.gpt_neox.rotary_emb
+    assert memory(stock) == memory(supernet)
+    stock.generation_config = supernet.generation_config
+    return stock.eval()
 
 
 @given(kind=KINDS, call=CALLS)
-def test_full_subnet_is_the_stock_model_bit_by_bit(stock_of, supernet_of, kind, call):
-    stock, supernet = stock_of(kind), supernet_of(kind)
+def test_full_subnet_is_the_stock_model_bit_by_bit(supernet_of, kind, call):
+    supernet = supernet_of(kind)
+    stock = stock_on_the_weights_of(supernet)
     full = SubnetConfig.full(supernet.config)
     inputs = {"labels": call.input_ids, **call.inputs(kind, supernet.config.hidden_size)}
     expected = run(stock, **inputs)
@@ -464,14 +481,16 @@ def test_full_subnet_is_the_stock_model_bit_by_bit(stock_of, supernet_of, kind, 
     assert_equal_weights(student, stock)
     with supernet.active_subnet(full):
         active = run(supernet, **inputs)
-    for outputs in (active, run(supernet, **inputs), run(student, **inputs)):
+    for outputs in (active, run(supernet, **inputs)):
         assert torch.equal(outputs.loss, expected.loss)
         assert_same_outputs(outputs, expected, **EQUAL)
+    assert_same_outputs(run(student, **inputs), expected, **CLOSE)
 
 
 @given(kind=KINDS, call=PROMPTS)
-def test_full_subnet_trains_and_generates_as_the_stock_model_bit_by_bit(stock_of, supernet_of, kind, call):
-    stock, supernet = copy.deepcopy(stock_of(kind)), copy.deepcopy(supernet_of(kind))
+def test_full_subnet_trains_and_generates_as_the_stock_model_bit_by_bit(supernet_of, kind, call):
+    supernet = copy.deepcopy(supernet_of(kind))
+    stock = stock_on_the_weights_of(supernet)
     inputs = {"input_ids": call.input_ids, "attention_mask": call.attention_mask}
     greedy = {**inputs, "max_new_tokens": 4, "do_sample": False}
     gradients, tokens = backward(stock, **inputs), stock.generate(**greedy)
@@ -516,7 +535,7 @@ def test_extraction_inside_a_block_is_that_outside_and_leaves_the_subnet_active(
         inside = extract_subnet(supernet, cut)
         assert inside.config.to_dict() == outside.config.to_dict()
         assert_equal_weights(inside, outside)
-        assert torch.equal(logits(inside, input_ids), logits(outside, input_ids))
+        torch.testing.assert_close(logits(inside, input_ids), logits(outside, input_ids), **CLOSE)
         assert torch.equal(logits(supernet, input_ids), before)
 
 

@@ -55,6 +55,14 @@ def assert_same_weights(model, other):
         assert torch.equal(tensor, theirs[name]), name
 
 
+def assert_same_model(model, other, input_ids):
+    """The same weights, and the same logits but for roundings: what is read from a file begins elsewhere in memory."""
+    assert_same_weights(model, other)
+    expected = logits(other, input_ids)
+    atol = 8 * torch.finfo(expected.dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(logits(model, input_ids), expected, rtol=0, atol=atol)
+
+
 # The auto classes
 
 
@@ -154,7 +162,7 @@ def test_pythia_loads_whole_from_every_layout(model_class, pythia, stock, input_
     assert loaded.dtype == dtype
     expected = GPTNeoXForCausalLM(stock.config).to(dtype).eval()
     expected.load_state_dict(stock.state_dict())
-    assert torch.equal(logits(loaded, input_ids), logits(expected, input_ids))
+    assert_same_model(loaded, expected, input_ids)
 
 
 def test_super_network_of_every_layout_is_the_stock_model_also_in_another_dtype(pythia, input_ids):
@@ -164,7 +172,7 @@ def test_super_network_of_every_layout_is_the_stock_model_also_in_another_dtype(
             model_class.from_pretrained(folder, dtype=dtype)
             for model_class in (GPTNeoXSuperNetForCausalLM, GPTNeoXForCausalLM)
         )
-        assert torch.equal(logits(ours, input_ids), logits(theirs, input_ids))
+        assert_same_model(ours, theirs, input_ids)
 
 
 def test_student_of_every_layout_is_the_same_from_disk_and_from_memory(pythia, uneven_subnet, input_ids, tmp_path):
@@ -176,7 +184,7 @@ def test_student_of_every_layout_is_the_same_from_disk_and_from_memory(pythia, u
     from_disk.save_pretrained(tmp_path / "student")
     reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(info.values())
-    assert torch.equal(logits(reloaded, input_ids), logits(from_memory, input_ids))
+    assert_same_model(reloaded, from_memory, input_ids)
 
 
 def test_model_saved_whole_over_its_shards_is_the_one_that_loads(make_stock, uneven_subnet, input_ids, tmp_path):
@@ -184,7 +192,7 @@ def test_model_saved_whole_over_its_shards_is_the_one_that_loads(make_stock, une
     before.save_pretrained(tmp_path, max_shard_size="8KB")
     now.save_pretrained(tmp_path)
     for model_class in (GPTNeoXForCausalLM, GPTNeoXSuperNetForCausalLM):
-        assert torch.equal(logits(model_class.from_pretrained(tmp_path), input_ids), logits(now, input_ids))
+        assert_same_model(model_class.from_pretrained(tmp_path), now, input_ids)
     assert_same_weights(extract_subnet(tmp_path, uneven_subnet, progress=False), extract_subnet(now, uneven_subnet))
 
 
@@ -208,7 +216,7 @@ def test_super_network_keeps_the_padded_vocabulary(padded_folder):
         model_class.from_pretrained(padded_folder) for model_class in (GPTNeoXSuperNetForCausalLM, GPTNeoXForCausalLM)
     )
     assert logits(ours, ids).shape[-1] == ours.config.vocab_size == 320
-    assert torch.equal(logits(ours, ids), logits(theirs, ids))
+    torch.testing.assert_close(logits(ours, ids), logits(theirs, ids), **CLOSE)
 
 
 @pytest.mark.parametrize("source", ["memory", "disk"])
@@ -221,7 +229,7 @@ def test_student_keeps_the_padded_vocabulary(padded_folder, uneven_subnet, tmp_p
     assert reloaded.config.vocab_size == len(rows) == 320
     assert torch.equal(reloaded.lm_head.weight, rows)
     ids = torch.tensor([[5, 299, 300, 319]])
-    assert torch.equal(logits(reloaded, ids), logits(student, ids))
+    torch.testing.assert_close(logits(reloaded, ids), logits(student, ids), **CLOSE)
     with supernet.active_subnet(uneven_subnet):
         torch.testing.assert_close(logits(reloaded, ids), logits(supernet, ids), **CLOSE)
 
@@ -352,7 +360,7 @@ def test_layers_on_disk_give_the_same_logits(revisions, input_ids, tmp_path, kin
     places |= {"lm_head": "cpu", "gpt_neox.layers": "disk"}
     loaded = loader.from_pretrained(tmp_path / "saved", device_map=places, offload_folder=tmp_path / "offload")
     assert {parameter.device.type for parameter in loaded.gpt_neox.layers.parameters()} == {"meta"}
-    assert torch.equal(logits(loaded, input_ids), logits(model, input_ids))
+    torch.testing.assert_close(logits(loaded, input_ids), logits(model, input_ids), **CLOSE)
 
 
 # A server in place of the Hub: it knows no repository, and notes who asks
@@ -528,10 +536,10 @@ def test_auto_model_gives_the_backbone_where_hf_whittle_is_not_installed(elsewhe
 
 
 def test_uneven_student_saved_without_hf_whittle_loads_with_and_without_it(elsewhere, student, input_ids):
-    assert torch.equal(elsewhere["logits"]["again"], elsewhere["logits"]["student"])
+    torch.testing.assert_close(elsewhere["logits"]["again"], elsewhere["logits"]["student"], **CLOSE)
     reloaded = AutoModelForCausalLM.from_pretrained(elsewhere["uneven"] / "again")
     assert type(reloaded) is WhittleGPTNeoXForCausalLM
-    assert torch.equal(logits(reloaded, input_ids), logits(student, input_ids))
+    torch.testing.assert_close(logits(reloaded, input_ids), logits(student, input_ids), **CLOSE)
 
 
 def test_stock_student_needs_neither_hf_whittle_nor_trust(elsewhere, supernet, input_ids):

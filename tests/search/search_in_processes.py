@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing]
 """
 
+import atexit
 import sys
 from pathlib import Path
 
@@ -45,12 +46,19 @@ def search(folder, supernet, fitness=Perplexity, granularity="fine"):
         search_subnets(supernet, space, bin=BIN, fitness=measured, config=config, output_dir=Path(folder) / name)
 
 
-if __name__ == "__main__":
-    folder, kind = sys.argv[1], (sys.argv[2:] or [""])[0]
+def main(folder, kind=""):
     supernet = make_supernet(hidden_dropout=0.0)
-    PartialState(cpu=True)
     if kind == "sharded":
+        PartialState(cpu=True)
         shard(supernet)
     search(folder, supernet, Failing if kind == "failing" else Perplexity)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter
+    assert torch.distributed.is_initialized()
+
+
+def say_whether_the_group_was_ended():
+    print("a process group was left" if torch.distributed.is_initialized() else "the process group was ended")
+
+
+if __name__ == "__main__":
+    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fixtures_search import BIN, CONFIG
+from fixtures_slow import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
@@ -216,7 +217,7 @@ class Counted:
         return toy_fitness(subnet)
 
 
-@each_role
+@pytest.mark.parametrize("role", slow_but(ROLES, ROLES[0]))
 def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_path, role):
     settings = {"role": role, "evaluations": 50, "archives": [str(archives / "another bin")]}
     search(Counted(), folder=tmp_path / "whole", **settings)

@@ -88,5 +88,3 @@ def main(output_dir):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter

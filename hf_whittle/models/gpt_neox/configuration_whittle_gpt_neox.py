@@ -40,8 +40,8 @@ class WhittleGPTNeoXConfig(GPTNeoXConfig):
 
     model_type = "whittle_gpt_neox"
     # The stock plans shard heads that are all alike; nothing here is known to survive that.
-    base_model_tp_plan = {}
-    base_model_pp_plan = {}
+    base_model_tp_plan = None  # type: ignore[assignment]
+    base_model_pp_plan = None  # type: ignore[assignment]
 
     head_dim: int | None = None
 

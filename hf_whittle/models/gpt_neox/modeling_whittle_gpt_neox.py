@@ -84,8 +84,8 @@ class WhittleGPTNeoXForCausalLM(WhittleGPTNeoXPreTrainedModel, GPTNeoXForCausalL
     """A student that stock GPT-NeoX cannot hold."""
 
     # The stock plans shard heads that are all alike.
-    _tp_plan = {}
-    _pp_plan = {}
+    _tp_plan = None  # type: ignore[assignment]
+    _pp_plan = None  # type: ignore[assignment]
 
     def __init__(self, config: WhittleGPTNeoXConfig):
         GPTNeoXPreTrainedModel.__init__(self, config)
