@@ -423,14 +423,19 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    others = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    for name, parameter in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
-        if not torch.is_tensor(parameter):
-            continue
-        if dtype is not None and parameter.is_floating_point():
-            parameter = parameter.to(dtype)
-        digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
+
+    def add(name: str, value: torch.Tensor) -> None:
+        if dtype is not None and value.is_floating_point():
+            value = value.to(dtype)
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+    states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed
+    for name, _ in model.named_parameters():
         with at_hand(model, name) as whole:
-            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            add(name, whole)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in sorted(states.items()):
+        if name not in parameters and torch.is_tensor(value):
+            add(name, value)
     return digest.hexdigest()

@@ -34,6 +34,7 @@ from hf_whittle.distillation.heads import output_module
 from hf_whittle.distillation.store import LogitStore, store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
+from hf_whittle.fitness import model_fingerprint
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 
@@ -265,6 +266,16 @@ def test_offloaded_student_is_an_error(tmp_path):
     student = cpu_offload(make_model(1), execution_device=torch.device("cpu"))
     with pytest.raises(WeightsError, match="embed_in is not in memory but offloaded; load the model without a device_"):
         make_trainer(tmp_path, student)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fingerprint_of_a_quantized_teacher_is_the_same_once_it_ran(tmp_path, bits):
+    make_model(2, layers=3, **SIZES["packed"]).save_pretrained(tmp_path / "teacher")
+    teacher = load_teacher(str(tmp_path / "teacher"), {f"load_in_{bits}bit": True}).eval()
+    before = model_fingerprint(teacher)
+    with torch.no_grad():  # a CPU with AVX512-BF16 packs 4-bit weights at the first one
+        teacher(make_blocks(uneven=False)[0]["input_ids"][None])
+    assert model_fingerprint(teacher) == before
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
