@@ -16,11 +16,10 @@ SCRIPT = Path(__file__).parents[1] / "crash" / "kill_everywhere.py"
 RUNS: tuple[tuple[str, ...], ...] = (
     ("DistillationTrainer",),
     ("SupernetTrainer",),
-    ("hf-whittle run",),
+    ("hf-whittle run", "--points", "40"),
     ("store_targets",),
-    ("DistillationTrainer", "--processes", "2", "--points", "40"),
-    ("store_targets", "--processes", "2", "--points", "40"),
-    ("transformers.Trainer",),
+    ("DistillationTrainer", "--processes", "2", "--points", "10"),
+    ("transformers.Trainer", "--points", "24"),
 )
 
 
