@@ -182,7 +182,7 @@ def _new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib
 
 def check_new_folder(output_dir: str | Path) -> Path:
     """The folder of a student that is to be extracted; `OutputError` unless it can be made there."""
-    folder = Path(os.path.realpath(output_dir))
+    folder = Path(os.path.realpath(expanded(output_dir)))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(
             f"{output_dir} exists already and is not an empty folder; choose another output_dir, or remove it"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.fingerprint import Hasher
+
 from .files import expanded
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
         for name in ("truncation", "padding"):  # of the last call
             told.pop(name, None)
         return _hash(json.dumps(told, sort_keys=True).encode())
+    if not hasattr(tokenizer, "save_pretrained"):  # of a class of the user's
+        return Hasher.hash(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return _hash(*(_of_tokenizer(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()))

@@ -30,7 +30,7 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
     Raises:
         OutputError: at once, if another process or thread writes the folder, or it cannot be written.
     """
-    path = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(os.path.expanduser(folder)))
     key = os.getpid(), path
     held = _held.__dict__.setdefault("folders", set())
     if key in held:

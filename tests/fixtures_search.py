@@ -25,3 +25,19 @@ def assert_same_search(found, expected):
     for ours, theirs in zip(found.evaluations, expected.evaluations, strict=True):
         assert dataclasses.replace(ours, fitness=0) == dataclasses.replace(theirs, fitness=0)
         assert ours.fitness == pytest.approx(theirs.fitness, rel=1e-5)
+
+
+class StopsAt:
+    """A fitness that is interrupted at one of its evaluations; a search tells it from the whole one by nothing."""
+
+    def __init__(self, fitness, stop_at):
+        self._fitness, self._left = fitness, stop_at
+
+    def __getattr__(self, name):
+        return getattr(self._fitness, name)
+
+    def __call__(self, subnet, share=1.0):
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        return self._fitness(subnet, share)

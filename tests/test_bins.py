@@ -131,6 +131,8 @@ def search(folder, bin, stop_at=None):
         asked.append(subnet)
         return int(subnet.digest, 16) / 7e13
 
+    fitness.settings = {"name": "digest"}
+
     space = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
     config = EvolutionConfig(generations=2, population_size=6, num_offspring=5, num_elites=3)
     search_subnets(None, space, bin=bin, config=config, fitness=fitness, output_dir=folder, progress=False)

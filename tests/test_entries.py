@@ -321,6 +321,8 @@ def search(folder, space, stop_after=None):
         asked.append(subnet)
         return int(subnet.digest, 16) / 7e13
 
+    fitness.settings = {"name": "digest"}
+
     config = EvolutionConfig(generations=3, population_size=6, num_offspring=5, num_elites=3, seed=4)
     result = search_subnets(None, space, bin=BIN, config=config, fitness=fitness, output_dir=folder, progress=False)
     return result, asked

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from fixtures_search import StopsAt
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -363,20 +364,6 @@ def test_share_without_a_stage_is_an_error(supernet, stages, uneven_subnet):
             ask(0.0625)
 
 
-class Stopped(StagedFitness):
-    """Is interrupted at one evaluation."""
-
-    def __init__(self, stages, stop_at):
-        super().__init__(stages)
-        self.left = stop_at
-
-    def __call__(self, subnet, share=1.0):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().__call__(subnet, share)
-
-
 def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(supernet, stages, tmp_path):
     space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)
 
@@ -392,7 +379,7 @@ def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(sup
         assert (evaluation.tokens, evaluation.flops) == (stage.tokens(), stage.flops(evaluation.subnet))
     for stop_at in (5, 13):
         with pytest.raises(KeyboardInterrupt):
-            search(tmp_path / str(stop_at), Stopped(stages, stop_at))
+            search(tmp_path / str(stop_at), StopsAt(StagedFitness(stages), stop_at))
         search(tmp_path / str(stop_at), StagedFitness(stages))
         for name in ("candidates.jsonl", "search.json"):
             assert (tmp_path / str(stop_at) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_search import StopsAt
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -392,32 +393,20 @@ CONFIGS = {
 }
 
 
-class Interrupted(HealedPerplexity):
-    """Stops at an evaluation."""
-
-    stop_at = -1
-
-    def __call__(self, subnet, share=1.0):
-        self.stop_at -= 1
-        if self.stop_at == -1:
-            raise KeyboardInterrupt
-        return super().__call__(subnet, share)
-
-
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_search_is_resumed_to_the_same_bytes(supernet, text, tmp_path, config):
     space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)
 
-    def search(folder, fitness_class=HealedPerplexity):
-        fitness = fitness_class(supernet, text[1][:8], text[0], 64)
-        fitness.stop_at = 6
+    def search(folder, stop_at=None):
+        fitness = HealedPerplexity(supernet, text[1][:8], text[0], 64)
+        fitness = fitness if stop_at is None else StopsAt(fitness, stop_at)
         arguments = {"bin": ParameterBin(20_000, 22_000), "config": config, "fitness": fitness, "progress": False}
         return search_subnets(None, space, output_dir=folder, **arguments)
 
     found = search(tmp_path / "whole")
     assert found.best_evaluation.fitness == HealedPerplexity(supernet, text[1][:8], text[0], 64)(found.best)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "resumed", Interrupted)
+        search(tmp_path / "resumed", stop_at=6)
     assert (tmp_path / "resumed" / "candidates.jsonl").read_bytes().count(b"\n") == 6
     search(tmp_path / "resumed")
     for name in FILES:
