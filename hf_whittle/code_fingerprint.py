@@ -1,5 +1,6 @@
 """A hash of a function or an object of a user's: its code, and what that code reads."""
 
+import copyreg
 import hashlib
 import sys
 import sysconfig
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_INSTALLED = {"site-packages", "dist-packages"}  # of an environment, of the user or of the system
 _LIBRARIES = tuple({str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")})
 _OWN = __name__.partition(".")[0]
 _OF_CODE = ("co_code", "co_argcount", "co_kwonlyargcount", "co_posonlyargcount", "co_flags", "co_names", "co_varnames")
@@ -47,7 +49,10 @@ def _is_library(value: Any) -> bool:
     if name is None or name.partition(".")[0] in (_OWN, "builtins"):
         return True
     file = getattr(sys.modules.get(name), "__file__", None)
-    return name != "__main__" and (file is None or str(Path(file).resolve()).startswith(_LIBRARIES))
+    if name == "__main__" or file is None:
+        return name != "__main__"
+    path = Path(file).resolve()
+    return not _INSTALLED.isdisjoint(path.parts) or any(map(path.is_relative_to, _LIBRARIES))
 
 
 class _Digest:
@@ -141,12 +146,12 @@ class _Digest:
             import torch
 
             if isinstance(value, torch.Tensor):
-                array: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                return _mix(b"tensor", f"{value.dtype}{tuple(value.shape)}".encode(), array.tobytes())
+                return _of_tensor(value)
             if isinstance(value, torch.nn.Module):
                 config: Any = getattr(value, "config", None)
-                told = config.to_json_string().encode() if hasattr(config, "to_json_string") else b""
-                return _mix(b"model", told, self.of(type(value)), self.of(dict(value.state_dict())))
+                told = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
+                told.pop("transformers_version", None)  # of the one that is installed
+                return _mix(b"model", *map(self.of, (told, type(value), dict(value.state_dict()))))
         if "datasets" in sys.modules:
             import datasets
 
@@ -158,8 +163,9 @@ class _Digest:
         """Hash of what an object would be made anew from."""
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
             return _mix(b"builtin", f"{value.__module__}.{value.__qualname__}".encode())
+        reduce = copyreg.dispatch_table.get(type(value))  # of regular expressions, NumPy's functions and others
         try:
-            state = value.__reduce_ex__(4)
+            state = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:  # any object may say in its way that it cannot
             raise NotToldApartError(f"a {type(value).__name__} cannot be told from others: {error}") from error
         if isinstance(state, str):
@@ -173,6 +179,16 @@ class _Digest:
 
 
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def _of_tensor(value: Any) -> bytes:
+    import torch
+
+    try:
+        array: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # a sparse one, or one on the meta device
+        raise NotToldApartError(f"a tensor cannot be told from others: {error}") from error
+    return _mix(b"tensor", f"{value.dtype}{tuple(value.shape)}".encode(), array.tobytes())
 
 
 def _is_filled(cell: types.CellType) -> bool:

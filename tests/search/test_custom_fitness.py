@@ -1,18 +1,24 @@
 """A search goes on only with the fitness it was begun with: told by its code, and by what that code reads."""
 
 import importlib
+import importlib.util
+import re
 import sys
 import threading
 
+import numpy
 import pytest
 import torch
+import transformers
 from fixtures_search import BIN, CONFIG
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import EvolutionConfig, SearchSpace, search_subnets
 from hf_whittle.code_fingerprint import fitness_settings
 from hf_whittle.errors import OtherSearchError
 from hf_whittle.fitness import Fitness, StagedFitness
 
+SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 
 BEGINNING = """
@@ -137,6 +143,53 @@ def test_what_a_fitness_holds_is_told_by_its_content(held):
 
     codes = [fitness_settings(make(value))["code"] for value in (1.0, 1.0, 2.0)]
     assert codes[0] == codes[1] != codes[2] and None not in codes
+
+
+@pytest.mark.parametrize("held", ["pattern", "ufunc"])
+def test_what_is_pickled_by_a_function_of_its_own_is_told(held):
+    first, other = {
+        "pattern": (re.compile("a"), re.compile("b")),
+        "ufunc": (numpy.add, numpy.multiply),
+    }[held]
+    codes = [fitness_settings(lambda subnet, inside=inside: inside)["code"] for inside in (first, first, other)]
+    assert codes[0] == codes[1] != codes[2] and None not in codes
+
+
+@pytest.mark.parametrize(
+    "held", [torch.empty(2, device="meta"), torch.eye(2).to_sparse(), torch.nn.Linear(1, 1, device="meta")]
+)
+def test_a_tensor_without_memory_is_not_told(held):
+    assert fitness_settings(lambda subnet, inside=held: inside)["code"] is None
+
+
+def test_a_model_is_told_whatever_version_of_transformers_is_installed(monkeypatch):
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
+    codes = []
+    for version in (transformers.__version__, "99.0"):
+        monkeypatch.setattr(transformers.configuration_utils, "__version__", version)
+        codes.append(fitness_settings(lambda subnet: model)["code"])
+        assert version in model.config.to_json_string()
+    assert codes[0] == codes[1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_library"), [("site-packages", True), ("dist-packages", True), ("packages", False)]
+)
+def test_a_library_is_told_by_its_name_wherever_it_is_installed(tmp_path, monkeypatch, folder, is_library):
+    path = tmp_path / folder / "installed_somewhere.py"
+    path.parent.mkdir()
+    codes = set()
+    for value in (1, 2):
+        path.write_text(f"def score(subnet):\n    return {value}\n")
+        spec = importlib.util.spec_from_file_location("installed_somewhere", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "installed_somewhere", module)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        spec.loader.exec_module(module)
+        codes.add(fitness_settings(lambda subnet, module=module: module.score(subnet))["code"])
+        score = module.score
+        codes.add(fitness_settings(lambda subnet, score=score: score(subnet))["code"])
+    assert len(codes) == (2 if is_library else 3)
 
 
 class Locked:
