@@ -6,10 +6,12 @@ import glob
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def find_files(patterns: Paths) -> list[str]:
         matched = [path for path in glob.glob(_as_pattern(expanded(given)), recursive=True) if Path(path).is_file()]
         if not matched:
             is_folder = Path(expanded(given)).is_dir()
-            hint = f"it is a folder: give {str(given).rstrip('/')}/**/*.txt" if is_folder else _FILES_OR_PATTERNS
+            inside = f"it is a folder: give a pattern of files in it, such as {str(given).rstrip('/')}/**/*.txt"
+            hint = inside if is_folder else _FILES_OR_PATTERNS
             raise DataError(f"no file matches {os.fspath(given)!r}; {hint}")
         found |= {os.path.abspath(path): path for path in matched}
     if not found:
@@ -83,8 +86,13 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
     Raises:
         DataError: if a pattern matches no file, or a file is not what it is called.
     """
+    found = find_files(patterns)
+    return _told_by(_documents_of(found, text_column), files_digest(found), text_column)
+
+
+def _documents_of(found: list[str], text_column: str) -> Dataset:
     tables: dict[str | None, list[str]] = {}
-    for path in find_files(patterns):
+    for path in found:
         tables.setdefault(_kind(path), []).append(path)
     parts = []
     if None in tables:
@@ -101,22 +109,38 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
     return concatenate_datasets([part.select_columns(common) for part in parts])
 
 
+def _told_by(documents: Dataset, *told: object) -> Dataset:
+    """Documents that `datasets` tells from others, and caches what is made of them, by what determines them.
+
+    By itself it goes by paths and times of change.
+    """
+    documents._fingerprint = hashlib.sha256(json.dumps([*told, _RULES]).encode()).hexdigest()[:32]
+    return documents
+
+
 def files_digest(patterns: Paths) -> str:
-    """A hash of the contents of files and of their order."""
-    return hashlib.sha256("".join(file_digest(path) for path in find_files(patterns)).encode()).hexdigest()
+    """A hash of the contents of files, of how they are read, and of their order."""
+    told = [(file_digest(path), _kind(path), _packing(path)) for path in find_files(patterns)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of what is in a file.
+    """SHA-256 of what is in a file, which a process reads once unless it changes.
 
     Raises:
         DataError: if it cannot be read.
     """
     try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        now = os.stat(path)
+        return _digest(os.path.abspath(path), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=2**16)
+def _digest(path: str, *state: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cache_of(digest: str) -> Path:
@@ -129,10 +153,14 @@ def cache_of(digest: str) -> Path:
 
 def _kind(path: str) -> str | None:
     """The builder that reads a file; `None` if it is text."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in _UNPACK:
-        suffixes.pop()
-    return _TABLES.get(suffixes[-1]) if suffixes else None
+    inner = Path(path).with_suffix("") if _packing(path) else Path(path)
+    return _TABLES.get(inner.suffix.lower())
+
+
+def _packing(path: str) -> str | None:
+    """The suffix that says how a file is packed, if it is."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in _UNPACK else None
 
 
 def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
@@ -143,7 +171,8 @@ def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
         marked = {"encoding": "utf-8-sig"} if kind == "json" and any(map(_has_mark, paths)) else {}
         table = load_dataset(kind, data_files=escaped, split="train", cache_dir=str(cache), **marked)
     except Exception as error:  # each reader has errors of its own
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        cause = error.__cause__ or error
+        reason = "no rows" if isinstance(cause, StopIteration) else " ".join(str(cause).split()) or repr(cause)
         raise DataError(f"cannot read {names} as {kind}: {reason}; mend it, or leave it out") from error
     if text_column not in table.column_names:
         raise DataError(
@@ -181,9 +210,10 @@ def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Da
     told = [(name, str(path), file_digest(path)) for name, path in files.items()]
     try:
         # Cached by these arguments alone, so they hold what determines the text, the rules of reading among it.
-        return Dataset.from_generator(_read_files, gen_kwargs={"files": told, "errors": errors, "rules": _RULES})
+        documents = Dataset.from_generator(_read_files, gen_kwargs={"files": told, "errors": errors, "rules": _RULES})
     except DatasetGenerationError as error:
         raise DataError(str(error.__cause__)) from error
+    return _told_by(documents, [(name, digest) for name, _, digest in told], errors)
 
 
 _RULES = 2  # of reading a file; to be raised with every change of them

@@ -3,16 +3,21 @@
 import bz2
 import codecs
 import gzip
+import hashlib
 import json
 import lzma
 import os
+import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+import hf_whittle
 from hf_whittle.data import documents_fingerprint, load_documents, pack_documents
 from hf_whittle.errors import DataError
+from hf_whittle.text_files import documents_from_files, files_digest
 
 ODD_FOLDERS = ["plain", "with space", "brackets [1]", "[a-z]*?", "{x}!", "日本 é", "~tilde"]
 
@@ -58,6 +63,63 @@ def test_a_folder_of_data_files_edited_without_a_trace_is_read_anew(tmp_path):
         assert documents["text"][:] == [word]
         fingerprints.add(documents_fingerprint(None, str(tmp_path)))
     assert len(fingerprints) == 2
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TEACHER)
+
+
+TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_blocks_of_text_beside_a_table_edited_without_a_trace_are_made_anew(tmp_path, tokenizer, suffix):
+    (tmp_path / "a.txt").write_text("hello world " * 20)
+    packed = []
+    for word in ("first", "other"):
+        row = f"{word} " * 20
+        write_as_before(tmp_path / f"b{suffix}", json.dumps({"text": row}) if suffix == ".jsonl" else f"text\n{row}")
+        blocks = pack_documents(load_documents(files=[tmp_path / f"*{suffix}", tmp_path / "*.txt"]), tokenizer, 16)
+        packed.append(tokenizer.decode([token for block in blocks["input_ids"] for token in block]))
+    assert "first" in packed[0] and "other" in packed[1] and "first" not in packed[1]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_documents_are_told_by_their_contents_wherever_they_lie(tmp_path, name):
+    told = []
+    for folder, moment in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        write_as_before(tmp_path / folder / name, json.dumps({"text": "words"}), moment)
+        told.append(load_documents(files=[tmp_path / folder / name])._fingerprint)
+        told.append(documents_from_files({"a": str(tmp_path / folder / name)})._fingerprint)
+    assert told[:2] == told[2:]
+
+
+def test_a_file_read_in_another_way_is_another_text(tmp_path):
+    told = set()
+    for name in ("a.txt", "a.jsonl", "a.csv", "a.txt.gz"):
+        (tmp_path / name).write_text('{"text": "words"}')
+        told.add(files_digest([tmp_path / name]))
+    assert len(told) == 4
+
+
+def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "a.txt", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: read.append(1) or digest(*arguments))
+    write_as_before(path, "first")
+    before = {files_digest([path]), documents_fingerprint(None, files=[path])}
+    assert len(read) == len(before) == 1
+    time.sleep(0.02)  # longer than what a file system's clock may count in
+    write_as_before(path, "other")
+    assert files_digest([path]) not in before and len(read) == 2
+
+
+def test_a_table_without_rows_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl as json: no rows; mend it, or leave it out"):
+        load_documents(files=[tmp_path / "a.jsonl"])
 
 
 def test_files_that_are_the_same_are_cached_once(tmp_path):
