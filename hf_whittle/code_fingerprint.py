@@ -165,7 +165,7 @@ class _Digest:
             return _mix(b"builtin", f"{value.__module__}.{value.__qualname__}".encode())
         reduce = copyreg.dispatch_table.get(type(value))  # of regular expressions, NumPy's functions and others
         try:
-            state = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            state: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:  # any object may say in its way that it cannot
             raise NotToldApartError(f"a {type(value).__name__} cannot be told from others: {error}") from error
         if isinstance(state, str):

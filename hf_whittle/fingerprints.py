@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "tokenizer_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
+_NOT_WEIGHTS = "training_args.bin"  # of a Trainer
 _CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -64,7 +65,7 @@ def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
 def _checkpoint_files(source: str) -> Iterator[Path]:
     if Path(source).is_dir():
         for pattern in (*_CONFIGS, *_WEIGHTS):
-            yield from Path(source).glob(pattern)
+            yield from (path for path in Path(source).glob(pattern) if path.name != _NOT_WEIGHTS)
         return
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files

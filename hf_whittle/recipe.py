@@ -1,11 +1,7 @@
 """Recipes: one YAML file that says what `hf-whittle run` does, checked key by key."""
 
-import collections.abc
 import dataclasses
-import difflib
 import math
-import os
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +15,8 @@ from .errors import RecipeError
 from .files import expanded, write_text
 from .healing.config import HealingConfig
 from .search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
-from .yaml_values import Word, as_yaml, meant, read_yaml
+from .typed_values import parse, parse_values
+from .yaml_values import as_yaml, read_yaml
 
 if typing.TYPE_CHECKING:
     from .distillation.config import DistillationConfig
@@ -198,7 +195,7 @@ class SearchSection:
         algorithm = ALGORITHMS[name]
         hints = typing.get_type_hints(cls) | {"algorithm": str} | typing.get_type_hints(algorithm)
         known = {item.name: hints[item.name] for item in (*dataclasses.fields(cls), *dataclasses.fields(algorithm))}
-        parsed = _parse_values(known, values, where)
+        parsed = parse_values(known, values, where)
         if "probe" in parsed:
             parsed["probe"] = _parse_probe(parsed["probe"], f"{where}.probe")
         own = {item.name: parsed.pop(item.name) for item in dataclasses.fields(cls) if item.name in parsed}
@@ -272,7 +269,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """Check a mapping and make it a recipe; errors as for `load`."""
-        recipe = _parse(cls, values, "")
+        recipe = parse(cls, values, "")
         sources = [recipe.data.dataset, recipe.data.files]
         if sum(source is not None for source in sources) != 1:
             raise RecipeError("data: give either dataset or files")
@@ -285,10 +282,10 @@ class Recipe:
                     f"training.{name}: a run is published when it is done, by `hf-whittle push`, which takes the token "
                     "of `hf auth login` or HF_TOKEN; leave it out"
                 )
-        recipe.training = _parse_values(_training_hints(), recipe.training, "training")
+        recipe.training = parse_values(_training_hints(), recipe.training, "training")
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
-            recipe.baseline = _parse_values(_training_hints(), recipe.baseline, "baseline")
+            recipe.baseline = parse_values(_training_hints(), recipe.baseline, "baseline")
             for name in ("beta", "hidden_weight", "load_best_model_at_end", "save_only_model"):
                 if name in recipe.baseline:
                     raise RecipeError(
@@ -362,9 +359,6 @@ def _without_absolute_paths(value: Any) -> Any:
     return _last_name(value) if isinstance(value, str) and (Path(value).is_absolute() or value[:2] == "~/") else value
 
 
-_LISTS = (list, collections.abc.Sequence)
-
-
 def _training_hints() -> dict[str, Any]:
     """Types of the keys of `training`: the fields of `DistillationConfig` but for those a run sets itself."""
     from .distillation.config import DistillationConfig
@@ -379,135 +373,9 @@ def _parse_probe(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Check fields of `ProbeConfig`."""
     from .distillation.probe import ProbeConfig
 
-    parsed = _parse_values(typing.get_type_hints(ProbeConfig), values, where)
+    parsed = parse_values(typing.get_type_hints(ProbeConfig), values, where)
     try:
         ProbeConfig(**parsed)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from error
     return parsed
-
-
-def _parse(cls: Any, values: Any, where: str) -> Any:
-    """Make a dataclass of a mapping, its sections included."""
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where or 'recipe'}: expected keys and values, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    known = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
-    parsed = _parse_values(known, values, where)
-    required = [
-        item.name
-        for item in dataclasses.fields(cls)
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in parsed]
-    if missing:
-        raise RecipeError(f"{where or 'recipe'}: missing {', '.join(missing)}; it needs {', '.join(required)}")
-    try:
-        return cls(**parsed)
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def _parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
-    parsed = {}
-    for name, value in values.items():
-        path = f"{where}.{name}" if where else str(name)
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
-            raise RecipeError(f"unknown key {path!r}; did you mean {nearest[0]!r}? Valid here: {_short(sorted(known))}")
-        parsed[name] = _convert(value, known[name], path)
-    return parsed
-
-
-def _convert(value: Any, hint: Any, path: str) -> Any:
-    if hint is SearchSection:
-        return SearchSection.parse(value, path)
-    if dataclasses.is_dataclass(hint):
-        return _parse(hint, value, path)
-    value = _read_word(value, hint)
-    if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):
-        if not isinstance(value, dict):
-            raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
-        return _parse(HealingConfig, value, path)
-    if isinstance(value, dict) and "." in path:  # a value, not a section whose keys are yet to be read
-        value = meant(value)
-    if isinstance(value, list):
-        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
-    elif isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if typing.get_origin(hint) in _LISTS and isinstance(value, list):
-        value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
-    value = _read_number(value, hint)
-    if hint == bool | dict[str, Any] and not _matches(value, hint):
-        raise RecipeError(f"{path}: expected true, false or fields of DistillationConfig, got {value!r}")
-    if not _matches(value, hint):
-        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
-    return value
-
-
-def _read_word(value: Any, hint: Any) -> Any:
-    """`no` and the like: text where text alone is expected, else a truth value."""
-    if not isinstance(value, Word):
-        return value
-    options = typing.get_args(hint) or (hint,)
-    return str(value) if bool not in options and any(_is_text(option) for option in options) else value.truth
-
-
-def _is_text(hint: Any) -> bool:
-    return typing.get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, str))
-
-
-def _read_number(value: Any, hint: Any) -> Any:
-    if _accepts(hint, float) and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, argument) for argument in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin in _LISTS:
-        return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(hint, type) and issubclass(hint, str):  # enumerations of transformers are strings
-        return isinstance(value, str) and _is_member(value, hint)
-    return isinstance(value, origin or hint)
-
-
-def _is_member(value: str, hint: type[str]) -> bool:
-    try:
-        hint(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _accepts(hint: Any, kind: type) -> bool:
-    return hint is kind or (kind in typing.get_args(hint) and str not in typing.get_args(hint))
-
-
-def _name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    return (
-        hint.__name__
-        if isinstance(hint, type) and typing.get_origin(hint) is None
-        else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
-    )
-
-
-def _short(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])} and {len(names) - 12} more"

@@ -1,5 +1,6 @@
 """The command line: its options, its exit status and what it says when something is wrong."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
 from hf_whittle.cli import COMMANDS, main, make_parser
 from hf_whittle.cli.extract import summary
-from hf_whittle.errors import BinError
+from hf_whittle.errors import BinError, OutputError
 
 RECIPE = {
     "teacher": "someone/teacher",
@@ -151,6 +152,12 @@ def test_an_error_of_the_run_is_one_line(recipe_file, run_gives, capsys):
     run_gives(BinError("no subnet fits"))
     assert main(["run", str(recipe_file)]) == 1
     assert capsys.readouterr().err == "hf-whittle: error: no subnet fits\n"
+
+
+def test_the_number_of_an_error_is_not_printed(recipe_file, run_gives, capsys):
+    run_gives(OutputError(errno.EBUSY, "out is being written by another process"))
+    assert main(["run", str(recipe_file)]) == 1
+    assert capsys.readouterr().err == "hf-whittle: error: out is being written by another process\n"
 
 
 @pytest.mark.parametrize(

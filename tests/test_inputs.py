@@ -137,6 +137,7 @@ def test_a_checkpoint_is_told_by_configuration_and_weights_alone(make):
     before = checkpoint_fingerprint(folder)
     assert before == checkpoint_fingerprint(make.home / "net")
     (folder / "README.md").write_text("a card")
+    (folder / "training_args.bin").write_bytes(b"of a Trainer")
     assert checkpoint_fingerprint(folder) == before
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"rotary_emb_base"', '"rotary_base"') + " ")

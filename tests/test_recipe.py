@@ -172,6 +172,12 @@ def test_a_value_of_another_type_is_named(path, value, expected):
         Recipe.from_dict(changed(path, value))
 
 
+@pytest.mark.parametrize("value, end", [(2024, r"2024 \(int\); put it in quotes"), (["a"], r".*\(list\)")])
+def test_a_number_where_text_is_meant_is_to_be_put_in_quotes(value, end):
+    with pytest.raises(RecipeError, match=f"^training.run_name: expected str.* got {end}$"):
+        Recipe.from_dict(changed("training.run_name", value))
+
+
 def test_files_are_a_list():
     with pytest.raises(RecipeError, match=r"^data.files: expected list\[str\] \| None, got 'a.txt' \(str\)"):
         Recipe.from_dict(MINIMAL | {"data": {"files": "a.txt"}})

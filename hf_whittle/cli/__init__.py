@@ -5,13 +5,14 @@ import logging
 import sys
 
 from ..disk import disk_errors
-from ..errors import WhittleError
+from ..errors import OutputError, WhittleError
 from . import demo, extract, push, run, store_logits
 
 # What loggers of other libraries say about themselves: a kernel that 4-bit layers would take, though there are none,
-# and the order of checkpoints that were written within a second.
+# the order of checkpoints that were written within a second, and a README without metadata beside local text.
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "huggingface_hub.repocard": "Repo card metadata block was not found",
     "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
 }
 COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
     except (WhittleError, OSError, ImportError) as error:  # of transformers: no such checkpoint, a library is missing
-        print(f"hf-whittle: error: {error}", file=sys.stderr)
+        numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
+        print(f"hf-whittle: error: {numbered or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         advice = getattr(COMMANDS[options.command], "INTERRUPTED", "run the same command again to go on")

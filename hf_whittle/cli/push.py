@@ -30,7 +30,9 @@ def main(options: argparse.Namespace) -> None:
     from ..hub.card import SubnetModelCardData
     from ..hub.publication import publication_of_folder
     from ..hub.push import push_subnet_to_hub
+    from ..hub.repository import check_repo_id
 
+    check_repo_id(options.repo_id)
     stated: dict[str, Any] = {"license": options.license, "language": options.language}
     stated = {name: value for name, value in stated.items() if value is not None}
     card_data = SubnetModelCardData(**stated) if stated else None

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau, spearmanr
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from ..data import READ_COLUMNS
+from ..batches import READ_COLUMNS
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json

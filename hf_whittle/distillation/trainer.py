@@ -21,8 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..architecture import has_architecture
+from ..batches import check_columns, collate_blocks, items_that_count
 from ..cost import flops_per_token
-from ..data import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..files import expanded
 from ..fitness import perplexity

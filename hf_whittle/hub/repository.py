@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .. import __version__
@@ -37,6 +38,14 @@ _LONGEST_WAIT = 60.0
 _FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, LocalEntryNotFoundError, RuntimeError)
 _LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")  # that name addresses with their signatures
 _AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `HubError` if the Hub takes no repository of that name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository: {error}; give one such as me/my-student") from error
 
 
 class Repository:

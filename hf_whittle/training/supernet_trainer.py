@@ -14,9 +14,9 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..batches import check_columns, collate_blocks, items_that_count
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
-from ..data import check_columns, collate_blocks, items_that_count
 from ..distillation.fused import fused_distillation_loss
 from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights

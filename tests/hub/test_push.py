@@ -287,6 +287,13 @@ def test_a_recipe_takes_no_token_and_publishes_nothing(tmp_path, key, value):
 # The command
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_a_name_that_no_repository_has_is_an_error_of_a_dry_run_too(hub, copy_of_student, capsys, options):
+    assert main(["push", str(copy_of_student), "my student", *options]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and "'my student' is no name of a repository: " in shown.err and hub.requests == []
+
+
 def test_a_dry_run_shows_files_sizes_and_card_and_sends_nothing(hub, copy_of_student, capsys):
     before = {path.name: path.read_bytes() for path in copy_of_student.iterdir()}
     assert main(["push", str(copy_of_student), "me/student", "--dry-run", "--license", "mit"]) == 0
