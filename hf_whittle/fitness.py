@@ -16,7 +16,7 @@ from .architecture import has_architecture
 from .code_fingerprint import fitness_settings
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
-from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device
+from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device, uncompiled
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -420,17 +420,18 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
         model (`PreTrainedModel`): the model.
         dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
     """
+    model = uncompiled(model)
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     others = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    for name, parameter in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
-        if not torch.is_tensor(parameter):
+    for name, tensor in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
+        if not torch.is_tensor(tensor):
             continue
-        if dtype is not None and parameter.is_floating_point():
-            parameter = parameter.to(dtype)
-        digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        with at_hand(model, name) as whole:
-            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        with at_hand(model, name, tensor) as whole:
+            if dtype is not None and whole.is_floating_point():
+                whole = whole.to(dtype)
+            digest.update(f"{name}{whole.dtype}{tuple(whole.shape)}".encode())
+            digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
