@@ -25,7 +25,9 @@ from hf_whittle import (
 from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import DataError, SubnetError, VocabularyError
-from hf_whittle.fitness import KLDivergence, Perplexity, StagedFitness, cross_entropy, model_fingerprint
+from hf_whittle.evaluation import cross_entropy
+from hf_whittle.fingerprints import model_fingerprint
+from hf_whittle.fitness import KLDivergence, Perplexity, StagedFitness
 from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.search import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
 
@@ -411,7 +413,7 @@ def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(sup
         arguments = {"bin": ParameterBin(20_000, 22_000), "config": MULTI_FIDELITY, "fitness": fitness}
         return search_subnets(None, space, output_dir=folder, progress=False, **arguments)
 
-    found = search(tmp_path / "whole", StagedFitness(stages))
+    found = search(tmp_path / "whole", Stopped(stages, math.inf))
     assert [evaluation.share for evaluation in found.evaluations].count(0.25) == 12
     for evaluation in found.evaluations[::4]:
         stage = stages[evaluation.share]
@@ -420,7 +422,7 @@ def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(sup
     for stop_at in (5, 13):
         with pytest.raises(KeyboardInterrupt):
             search(tmp_path / str(stop_at), Stopped(stages, stop_at))
-        search(tmp_path / str(stop_at), StagedFitness(stages))
+        search(tmp_path / str(stop_at), Stopped(stages, math.inf))
         for name in ("candidates.jsonl", "search.json"):
             assert (tmp_path / str(stop_at) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
