@@ -30,7 +30,7 @@ from hf_whittle import (
 )
 from hf_whittle.architecture import get_architecture
 from hf_whittle.cli import main
-from hf_whittle.fitness import model_fingerprint
+from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
 from hf_whittle.portable import make_portable, oldest_transformers
 from hf_whittle.tokenizer_files import make_tokenizer_portable, save_tokenizer
@@ -283,6 +283,16 @@ def test_super_network_is_saved_as_the_stock_model_it_is(supernet, tmp_path):
     ours = configuration(supernet, tmp_path / "ours")
     assert ours == configuration(GPTNeoXForCausalLM(supernet.config), tmp_path / "stock")
     assert ours["architectures"] == ["GPTNeoXForCausalLM"]
+    with supernet.active_subnet(STOCK):
+        assert configuration(supernet, tmp_path / "active") == ours
+
+
+def test_super_network_is_uploaded_as_the_stock_model_it_is(supernet, hub, tmp_path):
+    ours = configuration(supernet, tmp_path / "ours")
+    supernet.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
+    supernet.push_to_hub("me/pushed")
+    for name in ("me/saved", "me/pushed"):
+        assert json.loads(hub.files(name)["config.json"]) == ours
 
 
 ROTARY = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}

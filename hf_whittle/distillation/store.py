@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check_integers, check_positive
 from ..errors import DataError, StoreError
+from ..evaluation import as_input_ids, evaluating
 from ..files import atomic_path, expanded, remove_leftovers, write_json
-from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..fingerprints import model_fingerprint
 from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
 from ..processes import launched_processes
@@ -37,7 +38,7 @@ from .store_files import (
     vocabulary_fingerprint,
 )
 from .targets import DenseTargets, SparseTargets
-from .teacher import load_teacher, run_any_size_in_4_bits
+from .teacher import load_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +97,6 @@ def store_targets(
         model = load_teacher(str(teacher))
         model.to(processes.device)
     check_no_subnet(model)
-    run_any_size_in_4_bits(model)
     size = model.config.vocab_size
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)

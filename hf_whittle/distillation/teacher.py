@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import VocabularyError
+from ..evaluation import evaluating
 from ..files import commit_of, expanded
-from ..fitness import evaluating
 from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets
@@ -35,21 +35,8 @@ def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = 
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
-    run_any_size_in_4_bits(teacher)
     teacher.config._commit_hash = commit_of(name, **options)
     return teacher
-
-
-def run_any_size_in_4_bits(model: Any) -> None:
-    """Keep 4-bit layers that do not fit it out of the packed kernel bitsandbytes takes on CPUs with AVX512-BF16.
-
-    That kernel reads 32 outputs at once and whole blocks of inputs, and asserts that there are no others; unpacked,
-    a layer runs on any CPU.
-    """
-    for layer in model.modules():
-        if getattr(layer, "support_avx512bf16_for_cpu", False):
-            fits = layer.out_features % 32 == 0 and layer.in_features % layer.weight.blocksize == 0
-            layer.support_avx512bf16_for_cpu = fits
 
 
 def check_vocabulary(
@@ -116,7 +103,6 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
-        run_any_size_in_4_bits(model)
         self._accelerator = accelerator
         self._head = output_module(model)
         self.model: Any = model

@@ -14,17 +14,11 @@ from tqdm.auto import tqdm
 from ..architecture import Weight, get_architecture, head_dim
 from ..cost import flops_per_token
 from ..errors import HealingError, WhittleError
-from ..fitness import (
-    TokenFitness,
-    as_input_ids,
-    cross_entropy,
-    evaluating,
-    fingerprint,
-    is_sharded,
-    perplexity,
-)
+from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
+from ..fingerprints import fingerprint
+from ..fitness import TokenFitness
 from ..models.supernet import axis_rows
-from ..models.weights import check_no_subnet
+from ..models.weights import check_no_subnet, uncompiled
 from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
 from .parts import entries, layer_after, module_of, output_matrix, projections, writer_features
@@ -76,6 +70,7 @@ class HealedPerplexity(TokenFitness):
     ):
         if is_sharded(supernet):
             raise WhittleError(f"{self.name} needs the whole model in each process; use perplexity for a sharded one")
+        supernet = uncompiled(supernet)  # what is run are its students
         check_no_subnet(supernet)
         super().__init__(supernet, blocks, batch_size)
         if not 0 < ridge < math.inf:

@@ -33,6 +33,7 @@ def check_plain_weights(model: Any) -> None:
             known to the table.
         ArchitectureError: if some are missing, or there is no table.
     """
+    model = uncompiled(model)
     config = getattr(model, "full_config", model.config)
     table, shape = get_architecture(config), Shape.from_config(config)
     if getattr(model, "is_quantized", False):
@@ -123,12 +124,15 @@ def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: 
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `CheckpointError` if a tensor contains NaN or infinite values."""
-    if tensor.is_meta or tensor.numel() == 0 or not tensor.is_floating_point() or tensor.element_size() < 2:
-        return
+    """Raise `CheckpointError` if a plain tensor contains NaN or infinite values."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
-    if not all(extreme.isfinite() for extreme in tensor.detach().aminmax()):
+    tensor = tensor.detach()
+    if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.element_size() < 2:  # quantized
+        return
+    if tensor.is_meta or tensor.numel() == 0:
+        return
+    if not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise CheckpointError(
             f"{name} contains NaN or infinite values; the checkpoint is damaged or of a training that diverged: use "
             "another, or an earlier one"
@@ -192,6 +196,11 @@ def in_words(names: Any, most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def uncompiled(model: Any) -> Any:
+    """The model around which `torch.compile` put another, whose weights have other names; else the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def input_device(model: Any) -> torch.device:
     """Where a model reads its tokens: of an offloaded embedding, where it is run."""
     embedding = model.get_input_embeddings()
@@ -201,10 +210,13 @@ def input_device(model: Any) -> torch.device:
 
 
 @contextlib.contextmanager
-def at_hand(model: Any, name: str) -> Iterator[torch.Tensor]:
-    """A whole parameter inside the block, also of a model that is sharded, or offloaded by accelerate."""
+def at_hand(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor of a model's state dict, whole inside the block if it is of a shard or was offloaded by accelerate."""
     from accelerate.utils import align_module_device
 
-    with align_module_device(model.get_submodule(name.rpartition(".")[0])):
-        parameter: Any = model.get_parameter(name)
-        yield parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    with contextlib.ExitStack() as stack:
+        if tensor.is_meta:
+            module, _, attribute = name.rpartition(".")
+            stack.enter_context(align_module_device(model.get_submodule(module)))
+            tensor = getattr(model.get_submodule(module), attribute)
+        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -35,10 +35,11 @@ from hf_whittle import (
     store_targets,
 )
 from hf_whittle.cost import num_parameters
-from hf_whittle.errors import ArchitectureError, SubnetError, WeightsError
-from hf_whittle.fitness import cross_entropy, model_fingerprint
+from hf_whittle.errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
+from hf_whittle.evaluation import cross_entropy
+from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
-from hf_whittle.models.weights import input_device
+from hf_whittle.models.weights import check_finite, input_device
 from hf_whittle.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
 
 COARSE = SubnetConfig(24, 4, 3, 40)
@@ -165,6 +166,35 @@ def test_indices_lie_where_their_weight_does(model, monkeypatch):
         for _, _, module in model._sliced_modules():
             for chosen in module.chosen or ():
                 assert not torch.is_tensor(chosen) or chosen.device == module.weight.device
+
+
+FITNESSES = {
+    "perplexity": Perplexity,
+    "kl": KLDivergence,
+    "healed perplexity": lambda model, ids: HealedPerplexity(model, ids, ids),
+    "magnitude": lambda model, ids: WeightMagnitude(model),
+    "gradient norm": GradientNorm,
+    "snip": Snip,
+    "synflow": lambda model, ids: Synflow(model),
+    "jacobian": JacobianCovariance,
+}
+
+
+@pytest.mark.parametrize("make", FITNESSES.values(), ids=FITNESSES)
+def test_fitness_of_a_compiled_super_network_is_that_of_the_one_it_wraps(model, input_ids, make):
+    plain, compiled = (make(each, input_ids) for each in (model, torch.compile(model, backend="eager")))
+    assert compiled(FINE) == pytest.approx(plain(FINE), rel=1e-4)
+    assert compiled.settings == plain.settings
+
+
+def test_compiled_super_network_is_scored_sorted_and_cut_as_the_one_it_wraps(model, input_ids):
+    compiled = torch.compile(model, backend="eager")
+    options = {"layer_criterion": "removal", "progress": False}
+    scores = score_importance(compiled, input_ids, **options)
+    assert scores.settings == score_importance(model, input_ids, **options).settings
+    assert sort_by_importance(compiled, scores).channels
+    ours, theirs = (extract_subnet(each, FINE).state_dict() for each in (compiled, model))
+    assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
 
 
 # What cannot be sliced
@@ -338,6 +368,26 @@ def test_model_without_a_head_is_an_error_everywhere(stock, input_ids):
     ):
         with pytest.raises((ArchitectureError, WeightsError)):
             use()
+
+
+class Quantized(torch.Tensor):
+    """Knows no operation but those that loading needs, as tensors of torchao do."""
+
+    @staticmethod
+    def __new__(cls, stored):
+        return torch.Tensor._make_wrapper_subclass(cls, stored.shape, dtype=torch.bfloat16)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten.detach.default:
+            return cls(args[0])
+        raise NotImplementedError(operation)
+
+
+def test_only_plain_tensors_are_looked_through_for_what_is_not_finite():
+    check_finite("quantized", nn.Parameter(Quantized(torch.zeros(2, 2)), requires_grad=False))
+    with pytest.raises(CheckpointError, match="plain contains NaN or infinite values"):
+        check_finite("plain", nn.Parameter(torch.tensor([1.0, math.nan])))
 
 
 # Offloaded teachers
