@@ -425,12 +425,12 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     others = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    for name, parameter in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
-        if not torch.is_tensor(parameter):
+    for name, tensor in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
+        if not torch.is_tensor(tensor):
             continue
-        if dtype is not None and parameter.is_floating_point():
-            parameter = parameter.to(dtype)
-        digest.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        with at_hand(model, name) as whole:
-            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        with at_hand(model, name) if name in parameters else contextlib.nullcontext(tensor) as whole:
+            if dtype is not None and whole.is_floating_point():
+                whole = whole.to(dtype)
+            digest.update(f"{name}{whole.dtype}{tuple(whole.shape)}".encode())
+            digest.update(whole.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
