@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -51,7 +52,7 @@ class WholeCheckpoints(CarefulTrainer):
                 self._has_own_disk = self._looks_for_own_disk()
                 self._in_turn(lambda: remove_leftovers(self._get_output_dir(trial)))
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = last_checkpoint(str(self.args.output_dir)) or True
+                resume_from_checkpoint = self._last_checkpoint() or True
             elif resume_from_checkpoint:
                 lacks = _lacks(Path(resume_from_checkpoint))
                 if lacks is not None:
@@ -132,6 +133,14 @@ class WholeCheckpoints(CarefulTrainer):
             if is_turn:
                 work()
             self.accelerator.wait_for_everyone()
+
+    def _last_checkpoint(self) -> str | None:
+        """The newest checkpoint that is whole for every process, whose disks may be their own."""
+        folder = str(self.args.output_dir)
+        if self.args.world_size == 1:
+            return last_checkpoint(folder)
+        found = gather_object([[path.name for path in whole_checkpoints(folder)]])
+        return next((os.path.join(folder, name) for name in found[0] if all(name in others for others in found)), None)
 
     def _looks_for_own_disk(self) -> bool:
         """Whether a file that the first process makes in the output folder is not there for this one.

@@ -15,7 +15,7 @@ CHECKPOINTS = ["checkpoint-2", "checkpoint-3"]
 RENAMED = "renamed: checkpoint-1 checkpoint-2 checkpoint-3"
 
 
-def train(folder, disks):
+def train(folder, *arguments):
     """What each of two processes says; no launcher is there to end one when the other fails."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -26,7 +26,7 @@ def train(folder, disks):
             "RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost",
             "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = [sys.executable, str(SCRIPT), str(folder), disks]
+        command = [sys.executable, str(SCRIPT), str(folder), *arguments]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, env=os.environ | launched, **output))
     try:
@@ -54,6 +54,8 @@ def test_on_a_shared_disk_the_first_process_alone_renames(tmp_path):
     assert train(tmp_path, "shared") == [RENAMED, "renamed:"]
     assert names(tmp_path / "shared") == CHECKPOINTS
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(names(tmp_path / "shared" / "checkpoint-3"))
+    (tmp_path / "shared" / "checkpoint-3" / "model.safetensors").unlink()
+    assert train(tmp_path, "shared", "resume") == ["renamed: checkpoint-3", "renamed:"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import hf_whittle.training.checkpoints
 from hf_whittle.errors import OutputError
 
 
-def main(folder, disks):
+def main(folder, disks, resume=None):
     """Train into a folder, shared or of each process, and say what came of it."""
     from accelerate import PartialState
 
@@ -26,7 +26,7 @@ def main(folder, disks):
         output, per_device_train_batch_size=2, save_strategy="steps", save_steps=1, save_total_limit=2
     )
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume is not None)
     except OutputError as error:
         print(f"refused: {error}")
     else:

@@ -165,7 +165,7 @@ def test_adapters_with_a_name_are_weights(tmp_path):
 
 def test_trials_of_one_search_for_settings_may_run_at_once(tmp_path, monkeypatch):
     """Each writes a folder of its own, by whatever process."""
-    trainer = make_trainer(WholeCheckpoints, tmp_path, max_steps=2)
+    trainer = make_trainer(WholeCheckpoints, tmp_path, max_steps=2, eval_strategy="no")
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
     monkeypatch.setattr(trainer, "_hp_search_setup", lambda trial: None)
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # which looks for optuna
