@@ -54,7 +54,8 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         code, elsewhere = refusal(error, path), _elsewhere(error, path)
-        if code is None or (elsewhere and code not in _OF_A_CAUSE):
+        is_read = elsewhere is not None or str(error).startswith("Caught ")  # by a process that loads data
+        if code is None or (is_read and code not in _OF_A_CAUSE):
             raise
         raise _could_not_write(elsewhere or path, code) from error
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from .disk import disk_errors
-from .errors import CheckpointError
+from .errors import CheckpointError, OutputError
+from .locks import file_lock
 
-_PARTIAL = ".partial-"
-"""Begins the names of what is being written or removed; a process that is killed leaves it behind."""
-_BEFORE = ".before"
+_PARTIAL = "_partial-"
+"""Begins the names of what is being written or removed; a process that is killed leaves it behind.
+
+`Trainer` uploads its folder but for what begins with `_`.
+"""
+_BEFORE, _LOCK = ".before", ".lock"
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""How file systems say that they do not know `fsync`, some of folders alone."""
 
 
 @contextlib.contextmanager
@@ -45,20 +53,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, renamed to it if the block succeeds and removed if it does not.
 
-    What a killed process left of it is removed first.
+    What a killed process left of it is removed first; one that lives keeps others from the same folder.
 
     Args:
         path (`str` or `Path`): the folder; unless `replace`, there must be none, or an empty one.
         replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`.
 
     Raises:
-        OutputError: if the folder cannot be written, is not empty, or the disk is full.
+        OutputError: if the folder cannot be written, is not empty, another process writes it, or the disk is full.
     """
     path = Path(expanded(path))
     temporary = _partial(path)
-    with disk_errors(path):
+    with disk_errors(path), file_lock(_lock_of(path), path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             _put_back(path)
             _remove(temporary)
             temporary.mkdir()
@@ -102,13 +109,25 @@ def remove_folder(path: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes were writing into a folder, and put back what they were about to replace."""
+    """Remove what killed processes were writing into a folder, and put back what they were about to replace.
+
+    To be called by the one that holds the lock of the folder. A folder in it that another process makes is left alone.
+    """
     folder = Path(folder)
     with disk_errors(folder):
-        for leftover in sorted(folder.glob(f"{_PARTIAL}*{_BEFORE}")):
-            _put_back(folder / leftover.name.removeprefix(_PARTIAL).removesuffix(_BEFORE))
-        for leftover in folder.glob(f"{_PARTIAL}*"):
-            _remove(leftover)
+        for leftover in sorted(folder.glob(f"{_PARTIAL}*")):
+            if leftover.is_file() and leftover.suffix != _LOCK:
+                _remove(leftover)
+                continue
+            path = folder / leftover.name.removeprefix(_PARTIAL).removesuffix(_LOCK).removesuffix(_BEFORE)
+            try:
+                with file_lock(_lock_of(path), path):
+                    _put_back(path)
+                    if leftover.suffix != _LOCK:
+                        _remove(leftover)
+            except OutputError as error:
+                if error.errno != errno.EBUSY:
+                    raise
 
 
 def _partial(path: Path) -> Path:
@@ -118,6 +137,11 @@ def _partial(path: Path) -> Path:
 def _before(path: Path) -> Path:
     """Where the folder at `path` stands while another is put into its place."""
     return path.with_name(_PARTIAL + path.name + _BEFORE)
+
+
+def _lock_of(path: Path) -> Path:
+    """The file that is locked by the one that makes the folder at `path`."""
+    return path.with_name(_PARTIAL + path.name + _LOCK)
 
 
 def _put_back(path: Path) -> None:
@@ -134,9 +158,14 @@ def _remove(path: Path) -> None:
 
 
 def _synchronise(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which Windows does not open
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 

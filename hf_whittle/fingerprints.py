@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONFIG = "tokenizer_config.json"
-_WEIGHTS = ("*.safetensors", "*.bin")
 _NOT_WEIGHTS = "training_args.bin"  # of a Trainer
+_WEIGHTS = ("*.safetensors", "*.bin")  # the latter are not read where there are the former
 _CONFIGS = ("config.json", "adapter_config.json")
 _NOT_FINGERPRINTED = {
     "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache", "rotary_pct",
@@ -62,16 +64,28 @@ def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
         OSError: if there is no such checkpoint.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(_checkpoint_files(expanded(source)), key=lambda path: path.name):
-        with path.open("rb") as stream:
-            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    paths = sorted(_checkpoint_files(expanded(source)), key=lambda path: path.name)
+    with ThreadPoolExecutor() as readers:
+        for path, contents in zip(paths, readers.map(_sha256, paths), strict=True):
+            digest.update(path.name.encode() + contents)
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    """Of what is in a file. In the cache of the Hub, large ones are called so, and need not be read."""
+    blob = path.resolve()
+    if path.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+        return bytes.fromhex(blob.name)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _checkpoint_files(source: str) -> Iterator[Path]:
     if Path(source).is_dir():
-        for pattern in (*_CONFIGS, *_WEIGHTS):
-            yield from (path for path in Path(source).glob(pattern) if path.name != _NOT_WEIGHTS)
+        for name in _CONFIGS:
+            yield from Path(source).glob(name)
+        found = (list(Path(source).glob(pattern)) for pattern in _WEIGHTS)
+        yield from (path for path in next(filter(None, found), []) if path.name != _NOT_WEIGHTS)
         return
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files

@@ -59,7 +59,8 @@ def preflight(run: "Run") -> None:
     try:
         with disk_errors(run.folder), without_bars():
             folder.mkdir(parents=True)
-            _ = run.teacher  # whose perplexity is reported in any case
+            if not has_begun(run.folder, "teacher"):
+                _ = run.teacher  # whose perplexity is reported in any case
             _try_student(run, folder / "initial")
             for section, overrides in trainings.items():
                 _try_training(run, section, folder, overrides)

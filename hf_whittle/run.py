@@ -388,10 +388,12 @@ class Run:
 
     def _targets(self) -> "PreTrainedModel | LogitStore":
         """What the student learns from: the teacher, or what it said before."""
-        if self.recipe.teacher_store is None:
-            return self.teacher
-        store = LogitStore(self.recipe.teacher_store)
-        store.check(teacher=self.teacher)
+        return self.teacher if self.recipe.teacher_store is None else self._store
+
+    @cached_property
+    def _store(self) -> LogitStore:
+        store = LogitStore(str(self.recipe.teacher_store))
+        store.check(teacher=self.teacher)  # which reads all of its weights
         return store
 
     def save(self, student: PreTrainedModel, folder: Path) -> None:

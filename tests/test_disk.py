@@ -185,3 +185,18 @@ def test_a_file_elsewhere_is_named_and_one_that_was_only_read_is_no_matter_of_th
     with pytest.raises(PermissionError) as caught, disk_errors(tmp_path / "out"):
         raise PermissionError(errno.EACCES, "Permission denied", elsewhere)
     assert not isinstance(caught.value, OutputError)
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, row):
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/file")
+
+
+def test_a_process_that_loads_data_and_may_not_read_is_no_matter_of_the_output(tmp_path):
+    """Its error is one without a number or a file, made anew from a text with both."""
+    with pytest.raises(PermissionError, match=r"(?s)^Caught.*/data/file") as caught, disk_errors(tmp_path / "out"):
+        next(iter(torch.utils.data.DataLoader(Unreadable(), num_workers=1)))
+    assert not isinstance(caught.value, OutputError)

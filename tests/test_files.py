@@ -8,7 +8,7 @@ import pytest
 
 from hf_whittle.disk import disk_errors
 from hf_whittle.errors import OutputError, WhittleError
-from hf_whittle.files import atomic_folder, atomic_path, read_json, write_json, write_text
+from hf_whittle.files import atomic_folder, atomic_path, read_json, remove_leftovers, write_json, write_text
 
 
 def names_in(folder):
@@ -120,3 +120,41 @@ def test_an_output_error_is_not_wrapped_twice(tmp_path):
     with pytest.raises(OutputError, match="the first") as caught, disk_errors(tmp_path):
         raise first
     assert caught.value is first
+
+
+def test_a_folder_that_another_process_makes_is_left_alone(tmp_path, run_python):
+    make = """
+        import sys
+        from hf_whittle.files import atomic_folder, remove_leftovers
+        remove_leftovers(sys.argv[1])
+        with atomic_folder(sys.argv[1] + "/model"):
+            pass
+    """
+    with atomic_folder(tmp_path / "model") as new:
+        (new / "mine").write_text("x")
+        with pytest.raises(AssertionError, match="model is being written by another process"):
+            run_python(make, tmp_path)
+        assert (new / "mine").is_file()
+    assert names_in(tmp_path) == ["model"] and names_in(tmp_path / "model") == ["mine"]
+
+
+def test_what_killed_processes_left_is_removed_or_put_back(tmp_path):
+    for name in ("_partial-new", "_partial-old", "_partial-old.before", "_partial-kept.before", "kept"):
+        (tmp_path / name).mkdir()
+    for name in ("_partial-file.12345678.json", "_partial-new.lock", "_partial-gone.lock"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "_partial-old.before" / "mine").write_text("")
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == ["kept", "old"] and names_in(tmp_path / "old") == ["mine"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_file_system_without_fsync_is_written_nonetheless(tmp_path, monkeypatch, code):
+    def refuse(handle):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(tmp_path / "file", "text")
+    with atomic_folder(tmp_path / "folder") as new:
+        (new / "file").write_text("text")
+    assert names_in(tmp_path) == ["file", "folder"]

@@ -1,5 +1,6 @@
 """A half-done run goes on with the text, the teacher and the store it was begun with, and with nothing else."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -144,6 +145,20 @@ def test_a_checkpoint_is_told_by_configuration_and_weights_alone(make):
     (folder / "config.json").write_text(config)
     exchange_weights(folder)
     assert checkpoint_fingerprint(folder) != before
+
+
+def test_weights_that_the_cache_of_the_hub_tells_by_their_name_are_not_read(make, tmp_path):
+    """It names large files by their SHA-256 and small ones by another hash, and links to them."""
+    folder, blobs = tmp_path / "models--me--net" / "snapshots" / "1", tmp_path / "models--me--net" / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    teacher = make.home / "teacher"
+    told = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+    (blobs / told).write_text("not to be read")
+    (folder / "model.safetensors").symlink_to(blobs / told)
+    shutil.copy(teacher / "config.json", blobs / ("0" * 40))
+    (folder / "config.json").symlink_to(blobs / ("0" * 40))
+    assert checkpoint_fingerprint(folder) == checkpoint_fingerprint(teacher)
 
 
 def test_a_model_is_told_by_what_it_holds_beside_its_parameters():

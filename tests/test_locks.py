@@ -142,7 +142,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
             super().acquire(**kwargs)
             taken.append(self)
             if len(taken) == 1:
-                (tmp_path / ".hf_whittle.lock").unlink()
+                (tmp_path / "_hf_whittle.lock").unlink()
 
     monkeypatch.setattr(hf_whittle.locks, "FileLock", Late)
     with folder_lock(tmp_path):

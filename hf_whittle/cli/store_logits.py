@@ -1,7 +1,6 @@
 """`hf-whittle store-logits`: run a recipe's teacher over its training text once, and keep what it says."""
 
 import argparse
-import contextlib
 import os
 import tempfile
 
@@ -27,16 +26,13 @@ def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..distillation.store import check_store_arguments, store_targets
-    from ..locks import folder_lock
+    from ..processes import lock_in_first
     from ..recipe import Recipe
     from ..run import Run
 
     logging.disable_progress_bar()
     is_main = os.environ.get("RANK", "0") == "0"
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        folder_lock(options.output_dir) if is_main else contextlib.nullcontext(),
-    ):
+    with tempfile.TemporaryDirectory() as folder, lock_in_first(options.output_dir):
         run = Run(Recipe.load(options.recipe, output_dir=folder))
         check_store_arguments(
             kind=options.kind,

@@ -1,6 +1,5 @@
 """Rank the best subnets of a search by what a short distillation makes of them."""
 
-import contextlib
 import copy
 import hashlib
 import os
@@ -18,8 +17,8 @@ from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
 from ..fingerprints import checkpoint_fingerprint, model_fingerprint
-from ..locks import folder_lock
 from ..models.weights import check_plain_weights
+from ..processes import lock_in_first
 from ..search.result import SearchResult
 from ..subnet import SubnetConfig
 from .config import DistillationConfig
@@ -126,7 +125,7 @@ def rerank(
     }
     path = Path(str(args.output_dir)) / RERANK_FILE
     known: dict[str, dict[str, Any]] = {}
-    with folder_lock(path.parent) if args.process_index == 0 else contextlib.nullcontext():
+    with lock_in_first(path.parent):
         if path.is_file():
             before = read_json(path)
             if before["settings"] != settings:

@@ -21,9 +21,8 @@ from ..errors import DataError, StoreError
 from ..evaluation import as_input_ids, evaluating
 from ..files import atomic_path, expanded, remove_leftovers, write_json
 from ..fingerprints import model_fingerprint
-from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
-from ..processes import launched_processes
+from ..processes import launched_processes, lock_in_first
 from .encodings import ENCODINGS, Samples, TopK
 from .heads import head_of, in_place_of, output_module
 from .store_files import (
@@ -113,7 +112,7 @@ def store_targets(
         data=short_hash(digests.tobytes()),
     )
     folder = Path(expanded(output_dir))
-    with folder_lock(folder) if processes.is_main else contextlib.nullcontext():
+    with lock_in_first(folder):
         if (folder / STORE_FILE).exists():
             _check_same(folder, settings)
         elif processes.is_main:

@@ -15,6 +15,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress,
 from ..checkpoint import CARD_FILE
 from ..files import read_json, remove_leftovers, write_text
 from ..lineage import Lineage
+from ..locks import folder_lock
 from ..portable import make_portable
 from ..tokenizer_files import complete_tokenizer
 from ..training.careful import CarefulTrainer
@@ -53,7 +54,8 @@ class PublishingTrainer(CarefulTrainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         model: Any = self.accelerator.unwrap_model(self.model)
-        remove_leftovers(folder)
+        with folder_lock(folder):  # nobody else is at work there
+            remove_leftovers(folder)
         card = folder / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else None
         make_portable(model)  # `model_init` may have made it

@@ -19,6 +19,7 @@ from ..disk import disk_errors
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
 from ..files import expanded, read_json, remove_leftovers
 from ..locks import folder_lock
+from ..processes import from_first
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
@@ -225,7 +226,7 @@ class _Archive:
                 self._read()
             except Exception as caught:  # every process is to know
                 error = caught
-        self._known, error = workers.from_main((self._known, error))
+        self._known, error = from_first((self._known, error))
         if error is not None:
             self._lock.close()
             raise error

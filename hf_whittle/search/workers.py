@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from ..errors import WhittleError
 from ..processes import launched_processes
@@ -26,14 +25,6 @@ class Workers:
     @property
     def is_main(self) -> bool:
         return self._state is None or self._state.is_main_process
-
-    def from_main(self, value: Any) -> Any:
-        """The first process' value, in every process."""
-        if self._state is None:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
 
     def evaluate(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, float]]:
         """Fitness of each candidate, in their order, as soon as it is there.

@@ -13,7 +13,7 @@ _WHOLE = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0, "seed": 0,
 }  # fmt: skip
-_WHOLE_OR_NONE = {"eval_accumulation_steps": 1, "data_seed": 0, "save_total_limit": 0}
+_WHOLE_OR_NONE = {"eval_accumulation_steps": 1, "data_seed": 0, "save_total_limit": -1}  # which keeps all, as 0 does
 _AT_LEAST_0 = (
     "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps", "eval_delay", "logging_steps", "save_steps",
 )  # fmt: skip
@@ -34,7 +34,8 @@ def check_arguments(args: TrainingArguments) -> None:
     check_integers(args, {name: least for name, least in _WHOLE_OR_NONE.items() if getattr(args, name) is not None})
     check_numbers(args, *_AT_LEAST_0, *_given(args, _AT_LEAST_0_OR_NONE))
     by_steps = str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps"
-    check_positive(args, "num_train_epochs", *(["save_steps"] if by_steps else []))
+    by_epochs = args.max_steps == -1  # else num_train_epochs has no effect
+    check_positive(args, *(["num_train_epochs"] if by_epochs else []), *(["save_steps"] if by_steps else []))
     check_shares(args, *_SHARES)
     if args.max_grad_norm is not None and not args.max_grad_norm >= 0:
         raise ValueError(f"max_grad_norm must be a number of at least 0, got {args.max_grad_norm}")

@@ -8,7 +8,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..checkpoint import check_generation_config
 from ..disk import disk_errors
-from ..locks import folder_lock
+from ..processes import lock_in_first
 
 
 class CarefulTrainer(Trainer):
@@ -24,15 +24,21 @@ class CarefulTrainer(Trainer):
         with disk_errors(folder or "the output folder"):
             super().__init__(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train as `Trainer` does."""
         check_generation_config(getattr(self.accelerator.unwrap_model(self.model), "generation_config", None))
-        with self._own_folder(), disk_errors(str(self.args.output_dir)):
-            return super().train(*args, **kwargs)
+        with self._own_folder(trial), disk_errors(str(self.args.output_dir)):
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
-    def _own_folder(self) -> contextlib.AbstractContextManager[None]:
-        writes = self.is_world_process_zero() and self.args.save_strategy != SaveStrategy.NO
-        return folder_lock(str(self.args.output_dir)) if writes else contextlib.nullcontext()
+    @property
+    def _writes(self) -> bool:
+        return self.args.save_strategy != SaveStrategy.NO
+
+    def _own_folder(self, trial: Any) -> contextlib.AbstractContextManager[None]:
+        """The lock of the output folder, or of that of a trial among several, in all processes together."""
+        return lock_in_first(self._get_output_dir(trial)) if self._writes else contextlib.nullcontext()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as `Trainer` does."""

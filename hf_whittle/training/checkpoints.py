@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,13 +18,14 @@ from transformers.utils import logging
 from ..disk import disk_errors
 from ..errors import CheckpointError
 from ..files import put_in_place, read_json, remove_folder, remove_leftovers
+from ..processes import from_first
 from .careful import CarefulTrainer
 
 logger = logging.get_logger(__name__)
 
-_WRITING = ".partial-checkpoints"
-_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*")
-"""Weights of `Trainer`, of FSDP and of DeepSpeed."""
+_WRITING = "_partial-checkpoints"
+_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*", "*/adapter_model.*")
+"""Weights of `Trainer`, of FSDP, of DeepSpeed, and of adapters that have a name of their own."""
 
 
 class WholeCheckpoints(CarefulTrainer):
@@ -34,27 +37,30 @@ class WholeCheckpoints(CarefulTrainer):
     """
 
     _is_saving = False
+    _has_own_disk = False
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train as `Trainer` does.
 
         Raises:
             CheckpointError: if the checkpoint given is not whole.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir)) or True
-        elif resume_from_checkpoint:
-            lacks = _lacks(Path(resume_from_checkpoint))
-            if lacks is not None:
-                raise CheckpointError(
-                    f"{resume_from_checkpoint} cannot be trained on from: {lacks}; resume_from_checkpoint=True takes "
-                    "the last whole checkpoint of output_dir"
-                )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._in_turn(lambda: remove_leftovers(str(self.args.output_dir)))
-        return super()._inner_training_loop(*args, **kwargs)
+        with self._own_folder(trial):
+            if self._writes:
+                self._has_own_disk = self._looks_for_own_disk()
+                self._in_turn(lambda: remove_leftovers(self._get_output_dir(trial)))
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = self._last_checkpoint() or True
+            elif resume_from_checkpoint:
+                lacks = _lacks(Path(resume_from_checkpoint))
+                if lacks is not None:
+                    raise CheckpointError(
+                        f"{resume_from_checkpoint} cannot be trained on from: {lacks}; resume_from_checkpoint=True "
+                        "takes the last whole checkpoint of output_dir"
+                    )
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -76,7 +82,7 @@ class WholeCheckpoints(CarefulTrainer):
 
         def rename() -> None:
             with disk_errors(checkpoint):
-                if writing.exists():  # else another machine shares the disk
+                if writing.exists():  # this machine has files of its own in it
                     put_in_place(writing, checkpoint, replace=True)
                 shutil.rmtree(writing.parent, ignore_errors=True)
 
@@ -117,15 +123,42 @@ class WholeCheckpoints(CarefulTrainer):
         return super()._finalize_training(trial, *args, **kwargs)
 
     def _in_turn(self, work: Callable[[], None]) -> None:
-        """Work on files in the first process, then in the first one of every other machine, whose disk may be its own.
+        """Work on files in the first process, then in the first one of every other machine that has its own disk.
 
         All wait for that.
         """
+        is_first, is_local_first = self.args.process_index == 0, self.args.local_process_index == 0
         self.accelerator.wait_for_everyone()
-        for is_turn in (self.args.process_index == 0, self.args.local_process_index == 0 < self.args.process_index):
+        for is_turn in (is_first, is_local_first and not is_first and self._has_own_disk):
             if is_turn:
                 work()
             self.accelerator.wait_for_everyone()
+
+    def _last_checkpoint(self) -> str | None:
+        """The newest checkpoint that is whole for every process, whose disks may be their own."""
+        folder = str(self.args.output_dir)
+        if self.args.world_size == 1:
+            return last_checkpoint(folder)
+        found = gather_object([[path.name for path in whole_checkpoints(folder)]])
+        return next((os.path.join(folder, name) for name in found[0] if all(name in others for others in found)), None)
+
+    def _looks_for_own_disk(self) -> bool:
+        """Whether a file that the first process makes in the output folder is not there for this one.
+
+        Its name is new: a network's file system may know folders by a name that another machine took from them.
+        """
+        name = from_first(f"{_WRITING}-{uuid.uuid4().hex}")
+        seen = Path(str(self.args.output_dir), name)
+        if self.args.world_size > 1 and self.args.process_index == 0:
+            with disk_errors(seen):
+                seen.parent.mkdir(parents=True, exist_ok=True)
+                seen.touch()
+        self.accelerator.wait_for_everyone()
+        is_own = self.args.world_size > 1 and not seen.exists()
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index == 0:
+            seen.unlink(missing_ok=True)
+        return is_own
 
 
 def whole_checkpoints(folder: str | Path) -> Iterator[Path]:

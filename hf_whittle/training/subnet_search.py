@@ -18,8 +18,8 @@ from ..cost import Bin
 from ..disk import disk_errors
 from ..errors import ArchitectureError, OtherSearchError
 from ..fitness import Perplexity
-from ..locks import folder_lock
 from ..models.supernet import SuperNetModel
+from ..processes import lock_in_first
 from ..search.additive import AdditiveSearchConfig
 from ..search.algorithm import SearchConfig
 from ..search.result import SearchResult
@@ -111,7 +111,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
                 f"SubnetSearchCallback needs a super-network to search, got a {type(_unwrapped(model)).__name__}; "
                 "train one loaded with GPTNeoXSuperNetForCausalLM.from_pretrained"
             )
-        self._try(_unwrapped(model), Path(str(args.output_dir)) / FOLDER, writes=state.is_world_process_zero)
+        self._try(_unwrapped(model), Path(str(args.output_dir)) / FOLDER)
         stored: Any = state.stateful_callbacks or {}
         if state.global_step and not self.history and isinstance(stored.get(type(self).__name__), dict):
             self.history = list(stored[type(self).__name__]["attributes"]["history"])
@@ -136,11 +136,10 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         if self._when == "end":
             self._search(model, state, Path(str(args.output_dir)) / FOLDER / "end")
 
-    def _try(self, supernet: Any, folder: Path, *, writes: bool) -> None:
+    def _try(self, supernet: Any, folder: Path) -> None:
         """Find out now what would make a search fail hours later: evaluate one subnet of each bin."""
-        if writes:
-            with folder_lock(folder):
-                pass
+        with lock_in_first(folder):
+            pass
         space, bins = self._space_of(supernet), [self._bin] if isinstance(self._bin, Bin) else list(self._bin)
         config = self._config or AdditiveSearchConfig()
         with _random_states_kept():

@@ -139,4 +139,4 @@ def contents(folder):
 
 def steady_name(path):
     """A path without what is random in it."""
-    return re.sub(r"(\.partial-\S+\.)\w{8}(?=\.|$)", r"\1*", path)
+    return re.sub(r"(_partial-\S+\.)\w{8}(?=\.|$)", r"\1*", path)

@@ -73,7 +73,7 @@ def test_killed_at_every_moment_it_is_the_old_or_the_new(tmp_path, name, torn):
 def test_the_next_to_write_a_folder_puts_back_what_it_was_to_replace(tmp_path):
     """Where nobody looked for leftovers between a process killed and one that fails."""
     before(tmp_path / "folder")
-    (tmp_path / "folder" / "model").rename(tmp_path / "folder" / ".partial-model.before")
+    (tmp_path / "folder" / "model").rename(tmp_path / "folder" / "_partial-model.before")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder" / "model", replace=True):
         raise RuntimeError
     assert (tmp_path / "folder" / "model" / "config").read_text() == "old"

@@ -49,6 +49,7 @@ def test_zeros_and_bounds_that_mean_something_are_fine(tmp_path, kind):
         num_train_epochs=0.5, seed=0,
     )  # fmt: skip
     kind(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", save_steps=0)
+    kind(output_dir=str(tmp_path), use_cpu=True, max_steps=10, num_train_epochs=-1, save_total_limit=-1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ def on_two_processes(tmp_path_factory):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count("the process group was ended") == 2
+    assert done.stdout.count("the process group was ended") == 2  # maybe in one line
     return folder
 
 

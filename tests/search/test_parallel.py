@@ -38,7 +38,7 @@ def on_one_process(tmp_path_factory):
 def test_two_processes_write_what_one_does(on_one_process, tmp_path):
     done = launch(tmp_path)  # `accelerate launch` starts several processes on accelerators alone
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count("the process group was ended") == 2
+    assert done.stdout.count("the process group was ended") == 2  # maybe in one line
     assert files(tmp_path) == on_one_process
 
 
@@ -47,7 +47,7 @@ def test_sharded_super_network_is_searched_to_the_same_result(on_one_process, tm
     """Gathered weights may begin elsewhere in memory, and a kernel then add in another order."""
     done = launch(tmp_path / "sharded", "sharded")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count("the process group was ended") == 2
+    assert done.stdout.count("the process group was ended") == 2  # maybe in one line
     assert files(tmp_path / "sharded").keys() == on_one_process.keys()
     for name, content in on_one_process.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

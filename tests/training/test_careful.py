@@ -88,7 +88,7 @@ def test_a_training_that_writes_nothing_needs_no_folder_of_its_own(tmp_path, kin
     step = trainer.training_step
 
     def during(*args, **kwargs):
-        locked.append((tmp_path / "out" / ".hf_whittle.lock").exists())
+        locked.append((tmp_path / "out" / "_hf_whittle.lock").exists())
         return step(*args, **kwargs)
 
     trainer.training_step = during
@@ -180,7 +180,7 @@ def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_i
     tests = str(fixtures_training.__file__).rpartition("/")[0]
     with folder_lock(tmp_path):
         assert "is being written by another process" in run_python(script, tmp_path, tests)
-        assert [path.name for path in tmp_path.iterdir()] == [".hf_whittle.lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["_hf_whittle.lock"]
     model = make_supernet()
     space = SearchSpace.from_config(model.config, layer_wise=True)
     found = []
@@ -196,4 +196,4 @@ def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_i
     )  # fmt: skip
     assert "is being written by another process" in found[0]
     lines = (tmp_path / "candidates.jsonl").read_text().splitlines()
-    assert len(lines) == len(result.evaluations) and not (tmp_path / ".hf_whittle.lock").exists()
+    assert len(lines) == len(result.evaluations) and not (tmp_path / "_hf_whittle.lock").exists()

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fixtures_training import make_blocks, make_supernet
-from safetensors.torch import load_file
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_whittle.errors import CheckpointError
+from hf_whittle.locks import LOCK_FILE, file_lock
 from hf_whittle.training.checkpoints import WholeCheckpoints, last_checkpoint, whole_checkpoints
 
 TRAINING = {
@@ -37,13 +42,17 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def train(kind, folder, resume=None, **changes):
-    trainer = kind(
+def make_trainer(kind, folder, **changes):
+    return kind(
         model=make_supernet(),
         args=TrainingArguments(output_dir=str(folder), **{**TRAINING, **changes}),
         train_dataset=[{"input_ids": row, "labels": row} for row in make_blocks()["input_ids"]],
         eval_dataset=[{"input_ids": row, "labels": row} for row in make_blocks(4, seed=1)["input_ids"]],
     )
+
+
+def train(kind, folder, resume=None, **changes):
+    trainer = make_trainer(kind, folder, **changes)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -127,7 +136,67 @@ def test_a_training_anew_into_the_folder_replaces_its_checkpoints(trained, tmp_p
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / ".partial-checkpoints" / "checkpoint-2").mkdir(parents=True)
-    (tmp_path / ".partial-checkpoint-8").mkdir()
-    train(WholeCheckpoints, tmp_path, save_strategy="no")
-    assert names(tmp_path) == []
+    (tmp_path / "_partial-checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "_partial-checkpoint-8").mkdir()
+    train(WholeCheckpoints, tmp_path, max_steps=2)
+    assert {Path(name).parts[0] for name in names(tmp_path)} == {"checkpoint-2"}
+
+
+def test_a_training_that_writes_nothing_leaves_alone_what_another_writes(tmp_path):
+    (tmp_path / "_partial-checkpoints" / "checkpoint-2").mkdir(parents=True)
+    train(WholeCheckpoints, tmp_path, save_strategy="no", max_steps=1)
+    assert names(tmp_path) == ["_partial-checkpoints", "_partial-checkpoints/checkpoint-2"]
+
+
+def test_training_goes_on_from_a_checkpoint_that_was_about_to_be_replaced(tmp_path):
+    train(WholeCheckpoints, tmp_path, max_steps=2)
+    (tmp_path / "checkpoint-2").rename(tmp_path / "_partial-checkpoint-2.before")
+    assert train(WholeCheckpoints, tmp_path, resume=True)._initial_global_step == 2
+
+
+def test_adapters_with_a_name_are_weights(tmp_path):
+    adapters = tmp_path / "checkpoint-2" / "mine"
+    adapters.mkdir(parents=True)
+    (adapters.parent / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) is None
+    save_file({"weight": torch.zeros(1)}, adapters / "adapter_model.safetensors")
+    assert last_checkpoint(tmp_path) == str(adapters.parent)
+
+
+def test_trials_of_one_search_for_settings_may_run_at_once(tmp_path, monkeypatch):
+    """Each writes a folder of its own, by whatever process."""
+    trainer = make_trainer(WholeCheckpoints, tmp_path, max_steps=2, eval_strategy="no")
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
+    monkeypatch.setattr(trainer, "_hp_search_setup", lambda trial: None)
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # which looks for optuna
+    with file_lock(tmp_path / "run-1" / LOCK_FILE, "run 1"):
+        trainer.train(trial=SimpleNamespace(number=3, params={}))
+    assert "run-3/checkpoint-2/model.safetensors" in names(tmp_path)
+
+
+def test_what_is_no_ones_business_is_not_uploaded(tmp_path, monkeypatch):
+    """`Trainer` uploads its folder while it is locked, and maybe while the next checkpoint is written."""
+    uploaded = []
+
+    class Hub:
+        def upload_folder(self, folder_path, ignore_patterns=None, **kwargs):
+            here = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
+            uploaded.extend(filter_repo_objects(here, ignore_patterns=ignore_patterns))
+            return SimpleNamespace(done=lambda: True)
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    trainer = make_trainer(WholeCheckpoints, tmp_path, max_steps=2)
+    trainer.hub_model_id, trainer.push_in_progress = "me/net", None
+    monkeypatch.setattr(trainer.args, "push_to_hub", True)
+    monkeypatch.setattr(trainer, "init_hf_repo", lambda *args, **kwargs: None)
+    save_optimizer = trainer._save_optimizer_and_scheduler
+
+    def save(folder):
+        trainer._save_optimizer_and_scheduler = save_optimizer
+        save_optimizer(folder)
+        assert (tmp_path / LOCK_FILE).is_file()
+        Hub().upload_folder(str(tmp_path), ["_*", "checkpoint-*"])  # of a push that had to wait
+
+    trainer._save_optimizer_and_scheduler = save
+    trainer.train()
+    assert set(uploaded) == {"config.json", "generation_config.json", "model.safetensors", "training_args.bin"}
