@@ -283,6 +283,16 @@ def test_super_network_is_saved_as_the_stock_model_it_is(supernet, tmp_path):
     ours = configuration(supernet, tmp_path / "ours")
     assert ours == configuration(GPTNeoXForCausalLM(supernet.config), tmp_path / "stock")
     assert ours["architectures"] == ["GPTNeoXForCausalLM"]
+    with supernet.active_subnet(STOCK):
+        assert configuration(supernet, tmp_path / "active") == ours
+
+
+def test_super_network_is_uploaded_as_the_stock_model_it_is(supernet, hub, tmp_path):
+    ours = configuration(supernet, tmp_path / "ours")
+    supernet.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
+    supernet.push_to_hub("me/pushed")
+    for name in ("me/saved", "me/pushed"):
+        assert json.loads(hub.files(name)["config.json"]) == ours
 
 
 ROTARY = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,15 @@ class SuperNetModel(PreTrainedModel):
             WeightsError: if some weights are quantized, offloaded or adapted.
         """
         subnet.validate(self.full_config)
-        self._make_elastic()
-        for weight, layer, module in self._sliced_modules():
+        sliced = self._make_elastic()
+        for weight, layer, module in sliced:
             check_plain(weight.name.format(layer=layer), module.weight)
         before = self._active
         try:
-            self._activate(subnet)
+            self._activate(subnet, sliced)
             yield self
         finally:
-            self._activate(before)
+            self._activate(before, sliced)
 
     @property
     def full_config(self) -> PreTrainedConfig:
@@ -156,11 +156,20 @@ class SuperNetModel(PreTrainedModel):
             super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:
             self._activate(before)
-        path = Path(save_directory) / CONFIG_NAME
-        if is_main_process and path.is_file():
-            stock = architecture_module(self.config, "student").student_class(self.config)
-            self.config.architectures = [stock.__name__]
-            self.config.to_json_file(path)
+        if is_main_process:
+            self._name_stock_class(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upload what `save_pretrained` wrote, which it does with `push_to_hub=True` before it returns."""
+        self._name_stock_class(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _name_stock_class(self, folder: str | os.PathLike[Any]) -> None:
+        """Have the configuration in a folder say that this is a stock model."""
+        path, config = Path(folder) / CONFIG_NAME, self.full_config
+        if path.is_file():
+            config.architectures = [architecture_module(config, "student").student_class(config).__name__]
+            config.to_json_file(path)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """Set the whole super-network's, also while a subnet is active; arguments as in `PreTrainedModel`."""
@@ -210,12 +219,16 @@ class SuperNetModel(PreTrainedModel):
                 for layer in range(self.full_config.num_hidden_layers) if weight.in_layer else (None,):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
-    def _make_elastic(self) -> None:
-        """Make modules index-aware, also those that took the place of others."""
-        for weight, layer, module in self._sliced_modules():
+    def _make_elastic(self) -> list[tuple[Weight, int | None, Any]]:
+        """Make the sliced modules index-aware, also those that took the place of others."""
+        sliced = list(self._sliced_modules())
+        for weight, layer, module in sliced:
             make_elastic(module, weight.name.format(layer=layer).removesuffix(".weight"))
+        return sliced
 
-    def _activate(self, subnet: SubnetConfig | None) -> None:
+    def _activate(
+        self, subnet: SubnetConfig | None, sliced: Iterable[tuple[Weight, int | None, Any]] | None = None
+    ) -> None:
         full, width = self.full_config, head_dim(self.full_config)
         kept_layers = () if subnet is None else subnet.layers
         positions = {layer: position for position, layer in enumerate(kept_layers)}
@@ -228,7 +241,7 @@ class SuperNetModel(PreTrainedModel):
                 known[key] = axis_rows(axis, subnet, position, width, device)
             return known[key]
 
-        for weight, layer, module in self._sliced_modules():
+        for weight, layer, module in self._sliced_modules() if sliced is None else sliced:
             module.chosen = None
             if subnet is not None and (layer is None or layer in positions):
                 position = None if layer is None else positions[layer]
