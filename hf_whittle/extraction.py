@@ -22,7 +22,7 @@ from .fitness import as_input_ids
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
-from .models.weights import check_plain_weights, weight_shape
+from .models.weights import check_plain_weights, uncompiled, weight_shape
 from .portable import make_portable
 from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .subnet import SubnetConfig
@@ -221,6 +221,7 @@ def _cut_from_memory(
     healing: _Healing,
     progress: bool,
 ) -> "PreTrainedModel":
+    model = uncompiled(model)
     source = getattr(model, "full_config", model.config)
     check_plain_weights(model)
     generation_config = model.generation_config if model.can_generate() else None

@@ -16,7 +16,7 @@ from .architecture import has_architecture
 from .code_fingerprint import fitness_settings
 from .cost import flops_per_token
 from .errors import DataError, VocabularyError
-from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device
+from .models.weights import at_hand, check_no_subnet, check_plain_weights, input_device, uncompiled
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -420,22 +420,19 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
         model (`PreTrainedModel`): the model.
         dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
     """
+    model = uncompiled(model)
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
-
-    def add(name: str, value: torch.Tensor) -> None:
-        if dtype is not None and value.is_floating_point():
-            value = value.to(dtype)
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
     states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed
-    for name, _ in model.named_parameters():
-        with at_hand(model, name) as whole:
-            add(name, whole)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, value in sorted(states.items()):
-        if name not in parameters and torch.is_tensor(value):
-            add(name, value)
+    others = {name: value for name, value in states.items() if name not in parameters}
+    for name, tensor in (*model.named_parameters(), *sorted(others.items())):
+        if not torch.is_tensor(tensor):
+            continue
+        with at_hand(model, name, tensor) as whole:
+            if dtype is not None and whole.is_floating_point():
+                whole = whole.to(dtype)
+            digest.update(f"{name}{whole.dtype}{tuple(whole.shape)}".encode())
+            digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -35,7 +35,7 @@ from .errors import CheckpointError, SubnetError
 from .files import atomic_path, expanded
 from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
-from .models.weights import check_finite, check_no_subnet, check_plain_weights
+from .models.weights import check_finite, check_no_subnet, check_plain_weights, uncompiled
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def score_importance(
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    model = uncompiled(model)
     check_whole(model)
     if layer_criterion == "removal" and not isinstance(model, SuperNetModel):
         raise SubnetError("layer_criterion='removal' runs the model without a layer: load it as a super-network")

@@ -11,6 +11,7 @@ from .errors import SubnetError
 from .fitness import model_fingerprint
 from .importance import ImportanceScores, check_whole, model_weights
 from .models.elastic import rows, take
+from .models.weights import uncompiled
 from .subnet import Kept, Shape, SubnetConfig, indices
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Or
     Raises:
         SubnetError: if the scores are of another model, or a subnet is active.
     """
+    model = uncompiled(model)
     check_whole(model)
     scores.check(Shape.from_config(model.config))
     if scores.settings.get("model", fingerprint := model_fingerprint(model)) != fingerprint:

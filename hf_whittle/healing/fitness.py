@@ -24,7 +24,7 @@ from ..fitness import (
     perplexity,
 )
 from ..models.supernet import axis_rows
-from ..models.weights import check_no_subnet
+from ..models.weights import check_no_subnet, uncompiled
 from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
 from .parts import entries, layer_after, module_of, output_matrix, projections, writer_features
@@ -76,6 +76,7 @@ class HealedPerplexity(TokenFitness):
     ):
         if is_sharded(supernet):
             raise WhittleError(f"{self.name} needs the whole model in each process; use perplexity for a sharded one")
+        supernet = uncompiled(supernet)  # what is run are its students
         check_no_subnet(supernet)
         super().__init__(supernet, blocks, batch_size)
         if not 0 < ridge < math.inf:

@@ -33,6 +33,7 @@ def check_plain_weights(model: Any) -> None:
             known to the table.
         ArchitectureError: if some are missing, or there is no table.
     """
+    model = uncompiled(model)
     config = getattr(model, "full_config", model.config)
     table, shape = get_architecture(config), Shape.from_config(config)
     if getattr(model, "is_quantized", False):
@@ -192,6 +193,11 @@ def in_words(names: Any, most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def uncompiled(model: Any) -> Any:
+    """The model around which `torch.compile` put another, whose weights have other names; else the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def input_device(model: Any) -> torch.device:
     """Where a model reads its tokens: of an offloaded embedding, where it is run."""
     embedding = model.get_input_embeddings()
@@ -201,10 +207,13 @@ def input_device(model: Any) -> torch.device:
 
 
 @contextlib.contextmanager
-def at_hand(model: Any, name: str) -> Iterator[torch.Tensor]:
-    """A whole parameter inside the block, also of a model that is sharded, or offloaded by accelerate."""
+def at_hand(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor of a model's state dict, whole inside the block if it is of a shard or was offloaded by accelerate."""
     from accelerate.utils import align_module_device
 
-    with align_module_device(model.get_submodule(name.rpartition(".")[0])):
-        parameter: Any = model.get_parameter(name)
-        yield parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    with contextlib.ExitStack() as stack:
+        if tensor.is_meta:
+            module, _, attribute = name.rpartition(".")
+            stack.enter_context(align_module_device(model.get_submodule(module)))
+            tensor = getattr(model.get_submodule(module), attribute)
+        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -167,6 +167,35 @@ def test_indices_lie_where_their_weight_does(model, monkeypatch):
                 assert not torch.is_tensor(chosen) or chosen.device == module.weight.device
 
 
+FITNESSES = {
+    "perplexity": Perplexity,
+    "kl": KLDivergence,
+    "healed perplexity": lambda model, ids: HealedPerplexity(model, ids, ids),
+    "magnitude": lambda model, ids: WeightMagnitude(model),
+    "gradient norm": GradientNorm,
+    "snip": Snip,
+    "synflow": lambda model, ids: Synflow(model),
+    "jacobian": JacobianCovariance,
+}
+
+
+@pytest.mark.parametrize("make", FITNESSES.values(), ids=FITNESSES)
+def test_fitness_of_a_compiled_super_network_is_that_of_the_one_it_wraps(model, input_ids, make):
+    plain, compiled = (make(each, input_ids) for each in (model, torch.compile(model, backend="eager")))
+    assert compiled(FINE) == pytest.approx(plain(FINE), rel=1e-4)
+    assert compiled.settings == plain.settings
+
+
+def test_compiled_super_network_is_scored_sorted_and_cut_as_the_one_it_wraps(model, input_ids):
+    compiled = torch.compile(model, backend="eager")
+    options = {"layer_criterion": "removal", "progress": False}
+    scores = score_importance(compiled, input_ids, **options)
+    assert scores.settings == score_importance(model, input_ids, **options).settings
+    assert sort_by_importance(compiled, scores).channels
+    ours, theirs = (extract_subnet(each, FINE).state_dict() for each in (compiled, model))
+    assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
+
+
 # What cannot be sliced
 
 
