@@ -124,12 +124,15 @@ def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: 
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `CheckpointError` if a tensor contains NaN or infinite values."""
-    if tensor.is_meta or tensor.numel() == 0 or not tensor.is_floating_point() or tensor.element_size() < 2:
-        return
+    """Raise `CheckpointError` if a plain tensor contains NaN or infinite values."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
-    if not all(extreme.isfinite() for extreme in tensor.detach().aminmax()):
+    tensor = tensor.detach()
+    if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.element_size() < 2:  # quantized
+        return
+    if tensor.is_meta or tensor.numel() == 0:
+        return
+    if not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise CheckpointError(
             f"{name} contains NaN or infinite values; the checkpoint is damaged or of a training that diverged: use "
             "another, or an earlier one"

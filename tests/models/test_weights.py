@@ -35,10 +35,10 @@ from hf_whittle import (
     store_targets,
 )
 from hf_whittle.cost import num_parameters
-from hf_whittle.errors import ArchitectureError, SubnetError, WeightsError
+from hf_whittle.errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from hf_whittle.fitness import cross_entropy, model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
-from hf_whittle.models.weights import input_device
+from hf_whittle.models.weights import check_finite, input_device
 from hf_whittle.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
 
 COARSE = SubnetConfig(24, 4, 3, 40)
@@ -367,6 +367,26 @@ def test_model_without_a_head_is_an_error_everywhere(stock, input_ids):
     ):
         with pytest.raises((ArchitectureError, WeightsError)):
             use()
+
+
+class Quantized(torch.Tensor):
+    """Knows no operation but those that loading needs, as tensors of torchao do."""
+
+    @staticmethod
+    def __new__(cls, stored):
+        return torch.Tensor._make_wrapper_subclass(cls, stored.shape, dtype=torch.bfloat16)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten.detach.default:
+            return cls(args[0])
+        raise NotImplementedError(operation)
+
+
+def test_only_plain_tensors_are_looked_through_for_what_is_not_finite():
+    check_finite("quantized", nn.Parameter(Quantized(torch.zeros(2, 2)), requires_grad=False))
+    with pytest.raises(CheckpointError, match="plain contains NaN or infinite values"):
+        check_finite("plain", nn.Parameter(torch.tensor([1.0, math.nan])))
 
 
 # Offloaded teachers
