@@ -17,8 +17,8 @@ from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
 from .cost import num_parameters, padded_shape
 from .disk import disk_errors
 from .errors import DataError, OutputError, SubnetError
+from .evaluation import as_input_ids
 from .files import atomic_folder, expanded
-from .fitness import as_input_ids
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage

@@ -1,4 +1,4 @@
-"""What a tokenizer and a checkpoint are, told by their contents rather than their names."""
+"""What a tokenizer, a checkpoint, a model and token ids are, told by their contents rather than their names."""
 
 import hashlib
 import json
@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets.fingerprint import Hasher
 
 from .files import expanded
+from .models.weights import at_hand, uncompiled
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONFIG = "tokenizer_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _NOT_WEIGHTS = "training_args.bin"  # of a Trainer
 _CONFIGS = ("config.json", "adapter_config.json")
+_NOT_FINGERPRINTED = {
+    "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache", "rotary_pct",
+    "rotary_emb_base", "rope_scaling",
+}  # fmt: skip
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -78,6 +84,36 @@ def _checkpoint_files(source: str) -> Iterator[Path]:
             is_index = name.endswith(".index.json")
             yield from map(Path, get_checkpoint_shard_files(source, path)[0] if is_index else [path])
             return
+
+
+def fingerprint(input_ids: torch.Tensor) -> str:
+    """A short hash of token ids."""
+    return hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()[:16]
+
+
+def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> str:
+    """A short hash of a model: its configuration and its parameters.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
+    """
+    model = uncompiled(model)
+    config = getattr(model, "full_config", model.config).to_diff_dict()
+    told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
+    states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    others = {name: value for name, value in states.items() if name not in parameters}
+    for name, tensor in (*model.named_parameters(), *sorted(others.items())):
+        if not torch.is_tensor(tensor):
+            continue
+        with at_hand(model, name, tensor) as whole:
+            if dtype is not None and whole.is_floating_point():
+                whole = whole.to(dtype)
+            digest.update(f"{name}{whole.dtype}{tuple(whole.shape)}".encode())
+            digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _hash(*parts: bytes) -> str:

@@ -32,8 +32,9 @@ from tqdm.auto import tqdm
 
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from .errors import CheckpointError, SubnetError
+from .evaluation import as_input_ids, cross_entropy, evaluating
 from .files import atomic_path, expanded
-from .fitness import as_input_ids, cross_entropy, evaluating, fingerprint, model_fingerprint
+from .fingerprints import fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
 from .models.weights import check_finite, check_no_subnet, check_plain_weights, uncompiled
 from .subnet import Shape, SubnetConfig

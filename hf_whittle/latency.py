@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
+from .evaluation import evaluating
 from .files import read_json, write_json
-from .fitness import evaluating
 from .models.weights import input_device
 from .subnet import Shape, SubnetConfig
 

@@ -16,7 +16,9 @@ from transformers import AttentionInterface
 
 from .cost import flops_per_token, num_parameters
 from .errors import WhittleError
-from .fitness import Fitness, TokenFitness, evaluating, is_sharded, model_fingerprint
+from .evaluation import evaluating, is_sharded
+from .fingerprints import model_fingerprint
+from .fitness import Fitness, TokenFitness
 from .models.weights import check_plain_weights
 from .subnet import Kept, SubnetConfig, indices
 

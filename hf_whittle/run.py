@@ -35,10 +35,11 @@ from .distillation.store import LogitStore
 from .distillation.teacher import check_same_tokens, load_teacher
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
+from .evaluation import as_input_ids, cross_entropy, perplexity
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
 from .files import atomic_folder, read_json, remove_folder, remove_leftovers, write_json
-from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness, as_input_ids, cross_entropy, perplexity
+from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
 from .healing.fitness import HealedPerplexity

@@ -8,7 +8,7 @@ import torch
 
 from .architecture import Dimension, head_dim
 from .errors import SubnetError
-from .fitness import model_fingerprint
+from .fingerprints import model_fingerprint
 from .importance import ImportanceScores, check_whole, model_weights
 from .models.elastic import rows, take
 from .models.weights import uncompiled

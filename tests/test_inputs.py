@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 from hf_whittle.distillation.rerank import _teacher, _told
 from hf_whittle.distillation.store import LogitStore, store_targets
 from hf_whittle.errors import OutputError, StoreError
-from hf_whittle.fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
-from hf_whittle.fitness import model_fingerprint
+from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
 from hf_whittle.run import Run, run
 
 SIZES = {

@@ -30,7 +30,7 @@ from hf_whittle import (
 )
 from hf_whittle.architecture import get_architecture
 from hf_whittle.cli import main
-from hf_whittle.fitness import model_fingerprint
+from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
 from hf_whittle.portable import make_portable, oldest_transformers
 from hf_whittle.tokenizer_files import make_tokenizer_portable, save_tokenizer

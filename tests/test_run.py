@@ -46,8 +46,9 @@ from hf_whittle.errors import (
     RecipeError,
     VocabularyError,
 )
+from hf_whittle.evaluation import as_input_ids, cross_entropy
 from hf_whittle.facts import to_match
-from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy
+from hf_whittle.fitness import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
 from hf_whittle.locks import folder_lock

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..architecture import has_architecture
-from ..fitness import evaluating
+from ..evaluation import evaluating
 from ..models.elastic import ElasticLinear
 from .targets import Head
 

@@ -11,18 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost import flops_per_token, training_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
+from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
 from ..extraction import extract_subnet
-from ..fitness import (
-    Fitness,
-    as_input_ids,
-    cross_entropy,
-    evaluating,
-    fingerprint,
-    forward_flops_per_token,
-    is_sharded,
-    model_fingerprint,
-    perplexity,
-)
+from ..fingerprints import fingerprint, model_fingerprint
+from ..fitness import Fitness, forward_flops_per_token
 from ..healing.fitness import HealedPerplexity
 from ..models.weights import check_no_subnet, check_plain_weights, input_device
 from ..subnet import SubnetConfig

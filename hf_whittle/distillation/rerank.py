@@ -17,8 +17,7 @@ from ..batches import READ_COLUMNS
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files import read_json, write_json
-from ..fingerprints import checkpoint_fingerprint
-from ..fitness import model_fingerprint
+from ..fingerprints import checkpoint_fingerprint, model_fingerprint
 from ..locks import folder_lock
 from ..models.weights import check_plain_weights
 from ..search.result import SearchResult

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check_integers, check_positive
 from ..errors import DataError, StoreError
+from ..evaluation import as_input_ids, evaluating
 from ..files import atomic_path, expanded, remove_leftovers, write_json
-from ..fitness import as_input_ids, evaluating, model_fingerprint
+from ..fingerprints import model_fingerprint
 from ..locks import folder_lock
 from ..models.weights import check_no_subnet, input_device
 from ..processes import launched_processes

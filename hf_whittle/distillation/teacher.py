@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import VocabularyError
+from ..evaluation import evaluating
 from ..files import commit_of, expanded
-from ..fitness import evaluating
 from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets

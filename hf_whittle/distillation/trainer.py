@@ -24,8 +24,8 @@ from ..architecture import has_architecture
 from ..batches import check_columns, collate_blocks, items_that_count
 from ..cost import flops_per_token
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
+from ..evaluation import perplexity
 from ..files import expanded
-from ..fitness import perplexity
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
 from ..models.weights import check_not_offloaded

@@ -14,15 +14,9 @@ from tqdm.auto import tqdm
 from ..architecture import Weight, get_architecture, head_dim
 from ..cost import flops_per_token
 from ..errors import HealingError, WhittleError
-from ..fitness import (
-    TokenFitness,
-    as_input_ids,
-    cross_entropy,
-    evaluating,
-    fingerprint,
-    is_sharded,
-    perplexity,
-)
+from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
+from ..fingerprints import fingerprint
+from ..fitness import TokenFitness
 from ..models.supernet import axis_rows
 from ..models.weights import check_no_subnet, uncompiled
 from ..slicing import slice_weights, student_model

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..architecture import Weight, architecture_module
 from ..disk import disk_errors
 from ..errors import DataError, HealingError
-from ..fitness import cross_entropy, perplexity
+from ..evaluation import cross_entropy, perplexity
 from ..models.single_layer import Pass, SingleLayer
 from ..slicing import student_model
 from ..subnet import SubnetConfig, count

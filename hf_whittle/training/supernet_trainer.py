@@ -22,7 +22,7 @@ from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights
 from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
-from ..fitness import perplexity
+from ..evaluation import perplexity
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit

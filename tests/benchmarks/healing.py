@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
-from hf_whittle.fitness import as_input_ids, cross_entropy
+from hf_whittle.evaluation import as_input_ids, cross_entropy
 from hf_whittle.healing import student_weights
 from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.healing.regression import Fit

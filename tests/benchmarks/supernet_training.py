@@ -29,7 +29,8 @@ from hf_whittle import (
 )
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.data import collate_blocks
-from hf_whittle.fitness import Perplexity, as_input_ids, cross_entropy, perplexity
+from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
+from hf_whittle.fitness import Perplexity
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run
 

@@ -12,7 +12,8 @@ from uneven_training import make_model
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SupernetTrainer
 from hf_whittle.data import DocumentCollator, collate_blocks
 from hf_whittle.errors import DataError
-from hf_whittle.fitness import Perplexity, as_input_ids
+from hf_whittle.evaluation import as_input_ids
+from hf_whittle.fitness import Perplexity
 from hf_whittle.training.supernet_trainer import SupernetConfig
 
 ROWS = 4

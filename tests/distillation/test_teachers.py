@@ -34,7 +34,7 @@ from hf_whittle.distillation.heads import output_module
 from hf_whittle.distillation.store import LogitStore, store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
-from hf_whittle.fitness import model_fingerprint
+from hf_whittle.fingerprints import model_fingerprint
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 

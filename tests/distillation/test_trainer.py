@@ -20,7 +20,7 @@ from uneven_training import collate, make_arguments, make_blocks, make_model, ma
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import VocabularyError
-from hf_whittle.fitness import cross_entropy
+from hf_whittle.evaluation import cross_entropy
 
 
 def weights_of(model):

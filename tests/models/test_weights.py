@@ -36,7 +36,8 @@ from hf_whittle import (
 )
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
-from hf_whittle.fitness import cross_entropy, model_fingerprint
+from hf_whittle.evaluation import cross_entropy
+from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
 from hf_whittle.models.weights import check_finite, input_device
 from hf_whittle.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
