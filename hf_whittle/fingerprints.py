@@ -116,9 +116,10 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
     config = getattr(model, "full_config", model.config).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
+    states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    others = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    for name, tensor in (*model.named_parameters(), *sorted(others.items())):  # scales of a quantized one, say
+    others = {name: value for name, value in states.items() if name not in parameters}
+    for name, tensor in (*model.named_parameters(), *sorted(others.items())):
         if not torch.is_tensor(tensor):
             continue
         with at_hand(model, name, tensor) as whole:
