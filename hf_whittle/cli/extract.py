@@ -14,7 +14,7 @@ INTERRUPTED = "nothing was written, run the same command again"
 
 _OF_HEALING: dict[str, Any] = {
     "files": None, "dataset": None, "dataset_config": None, "split": "train", "text_column": "text",
-    "block_size": 1024, "calibration_tokens": 131072,
+    "block_size": None, "calibration_tokens": 131072,
 }  # fmt: skip
 """The options that only healing takes, with their defaults."""
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     healing.add_argument("--dataset-config", help="configuration of the dataset")
     healing.add_argument("--split", help="split of the dataset (default: train)")
     healing.add_argument("--text-column", help="column that holds the text (default: text)")
-    healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024)")
+    healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024 at most)")
     healing.add_argument("--calibration-tokens", type=int, help="most tokens that are read (default: 131072)")
 
 
@@ -124,8 +124,8 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..files import expanded
     from ..run import load_tokenizer
 
-    size = options.block_size
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
+    size = min(1024, longest) if options.block_size is None else options.block_size
     if size > longest:
         raise DataError(f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}")
     tokenizer = load_tokenizer(expanded(options.checkpoint), revision=options.revision)

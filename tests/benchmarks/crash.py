@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "crash" / "kill_everywhere.py"
 RUNS: tuple[tuple[str, ...], ...] = (
     ("DistillationTrainer",),
     ("SupernetTrainer",),
-    ("hf-whittle run", "--points", "40"),
+    ("hf-whittle run", "--points", "80"),
     ("store_targets",),
     ("DistillationTrainer", "--processes", "2", "--points", "10"),
     ("transformers.Trainer", "--points", "24"),
