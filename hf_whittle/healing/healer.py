@@ -17,12 +17,13 @@ from ..disk import disk_errors
 from ..errors import DataError, HealingError
 from ..evaluation import cross_entropy, perplexity
 from ..models.single_layer import Pass, SingleLayer
+from ..models.weights import embedding
 from ..slicing import student_model
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .parts import Basis, Projections, layer_after, module_of, output_matrix, projections
 from .regression import Moments
-from .student_weights import StudentWeights, embedding_name
+from .student_weights import StudentWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -81,11 +82,11 @@ class Healer:
         return student
 
     def _heal(self, student: StudentWeights, progress: bool) -> None:
-        embedding = student.of_teacher(embedding_name(self._config))
+        embedded = student.of_teacher(embedding(self._config).name)
         if self._settings.basis == "principal" and student.can_change_basis:
-            student.change_basis(self._gram_of_teacher(embedding))
-        self._embed(self._teacher, embedding)
-        del embedding
+            student.change_basis(self._gram_of_teacher(embedded))
+        self._embed(self._teacher, embedded)
+        del embedded
         self._embed(self._student, student.embedding)
         layers = self._subnet.layers
         self._advance_teacher(0, layers[0])

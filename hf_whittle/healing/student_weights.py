@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ..architecture import Dimension, Weight, get_architecture, head_dim
 from ..models.elastic import take
 from ..models.supernet import axis_rows
+from ..models.weights import embedding
 from ..subnet import SubnetConfig, count
 from .parts import Basis, output_matrix
 from .regression import Fit, Moments
@@ -53,7 +54,7 @@ class StudentWeights:
 
     @property
     def embedding(self) -> torch.Tensor:
-        return self.tensors[embedding_name(self._config)]
+        return self.tensors[embedding(self._config).name]
 
     def of_teacher(self, name: str, layer: int = 0) -> torch.Tensor:
         return self._weights[name.format(layer=layer)].to(self._device, torch.float32)
@@ -65,7 +66,7 @@ class StudentWeights:
             gram (`torch.Tensor`): `(D, D)`, of the teacher's normalised stream.
         """
         self.basis = Basis.principal(gram, count(self._subnet.hidden_size))
-        self.embedding.copy_(self.of_teacher(embedding_name(self._config)) @ self.basis.down.T)
+        self.embedding.copy_(self.of_teacher(embedding(self._config).name) @ self.basis.down.T)
         table = get_architecture(self._config)
         for norm in {weight.norm for weight in table.weights if weight.norm is not None}:
             for position in range(len(self._subnet.layers)) if "{layer}" in norm else (0,):
@@ -218,8 +219,3 @@ def _constant_by_mean(matrix: torch.Tensor) -> torch.Tensor:
     """What a matrix `(D, d + 1)` makes of `d` features of mean 0 and a constant, of the features plus 1, `(D, d)`."""
     features, constant = matrix[:, :-1], matrix[:, -1:]
     return features - features.mean(1, keepdim=True) + constant / features.shape[1]
-
-
-def embedding_name(config: "PreTrainedConfig") -> str:
-    table = get_architecture(config)
-    return next(w.name for w in table.weights if not w.is_matmul and w.axes[0].dimension is Dimension.VOCABULARY)
