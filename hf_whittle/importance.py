@@ -36,7 +36,7 @@ from .evaluation import as_input_ids, cross_entropy, evaluating
 from .files import atomic_path, expanded
 from .fingerprints import fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
-from .models.weights import check_finite, check_no_subnet, check_plain_weights, uncompiled
+from .models.weights import all_weights, check_finite, check_no_subnet, check_plain_weights, uncompiled
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -228,10 +228,8 @@ def _owned(model: "PreTrainedModel", values: Callable[[str], torch.Tensor]) -> d
 
 
 def model_weights(model: "PreTrainedModel") -> Iterator[tuple[Weight, int | None]]:
-    for weight in get_architecture(model.config).weights:
-        if weight.exists(model.config) and not weight.is_shared(model.config):
-            for layer in range(model.config.num_hidden_layers) if weight.in_layer else (None,):
-                yield weight, layer
+    """Every weight of a model, with its layer; a shared one once."""
+    return ((weight, layer) for weight, layer in all_weights(model.config) if not weight.is_shared(model.config))
 
 
 def _magnitudes(model: "PreTrainedModel") -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import tempfile
+from typing import Any
 
 HELP = "Keep what a recipe's teacher says about its training text, for distillation without the teacher."
 
@@ -31,28 +32,14 @@ def main(options: argparse.Namespace) -> None:
     from ..run import Run
 
     logging.disable_progress_bar()
-    is_main = os.environ.get("RANK", "0") == "0"
     with tempfile.TemporaryDirectory() as folder, lock_in_first(options.output_dir):
         run = Run(Recipe.load(options.recipe, output_dir=folder))
-        check_store_arguments(
-            kind=options.kind,
-            draws=options.draws,
-            k=options.k,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            temperature=run.recipe.training_arguments(folder).temperature,
-        )
-        store = store_targets(
-            run.teacher,
-            run.blocks["train"],
-            options.output_dir,
-            kind=options.kind,
-            temperature=run.recipe.training_arguments(folder).temperature,
-            draws=options.draws,
-            k=options.k,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            tokenizer=run.tokenizer,
-        )
-    if is_main:
+        arguments: dict[str, Any] = {
+            name: getattr(options, name) for name in ("kind", "draws", "k", "seed", "batch_size")
+        }
+        arguments["temperature"] = run.recipe.training_arguments(folder).temperature
+        check_store_arguments(**arguments)
+        teacher, blocks = run.teacher, run.blocks["train"]
+        store = store_targets(teacher, blocks, options.output_dir, tokenizer=run.tokenizer, **arguments)
+    if os.environ.get("RANK", "0") == "0":
         print(f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}")

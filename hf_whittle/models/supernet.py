@@ -149,13 +149,9 @@ class SuperNetModel(PreTrainedModel):
             args: as in `PreTrainedModel.save_pretrained`.
             kwargs: likewise.
         """
-        before = self._active
-        try:
-            self._activate(None)
+        with self._whole():
             make_portable(self)
             super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        finally:
-            self._activate(before)
         if is_main_process:
             self._name_stock_class(save_directory)
 
@@ -173,12 +169,8 @@ class SuperNetModel(PreTrainedModel):
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """Set the whole super-network's, also while a subnet is active; arguments as in `PreTrainedModel`."""
-        before = self._active
-        try:
-            self._activate(None)
+        with self._whole():
             super().set_attn_implementation(*args, **kwargs)
-        finally:
-            self._activate(before)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Change the size of the vocabulary; arguments as in `PreTrainedModel`.
@@ -218,6 +210,16 @@ class SuperNetModel(PreTrainedModel):
             if weight.name.endswith(".weight"):  # a bias follows the output axis of its weight
                 for layer in range(self.full_config.num_hidden_layers) if weight.in_layer else (None,):
                     yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """No subnet is active inside the block; the one that was is after it."""
+        before = self._active
+        try:
+            self._activate(None)
+            yield
+        finally:
+            self._activate(before)
 
     def _make_elastic(self) -> list[tuple[Weight, int | None, Any]]:
         """Make the sliced modules index-aware, also those that took the place of others."""
