@@ -25,7 +25,7 @@ from ..files import commit_of
 from ..portable import make_portable
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows
-from .weights import check_no_subnet, check_plain, load_whole
+from .weights import all_weights, check_no_subnet, check_plain, load_whole
 
 
 class ElasticModuleList(nn.ModuleList):
@@ -206,10 +206,9 @@ class SuperNetModel(PreTrainedModel):
 
     def _sliced_modules(self) -> Iterator[tuple[Weight, int | None, Any]]:
         """Every module with a weight of the table: the weight, its layer and the module."""
-        for weight in get_architecture(self.config).weights:
+        for weight, layer in all_weights(self.full_config):
             if weight.name.endswith(".weight"):  # a bias follows the output axis of its weight
-                for layer in range(self.full_config.num_hidden_layers) if weight.in_layer else (None,):
-                    yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
+                yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
