@@ -6,7 +6,7 @@ from typing import Any
 
 from .distillation.probe import Probe
 from .errors import OutputError, RecipeError
-from .files import read_json, write_json
+from .files.text import read_json, write_json
 from .fitness import StagedFitness
 from .recipe import RECIPE_FILE, TRAINING_DEFAULTS, Recipe
 from .search.result import CANDIDATES_FILE

@@ -18,8 +18,10 @@ from transformers.utils.hub import cached_file
 
 from .architecture import check_model_type
 from .errors import CheckpointError, WeightsError
-from .files import commit_of, expanded, read_json
-from .tokenizer_files import TOKENIZER_FILES, names_of_templates
+from .files.paths import expanded
+from .files.sources import commit_of
+from .files.text import read_json
+from .files.tokenizer import TOKENIZER_FILES, names_of_templates
 
 logger = logging.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
 from .batches import DocumentCollator, collate_blocks
-from .disk import disk_errors
 from .errors import DataError
-from .files import expanded
+from .files.disk import disk_errors
+from .files.paths import expanded
 from .fingerprints import tokenizer_fingerprint
 from .text_files import Paths, cache_of, check_holds_text, file_digest, files_digest, load_files
 

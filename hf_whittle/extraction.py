@@ -15,10 +15,12 @@ from transformers.utils import logging
 from .architecture import architecture_module
 from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
 from .cost import num_parameters, padded_shape
-from .disk import disk_errors
 from .errors import DataError, OutputError, SubnetError
 from .evaluation import as_input_ids
-from .files import atomic_folder, expanded
+from .files.atomic import atomic_folder
+from .files.disk import disk_errors
+from .files.paths import expanded
+from .files.tokenizer import make_tokenizer_portable
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
@@ -26,7 +28,6 @@ from .models.weights import check_plain_weights, uncompiled, weight_shape
 from .portable import make_portable
 from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .subnet import SubnetConfig
-from .tokenizer_files import make_tokenizer_portable
 
 if TYPE_CHECKING:
     from datasets import Dataset

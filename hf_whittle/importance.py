@@ -33,7 +33,8 @@ from tqdm.auto import tqdm
 from .architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from .errors import CheckpointError, SubnetError
 from .evaluation import as_input_ids, cross_entropy, evaluating
-from .files import atomic_path, expanded
+from .files.atomic import atomic_path
+from .files.paths import expanded
 from .fingerprints import fingerprint, model_fingerprint
 from .models.supernet import SuperNetModel
 from .models.weights import all_weights, check_finite, check_no_subnet, check_plain_weights, uncompiled

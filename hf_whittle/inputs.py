@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .data import documents_fingerprint
 from .distillation.store_files import read_settings
 from .errors import OutputError
-from .files import read_json, write_json
+from .files.text import read_json, write_json
 from .fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
 from .recipe import Recipe
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .cost import ParameterBin, Polynomial
 from .errors import SubnetError
 from .evaluation import evaluating
-from .files import read_json, write_json
+from .files.text import read_json, write_json
 from .models.weights import input_device
 from .subnet import Shape, SubnetConfig
 

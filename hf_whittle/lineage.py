@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from .files import expanded, read_json, write_json
+from .files.paths import expanded
+from .files.text import read_json, write_json
 from .healing.config import HEALING_FILE, HealingReport
 from .subnet import SUBNET_FILE, SubnetConfig
 

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from .files import atomic_path
+from .files.atomic import atomic_path
 from .search.algorithm import Evaluation
 from .search.result import SearchResult
 from .subnet import SubnetConfig, indices

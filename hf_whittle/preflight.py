@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from .architecture import architecture_module
 from .changes import has_begun
 from .checkpoint import check_generation_config
-from .disk import disk_errors
 from .distillation.config import DistillationConfig
 from .errors import RecipeError, WhittleError
 from .extraction import extract_subnet, without_bars
+from .files.disk import disk_errors
+from .files.tokenizer import save_tokenizer
 from .lineage import Lineage
 from .search_space import SearchSpace
-from .tokenizer_files import save_tokenizer
 from .training.checkpoints import last_checkpoint
 from .training.supernet_trainer import smallest_subnet
 

@@ -12,11 +12,12 @@ from .checkpoint import is_local
 from .checks import check_integers
 from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
-from .files import expanded, write_text
+from .files.paths import expanded
+from .files.text import write_text
+from .files.yaml import as_yaml, read_yaml
 from .healing.config import HealingConfig
 from .search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
 from .typed_values import parse, parse_values
-from .yaml_values import as_yaml, read_yaml
 
 if typing.TYPE_CHECKING:
     from .distillation.config import DistillationConfig

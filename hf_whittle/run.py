@@ -28,7 +28,6 @@ from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
 from .checkpoint import checkpoint_facts, is_local
 from .cost import flops_per_token, num_parameters, training_flops_per_token
 from .data import load_documents, pack_documents, split_documents
-from .disk import disk_errors
 from .distillation.config import DistillationConfig
 from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore
@@ -38,7 +37,11 @@ from .errors import CheckpointError, DataError, OutputError, VocabularyError, Wh
 from .evaluation import as_input_ids, cross_entropy, perplexity
 from .extraction import extract_subnet
 from .facts import search_facts, to_match, training_facts
-from .files import atomic_folder, read_json, remove_folder, remove_leftovers, write_json
+from .files.atomic import atomic_folder, remove_folder, remove_leftovers
+from .files.disk import disk_errors
+from .files.locks import folder_lock
+from .files.text import read_json, write_json
+from .files.tokenizer import save_tokenizer
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
@@ -47,7 +50,6 @@ from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints
 from .lineage import RESULTS_FILE, healing_facts
-from .locks import folder_lock
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .preflight import preflight
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
@@ -55,7 +57,6 @@ from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import SearchResult
 from .search.runner import search_subnets
 from .search_space import SearchSpace
-from .tokenizer_files import save_tokenizer
 from .training.checkpoints import last_checkpoint
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar

@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from .errors import DataError
-from .files import expanded
+from .files.paths import expanded
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 

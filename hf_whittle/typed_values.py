@@ -9,8 +9,8 @@ import typing
 from typing import Any, Literal
 
 from .errors import RecipeError
+from .files.yaml import Word, meant
 from .healing.config import HealingConfig
-from .yaml_values import Word, meant
 
 _LISTS = (list, collections.abc.Sequence)
 

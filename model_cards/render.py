@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hf_whittle.checkpoint import CARD_FILE
-from hf_whittle.files import atomic_folder
+from hf_whittle.files.atomic import atomic_folder
 from hf_whittle.hub.publication import describe, publication_of_folder
 
 HERE = Path(__file__).parent

@@ -6,9 +6,10 @@ import stat
 
 import pytest
 
-from hf_whittle.disk import disk_errors
 from hf_whittle.errors import OutputError, WhittleError
-from hf_whittle.files import atomic_folder, atomic_path, read_json, remove_leftovers, write_json, write_text
+from hf_whittle.files.atomic import atomic_folder, atomic_path, remove_leftovers
+from hf_whittle.files.disk import disk_errors
+from hf_whittle.files.text import read_json, write_json, write_text
 
 
 def names_in(folder):

@@ -11,9 +11,9 @@ import threading
 import filelock
 import pytest
 
-import hf_whittle.locks
+import hf_whittle.files.locks
 from hf_whittle.errors import OutputError
-from hf_whittle.locks import folder_lock
+from hf_whittle.files.locks import folder_lock
 
 HOLD = """
     import sys, time
@@ -126,7 +126,7 @@ def test_where_there_are_no_locks_a_warning_says_so_and_the_work_goes_on(tmp_pat
         def acquire(self, **kwargs):
             raise error
 
-    monkeypatch.setattr(hf_whittle.locks, "FileLock", NoLock)
+    monkeypatch.setattr(hf_whittle.files.locks, "FileLock", NoLock)
     done = []
     with caplog.at_level("WARNING"), folder_lock(tmp_path):
         done.append(1)
@@ -144,7 +144,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
             if len(taken) == 1:
                 (tmp_path / "_hf_whittle.lock").unlink()
 
-    monkeypatch.setattr(hf_whittle.locks, "FileLock", Late)
+    monkeypatch.setattr(hf_whittle.files.locks, "FileLock", Late)
     with folder_lock(tmp_path):
         assert len(taken) == 2 and not taken[0].is_locked and taken[1].is_locked
 

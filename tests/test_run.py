@@ -28,7 +28,7 @@ from transformers import (
     GPTNeoXForCausalLM,
 )
 
-import hf_whittle.files
+import hf_whittle.files.atomic
 import hf_whittle.importance
 import hf_whittle.plots
 import hf_whittle.run
@@ -48,10 +48,10 @@ from hf_whittle.errors import (
 )
 from hf_whittle.evaluation import as_input_ids, cross_entropy
 from hf_whittle.facts import to_match
+from hf_whittle.files.locks import folder_lock
 from hf_whittle.fitness import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
-from hf_whittle.locks import folder_lock
 from hf_whittle.recipe import FITNESSES, Recipe
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
@@ -314,7 +314,7 @@ BREAKS = {
     "interrupted in the last save": (Run, "_save", 2, interrupt),
     "interrupted before the card": (hf_whittle.run, "describe", 1, interrupt),
     "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
-    "disk full between generations": (hf_whittle.files.os, "fsync", 5, fill_disk),
+    "disk full between generations": (hf_whittle.files.atomic.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
     "disk full in the last save": (Run, "_save", 2, fill_disk),
     "torch cannot write a checkpoint": (

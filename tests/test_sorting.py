@@ -7,14 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
-from hf_whittle import (
-    ImportanceScores,
-    SearchSpace,
-    SubnetConfig,
-    extract_subnet,
-    score_importance,
-    sort_by_importance,
-)
+from hf_whittle import ImportanceScores, SearchSpace, SubnetConfig, extract_subnet, score_importance, sort_by_importance
 from hf_whittle.errors import SubnetError
 from hf_whittle.importance import CRITERIA
 from hf_whittle.sorting import Order

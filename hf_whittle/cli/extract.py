@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..extraction import check_new_folder, extract_subnet
-    from ..files import expanded
+    from ..files.paths import expanded
 
     logging.disable_progress_bar()
     subnet = _subnet(Path(expanded(options.subnet)))
@@ -81,7 +81,7 @@ def _size(text: str) -> int | str:
 
 def _subnet(path: Path) -> "SubnetConfig":
     from ..errors import SubnetError
-    from ..files import read_json
+    from ..files.text import read_json
     from ..subnet import SUBNET_FILE, SubnetConfig
 
     file = path / SUBNET_FILE if path.is_dir() else path
@@ -121,7 +121,7 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..checkpoint import Checkpoint
     from ..data import load_documents, pack_documents
     from ..errors import DataError
-    from ..files import expanded
+    from ..files.paths import expanded
     from ..run import load_tokenizer
 
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
@@ -148,7 +148,7 @@ def summary(folder: Path) -> str:
     from transformers import AutoConfig
 
     from ..cost import num_parameters
-    from ..files import read_json
+    from ..files.text import read_json
     from ..healing.config import HEALING_FILE
 
     config = AutoConfig.from_pretrained(folder)

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check_integers, check_positive
 from ..errors import DataError, StoreError
 from ..evaluation import as_input_ids, evaluating
-from ..files import atomic_path, expanded, remove_leftovers, write_json
+from ..files.atomic import atomic_path, remove_leftovers
+from ..files.paths import expanded
+from ..files.text import write_json
 from ..fingerprints import model_fingerprint
 from ..models.weights import check_no_subnet, input_device
 from ..processes import launched_processes, lock_in_first

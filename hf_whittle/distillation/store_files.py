@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import check_integers, check_positive
 from ..errors import StoreError
-from ..files import read_json
+from ..files.text import read_json
 from .encodings import ENCODINGS, Encoding
 
 STORE_FILE = "store.json"

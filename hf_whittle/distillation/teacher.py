@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ..errors import VocabularyError
 from ..evaluation import evaluating
-from ..files import commit_of, expanded
+from ..files.paths import expanded
+from ..files.sources import commit_of
 from ..models.weights import input_device, load_whole
 from .heads import head_of, in_place_of, output_module
 from .targets import DenseTargets

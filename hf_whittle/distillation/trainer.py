@@ -25,7 +25,7 @@ from ..batches import check_columns, collate_blocks, items_that_count
 from ..cost import flops_per_token
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
-from ..files import expanded
+from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
 from ..models.weights import check_not_offloaded

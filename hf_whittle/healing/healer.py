@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..architecture import Weight, architecture_module
-from ..disk import disk_errors
 from ..errors import DataError, HealingError
 from ..evaluation import cross_entropy, perplexity
+from ..files.disk import disk_errors
 from ..models.single_layer import Pass, SingleLayer
 from ..models.weights import embedding
 from ..slicing import student_model

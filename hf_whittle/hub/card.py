@@ -13,7 +13,8 @@ from ..checkpoint import CARD_FILE, INHERITED
 from ..data import STANDARD_LIBRARY
 from ..errors import CheckpointError
 from ..facts import final_perplexity
-from ..files import expanded, read_json, write_text
+from ..files.paths import expanded
+from ..files.text import read_json, write_text
 from ..lineage import SECTIONS, Lineage
 from ..portable import oldest_transformers
 from ..recipe import RECIPE_FILE

@@ -26,7 +26,9 @@ from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
-from ..files import expanded, read_json
+from ..files.paths import expanded
+from ..files.text import read_json
+from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
 from ..plots import plot_architecture, plot_training
@@ -34,7 +36,6 @@ from ..portable import has_names_of_files, make_portable
 from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
-from ..tokenizer_files import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
 from .repository import Content, read_content

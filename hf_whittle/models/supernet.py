@@ -11,17 +11,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ..architecture import (
-    Axis,
-    Dimension,
-    Weight,
-    architecture_module,
-    check_model_type,
-    get_architecture,
-    head_dim,
-)
+from ..architecture import Axis, Dimension, Weight, architecture_module, check_model_type, get_architecture, head_dim
 from ..errors import SubnetError, WeightsError
-from ..files import commit_of
+from ..files.sources import commit_of
 from ..portable import make_portable
 from ..subnet import Kept, SubnetConfig
 from .elastic import make_elastic, rows

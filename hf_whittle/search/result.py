@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError, WhittleError
-from ..files import expanded, fetch_folder, read_json, write_json, write_text
+from ..files.paths import expanded
+from ..files.sources import fetch_folder
+from ..files.text import read_json, write_json, write_text
 from ..subnet import SubnetConfig
 from .algorithm import Evaluation
 

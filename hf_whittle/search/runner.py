@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 
 from ..code_fingerprint import fitness_settings
 from ..cost import Bin, num_parameters, parameter_polynomial
-from ..disk import disk_errors
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files import expanded, read_json, remove_leftovers
-from ..locks import folder_lock
+from ..files.atomic import remove_leftovers
+from ..files.disk import disk_errors
+from ..files.locks import folder_lock
+from ..files.paths import expanded
+from ..files.text import read_json
 from ..processes import from_first
 from ..search_space import SearchSpace
 from .additive import AdditiveSearchConfig

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..cost import Bin
-from ..files import expanded
+from ..files.paths import expanded
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig

@@ -7,7 +7,7 @@ from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from ..checkpoint import check_generation_config
-from ..disk import disk_errors
+from ..files.disk import disk_errors
 from ..processes import lock_in_first
 
 

@@ -15,8 +15,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cost import Bin
-from ..disk import disk_errors
 from ..errors import ArchitectureError, OtherSearchError
+from ..files.disk import disk_errors
 from ..fitness import Perplexity
 from ..models.supernet import SuperNetModel
 from ..processes import lock_in_first

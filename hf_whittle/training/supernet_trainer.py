@@ -23,12 +23,12 @@ from ..distillation.losses import IGNORED, LossWeights
 from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
+from ..files.tokenizer import complete_tokenizer
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
-from ..tokenizer_files import complete_tokenizer
 from .arguments import check_arguments
 from .checkpoints import WholeCheckpoints
 

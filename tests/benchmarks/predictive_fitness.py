@@ -24,7 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 from hf_whittle import EvolutionConfig, KLDivergence, ParameterBin, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.distillation.probe import Probe, ProbeConfig
-from hf_whittle.files import write_text
+from hf_whittle.files.text import write_text
 from hf_whittle.fitness import Fitness
 from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.recipe import Recipe

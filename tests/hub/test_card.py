@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
-from hf_whittle.files import write_json
+from hf_whittle.files.text import write_json
 from hf_whittle.hub.card import is_as_rendered, render_card, write_card
 from hf_whittle.lineage import Lineage
 from hf_whittle.recipe import FITNESSES

@@ -20,7 +20,7 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.errors import BinError, CheckpointError, DataError, OutputError
-from hf_whittle.locks import folder_lock
+from hf_whittle.files.locks import folder_lock
 from hf_whittle.training.supernet_trainer import smallest_subnet
 
 SETTINGS = {

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import OutputError, WhittleError
+from ..errors import OutputError, WhittleError
 
 _SPACE = "free some space"
 _PERMISSION = "make the folder writable"

@@ -2,17 +2,16 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from ..errors import OutputError
 from .disk import disk_errors
-from .errors import CheckpointError, OutputError
 from .locks import file_lock
+from .paths import expanded
 
 _PARTIAL = "_partial-"
 """Begins the names of what is being written or removed; a process that is killed leaves it behind.
@@ -20,7 +19,6 @@ _PARTIAL = "_partial-"
 `Trainer` uploads its folder but for what begins with `_`.
 """
 _BEFORE, _LOCK = ".before", ".lock"
-
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """How file systems say that they do not know `fsync`, some of folders alone."""
 
@@ -168,76 +166,6 @@ def _synchronise(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def expanded(path: str | os.PathLike[str]) -> str:
-    """A path as it was given, but for `~`, which is the user's home; a name on the Hub stays as it is."""
-    return os.path.expanduser(os.fspath(path))
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text to `path`, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read JSON from `path`."""
-    return json.loads(Path(expanded(path)).read_text(encoding="utf-8"))
-
-
-def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
-    """The folder that holds these files: a local one, or of the Hub, downloaded if they must be, of one commit.
-
-    Args:
-        source (`str` or `Path`): a folder, or a name on the Hub.
-        names (`Sequence[str]`): files of it.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` and `repo_type`, as in
-            `huggingface_hub.snapshot_download`.
-
-    Raises:
-        CheckpointError: if there is no such folder or repository, or it lacks one of the files.
-    """
-    folder = Path(expanded(source))
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, HTTPError
-
-        try:
-            folder = Path(snapshot_download(str(source), allow_patterns=list(names), **hub))
-        except (HTTPError, HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{str(source)!r} is no folder, nor could it be read from the Hub: {reason}"
-            ) from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{source} has no {name}")
-    return folder
-
-
-def commit_of(source: str | Path, **hub: Any) -> str | None:
-    """The commit that a checkpoint was just loaded from, as the cache of the Hub says; transformers does not.
-
-    Args:
-        source (`str` or `Path`): what was loaded; a folder has no commit.
-        hub: what it was loaded with, as for `PreTrainedModel.from_pretrained`.
-    """
-    from transformers.utils import CONFIG_NAME
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    if Path(source).exists():
-        return None
-    where = {name: hub[name] for name in ("revision", "cache_dir", "subfolder") if name in hub}
-    try:
-        return extract_commit_hash(cached_file(source, CONFIG_NAME, local_files_only=True, **where), None)
-    except (OSError, ValueError):  # not in the cache
-        return None
 
 
 def _umask() -> int:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from .errors import RecipeError
-from .files import expanded
+from ..errors import RecipeError
+from .paths import expanded
 
 _NUMBER = re.compile(
     r"""[-+]?0o[0-7_]+ | [-+]?0x[0-9a-fA-F_]+ | [-+]?0b[01_]+

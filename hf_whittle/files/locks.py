@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ..errors import OutputError
 from .disk import disk_errors
-from .errors import OutputError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CHAT_TEMPLATE_DIR
 from transformers.utils.hub import cached_file, list_repo_templates
 
-from .files import expanded, read_json, write_json
+from .paths import expanded
+from .text import read_json, write_json
 
 VOCABULARY_FILES = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
