@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .models.registration import register
 
 if TYPE_CHECKING:
     from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .architecture import Dimension, Weight, get_architecture, head_dim
 from .errors import BinError, SubnetError
+from .models.architecture import Dimension, Weight, get_architecture, head_dim
 from .subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from transformers.utils import logging
 
-from .architecture import architecture_module
 from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
 from .cost import num_parameters, padded_shape
 from .errors import DataError, OutputError, SubnetError
@@ -24,9 +23,10 @@ from .files.tokenizer import make_tokenizer_portable
 from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
+from .models.architecture import architecture_module
+from .models.portable import make_portable
+from .models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .models.weights import check_plain_weights, uncompiled, weight_shape
-from .portable import make_portable
-from .slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .subnet import SubnetConfig
 
 if TYPE_CHECKING:

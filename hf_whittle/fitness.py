@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from .architecture import has_architecture
 from .code_fingerprint import fitness_settings
 from .cost import flops_per_token
 from .errors import VocabularyError
@@ -21,6 +20,7 @@ from .evaluation import (
     sum_over_batches,
 )
 from .fingerprints import fingerprint, model_fingerprint
+from .models.architecture import has_architecture
 from .models.weights import check_no_subnet, check_plain_weights
 from .subnet import SubnetConfig
 

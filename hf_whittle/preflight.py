@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
-from .architecture import architecture_module
 from .changes import has_begun
 from .checkpoint import check_generation_config
 from .distillation.config import DistillationConfig
@@ -28,6 +27,7 @@ from .extraction import extract_subnet, without_bars
 from .files.disk import disk_errors
 from .files.tokenizer import save_tokenizer
 from .lineage import Lineage
+from .models.architecture import architecture_module
 from .search_space import SearchSpace
 from .training.checkpoints import last_checkpoint
 from .training.supernet_trainer import smallest_subnet

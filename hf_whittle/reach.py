@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .architecture import head_dim
 from .cost import Bin, Polynomial
 from .errors import BinError
+from .models.architecture import head_dim
 from .subnet import Shape
 
 if TYPE_CHECKING:

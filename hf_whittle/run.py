@@ -23,7 +23,6 @@ from transformers import (
     set_seed,
 )
 
-from .architecture import architecture_module, check_model_type
 from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
 from .checkpoint import checkpoint_facts, is_local
 from .cost import flops_per_token, num_parameters, training_flops_per_token
@@ -50,6 +49,7 @@ from .hub.publication import describe
 from .importance import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints
 from .lineage import RESULTS_FILE, healing_facts
+from .models.architecture import architecture_module, check_model_type
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .preflight import preflight
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude

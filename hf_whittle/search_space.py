@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .architecture import head_dim
 from .cost import Bin, Polynomial
 from .entries import AnyEntries, Entries, FirstEntries
 from .errors import SubnetError
+from .models.architecture import head_dim
 from .reach import Reach, reachable_costs
 from .subnet import Kept, Shape, SubnetConfig, count, indices
 

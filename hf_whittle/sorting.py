@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .architecture import Dimension, head_dim
 from .errors import SubnetError
 from .fingerprints import model_fingerprint
 from .importance import ImportanceScores, check_whole, model_weights
+from .models.architecture import Dimension, head_dim
 from .models.elastic import rows, take
 from .models.weights import uncompiled
 from .subnet import Kept, Shape, SubnetConfig, indices

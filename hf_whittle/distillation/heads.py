@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..architecture import has_architecture
 from ..evaluation import evaluating
+from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
 from .targets import Head
 

@@ -20,7 +20,6 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..architecture import has_architecture
 from ..batches import check_columns, collate_blocks, items_that_count
 from ..cost import flops_per_token
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
@@ -28,6 +27,7 @@ from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
+from ..models.architecture import has_architecture
 from ..models.weights import check_not_offloaded
 from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..architecture import Weight, get_architecture, head_dim
 from ..cost import flops_per_token
 from ..errors import HealingError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
 from ..fingerprints import fingerprint
 from ..fitness import TokenFitness
+from ..models.architecture import Weight, get_architecture, head_dim
+from ..models.slicing import slice_weights, student_model
 from ..models.supernet import axis_rows
 from ..models.weights import check_no_subnet, uncompiled
-from ..slicing import slice_weights, student_model
 from ..subnet import Shape, SubnetConfig
 from .parts import entries, layer_after, module_of, output_matrix, projections, writer_features
 from .regression import Moments

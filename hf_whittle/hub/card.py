@@ -16,7 +16,7 @@ from ..facts import final_perplexity
 from ..files.paths import expanded
 from ..files.text import read_json, write_text
 from ..lineage import SECTIONS, Lineage
-from ..portable import oldest_transformers
+from ..models.portable import oldest_transformers
 from ..recipe import RECIPE_FILE
 from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count

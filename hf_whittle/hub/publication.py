@@ -21,7 +21,6 @@ from transformers.utils import (
     logging,
 )
 
-from ..architecture import has_architecture
 from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost import num_parameters
 from ..errors import CheckpointError
@@ -31,8 +30,9 @@ from ..files.text import read_json
 from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from ..healing.config import HEALING_FILE
 from ..lineage import RESULTS_FILE, Lineage
+from ..models.architecture import has_architecture
+from ..models.portable import has_names_of_files, make_portable
 from ..plots import plot_architecture, plot_training
-from ..portable import has_names_of_files, make_portable
 from ..recipe import RECIPE_FILE, publishable
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE

@@ -18,7 +18,7 @@ from ..files.locks import folder_lock
 from ..files.text import read_json, write_text
 from ..files.tokenizer import complete_tokenizer
 from ..lineage import Lineage
-from ..portable import make_portable
+from ..models.portable import make_portable
 from ..training.careful import CarefulTrainer
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData

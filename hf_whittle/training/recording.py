@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..architecture import has_architecture
 from ..checkpoint import checkpoint_facts
 from ..cost import num_parameters
 from ..facts import training_facts
 from ..lineage import MAKING, Lineage
+from ..models.architecture import has_architecture
 
 
 class RecordTraining(TrainerCallback):

@@ -25,7 +25,7 @@ from hf_whittle.healing.healer import _Stream, split_blocks
 from hf_whittle.healing.parts import Basis, output_matrix, projections
 from hf_whittle.healing.student_weights import StudentWeights
 from hf_whittle.models.single_layer import SingleLayer
-from hf_whittle.slicing import slice_weights, student_model
+from hf_whittle.models.slicing import slice_weights, student_model
 from hf_whittle.subnet import Shape
 
 CPU = torch.device("cpu")

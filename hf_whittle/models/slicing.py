@@ -9,14 +9,14 @@ from tqdm.auto import tqdm
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from ..cost import padded_shape
+from ..errors import CheckpointError
+from ..subnet import Shape, SubnetConfig
 from .architecture import Weight, architecture_module, get_architecture, head_dim
-from .cost import padded_shape
-from .errors import CheckpointError
-from .models.elastic import take
-from .models.single_layer import single_precision_attention
-from .models.supernet import axis_rows
-from .models.weights import all_weights, check_finite, embedding, in_words, weight_shape
-from .subnet import Shape, SubnetConfig
+from .elastic import take
+from .single_layer import single_precision_attention
+from .supernet import axis_rows
+from .weights import all_weights, check_finite, embedding, in_words, weight_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

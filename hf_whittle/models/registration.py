@@ -27,12 +27,12 @@ def register() -> None:
 
 def _register_with_imported() -> None:
     if _CONFIGURATION_AUTO in sys.modules:
-        from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+        from .gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
 
         auto_config = sys.modules[_CONFIGURATION_AUTO].AutoConfig
         auto_config.register(WhittleGPTNeoXConfig.model_type, WhittleGPTNeoXConfig, exist_ok=True)
     if _MODELING_AUTO in sys.modules:
-        from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
+        from .gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
 
         auto = sys.modules[_MODELING_AUTO]
         auto.AutoModel.register(WhittleGPTNeoXConfig, WhittleGPTNeoXModel, exist_ok=True)

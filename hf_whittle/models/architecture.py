@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArchitectureError
+from ..errors import ArchitectureError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
