@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .models.registration import register
 
 if TYPE_CHECKING:
-    from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
+    from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
+    from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
     from .distillation.probe import Probe, ProbeConfig
     from .distillation.rerank import rerank
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .hub.publication import save_student
     from .hub.push import push_subnet_to_hub
     from .importance import ImportanceScores, score_importance
-    from .latency import LatencyModel, measure_latency
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
@@ -49,20 +49,20 @@ _MODULES = {
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
     "EvolutionConfig": "search.evolution",
-    "FlopsBin": "cost",
+    "FlopsBin": "cost.bins",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
     "HealedPerplexity": "healing.fitness",
     "HealingConfig": "healing.config",
     "ImportanceScores": "importance",
     "KLDivergence": "fitness",
-    "KVCacheBin": "cost",
-    "LatencyBin": "cost",
-    "LatencyModel": "latency",
+    "KVCacheBin": "cost.bins",
+    "LatencyBin": "cost.bins",
+    "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.local",
     "LogitStore": "distillation.store",
     "MultiFidelityConfig": "search.multi_fidelity",
     "NSGA2Config": "search.nsga2",
-    "ParameterBin": "cost",
+    "ParameterBin": "cost.bins",
     "Perplexity": "fitness",
     "Probe": "distillation.probe",
     "ProbeConfig": "distillation.probe",
@@ -78,11 +78,11 @@ _MODULES = {
     "SupernetConfig": "training.supernet_trainer",
     "SupernetTrainer": "training.supernet_trainer",
     "SurrogateSearchConfig": "search.surrogate",
-    "WeightBytesBin": "cost",
+    "WeightBytesBin": "cost.bins",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
     "extract_subnet": "extraction",
-    "measure_latency": "latency",
+    "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
     "rerank": "distillation.rerank",

@@ -13,7 +13,7 @@ import torch
 from transformers.utils import logging
 
 from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
-from .cost import num_parameters, padded_shape
+from .cost.counts import num_parameters
 from .errors import DataError, OutputError, SubnetError
 from .evaluation import as_input_ids
 from .files.atomic import atomic_folder
@@ -24,6 +24,7 @@ from .healing.config import HealingConfig, HealingReport
 from .healing.healer import heal_weights
 from .lineage import Lineage
 from .models.architecture import architecture_module
+from .models.padding import padded_shape
 from .models.portable import make_portable
 from .models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from .models.weights import check_plain_weights, uncompiled, weight_shape

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .code_fingerprint import fitness_settings
-from .cost import flops_per_token
+from .cost.counts import flops_per_token
 from .errors import VocabularyError
 from .evaluation import (
     as_input_ids,

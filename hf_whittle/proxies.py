@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .cost import flops_per_token, num_parameters
+from .cost.counts import flops_per_token, num_parameters
 from .errors import WhittleError
 from .evaluation import evaluating, is_sharded
 from .fingerprints import model_fingerprint

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cost import Bin, Polynomial
+from .cost.bins import Bin
+from .cost.polynomial import Polynomial
 from .errors import BinError
 from .models.architecture import head_dim
 from .subnet import Shape

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .checkpoint import is_local
 from .checks import check_integers
-from .cost import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
+from .cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
 from .files.paths import expanded
 from .files.text import write_text

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .cost import Bin, Polynomial
+from .cost.bins import Bin
+from .cost.polynomial import Polynomial
 from .entries import AnyEntries, Entries, FirstEntries
 from .errors import SubnetError
 from .models.architecture import head_dim

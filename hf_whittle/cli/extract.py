@@ -147,7 +147,7 @@ def summary(folder: Path) -> str:
     """What is in the folder of a student, and what healing did to it."""
     from transformers import AutoConfig
 
-    from ..cost import num_parameters
+    from ..cost.counts import num_parameters
     from ..files.text import read_json
     from ..healing.config import HEALING_FILE
 

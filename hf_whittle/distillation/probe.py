@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..checks import check_integers, check_numbers, check_positive
-from ..cost import flops_per_token, training_flops_per_token
+from ..cost.counts import flops_per_token, training_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
 from ..extraction import extract_subnet

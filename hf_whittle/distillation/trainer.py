@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..batches import check_columns, collate_blocks, items_that_count
-from ..cost import flops_per_token
+from ..cost.counts import flops_per_token
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
 from ..files.paths import expanded

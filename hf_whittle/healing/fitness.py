@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..cost import flops_per_token
+from ..cost.counts import flops_per_token
 from ..errors import HealingError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
 from ..fingerprints import fingerprint

@@ -22,7 +22,7 @@ from transformers.utils import (
 )
 
 from ..checkpoint import CARD_FILE, add_license, is_local
-from ..cost import num_parameters
+from ..cost.counts import num_parameters
 from ..errors import CheckpointError
 from ..facts import points, search_facts
 from ..files.paths import expanded

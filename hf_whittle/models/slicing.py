@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from ..cost import padded_shape
 from ..errors import CheckpointError
 from ..subnet import Shape, SubnetConfig
 from .architecture import Weight, architecture_module, get_architecture, head_dim
 from .elastic import take
+from .padding import padded_shape
 from .single_layer import single_precision_attention
 from .supernet import axis_rows
 from .weights import all_weights, check_finite, embedding, in_words, weight_shape

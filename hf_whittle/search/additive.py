@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..reach import heads_for
 from ..search_space import SearchSpace
 from ..subnet import Kept, Shape, SubnetConfig

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from ..checks import check_integers, check_shares
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..search_space import SearchSpace
 from ..subnet import SubnetConfig
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..cost import Polynomial
+from ..cost.polynomial import Polynomial
 from ..subnet import Kept, Shape, SubnetConfig, count, indices
 
 

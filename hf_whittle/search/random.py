@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar
 
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..errors import BinError
 from ..search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..code_fingerprint import fitness_settings
-from ..cost import Bin, num_parameters, parameter_polynomial
+from ..cost.bins import Bin
+from ..cost.counts import num_parameters
+from ..cost.polynomial import parameter_polynomial
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
 from ..files.atomic import remove_leftovers
 from ..files.disk import disk_errors

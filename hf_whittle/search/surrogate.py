@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..files.paths import expanded
 from ..search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint import checkpoint_facts
-from ..cost import num_parameters
+from ..cost.counts import num_parameters
 from ..facts import training_facts
 from ..lineage import MAKING, Lineage
 from ..models.architecture import has_architecture

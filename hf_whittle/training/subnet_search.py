@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..cost import Bin
+from ..cost.bins import Bin
 from ..errors import ArchitectureError, OtherSearchError
 from ..files.disk import disk_errors
 from ..fitness import Perplexity

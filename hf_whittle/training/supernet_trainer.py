@@ -16,7 +16,9 @@ from transformers.utils import logging
 
 from ..batches import check_columns, collate_blocks, items_that_count
 from ..checks import check_integers, check_numbers, check_positive
-from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
+from ..cost.bins import Bin, ParameterBin
+from ..cost.counts import training_flops_per_token
+from ..cost.polynomial import parameter_polynomial
 from ..distillation.fused import fused_distillation_loss
 from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights

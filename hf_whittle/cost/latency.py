@@ -7,26 +7,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .cost import ParameterBin, Polynomial
-from .errors import SubnetError
-from .evaluation import evaluating
-from .files.text import read_json, write_json
-from .models.weights import input_device
-from .subnet import Shape, SubnetConfig
+from ..errors import SubnetError
+from ..evaluation import evaluating
+from ..files.text import read_json, write_json
+from ..models.weights import input_device
+from ..subnet import Shape, SubnetConfig
+from .bins import Bin, ParameterBin
+from .polynomial import Polynomial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from .models.supernet import SuperNetModel
-    from .search_space import SearchSpace
+    from ..models.supernet import SuperNetModel
 
 Phase = Literal["prefill", "decode"]
+
+
+class Samples(Protocol):
+    """Anything that draws subnets, as a `SearchSpace` does."""
+
+    def sample(self, rng: Random, bin: Bin) -> SubnetConfig: ...
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class LatencyModel:
     def fit(
         cls,
         supernet: "SuperNetModel",
-        space: "SearchSpace",
+        space: "Samples",
         *,
         batch_size: int = 1,
         sequence_length: int = 512,
@@ -149,7 +155,7 @@ class LatencyModel:
 
         Args:
             supernet (`SuperNetModel`): on the device and in the dtype in question.
-            space (`SearchSpace`): where to draw subnets from.
+            space (`SearchSpace`): space to draw subnets from.
             batch_size (`int`, *optional*, defaults to 1): as in `measure_latency`, like the next three.
             sequence_length (`int`, *optional*, defaults to 512): tokens of a sequence.
             phase (`str`, *optional*, defaults to `"prefill"`): `"prefill"` or `"decode"`.
