@@ -17,7 +17,7 @@ from hf_whittle.files.locks import folder_lock
 
 HOLD = """
     import sys, time
-    from hf_whittle.locks import folder_lock
+    from hf_whittle.files.locks import folder_lock
     with folder_lock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(600)
@@ -57,7 +57,7 @@ def test_blocks_may_be_nested_and_the_outer_one_ends_the_lock(tmp_path, run_pyth
     try_it = """
         import sys
         from hf_whittle.errors import OutputError
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         try:
             with folder_lock(sys.argv[1]):
                 print("free")
@@ -106,7 +106,7 @@ def test_a_forked_process_does_not_take_the_lock_of_its_parent_for_its_own(tmp_p
     script = """
         import os, sys
         from hf_whittle.errors import OutputError
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             child = os.fork()
             if not child:

@@ -203,7 +203,7 @@ import sys, torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from hf_whittle.portable import make_portable
+from hf_whittle.models.portable import make_portable
 
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])

@@ -482,7 +482,7 @@ def test_command_says_in_a_line_what_is_wrong(recipe_file, by_command, tmp_path,
 def test_a_store_that_another_process_writes_is_an_error(tmp_path, run_python):
     script = """
         import sys
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             pass
     """
