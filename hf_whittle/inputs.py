@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import documents_fingerprint
+from .data.documents import documents_fingerprint
 from .distillation.store_files import read_settings
 from .errors import OutputError
 from .files.text import read_json, write_json

@@ -26,7 +26,8 @@ from transformers import (
 from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
 from .checkpoint import checkpoint_facts, is_local
 from .cost.counts import flops_per_token, num_parameters, training_flops_per_token
-from .data import load_documents, pack_documents, split_documents
+from .data.documents import load_documents, split_documents
+from .data.packing import pack_documents
 from .distillation.config import DistillationConfig
 from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore

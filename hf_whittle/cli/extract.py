@@ -119,7 +119,8 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     import torch
 
     from ..checkpoint import Checkpoint
-    from ..data import load_documents, pack_documents
+    from ..data.documents import load_documents
+    from ..data.packing import pack_documents
     from ..errors import DataError
     from ..files.paths import expanded
     from ..run import load_tokenizer

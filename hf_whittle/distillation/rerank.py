@@ -12,7 +12,7 @@ from scipy.stats import kendalltau, spearmanr
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from ..batches import READ_COLUMNS
+from ..data.batches import READ_COLUMNS
 from ..errors import OutputError
 from ..extraction import extract_subnet
 from ..files.text import read_json, write_json

@@ -20,8 +20,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..batches import check_columns, collate_blocks, items_that_count
 from ..cost.counts import flops_per_token
+from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
 from ..files.paths import expanded
@@ -72,7 +72,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
-        data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
+        data_collator (*optional*): by default `hf_whittle.data.documents.collate_blocks`, for blocks without padding.
         subnet (`SubnetConfig`, *optional*): what the student keeps of the teacher, for `args.hidden_weight`; known of
             students that `extract_subnet` gave or wrote.
         peft_config (`PeftConfig`, *optional*): train adapters of the student instead of its weights; by default on all

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..checkpoint import CARD_FILE, INHERITED
-from ..data import STANDARD_LIBRARY
+from ..data.documents import STANDARD_LIBRARY
 from ..errors import CheckpointError
 from ..facts import final_perplexity
 from ..files.paths import expanded

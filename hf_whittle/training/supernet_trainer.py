@@ -14,11 +14,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..batches import check_columns, collate_blocks, items_that_count
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost.bins import Bin, ParameterBin
 from ..cost.counts import training_flops_per_token
 from ..cost.polynomial import parameter_polynomial
+from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..distillation.fused import fused_distillation_loss
 from ..distillation.heads import head_of, in_place_of, output_module
 from ..distillation.losses import IGNORED, LossWeights
@@ -150,7 +150,7 @@ class SupernetTrainer(WholeCheckpoints):
     Args:
         model (`SuperNetModel`): the super-network.
         args (`SupernetConfig`, *optional*): training arguments and the strategy.
-        data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
+        data_collator (*optional*): by default `hf_whittle.data.documents.collate_blocks`, for blocks without padding.
         search_space (`SearchSpace`, *optional*): where subnets are drawn; the coarse layer-wise space of the
             super-network by default. Its least sizes say how small subnets get.
         bin (`Bin` or `Sequence[Bin]`, *optional*): what the subnets must lie in; each is drawn from any of several

@@ -18,8 +18,8 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from .errors import DataError
-from .files.paths import expanded
+from ..errors import DataError
+from ..files.paths import expanded
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 

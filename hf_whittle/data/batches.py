@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .errors import DataError
+from ..errors import DataError
 
 READ_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # of other libraries: what is learned, said in another way

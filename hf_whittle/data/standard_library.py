@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..errors import DataError
-from ..text_files import documents_from_files
+from .text_files import documents_from_files
 
 # Third-party code, tests, and modules that are tables rather than text.
 _LEFT_OUT = {
