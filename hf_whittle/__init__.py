@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .search.result import SearchResult
     from .search.runner import search_subnets
     from .search.surrogate import SurrogateSearchConfig
-    from .search_space import SearchSpace
     from .sorting import sort_by_importance
+    from .space.search_space import SearchSpace
     from .subnet import SubnetConfig
     from .training.recording import RecordTraining
     from .training.subnet_search import SubnetSearchCallback
@@ -70,7 +70,7 @@ _MODULES = {
     "RecordTraining": "training.recording",
     "RegularizedEvolutionConfig": "search.regularized",
     "SearchResult": "search.result",
-    "SearchSpace": "search_space",
+    "SearchSpace": "space.search_space",
     "StagedFitness": "fitness",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",

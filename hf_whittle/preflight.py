@@ -28,7 +28,7 @@ from .files.disk import disk_errors
 from .files.tokenizer import save_tokenizer
 from .lineage import Lineage
 from .models.architecture import architecture_module
-from .search_space import SearchSpace
+from .space.search_space import SearchSpace
 from .training.checkpoints import last_checkpoint
 from .training.supernet_trainer import smallest_subnet
 

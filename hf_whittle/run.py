@@ -57,7 +57,7 @@ from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip,
 from .recipe import RECIPE_FILE, STAGES, Recipe
 from .search.result import SearchResult
 from .search.runner import search_subnets
-from .search_space import SearchSpace
+from .space.search_space import SearchSpace
 from .training.checkpoints import last_checkpoint
 from .training.interruption import SaveOnInterrupt
 from .training.progress import TrainingBar

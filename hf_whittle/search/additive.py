@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..cost.bins import Bin
-from ..reach import heads_for
-from ..search_space import SearchSpace
+from ..space.reach import heads_for
+from ..space.search_space import SearchSpace
 from ..subnet import Kept, Shape, SubnetConfig
 from .algorithm import Candidate, Evaluation
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch

@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import ClassVar
 
 from ..cost.bins import Bin
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig, best
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..cost.bins import Bin
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 

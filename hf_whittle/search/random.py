@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..cost.bins import Bin
 from ..errors import BinError
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..cost.bins import Bin
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 

@@ -24,7 +24,7 @@ from ..files.locks import folder_lock
 from ..files.paths import expanded
 from ..files.text import read_json
 from ..processes import from_first
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..cost.bins import Bin
 from ..files.paths import expanded
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .features import features

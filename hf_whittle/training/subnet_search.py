@@ -24,7 +24,7 @@ from ..search.additive import AdditiveSearchConfig
 from ..search.algorithm import SearchConfig
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from datasets import Dataset

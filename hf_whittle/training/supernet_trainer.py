@@ -29,7 +29,7 @@ from ..files.tokenizer import complete_tokenizer
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
 from .arguments import check_arguments
 from .checkpoints import WholeCheckpoints

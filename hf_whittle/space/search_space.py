@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .cost.bins import Bin
-from .cost.polynomial import Polynomial
+from ..cost.bins import Bin
+from ..cost.polynomial import Polynomial
+from ..errors import SubnetError
+from ..models.architecture import head_dim
+from ..subnet import Kept, Shape, SubnetConfig, count, indices
 from .entries import AnyEntries, Entries, FirstEntries
-from .errors import SubnetError
-from .models.architecture import head_dim
 from .reach import Reach, reachable_costs
-from .subnet import Kept, Shape, SubnetConfig, count, indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from .importance import ImportanceScores
+    from ..importance import ImportanceScores
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cost.bins import Bin
-from .cost.polynomial import Polynomial
-from .errors import BinError
-from .models.architecture import head_dim
-from .subnet import Shape
+from ..cost.bins import Bin
+from ..cost.polynomial import Polynomial
+from ..errors import BinError
+from ..models.architecture import head_dim
+from ..subnet import Shape
 
 if TYPE_CHECKING:
     from .search_space import SearchSpace

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .subnet import Ascending, Kept
+from ..subnet import Ascending, Kept
 
 
 class Entries(Protocol):
