@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .hub.card import SubnetModelCardData
     from .hub.publication import save_student
     from .hub.push import push_subnet_to_hub
-    from .importance import ImportanceScores, score_importance
+    from .importance.scores import ImportanceScores, score_importance
+    from .importance.sorting import sort_by_importance
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from .search.result import SearchResult
     from .search.runner import search_subnets
     from .search.surrogate import SurrogateSearchConfig
-    from .sorting import sort_by_importance
     from .space.search_space import SearchSpace
     from .subnet import SubnetConfig
     from .training.recording import RecordTraining
@@ -53,7 +53,7 @@ _MODULES = {
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
     "HealedPerplexity": "healing.fitness",
     "HealingConfig": "healing.config",
-    "ImportanceScores": "importance",
+    "ImportanceScores": "importance.scores",
     "KLDivergence": "fitness",
     "KVCacheBin": "cost.bins",
     "LatencyBin": "cost.bins",
@@ -87,9 +87,9 @@ _MODULES = {
     "push_subnet_to_hub": "hub.push",
     "rerank": "distillation.rerank",
     "save_student": "hub.publication",
-    "score_importance": "importance",
+    "score_importance": "importance.scores",
     "search_subnets": "search.runner",
-    "sort_by_importance": "sorting",
+    "sort_by_importance": "importance.sorting",
     "store_targets": "distillation.store",
 }
 

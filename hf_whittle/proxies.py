@@ -23,7 +23,7 @@ from .models.weights import check_plain_weights
 from .subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:
-    from .importance import ImportanceScores
+    from .importance.scores import ImportanceScores
     from .models.supernet import SuperNetModel
 
 

@@ -47,7 +47,7 @@ from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
 from .healing.fitness import HealedPerplexity
 from .hub.publication import describe
-from .importance import ImportanceScores, score_importance
+from .importance.scores import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints
 from .lineage import RESULTS_FILE, healing_facts
 from .models.architecture import architecture_module, check_model_type

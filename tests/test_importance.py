@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from safetensors.numpy import save_file
 from torch import nn
 from torch.func import functional_call
@@ -17,7 +18,6 @@ from transformers import GPTNeoXModel
 
 from hf_whittle import ImportanceScores, SubnetConfig, extract_subnet, score_importance
 from hf_whittle.errors import CheckpointError, DataError, SubnetError, VocabularyError
-from hf_whittle.importance import CRITERIA, LAYER_CRITERIA
 from hf_whittle.subnet import Shape
 
 KINDS = {

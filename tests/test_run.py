@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import hf_whittle.files.atomic
-import hf_whittle.importance
+import hf_whittle.importance.scores
 import hf_whittle.plots
 import hf_whittle.run
 import hf_whittle.search.runner
@@ -655,7 +655,7 @@ def test_a_search_by_importance_that_broke_off_goes_on_with_the_same_scores(
     def forbidden(*_, **__):
         raise AssertionError("this was done already")
 
-    monkeypatch.setattr(hf_whittle.importance, "_score", forbidden)
+    monkeypatch.setattr(hf_whittle.importance.scores, "_score", forbidden)
     assert run(recipe, progress=False)["search"] == scored_results["search"]
     assert weights_that_differ(scored_recipe, recipe) == []
 

@@ -24,7 +24,7 @@ from .reach import Reach, reachable_costs
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from ..importance import ImportanceScores
+    from ..importance.scores import ImportanceScores
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .errors import SubnetError
-from .fingerprints import model_fingerprint
-from .importance import ImportanceScores, check_whole, model_weights
-from .models.architecture import Dimension, head_dim
-from .models.elastic import rows, take
-from .models.weights import uncompiled
-from .subnet import Kept, Shape, SubnetConfig, indices
+from ..errors import SubnetError
+from ..fingerprints import model_fingerprint
+from ..models.architecture import Dimension, head_dim
+from ..models.elastic import rows, take
+from ..models.weights import uncompiled
+from ..subnet import Kept, Shape, SubnetConfig, indices
+from .scores import ImportanceScores, check_whole, model_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
