@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from safetensors.numpy import save_file
 from torch import nn
 from torch.func import functional_call
@@ -18,6 +17,7 @@ from transformers import GPTNeoXModel
 
 from hf_whittle import ImportanceScores, SubnetConfig, extract_subnet, score_importance
 from hf_whittle.errors import CheckpointError, DataError, SubnetError, VocabularyError
+from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from hf_whittle.subnet import Shape
 
 KINDS = {

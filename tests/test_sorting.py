@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hf_whittle.importance.scores import CRITERIA
-from hf_whittle.importance.sorting import Order
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from hf_whittle import ImportanceScores, SearchSpace, SubnetConfig, extract_subnet, score_importance, sort_by_importance
 from hf_whittle.errors import SubnetError
+from hf_whittle.importance.scores import CRITERIA
+from hf_whittle.importance.sorting import Order
 from hf_whittle.subnet import Shape, indices
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # of double precision: sums in another order differ by rounding alone

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..checks import check_integers
 from ..errors import StoreError
-from .targets import SparseTargets
+from ..loss.targets import SparseTargets
 
 _LEAST_HALF = -6e4  # as good as the logarithm of 0
 

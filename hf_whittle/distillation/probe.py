@@ -16,12 +16,12 @@ from ..extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..fitness import Fitness, forward_flops_per_token
 from ..healing.fitness import HealedPerplexity
+from ..loss.divergences import LossWeights
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import head_of, output_module
+from ..loss.targets import DenseTargets, Head
 from ..models.weights import check_no_subnet, check_plain_weights, input_device
 from ..subnet import SubnetConfig
-from .fused import fused_distillation_loss
-from .heads import head_of, output_module
-from .losses import LossWeights
-from .targets import DenseTargets, Head
 
 if TYPE_CHECKING:
     from datasets import Dataset

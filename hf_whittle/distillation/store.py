@@ -23,10 +23,11 @@ from ..files.atomic import atomic_path, remove_leftovers
 from ..files.paths import expanded
 from ..files.text import write_json
 from ..fingerprints import model_fingerprint
+from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.targets import DenseTargets, SparseTargets
 from ..models.weights import check_no_subnet, input_device
 from ..processes import launched_processes, lock_in_first
 from .encodings import ENCODINGS, Samples, TopK
-from .heads import head_of, in_place_of, output_module
 from .store_files import (
     AGAIN,
     STORE_FILE,
@@ -38,7 +39,6 @@ from .store_files import (
     short_hash,
     vocabulary_fingerprint,
 )
-from .targets import DenseTargets, SparseTargets
 from .teacher import load_teacher
 
 if TYPE_CHECKING:

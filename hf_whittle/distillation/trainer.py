@@ -27,19 +27,19 @@ from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
 from ..lineage import Lineage
+from ..loss.divergences import IGNORED, DistillationLoss, naive_distillation_loss
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.hidden import HiddenStateLoss, layer_outputs
+from ..loss.liger import liger_distillation_loss, liger_function
+from ..loss.targets import DenseTargets, Head, Targets
 from ..models.architecture import has_architecture
 from ..models.weights import check_not_offloaded
 from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig
-from .fused import fused_distillation_loss
-from .heads import head_of, in_place_of, output_module
-from .hidden import HiddenStateLoss, layer_outputs
-from .liger import liger_distillation_loss, liger_function
-from .losses import IGNORED, DistillationLoss, naive_distillation_loss
 from .store import LogitStore
-from .targets import DenseTargets, Head, Targets
 from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:

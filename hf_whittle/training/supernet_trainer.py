@@ -19,13 +19,13 @@ from ..cost.bins import Bin, ParameterBin
 from ..cost.counts import training_flops_per_token
 from ..cost.polynomial import parameter_polynomial
 from ..data.batches import check_columns, collate_blocks, items_that_count
-from ..distillation.fused import fused_distillation_loss
-from ..distillation.heads import head_of, in_place_of, output_module
-from ..distillation.losses import IGNORED, LossWeights
-from ..distillation.targets import DenseTargets, Head
 from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
 from ..files.tokenizer import complete_tokenizer
+from ..loss.divergences import IGNORED, LossWeights
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.targets import DenseTargets, Head
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit

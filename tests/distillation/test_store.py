@@ -22,11 +22,11 @@ from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
 from hf_whittle.distillation.encodings import Samples, TopK, pack_ids, unpack_ids
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.losses import IGNORED, LossWeights
 from hf_whittle.distillation.store import LogitStore, store_targets
-from hf_whittle.distillation.targets import DenseTargets
 from hf_whittle.errors import DataError, StoreError, VocabularyError
+from hf_whittle.loss.divergences import IGNORED, LossWeights
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.targets import DenseTargets
 from hf_whittle.run import Run
 
 SCRIPT = Path(__file__).with_name("small_stores.py")

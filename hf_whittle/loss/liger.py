@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .losses import IGNORED, DistillationLoss, LossWeights
+from .divergences import IGNORED, DistillationLoss, LossWeights
 from .targets import DenseTargets, Head
 
 _WEIGHT_OF_TEACHER = {"forward_kl": 0.0, "reverse_kl": 1.0}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from .losses import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
+from .divergences import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
 from .targets import DenseTargets, Head, SparseTargets, Targets
 
 _TILE_ENTRIES = 2**18  # treated at a time by each thread of a CPU, to stay in its cache between operations
