@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .distillation.rerank import rerank
     from .distillation.store import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
-    from .extraction import extract_subnet
+    from .extraction.extraction import extract_subnet
     from .fitness import KLDivergence, Perplexity, StagedFitness
     from .healing.config import HealingConfig
     from .healing.fitness import HealedPerplexity
@@ -81,7 +81,7 @@ _MODULES = {
     "WeightBytesBin": "cost.bins",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
-    "extract_subnet": "extraction",
+    "extract_subnet": "extraction.extraction",
     "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",

@@ -20,14 +20,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from .changes import has_begun
-from .checkpoint import check_generation_config
 from .distillation.config import DistillationConfig
 from .errors import RecipeError, WhittleError
-from .extraction import extract_subnet, without_bars
+from .extraction.extraction import extract_subnet, without_bars
 from .files.disk import disk_errors
 from .files.tokenizer import save_tokenizer
-from .lineage import Lineage
 from .models.architecture import architecture_module
+from .models.generation import check_generation_config
+from .record.lineage import Lineage
 from .space.search_space import SearchSpace
 from .training.checkpoints import last_checkpoint
 from .training.supernet_trainer import smallest_subnet

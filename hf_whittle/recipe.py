@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .checkpoint import is_local
 from .checks import check_integers
 from .cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from .errors import RecipeError
-from .files.paths import expanded
+from .files.paths import expanded, is_local
 from .files.text import write_text
 from .files.yaml import as_yaml, read_yaml
 from .healing.config import HealingConfig

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
-from .checkpoint import checkpoint_facts, is_local
 from .cost.counts import flops_per_token, num_parameters, training_flops_per_token
 from .data.documents import load_documents, split_documents
 from .data.packing import pack_documents
@@ -35,11 +34,11 @@ from .distillation.teacher import check_same_tokens, load_teacher
 from .distillation.trainer import DistillationTrainer
 from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
 from .evaluation import as_input_ids, cross_entropy, perplexity
-from .extraction import extract_subnet
-from .facts import search_facts, to_match, training_facts
+from .extraction.extraction import extract_subnet
 from .files.atomic import atomic_folder, remove_folder, remove_leftovers
 from .files.disk import disk_errors
 from .files.locks import folder_lock
+from .files.paths import is_local
 from .files.text import read_json, write_json
 from .files.tokenizer import save_tokenizer
 from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness
@@ -49,12 +48,16 @@ from .healing.fitness import HealedPerplexity
 from .hub.publication import describe
 from .importance.scores import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints
-from .lineage import RESULTS_FILE, healing_facts
 from .models.architecture import architecture_module, check_model_type
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .preflight import preflight
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from .recipe import RECIPE_FILE, STAGES, Recipe
+from .record.lineage import RESULTS_FILE, healing_facts
+from .record.match import to_match
+from .record.source import checkpoint_facts
+from .record.training import training_facts
+from .search.facts import search_facts
 from .search.result import SearchResult
 from .search.runner import search_subnets
 from .space.search_space import SearchSpace

@@ -47,12 +47,12 @@ from hf_whittle.errors import (
     VocabularyError,
 )
 from hf_whittle.evaluation import as_input_ids, cross_entropy
-from hf_whittle.facts import to_match
 from hf_whittle.files.locks import folder_lock
 from hf_whittle.fitness import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
 from hf_whittle.recipe import FITNESSES, Recipe
+from hf_whittle.record.match import to_match
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult
 
@@ -739,7 +739,7 @@ def test_published_student_uses_its_cache(folder):
 
 
 def test_environment_is_that_of_the_training_when_run_again(recipe, results, monkeypatch):
-    monkeypatch.setattr(hf_whittle.facts, "environment", lambda device: {"hardware": "another machine"})
+    monkeypatch.setattr(hf_whittle.record.training, "environment", lambda device: {"hardware": "another machine"})
     assert run(recipe, progress=False)["environment"] == results["environment"]
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..extraction import check_new_folder, extract_subnet
+    from ..extraction.extraction import check_new_folder, extract_subnet
     from ..files.paths import expanded
 
     logging.disable_progress_bar()
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _size(text: str) -> int | str:
     """A size of files as `extract_subnet` takes it."""
-    from ..extraction import check_shard_size
+    from ..extraction.extraction import check_shard_size
 
     size = int(text) if text.isdecimal() else text
     try:
@@ -118,10 +118,10 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     import numpy as np
     import torch
 
-    from ..checkpoint import Checkpoint
     from ..data.documents import load_documents
     from ..data.packing import pack_documents
     from ..errors import DataError
+    from ..extraction.checkpoint import Checkpoint
     from ..files.paths import expanded
     from ..run import load_tokenizer
 

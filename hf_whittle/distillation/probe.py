@@ -12,7 +12,7 @@ from ..checks import check_integers, check_numbers, check_positive
 from ..cost.counts import flops_per_token, training_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
-from ..extraction import extract_subnet
+from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..fitness import Fitness, forward_flops_per_token
 from ..healing.fitness import HealedPerplexity

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, set_seed
 
 from ..data.batches import READ_COLUMNS
 from ..errors import OutputError
-from ..extraction import extract_subnet
+from ..extraction.extraction import extract_subnet
 from ..files.text import read_json, write_json
 from ..fingerprints import checkpoint_fingerprint, model_fingerprint
 from ..models.weights import check_plain_weights

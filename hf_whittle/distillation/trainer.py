@@ -26,7 +26,6 @@ from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
-from ..lineage import Lineage
 from ..loss.divergences import IGNORED, DistillationLoss, naive_distillation_loss
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, in_place_of, output_module
@@ -36,6 +35,7 @@ from ..loss.targets import DenseTargets, Head, Targets
 from ..models.architecture import has_architecture
 from ..models.weights import check_not_offloaded
 from ..processes import end_group_at_exit
+from ..record.lineage import Lineage
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig

@@ -21,19 +21,20 @@ from transformers.utils import (
     logging,
 )
 
-from ..checkpoint import CARD_FILE, add_license, is_local
 from ..cost.counts import num_parameters
 from ..errors import CheckpointError
-from ..facts import points, search_facts
-from ..files.paths import expanded
+from ..files.paths import expanded, is_local
 from ..files.text import read_json
 from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from ..healing.config import HEALING_FILE
-from ..lineage import RESULTS_FILE, Lineage
 from ..models.architecture import has_architecture
 from ..models.portable import has_names_of_files, make_portable
 from ..plots import plot_architecture, plot_training
 from ..recipe import RECIPE_FILE, publishable
+from ..record.lineage import RESULTS_FILE, Lineage
+from ..record.source import CARD_FILE, add_license
+from ..record.training import points
+from ..search.facts import search_facts
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card

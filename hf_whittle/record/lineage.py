@@ -7,10 +7,10 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from .files.paths import expanded
-from .files.text import read_json, write_json
-from .healing.config import HEALING_FILE, HealingReport
-from .subnet import SUBNET_FILE, SubnetConfig
+from ..files.paths import expanded
+from ..files.text import read_json, write_json
+from ..healing.config import HEALING_FILE, HealingReport
+from ..subnet import SUBNET_FILE, SubnetConfig
 
 RESULTS_FILE = "results.json"
 MAKING = ("supernet", "search", "healing")

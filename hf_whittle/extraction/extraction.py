@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from transformers.utils import logging
 
-from .checkpoint import Checkpoint, check_generation_config, checkpoint_facts
-from .cost.counts import num_parameters
-from .errors import DataError, OutputError, SubnetError
-from .evaluation import as_input_ids
-from .files.atomic import atomic_folder
-from .files.disk import disk_errors
-from .files.paths import expanded
-from .files.tokenizer import make_tokenizer_portable
-from .healing.config import HealingConfig, HealingReport
-from .healing.healer import heal_weights
-from .lineage import Lineage
-from .models.architecture import architecture_module
-from .models.padding import padded_shape
-from .models.portable import make_portable
-from .models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
-from .models.weights import check_plain_weights, uncompiled, weight_shape
-from .subnet import SubnetConfig
+from ..cost.counts import num_parameters
+from ..errors import DataError, OutputError, SubnetError
+from ..evaluation import as_input_ids
+from ..files.atomic import atomic_folder
+from ..files.disk import disk_errors
+from ..files.paths import expanded
+from ..files.tokenizer import make_tokenizer_portable
+from ..healing.config import HealingConfig, HealingReport
+from ..healing.healer import heal_weights
+from ..models.architecture import architecture_module
+from ..models.generation import check_generation_config
+from ..models.padding import padded_shape
+from ..models.portable import make_portable
+from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
+from ..models.weights import check_plain_weights, uncompiled, weight_shape
+from ..record.lineage import Lineage
+from ..record.source import checkpoint_facts
+from ..subnet import SubnetConfig
+from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset
