@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.probe import Probe, ProbeConfig
     from .distillation.rerank import rerank
     from .distillation.store import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
-    from .fitness import KLDivergence, Perplexity, StagedFitness
+    from .fitness.divergence import KLDivergence
+    from .fitness.healed import HealedPerplexity
+    from .fitness.perplexity import Perplexity
+    from .fitness.probe import Probe, ProbeConfig
+    from .fitness.staged import StagedFitness
     from .healing.config import HealingConfig
-    from .healing.fitness import HealedPerplexity
     from .hub.archive import push_search_archive
     from .hub.card import SubnetModelCardData
     from .hub.publication import save_student
@@ -51,10 +53,10 @@ _MODULES = {
     "EvolutionConfig": "search.evolution",
     "FlopsBin": "cost.bins",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
-    "HealedPerplexity": "healing.fitness",
+    "HealedPerplexity": "fitness.healed",
     "HealingConfig": "healing.config",
     "ImportanceScores": "importance.scores",
-    "KLDivergence": "fitness",
+    "KLDivergence": "fitness.divergence",
     "KVCacheBin": "cost.bins",
     "LatencyBin": "cost.bins",
     "LatencyModel": "cost.latency",
@@ -63,15 +65,15 @@ _MODULES = {
     "MultiFidelityConfig": "search.multi_fidelity",
     "NSGA2Config": "search.nsga2",
     "ParameterBin": "cost.bins",
-    "Perplexity": "fitness",
-    "Probe": "distillation.probe",
-    "ProbeConfig": "distillation.probe",
+    "Perplexity": "fitness.perplexity",
+    "Probe": "fitness.probe",
+    "ProbeConfig": "fitness.probe",
     "RandomSearchConfig": "search.random",
     "RecordTraining": "training.recording",
     "RegularizedEvolutionConfig": "search.regularized",
     "SearchResult": "search.result",
     "SearchSpace": "space.search_space",
-    "StagedFitness": "fitness",
+    "StagedFitness": "fitness.staged",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
     "SubnetSearchCallback": "training.subnet_search",

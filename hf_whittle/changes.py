@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .distillation.probe import Probe
 from .errors import OutputError, RecipeError
 from .files.text import read_json, write_json
-from .fitness import StagedFitness
+from .fitness.probe import Probe
+from .fitness.staged import StagedFitness
 from .recipe import RECIPE_FILE, TRAINING_DEFAULTS, Recipe
 from .search.result import CANDIDATES_FILE
 

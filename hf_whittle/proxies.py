@@ -18,7 +18,7 @@ from .cost.counts import flops_per_token, num_parameters
 from .errors import WhittleError
 from .evaluation import evaluating, is_sharded
 from .fingerprints import model_fingerprint
-from .fitness import Fitness, TokenFitness
+from .fitness.base import Fitness, TokenFitness
 from .models.weights import check_plain_weights
 from .subnet import Kept, SubnetConfig, indices
 

@@ -371,7 +371,7 @@ def _training_hints() -> dict[str, Any]:
 
 def _parse_probe(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Check fields of `ProbeConfig`."""
-    from .distillation.probe import ProbeConfig
+    from .fitness.probe import ProbeConfig
 
     parsed = parse_values(typing.get_type_hints(ProbeConfig), values, where)
     try:

@@ -28,7 +28,6 @@ from .cost.counts import flops_per_token, num_parameters, training_flops_per_tok
 from .data.documents import load_documents, split_documents
 from .data.packing import pack_documents
 from .distillation.config import DistillationConfig
-from .distillation.probe import Probe, ProbeConfig
 from .distillation.store import LogitStore
 from .distillation.teacher import check_same_tokens, load_teacher
 from .distillation.trainer import DistillationTrainer
@@ -41,10 +40,14 @@ from .files.locks import folder_lock
 from .files.paths import is_local
 from .files.text import read_json, write_json
 from .files.tokenizer import save_tokenizer
-from .fitness import Fitness, KLDivergence, Perplexity, StagedFitness
+from .fitness.base import Fitness
+from .fitness.divergence import KLDivergence
+from .fitness.healed import HealedPerplexity
+from .fitness.perplexity import Perplexity
+from .fitness.probe import Probe, ProbeConfig
+from .fitness.staged import StagedFitness
 from .healing.config import HEALING_FILE
 from .healing.cost import healing_flops
-from .healing.fitness import HealedPerplexity
 from .hub.publication import describe
 from .importance.scores import ImportanceScores, score_importance
 from .inputs import check_inputs, input_fingerprints

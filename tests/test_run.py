@@ -48,7 +48,7 @@ from hf_whittle.errors import (
 )
 from hf_whittle.evaluation import as_input_ids, cross_entropy
 from hf_whittle.files.locks import folder_lock
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
 from hf_whittle.recipe import FITNESSES, Recipe

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..code_fingerprint import fitness_settings
 from ..cost.bins import Bin
 from ..cost.counts import num_parameters
 from ..cost.polynomial import parameter_polynomial
@@ -23,6 +22,7 @@ from ..files.disk import disk_errors
 from ..files.locks import folder_lock
 from ..files.paths import expanded
 from ..files.text import read_json
+from ..fitness.code_fingerprint import fitness_settings
 from ..processes import from_first
 from ..space.search_space import SearchSpace
 from .additive import AdditiveSearchConfig
@@ -97,7 +97,7 @@ def search_subnets(
             f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
         )
     if fitness is None:
-        from ..fitness import Perplexity
+        from ..fitness.perplexity import Perplexity
 
         if supernet is None or eval_dataset is None:
             raise DataError("give a supernet and an eval_dataset, or a fitness of your own")

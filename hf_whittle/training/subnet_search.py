@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..cost.bins import Bin
 from ..errors import ArchitectureError, OtherSearchError
 from ..files.disk import disk_errors
-from ..fitness import Perplexity
+from ..fitness.perplexity import Perplexity
 from ..models.supernet import SuperNetModel
 from ..processes import lock_in_first
 from ..search.additive import AdditiveSearchConfig

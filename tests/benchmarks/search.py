@@ -32,7 +32,8 @@ from hf_whittle import (
     score_importance,
     search_subnets,
 )
-from hf_whittle.fitness import KLDivergence, Perplexity
+from hf_whittle.fitness.divergence import KLDivergence
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run

@@ -30,7 +30,7 @@ from hf_whittle import (
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.data import collate_blocks
 from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run
 

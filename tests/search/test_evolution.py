@@ -116,7 +116,7 @@ def test_search_whose_fitness_is_never_a_number_still_ends():
 
 
 def test_search_on_a_super_network_finds_the_subnet_of_lowest_perplexity(supernet, input_ids):
-    from hf_whittle.fitness import Perplexity
+    from hf_whittle.fitness.perplexity import Perplexity
 
     space = SearchSpace.from_config(supernet.config)
     config = EvolutionConfig(generations=1, population_size=4, num_offspring=3)

@@ -15,15 +15,15 @@ from ..cost.counts import flops_per_token
 from ..errors import HealingError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
 from ..fingerprints import fingerprint
-from ..fitness import TokenFitness
+from ..healing.parts import entries, layer_after, module_of, output_matrix, projections, writer_features
+from ..healing.regression import Moments
+from ..healing.student_weights import StudentWeights
 from ..models.architecture import Weight, get_architecture, head_dim
 from ..models.slicing import slice_weights, student_model
 from ..models.supernet import axis_rows
 from ..models.weights import check_no_subnet, uncompiled
 from ..subnet import Shape, SubnetConfig
-from .parts import entries, layer_after, module_of, output_matrix, projections, writer_features
-from .regression import Moments
-from .student_weights import StudentWeights
+from .base import TokenFitness
 
 if TYPE_CHECKING:
     from datasets import Dataset
