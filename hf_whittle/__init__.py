@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
-    from .search.additive import AdditiveSearchConfig
-    from .search.evolution import EvolutionConfig
-    from .search.local import LocalSearchConfig
-    from .search.multi_fidelity import MultiFidelityConfig
-    from .search.nsga2 import NSGA2Config
-    from .search.random import RandomSearchConfig
-    from .search.regularized import RegularizedEvolutionConfig
+    from .search.algorithms.additive import AdditiveSearchConfig
+    from .search.algorithms.evolution import EvolutionConfig
+    from .search.algorithms.local import LocalSearchConfig
+    from .search.algorithms.multi_fidelity import MultiFidelityConfig
+    from .search.algorithms.nsga2 import NSGA2Config
+    from .search.algorithms.random import RandomSearchConfig
+    from .search.algorithms.regularized import RegularizedEvolutionConfig
+    from .search.algorithms.surrogate import SurrogateSearchConfig
     from .search.result import SearchResult
     from .search.runner import search_subnets
-    from .search.surrogate import SurrogateSearchConfig
     from .space.search_space import SearchSpace
     from .subnet import SubnetConfig
     from .training.recording import RecordTraining
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "AdditiveSearchConfig": "search.additive",
+    "AdditiveSearchConfig": "search.algorithms.additive",
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
-    "EvolutionConfig": "search.evolution",
+    "EvolutionConfig": "search.algorithms.evolution",
     "FlopsBin": "cost.bins",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
     "HealedPerplexity": "fitness.healed",
@@ -60,17 +60,17 @@ _MODULES = {
     "KVCacheBin": "cost.bins",
     "LatencyBin": "cost.bins",
     "LatencyModel": "cost.latency",
-    "LocalSearchConfig": "search.local",
+    "LocalSearchConfig": "search.algorithms.local",
     "LogitStore": "distillation.store",
-    "MultiFidelityConfig": "search.multi_fidelity",
-    "NSGA2Config": "search.nsga2",
+    "MultiFidelityConfig": "search.algorithms.multi_fidelity",
+    "NSGA2Config": "search.algorithms.nsga2",
     "ParameterBin": "cost.bins",
     "Perplexity": "fitness.perplexity",
     "Probe": "fitness.probe",
     "ProbeConfig": "fitness.probe",
-    "RandomSearchConfig": "search.random",
+    "RandomSearchConfig": "search.algorithms.random",
     "RecordTraining": "training.recording",
-    "RegularizedEvolutionConfig": "search.regularized",
+    "RegularizedEvolutionConfig": "search.algorithms.regularized",
     "SearchResult": "search.result",
     "SearchSpace": "space.search_space",
     "StagedFitness": "fitness.staged",
@@ -79,7 +79,7 @@ _MODULES = {
     "SubnetSearchCallback": "training.subnet_search",
     "SupernetConfig": "training.supernet_trainer",
     "SupernetTrainer": "training.supernet_trainer",
-    "SurrogateSearchConfig": "search.surrogate",
+    "SurrogateSearchConfig": "search.algorithms.surrogate",
     "WeightBytesBin": "cost.bins",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",

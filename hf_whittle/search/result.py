@@ -110,7 +110,8 @@ class SearchResult:
         Returns:
             `list[Path]`: `search.png`, `pareto.png` and `architecture.png` in the folder.
         """
-        from ..plots import plot_architecture, plot_pareto, plot_search
+        from ..plots import plot_architecture
+        from .plots import plot_pareto, plot_search
 
         files = [Path(expanded(folder)) / f"{name}.png" for name in ("search", "pareto", "architecture")]
         plot_search(self, files[0])

@@ -25,8 +25,8 @@ from ..files.text import read_json
 from ..fitness.code_fingerprint import fitness_settings
 from ..processes import from_first
 from ..space.search_space import SearchSpace
-from .additive import AdditiveSearchConfig
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from .algorithms.additive import AdditiveSearchConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
 from .workers import Workers
 

@@ -20,8 +20,8 @@ from ..files.disk import disk_errors
 from ..fitness.perplexity import Perplexity
 from ..models.supernet import SuperNetModel
 from ..processes import lock_in_first
-from ..search.additive import AdditiveSearchConfig
 from ..search.algorithm import SearchConfig
+from ..search.algorithms.additive import AdditiveSearchConfig
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
 from ..space.search_space import SearchSpace

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar
 
-from ..cost.bins import Bin
-from ..errors import BinError
-from ..space.search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ...cost.bins import Bin
+from ...errors import BinError
+from ...space.search_space import SearchSpace
+from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 
 @dataclass

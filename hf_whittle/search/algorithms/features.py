@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..cost.polynomial import Polynomial
-from ..subnet import Kept, Shape, SubnetConfig, count, indices
+from ...cost.polynomial import Polynomial
+from ...subnet import Kept, Shape, SubnetConfig, count, indices
 
 
 def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | None = None) -> np.ndarray:

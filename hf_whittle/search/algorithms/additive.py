@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..cost.bins import Bin
-from ..space.reach import heads_for
-from ..space.search_space import SearchSpace
-from ..subnet import Kept, Shape, SubnetConfig
-from .algorithm import Candidate, Evaluation
+from ...cost.bins import Bin
+from ...space.reach import heads_for
+from ...space.search_space import SearchSpace
+from ...subnet import Kept, Shape, SubnetConfig
+from ..algorithm import Candidate, Evaluation
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
 
 _OPTIONS = {

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import ClassVar
 
-from ..cost.bins import Bin
-from ..space.search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig, best
+from ...cost.bins import Bin
+from ...space.search_space import SearchSpace
+from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig, best
 
 
 @dataclass

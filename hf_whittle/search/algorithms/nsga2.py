@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..cost.bins import Bin
-from ..space.search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ...cost.bins import Bin
+from ...space.search_space import SearchSpace
+from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 
 @dataclass

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..cost.bins import Bin
-from ..files.paths import expanded
-from ..space.search_space import SearchSpace
-from ..subnet import Shape, SubnetConfig
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ...cost.bins import Bin
+from ...files.paths import expanded
+from ...space.search_space import SearchSpace
+from ...subnet import Shape, SubnetConfig
+from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..result import CANDIDATES_FILE, SearchResult
 from .features import features
-from .result import CANDIDATES_FILE, SearchResult
 
 
 @dataclass

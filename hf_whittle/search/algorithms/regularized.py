@@ -4,9 +4,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..cost.bins import Bin
-from ..space.search_space import SearchSpace
-from .algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ...cost.bins import Bin
+from ...space.search_space import SearchSpace
+from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
 
 
 @dataclass
