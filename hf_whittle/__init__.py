@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
     from .distillation.rerank import rerank
-    from .distillation.store import LogitStore, store_targets
+    from .distillation.store.writer import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
     from .fitness.divergence import KLDivergence
@@ -61,7 +61,7 @@ _MODULES = {
     "LatencyBin": "cost.bins",
     "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.algorithms.local",
-    "LogitStore": "distillation.store",
+    "LogitStore": "distillation.store.writer",
     "MultiFidelityConfig": "search.algorithms.multi_fidelity",
     "NSGA2Config": "search.algorithms.nsga2",
     "ParameterBin": "cost.bins",
@@ -92,7 +92,7 @@ _MODULES = {
     "score_importance": "importance.scores",
     "search_subnets": "search.runner",
     "sort_by_importance": "importance.sorting",
-    "store_targets": "distillation.store",
+    "store_targets": "distillation.store.writer",
 }
 
 __all__ = [

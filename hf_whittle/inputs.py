@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.documents import documents_fingerprint
-from .distillation.store_files import read_settings
+from .distillation.store.files import read_settings
 from .errors import OutputError
 from .files.text import read_json, write_json
 from .fingerprints import checkpoint_fingerprint, tokenizer_fingerprint

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..distillation.store import check_store_arguments, store_targets
+    from ..distillation.store.writer import check_store_arguments, store_targets
     from ..processes import lock_in_first
     from ..recipe import Recipe
     from ..run import Run

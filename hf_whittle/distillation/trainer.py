@@ -39,7 +39,7 @@ from ..record.lineage import Lineage
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig
-from .store import LogitStore
+from .store.writer import LogitStore
 from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:

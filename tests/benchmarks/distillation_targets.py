@@ -14,7 +14,7 @@ from typing import Any
 from transformers import set_seed
 
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
-from hf_whittle.distillation.store import store_targets
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import Run
 

@@ -21,8 +21,8 @@ from small_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_bloc
 from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
-from hf_whittle.distillation.encodings import Samples, TopK, pack_ids, unpack_ids
-from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.distillation.store.encodings import Samples, TopK, pack_ids, unpack_ids
+from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.errors import DataError, StoreError, VocabularyError
 from hf_whittle.loss.divergences import IGNORED, LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss

@@ -30,7 +30,7 @@ from uneven_training import (
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SubnetConfig
 from hf_whittle.data import DocumentCollator
-from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating

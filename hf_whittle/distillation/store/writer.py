@@ -16,19 +16,20 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check_integers, check_positive
-from ..errors import DataError, StoreError
-from ..evaluation import as_input_ids, evaluating
-from ..files.atomic import atomic_path, remove_leftovers
-from ..files.paths import expanded
-from ..files.text import write_json
-from ..fingerprints import model_fingerprint
-from ..loss.heads import head_of, in_place_of, output_module
-from ..loss.targets import DenseTargets, SparseTargets
-from ..models.weights import check_no_subnet, input_device
-from ..processes import launched_processes, lock_in_first
+from ...checks import check_integers, check_positive
+from ...errors import DataError, StoreError
+from ...evaluation import as_input_ids, evaluating
+from ...files.atomic import atomic_path, remove_leftovers
+from ...files.paths import expanded
+from ...files.text import write_json
+from ...fingerprints import model_fingerprint
+from ...loss.heads import head_of, in_place_of, output_module
+from ...loss.targets import DenseTargets, SparseTargets
+from ...models.weights import check_no_subnet, input_device
+from ...processes import launched_processes, lock_in_first
+from ..teacher import load_teacher
 from .encodings import ENCODINGS, Samples, TopK
-from .store_files import (
+from .files import (
     AGAIN,
     STORE_FILE,
     StoreSettings,
@@ -39,7 +40,6 @@ from .store_files import (
     short_hash,
     vocabulary_fingerprint,
 )
-from .teacher import load_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset

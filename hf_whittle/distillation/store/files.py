@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import check_integers, check_positive
-from ..errors import StoreError
-from ..files.text import read_json
+from ...checks import check_integers, check_positive
+from ...errors import StoreError
+from ...files.text import read_json
 from .encodings import ENCODINGS, Encoding
 
 STORE_FILE = "store.json"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_integers
-from ..errors import StoreError
-from ..loss.targets import SparseTargets
+from ...checks import check_integers
+from ...errors import StoreError
+from ...loss.targets import SparseTargets
 
 _LEAST_HALF = -6e4  # as good as the logarithm of 0
 
