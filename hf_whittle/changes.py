@@ -8,7 +8,8 @@ from .errors import OutputError, RecipeError
 from .files.text import read_json, write_json
 from .fitness.probe import Probe
 from .fitness.staged import StagedFitness
-from .recipe import RECIPE_FILE, TRAINING_DEFAULTS, Recipe
+from .recipe.recipe import TRAINING_DEFAULTS, Recipe
+from .record.files import RECIPE_FILE
 from .search.result import CANDIDATES_FILE
 
 BASELINE_RECORD = Path("stages", "baseline-settings.json")

@@ -11,7 +11,7 @@ from .distillation.store.files import read_settings
 from .errors import OutputError
 from .files.text import read_json, write_json
 from .fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
-from .recipe import Recipe
+from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

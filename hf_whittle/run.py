@@ -55,7 +55,9 @@ from .models.architecture import architecture_module, check_model_type
 from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from .preflight import preflight
 from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
-from .recipe import RECIPE_FILE, STAGES, Recipe
+from .recipe.recipe import Recipe
+from .recipe.sections import STAGES
+from .record.files import RECIPE_FILE
 from .record.lineage import RESULTS_FILE, healing_facts
 from .record.match import to_match
 from .record.source import checkpoint_facts

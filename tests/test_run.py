@@ -51,7 +51,8 @@ from hf_whittle.files.locks import folder_lock
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
-from hf_whittle.recipe import FITNESSES, Recipe
+from hf_whittle.recipe import Recipe
+from hf_whittle.recipe.sections import FITNESSES
 from hf_whittle.record.match import to_match
 from hf_whittle.run import Run, run
 from hf_whittle.search.result import SearchResult

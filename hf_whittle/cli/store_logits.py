@@ -28,7 +28,7 @@ def main(options: argparse.Namespace) -> None:
 
     from ..distillation.store.writer import check_store_arguments, store_targets
     from ..processes import lock_in_first
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
     from ..run import Run
 
     logging.disable_progress_bar()

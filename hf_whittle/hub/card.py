@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..files.paths import expanded
 from ..files.text import read_json, write_text
 from ..models.portable import oldest_transformers
-from ..recipe import RECIPE_FILE
+from ..record.files import RECIPE_FILE
 from ..record.lineage import SECTIONS, Lineage
 from ..record.source import CARD_FILE, INHERITED
 from ..record.training import final_perplexity

@@ -30,7 +30,7 @@ from ..healing.config import HEALING_FILE
 from ..models.architecture import has_architecture
 from ..models.portable import has_names_of_files, make_portable
 from ..plots import plot_architecture, plot_training
-from ..recipe import RECIPE_FILE, publishable
+from ..record.files import RECIPE_FILE
 from ..record.lineage import RESULTS_FILE, Lineage
 from ..record.source import CARD_FILE, add_license
 from ..record.training import points
@@ -39,6 +39,7 @@ from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
+from .recipes import publishable
 from .repository import Content, read_content
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_whittle import SubnetConfig, extract_subnet
 from hf_whittle.errors import DataError, VocabularyError, WhittleError
-from hf_whittle.fitness.base import probe as probe_module
+from hf_whittle.fitness import probe as probe_module
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.fitness.probe import Probe, ProbeConfig

@@ -8,9 +8,9 @@ import types
 import typing
 from typing import Any, Literal
 
-from .errors import RecipeError
-from .files.yaml import Word, meant
-from .healing.config import HealingConfig
+from ..errors import RecipeError
+from ..files.yaml import Word, meant
+from ..healing.config import HealingConfig
 
 _LISTS = (list, collections.abc.Sequence)
 
