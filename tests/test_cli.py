@@ -421,7 +421,7 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
 )
 def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, monkeypatch, options, message):
     for name in ("teacher", "blocks"):
-        monkeypatch.setattr(hf_whittle.run.Run, name, property(lambda run: pytest.fail("it was loaded")))
+        monkeypatch.setattr(hf_whittle.run.stages.Run, name, property(lambda run: pytest.fail("it was loaded")))
     monkeypatch.chdir(recipe_file.parent)
     Path("in-the-way").write_text("")
     assert main(["store-logits", str(recipe_file), "--output-dir", "store", *options]) == 1

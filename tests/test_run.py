@@ -54,7 +54,8 @@ from hf_whittle.healing.healer import split_blocks
 from hf_whittle.recipe import Recipe
 from hf_whittle.recipe.sections import FITNESSES
 from hf_whittle.record.match import to_match
-from hf_whittle.run import Run, run
+from hf_whittle.run import run
+from hf_whittle.run.stages import Run
 from hf_whittle.search.result import SearchResult
 
 FEW_IN_STAGES = {"algorithm": "multi-fidelity", "generations": 1, "initial": 1, "sizes": [3, 2, 1]}
@@ -633,7 +634,7 @@ def test_calibration_costs_as_many_passes_as_it_makes(teacher_folder, texts, tmp
 
 def test_calibration_reads_no_text_that_results_are_reported_on(scored_recipe, scored_results, monkeypatch):
     read = []
-    score = hf_whittle.run.score_importance
+    score = hf_whittle.run.stages.score_importance
     monkeypatch.setattr(
         hf_whittle.run, "score_importance", lambda *args, **kw: read.append(args[1]) or score(*args, **kw)
     )

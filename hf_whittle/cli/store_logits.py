@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> None:
     from ..distillation.store.writer import check_store_arguments, store_targets
     from ..processes import lock_in_first
     from ..recipe.recipe import Recipe
-    from ..run import Run
+    from ..run.stages import Run
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, lock_in_first(options.output_dir):

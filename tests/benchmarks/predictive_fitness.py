@@ -28,7 +28,7 @@ from hf_whittle.fitness.base import Fitness
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 from .teachers import teacher_of
 

@@ -36,7 +36,7 @@ from hf_whittle.fitness.divergence import KLDivergence
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 from hf_whittle.search.algorithms.surrogate import Surrogate
 
 from .teachers import teacher_of

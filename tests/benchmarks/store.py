@@ -22,7 +22,7 @@ from hf_whittle.loss.divergences import LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets, SparseTargets, Targets
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 from .measuring import time_in_turn
 

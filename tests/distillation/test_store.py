@@ -27,7 +27,7 @@ from hf_whittle.errors import DataError, StoreError, VocabularyError
 from hf_whittle.loss.divergences import IGNORED, LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 SCRIPT = Path(__file__).with_name("small_stores.py")
 TEMPERATURE = 0.9

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data.documents import documents_fingerprint
-from .distillation.store.files import read_settings
-from .errors import OutputError
-from .files.text import read_json, write_json
-from .fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
-from .recipe.recipe import Recipe
+from ..data.documents import documents_fingerprint
+from ..distillation.store.files import read_settings
+from ..errors import OutputError
+from ..files.text import read_json, write_json
+from ..fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
+from ..recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

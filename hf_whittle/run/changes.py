@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, RecipeError
-from .files.text import read_json, write_json
-from .fitness.probe import Probe
-from .fitness.staged import StagedFitness
-from .recipe.recipe import TRAINING_DEFAULTS, Recipe
-from .record.files import RECIPE_FILE
-from .search.result import CANDIDATES_FILE
+from ..errors import OutputError, RecipeError
+from ..files.text import read_json, write_json
+from ..fitness.probe import Probe
+from ..fitness.staged import StagedFitness
+from ..recipe.recipe import TRAINING_DEFAULTS, Recipe
+from ..record.files import RECIPE_FILE
+from ..search.result import CANDIDATES_FILE
 
 BASELINE_RECORD = Path("stages", "baseline-settings.json")
 """What the section `baseline` was when its training began."""

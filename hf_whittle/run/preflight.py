@@ -19,21 +19,21 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..distillation.config import DistillationConfig
+from ..errors import RecipeError, WhittleError
+from ..extraction.extraction import extract_subnet, without_bars
+from ..files.disk import disk_errors
+from ..files.tokenizer import save_tokenizer
+from ..models.architecture import architecture_module
+from ..models.generation import check_generation_config
+from ..record.lineage import Lineage
+from ..space.search_space import SearchSpace
+from ..training.checkpoints import last_checkpoint
+from ..training.supernet_trainer import smallest_subnet
 from .changes import has_begun
-from .distillation.config import DistillationConfig
-from .errors import RecipeError, WhittleError
-from .extraction.extraction import extract_subnet, without_bars
-from .files.disk import disk_errors
-from .files.tokenizer import save_tokenizer
-from .models.architecture import architecture_module
-from .models.generation import check_generation_config
-from .record.lineage import Lineage
-from .space.search_space import SearchSpace
-from .training.checkpoints import last_checkpoint
-from .training.supernet_trainer import smallest_subnet
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .stages import Run
 
 _TOKENS = 32  # of a block, but for a stored teacher, which knows whole blocks alone
 _BLOCKS = 8

@@ -1,9 +1,5 @@
-"""The main job, stage by stage: search, extract, pretrain, compare with random initialization, report.
+"""Stages of a run."""
 
-Every stage leaves its facts in `stages/`; a stage whose facts are there is not done again.
-"""
-
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,82 +19,52 @@ from transformers import (
     set_seed,
 )
 
+from ..cost.counts import flops_per_token, num_parameters, training_flops_per_token
+from ..data.documents import load_documents, split_documents
+from ..data.packing import pack_documents
+from ..distillation.config import DistillationConfig
+from ..distillation.store.writer import LogitStore
+from ..distillation.teacher import check_same_tokens, load_teacher
+from ..distillation.trainer import DistillationTrainer
+from ..errors import DataError, VocabularyError
+from ..evaluation import as_input_ids, cross_entropy, perplexity
+from ..extraction.extraction import extract_subnet
+from ..files.atomic import atomic_folder, remove_folder, remove_leftovers
+from ..files.disk import disk_errors
+from ..files.paths import is_local
+from ..files.text import read_json, write_json
+from ..files.tokenizer import save_tokenizer
+from ..fitness.base import Fitness
+from ..fitness.divergence import KLDivergence
+from ..fitness.healed import HealedPerplexity
+from ..fitness.perplexity import Perplexity
+from ..fitness.probe import Probe, ProbeConfig
+from ..fitness.staged import StagedFitness
+from ..healing.config import HEALING_FILE
+from ..healing.cost import healing_flops
+from ..hub.publication import describe
+from ..importance.scores import ImportanceScores, score_importance
+from ..models.architecture import architecture_module, check_model_type
+from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from ..proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
+from ..recipe.recipe import Recipe
+from ..recipe.sections import STAGES
+from ..record.files import RECIPE_FILE
+from ..record.lineage import RESULTS_FILE, healing_facts
+from ..record.match import to_match
+from ..record.source import checkpoint_facts
+from ..record.training import training_facts
+from ..search.facts import search_facts
+from ..search.result import SearchResult
+from ..search.runner import search_subnets
+from ..space.search_space import SearchSpace
+from ..training.checkpoints import last_checkpoint
+from ..training.interruption import SaveOnInterrupt
+from ..training.progress import TrainingBar
 from .changes import DEPENDS_ON, check_changes, has_begun, record_baseline
-from .cost.counts import flops_per_token, num_parameters, training_flops_per_token
-from .data.documents import load_documents, split_documents
-from .data.packing import pack_documents
-from .distillation.config import DistillationConfig
-from .distillation.store.writer import LogitStore
-from .distillation.teacher import check_same_tokens, load_teacher
-from .distillation.trainer import DistillationTrainer
-from .errors import CheckpointError, DataError, OutputError, VocabularyError, WhittleError
-from .evaluation import as_input_ids, cross_entropy, perplexity
-from .extraction.extraction import extract_subnet
-from .files.atomic import atomic_folder, remove_folder, remove_leftovers
-from .files.disk import disk_errors
-from .files.locks import folder_lock
-from .files.paths import is_local
-from .files.text import read_json, write_json
-from .files.tokenizer import save_tokenizer
-from .fitness.base import Fitness
-from .fitness.divergence import KLDivergence
-from .fitness.healed import HealedPerplexity
-from .fitness.perplexity import Perplexity
-from .fitness.probe import Probe, ProbeConfig
-from .fitness.staged import StagedFitness
-from .healing.config import HEALING_FILE
-from .healing.cost import healing_flops
-from .hub.publication import describe
-from .importance.scores import ImportanceScores, score_importance
-from .inputs import check_inputs, input_fingerprints
-from .models.architecture import architecture_module, check_model_type
-from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from .fingerprints import check_inputs, input_fingerprints
+from .inputs import _load, _spread, load_tokenizer
 from .preflight import preflight
-from .proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
-from .recipe.recipe import Recipe
-from .recipe.sections import STAGES
-from .record.files import RECIPE_FILE
-from .record.lineage import RESULTS_FILE, healing_facts
-from .record.match import to_match
-from .record.source import checkpoint_facts
-from .record.training import training_facts
-from .search.facts import search_facts
-from .search.result import SearchResult
-from .search.runner import search_subnets
-from .space.search_space import SearchSpace
-from .training.checkpoints import last_checkpoint
-from .training.interruption import SaveOnInterrupt
-from .training.progress import TrainingBar
-
-
-def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
-    """Do what a recipe says, and write the student, its card, the search and the pictures into `recipe.output_dir`.
-
-    Run again with the same recipe, it goes on where it was interrupted. What no stage that is done depends on may be
-    another then; see `changes.py`.
-
-    Args:
-        recipe (`Recipe`): what to do.
-        progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
-
-    Returns:
-        `dict`: what was measured, as in `results.json`.
-
-    Raises:
-        OutputError: if the folder holds the run of another recipe, another process writes it, or it cannot be written.
-        RecipeError: if a training that the recipe asks for does not work; see `preflight.py`.
-        DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise WhittleError(
-            "hf_whittle.run works in one process; start it without a launcher. DistillationTrainer itself runs under "
-            "accelerate launch or torchrun"
-        )
-    folder = Path(recipe.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"the output folder {folder} is a file; choose another output_dir")
-    with folder_lock(folder), disk_errors(folder):
-        return Run(recipe, progress).results()
 
 
 @dataclass
@@ -505,30 +471,3 @@ class Run:
         with disk_errors(self.folder):
             for file in sorted(final.glob("*")):
                 file.replace(self.folder / file.name)
-
-
-def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: if it has none.
-    """
-    tokenizer = _load(AutoTokenizer.from_pretrained, name, **hub)
-    if not tokenizer("text").input_ids:
-        raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
-    return tokenizer
-
-
-def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Load a checkpoint, with an error that names it."""
-    try:
-        return load(name, **kwargs)
-    except OSError as error:
-        raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
-
-
-def _spread(blocks: Dataset, number: int) -> Dataset:
-    """At most `number` blocks, evenly over the whole split."""
-    if len(blocks) <= number:
-        return blocks
-    return blocks.select([i * len(blocks) // number for i in range(number)])
