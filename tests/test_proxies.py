@@ -11,7 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_whittle import ImportanceScores, ParameterBin, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
+from hf_whittle.experimental.proxies import (
+    GradientNorm,
+    JacobianCovariance,
+    RetainedImportance,
+    Snip,
+    Synflow,
+    WeightMagnitude,
+)
 from hf_whittle.search import RandomSearchConfig
 
 WIDTH = 8  # channels of a head

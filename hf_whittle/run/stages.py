@@ -28,6 +28,7 @@ from ..distillation.teacher import check_same_tokens, load_teacher
 from ..distillation.trainer import DistillationTrainer
 from ..errors import DataError, VocabularyError
 from ..evaluation import as_input_ids, cross_entropy, perplexity
+from ..experimental.proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder, remove_folder, remove_leftovers
 from ..files.disk import disk_errors
@@ -46,7 +47,6 @@ from ..hub.publication import describe
 from ..importance.scores import ImportanceScores, score_importance
 from ..models.architecture import architecture_module, check_model_type
 from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
-from ..proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
 from ..recipe.recipe import Recipe
 from ..recipe.sections import STAGES
 from ..record.files import RECIPE_FILE

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .cost.counts import flops_per_token, num_parameters
-from .errors import WhittleError
-from .evaluation import evaluating, is_sharded
-from .fingerprints import model_fingerprint
-from .fitness.base import Fitness, TokenFitness
-from .models.weights import check_plain_weights
-from .subnet import Kept, SubnetConfig, indices
+from ..cost.counts import flops_per_token, num_parameters
+from ..errors import WhittleError
+from ..evaluation import evaluating, is_sharded
+from ..fingerprints import model_fingerprint
+from ..fitness.base import Fitness, TokenFitness
+from ..models.weights import check_plain_weights
+from ..subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:
-    from .importance.scores import ImportanceScores
-    from .models.supernet import SuperNetModel
+    from ..importance.scores import ImportanceScores
+    from ..models.supernet import SuperNetModel
 
 
 def _check_whole(supernet: "SuperNetModel", name: str) -> None:
