@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import DataError, VocabularyError
-from .models.weights import input_device
+from .models.weights import input_device, is_sharded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,15 +42,6 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
 
     total = sum_over_batches(model, input_ids, batch_size, loss)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
-
-
-def is_sharded(model: "PreTrainedModel") -> bool:
-    """Whether the parameters of a model are spread over processes, so that all must run it together."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def sum_over_batches(

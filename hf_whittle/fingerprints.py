@@ -14,7 +14,7 @@ import torch
 from datasets.fingerprint import Hasher
 
 from .files.paths import expanded
-from .models.weights import at_hand, uncompiled
+from .models.weights import at_hand, full_config, uncompiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,7 +113,7 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
         dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
     """
     model = uncompiled(model)
-    config = getattr(model, "full_config", model.config).to_diff_dict()
+    config = full_config(model).to_diff_dict()
     told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed

@@ -13,9 +13,19 @@ from .errors import OutputError
 from .files.locks import folder_lock
 
 
+def num_launched() -> int:
+    """Number of processes that a launcher started together, 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the first of the launched processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launched_processes() -> Any:
     """The `PartialState` of accelerate where several processes were launched, else `None`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if num_launched() < 2:
         return None
     import torch
     from accelerate import PartialState

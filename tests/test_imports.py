@@ -1,6 +1,7 @@
 """The public names, that they are imported lazily, and the direction of imports between modules."""
 
 import ast
+import graphlib
 import importlib
 from pathlib import Path
 
@@ -9,136 +10,71 @@ import pytest
 import hf_whittle
 
 PACKAGE = Path(hf_whittle.__file__).parent
-FILES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
-FOUNDATION = {
-    "errors": set(),
-    "checks": set(),
-    "disk": {"errors"},
-    "locks": {"disk", "errors"},
-    "files": {"disk", "errors", "locks"},
-    "subnet": {"errors", "files"},
-    "architecture": {"errors", "models"},
-    "cost": {"architecture", "errors", "subnet"},
-    "entries": {"subnet"},
-    "reach": {"architecture", "cost", "errors", "subnet"},
-    "search_space": {"architecture", "cost", "entries", "errors", "reach", "subnet"},
-    "code_fingerprint": set(),
-    "search": {
-        "checks",
-        "code_fingerprint",
-        "cost",
-        "disk",
-        "errors",
-        "files",
-        "fitness",
-        "locks",
-        "plots",
-        "processes",
-        "reach",
-        "search",
-        "search_space",
-        "subnet",
-    },
-    "processes": {"errors", "locks"},
-    "plots": {"files", "search", "subnet"},
-    "portable": {"architecture"},
-    "models": {"architecture", "cost", "errors", "files", "models", "portable", "subnet"},
-    "tokenizer_files": {"files"},
-    "checkpoint": {"architecture", "errors", "files", "tokenizer_files"},
-    "slicing": {"architecture", "cost", "errors", "models", "subnet"},
-    "extraction": {
-        "architecture",
-        "checkpoint",
-        "cost",
-        "disk",
-        "errors",
-        "evaluation",
-        "files",
-        "healing",
-        "lineage",
-        "models",
-        "portable",
-        "slicing",
-        "subnet",
-        "tokenizer_files",
-    },
-    "lineage": {"files", "healing", "subnet"},
-    "evaluation": {"errors", "models"},
-    "fingerprints": {"files", "models"},
-    "fitness": {
-        "architecture",
-        "code_fingerprint",
-        "cost",
-        "errors",
-        "evaluation",
-        "fingerprints",
-        "models",
-        "subnet",
-    },
-    "healing": {
-        "architecture",
-        "checks",
-        "cost",
-        "disk",
-        "errors",
-        "evaluation",
-        "files",
-        "fingerprints",
-        "fitness",
-        "healing",
-        "models",
-        "slicing",
-        "subnet",
-    },
-    "proxies": {"cost", "errors", "evaluation", "fingerprints", "fitness", "importance", "models", "subnet"},
-    "importance": {"architecture", "errors", "evaluation", "files", "fingerprints", "models", "subnet"},
-    "sorting": {"architecture", "errors", "fingerprints", "importance", "models", "subnet"},
-    "latency": {"cost", "errors", "evaluation", "files", "models", "subnet"},
+
+
+def _name_of(path):
+    return ".".join(part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
+
+
+FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
+MAY_IMPORT = {
+    "errors": "",
+    "checks": "",
+    "files": "errors",
+    "subnet": "errors files",
+    "plots": "files subnet",
+    "processes": "errors files",
+    "models": "errors files subnet",
+    "fingerprints": "files models",
+    "evaluation": "errors models",
+    "cost": "errors evaluation files models subnet",
+    "data": "errors files fingerprints",
+    "importance": "errors evaluation files fingerprints models subnet",
+    "space": "cost errors importance models subnet",
+    "loss": "evaluation models subnet",
+    "healing": "checks cost errors evaluation files models subnet",
+    "record": "files healing subnet",
+    "extraction": "cost errors evaluation files healing models record subnet",
+    "fitness": "checks cost errors evaluation extraction fingerprints healing loss models subnet",
+    "search": "checks cost errors files fitness models plots processes space subnet",
+    "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
+    "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
+    "hub": "cost data errors files healing models plots record search subnet training",
+    "distillation": "checks cost data errors evaluation extraction files fingerprints hub loss models processes record "
+    "search subnet training",
+    "recipe": "checks cost distillation errors files fitness healing search",
+    "run": "cost data distillation errors evaluation experimental extraction files fingerprints fitness healing hub "
+    "importance models processes recipe record search space training",
+    "cli": "cost data distillation errors extraction files healing hub processes recipe run subnet",
+    "demo": "",
 }
-"""What a module or package may import of hf_whittle, at most."""
+"""Folders and modules that each folder or module may import, at most; for type checkers and in functions, too.
+
+Each imports only those above it, so that nothing goes round in a circle.
+"""
 SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")
 
 
-class _Imports(ast.NodeVisitor):
-    """The absolute names of the modules a file imports, without those for type checkers only."""
-
-    def __init__(self, module, is_package, into_functions):
-        self.package = ["hf_whittle", *module.split(".")]
-        if not is_package or module != "__init__":
-            self.package = self.package[:-1]
-        self.into_functions = into_functions
-        self.found = set()
-
-    def visit_Import(self, node):
-        self.found |= {alias.name for alias in node.names}
-
-    def visit_ImportFrom(self, node):
-        base = self.package[: len(self.package) - node.level + 1] if node.level else []
-        module = ".".join([*base, *([node.module] if node.module else [])])
-        self.found |= {f"{module}.{alias.name}" for alias in node.names}
-
-    def visit_If(self, node):
-        if "TYPE_CHECKING" not in ast.unparse(node.test):
-            self.generic_visit(node)
-
-    def visit_FunctionDef(self, node):
-        if self.into_functions:
-            self.generic_visit(node)
-
-
-def imports_of(module, into_functions=True):
-    visitor = _Imports(module, module.endswith("__init__"), into_functions)
-    visitor.visit(ast.parse(FILES[module].read_text()))
-    return visitor.found
+def imports_of(module):
+    """The absolute names of everything that a module imports, for type checkers and in functions, too."""
+    package = ["hf_whittle", *module.split(".")]
+    if FILES[module].name != "__init__.py":
+        package.pop()
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{source}.{alias.name}" for alias in node.names}
+    return found
 
 
 def own_imports_of(module):
-    """First names, below hf_whittle, of what a module imports of the package."""
-    return {name.split(".")[1] for name in imports_of(module) if name.startswith("hf_whittle.")}
-
-
-def modules_of(name):
-    return [module for module in FILES if module == name or module.startswith(f"{name}.")]
+    """The modules of the package, without `hf_whittle.`, that a module imports."""
+    names = [name.removeprefix("hf_whittle.") for name in imports_of(module) if name.startswith("hf_whittle.")]
+    return {name if name in FILES else name.rpartition(".")[0] for name in names} - {""}
 
 
 def test_every_public_name_has_a_module_and_is_listed_in_order():
@@ -166,31 +102,40 @@ def test_import_of_the_package_imports_neither_torch_nor_transformers(run_python
         import sys, hf_whittle
         print(sorted({"torch", "transformers", "numpy"} & sys.modules.keys()))
         hf_whittle.SubnetConfig(1, 1, 1, 1), hf_whittle.SearchSpace, hf_whittle.ParameterBin, hf_whittle.search_subnets
-        hf_whittle.EvolutionConfig, hf_whittle.SearchResult
+        hf_whittle.EvolutionConfig, hf_whittle.SearchResult, hf_whittle.cost.num_parameters
+        import hf_whittle.search.algorithms
         print(sorted({"torch", "transformers"} & sys.modules.keys()))
     """
     assert run_python(script) == "[]\n[]\n"
 
 
-@pytest.mark.parametrize(
-    "name", ["errors", "files", "architecture", "subnet", "cost", "entries", "reach", "search_space", "search"]
-)
-def test_search_does_not_import_torch_at_module_level(name):
-    for module in modules_of(name):
-        heads = {imported.split(".")[0] for imported in imports_of(module, into_functions=False)}
-        assert not heads & {"torch", "transformers", "datasets"}, module
+def test_every_folder_and_module_has_its_place():
+    assert {module.split(".")[0] for module in FILES} == MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("name", FOUNDATION)
-def test_direction_of_imports(name):
-    assert modules_of(name)
-    for module in modules_of(name):
-        assert own_imports_of(module) <= FOUNDATION[name], module
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_direction_of_imports(room):
+    above = list(MAY_IMPORT)[: list(MAY_IMPORT).index(room)]
+    assert set(MAY_IMPORT[room].split()) <= set(above)
+    for module in FILES:
+        if module.split(".")[0] == room:
+            assert {name.split(".")[0] for name in own_imports_of(module)} <= {room, *MAY_IMPORT[room].split()}, module
 
 
-def test_nothing_but_the_command_line_imports_the_command_line():
-    importers = {module for module in FILES if "cli" in own_imports_of(module)}
-    assert {module.split(".")[0] for module in importers} <= {"cli"}
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: own_imports_of(module) - {module} for module in FILES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+def test_a_trainer_of_students_loads_neither_pictures_nor_recipes_nor_search_algorithms(run_python):
+    script = """
+        import sys
+        from hf_whittle import DistillationTrainer
+        loaded = [name for name in sys.modules if name.startswith("hf_whittle.")]
+        heavy = ("hf_whittle.recipe", "hf_whittle.search.algorithms", "hf_whittle.run", "hf_whittle.experimental")
+        print("matplotlib" in sys.modules, [name for name in loaded if name.startswith(heavy)])
+    """
+    assert run_python(script) == "False []\n"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

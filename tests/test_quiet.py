@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "search_extract_distil.py"
 SCRIPT = """
 import json, os, runpy, signal, sys
 from transformers import TrainerCallback
-import hf_whittle.run
+import hf_whittle.run.stages
 from hf_whittle.cli import main
 from hf_whittle.cli.demo import generate
 

@@ -26,7 +26,7 @@ def work(recipe: "Recipe") -> dict[str, Any]:
     """Do a recipe, with the bars of search and training but without those of loading and saving."""
     from transformers.utils import logging
 
-    from ..run.run import run
+    from ..run import run
 
     logging.disable_progress_bar()
     return run(recipe)

@@ -1,7 +1,6 @@
 """`hf-whittle store-logits`: run a recipe's teacher over its training text once, and keep what it says."""
 
 import argparse
-import os
 import tempfile
 from typing import Any
 
@@ -27,7 +26,7 @@ def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..distillation.store.writer import check_store_arguments, store_targets
-    from ..processes import lock_in_first
+    from ..processes import is_first, lock_in_first
     from ..recipe.recipe import Recipe
     from ..run.stages import Run
 
@@ -41,5 +40,5 @@ def main(options: argparse.Namespace) -> None:
         check_store_arguments(**arguments)
         teacher, blocks = run.teacher, run.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=run.tokenizer, **arguments)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}")

@@ -1,17 +1,15 @@
 """FLOPs of any model."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..models.architecture import has_architecture
+from ..models.weights import full_config
 from .counts import flops_per_token
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def forward_flops_per_token(model: "PreTrainedModel", sequence_length: int) -> int:
-    """FLOPs of a forward pass; of a model without a table, two for each parameter."""
-    config = getattr(model, "full_config", model.config)
+def forward_flops_per_token(model: Any, sequence_length: int) -> int:
+    """FLOPs of a forward pass of a `PreTrainedModel`; of one without a table, two for each parameter."""
+    config = full_config(model)
     if has_architecture(config):
         return flops_per_token(config, sequence_length=sequence_length)
     return 2 * model.num_parameters(exclude_embeddings=True)

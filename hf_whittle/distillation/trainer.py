@@ -20,7 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..cost.counts import flops_per_token
+from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
@@ -392,9 +392,10 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
         batch, length = inputs["input_ids"].shape
         student: Any = self.accelerator.unwrap_model(self.model)
         trained = any(p.requires_grad for name, p in student.named_parameters() if "lora_" not in name)
-        per_token = _flops(student, length) * (3 if trained else 2)  # frozen weights need no gradient of their own
+        passes = 3 if trained else 2  # frozen weights need no gradient of their own
+        per_token = passes * forward_flops_per_token(student, length)
         if isinstance(self.teacher, nn.Module):
-            per_token += _flops(self.teacher, length)
+            per_token += forward_flops_per_token(self.teacher, length)
         return batch * length * per_token
 
     def merge_adapters(self) -> PreTrainedModel:
@@ -457,10 +458,3 @@ def _last_good_checkpoint(folder: str) -> str | None:
         if files and all(value.isfinite().all() for file in files for value in load_file(file).values()):
             return str(checkpoint)
     return None
-
-
-def _flops(model: Any, length: int) -> int:
-    """FLOPs of a forward pass per token: exact where the architecture is known, else two for each weight."""
-    if has_architecture(model.config):
-        return flops_per_token(model.config, sequence_length=length)
-    return 2 * model.num_parameters(exclude_embeddings=True)

@@ -16,10 +16,10 @@ from transformers import AttentionInterface
 
 from ..cost.counts import flops_per_token, num_parameters
 from ..errors import WhittleError
-from ..evaluation import evaluating, is_sharded
+from ..evaluation import evaluating
 from ..fingerprints import model_fingerprint
 from ..fitness.base import Fitness, TokenFitness
-from ..models.weights import check_plain_weights
+from ..models.weights import check_plain_weights, is_sharded
 from ..subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:

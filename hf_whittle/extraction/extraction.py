@@ -26,7 +26,7 @@ from ..models.generation import check_generation_config
 from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
-from ..models.weights import check_plain_weights, uncompiled, weight_shape
+from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
 from ..record.lineage import Lineage
 from ..record.source import checkpoint_facts
 from ..subnet import SubnetConfig
@@ -226,7 +226,7 @@ def _cut_from_memory(
     progress: bool,
 ) -> "PreTrainedModel":
     model = uncompiled(model)
-    source = getattr(model, "full_config", model.config)
+    source = full_config(model)
     check_plain_weights(model)
     generation_config = model.generation_config if model.can_generate() else None
     student = _cut(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ..cost.counts import flops_per_token
-from ..evaluation import as_input_ids, is_sharded
+from ..evaluation import as_input_ids
 from ..fingerprints import fingerprint, model_fingerprint
-from ..models.weights import check_plain_weights
+from ..models.weights import check_plain_weights, is_sharded
 from ..subnet import SubnetConfig
 
 if TYPE_CHECKING:

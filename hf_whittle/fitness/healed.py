@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..cost.counts import flops_per_token
 from ..errors import HealingError, WhittleError
-from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
+from ..evaluation import as_input_ids, cross_entropy, evaluating, perplexity
 from ..fingerprints import fingerprint
 from ..healing.parts import entries, layer_after, module_of, output_matrix, projections, writer_features
 from ..healing.regression import Moments
@@ -21,7 +21,7 @@ from ..healing.student_weights import StudentWeights
 from ..models.architecture import Weight, get_architecture, head_dim
 from ..models.slicing import slice_weights, student_model
 from ..models.supernet import axis_rows
-from ..models.weights import check_no_subnet, uncompiled
+from ..models.weights import check_no_subnet, is_sharded, uncompiled
 from ..subnet import Shape, SubnetConfig
 from .base import TokenFitness
 

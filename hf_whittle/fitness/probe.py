@@ -12,14 +12,14 @@ from ..checks import check_integers, check_numbers, check_positive
 from ..cost.counts import flops_per_token, training_flops_per_token
 from ..cost.models import forward_flops_per_token
 from ..errors import DataError, VocabularyError, WhittleError
-from ..evaluation import as_input_ids, cross_entropy, evaluating, is_sharded, perplexity
+from ..evaluation import as_input_ids, cross_entropy, evaluating, perplexity
 from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, output_module
 from ..loss.targets import DenseTargets, Head
-from ..models.weights import check_no_subnet, check_plain_weights, input_device
+from ..models.weights import check_no_subnet, check_plain_weights, input_device, is_sharded
 from ..subnet import SubnetConfig
 from .base import Fitness
 from .healed import HealedPerplexity

@@ -29,7 +29,6 @@ from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates, sa
 from ..healing.config import HEALING_FILE
 from ..models.architecture import has_architecture
 from ..models.portable import has_names_of_files, make_portable
-from ..plots import plot_architecture, plot_training
 from ..record.files import RECIPE_FILE
 from ..record.lineage import RESULTS_FILE, Lineage
 from ..record.source import CARD_FILE, add_license
@@ -322,6 +321,8 @@ def remove_adapters(folder: Path) -> None:
 
 def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -> None:
     """Draw the pictures of a student's folder, and write its card unless somebody wrote one, as its files say."""
+    from ..plots import plot_architecture, plot_training
+
     folder = Path(expanded(folder))
     lineage = Lineage.load(folder)
     if (folder / SEARCH_FILE).is_file():

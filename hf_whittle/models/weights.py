@@ -34,7 +34,7 @@ def check_plain_weights(model: Any) -> None:
         ArchitectureError: if some are missing, or there is no table.
     """
     model = uncompiled(model)
-    config = getattr(model, "full_config", model.config)
+    config = full_config(model)
     table, shape = get_architecture(config), Shape.from_config(config)
     if getattr(model, "is_quantized", False):
         raise WeightsError(f"this {type(model).__name__} is quantized; {_WHAT_TO_DO}")
@@ -59,9 +59,23 @@ def check_plain_weights(model: Any) -> None:
     _check_sharing(config, table.weights, parameters)
 
 
+def full_config(model: Any) -> Any:
+    """The configuration of a whole model, of a super-network whatever subnet is active in it."""
+    return getattr(model, "full_config", model.config)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the parameters of a model are spread over processes, so that all must run it together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def check_no_subnet(model: Any) -> None:
     """Raise `SubnetError` if a model is a super-network in which a subnet is active."""
-    if getattr(model, "full_config", model.config) is not model.config:
+    if full_config(model) is not model.config:
         raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 

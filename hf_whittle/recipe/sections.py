@@ -11,7 +11,7 @@ from ..checks import check_integers
 from ..cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from ..errors import RecipeError
 from ..files.paths import expanded
-from ..search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
+from ..search.algorithms import ALGORITHMS, AdditiveSearchConfig, SearchConfig
 from .typed_values import parse_values
 
 FITNESSES = (

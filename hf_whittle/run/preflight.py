@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -32,15 +32,12 @@ from ..training.checkpoints import last_checkpoint
 from ..training.supernet_trainer import smallest_subnet
 from .changes import has_begun
 
-if TYPE_CHECKING:
-    from .stages import Run
-
 _TOKENS = 32  # of a block, but for a stored teacher, which knows whole blocks alone
 _BLOCKS = 8
 _FOLDER = "preflight"
 
 
-def preflight(run: "Run") -> None:
+def preflight(run: Any) -> None:
     """Do in small what a run has not begun to do yet.
 
     Args:
@@ -73,7 +70,7 @@ def preflight(run: "Run") -> None:
             torch.cuda.empty_cache()
 
 
-def _to_begin(run: "Run") -> dict[str, dict[str, Any]]:
+def _to_begin(run: Any) -> dict[str, dict[str, Any]]:
     """Overrides of each training that has not begun, by the section of the recipe that it is asked for in."""
     trainings: dict[str, dict[str, Any]] = {} if has_begun(run.folder, "student") else {"training": {}}
     if run.recipe.baseline and not has_begun(run.folder, "baseline"):
@@ -81,21 +78,21 @@ def _to_begin(run: "Run") -> dict[str, dict[str, Any]]:
     return trainings
 
 
-def _space(run: "Run") -> SearchSpace:
+def _space(run: Any) -> SearchSpace:
     """The space of the search, but that it does not go by importance, whose scores are expensive."""
     space = run.recipe.space
     sizes: dict[str, Any] = space.ranges()
     return SearchSpace.from_config(run.supernet.config, space.granularity, space.layer_wise, space.stock_only, **sizes)
 
 
-def _check_search(run: "Run") -> None:
+def _check_search(run: Any) -> None:
     bin, section = run.recipe.bin.to_bin(run.recipe.data.block_size), run.recipe.search
     with _blamed("search", run.folder):
         _space(run).reachable_pairs(bin)
         section.algorithm.algorithm(_space(run), bin)
 
 
-def _try_student(run: "Run", folder: Path) -> None:
+def _try_student(run: Any, folder: Path) -> None:
     """Cut and heal a student, and leave it in a folder as a run does."""
     heal = run.recipe.heal
     with _blamed("heal", folder):
@@ -114,7 +111,7 @@ def _try_student(run: "Run", folder: Path) -> None:
         Lineage.of(student).save(folder)
 
 
-def _try_training(run: "Run", section: str, folder: Path, overrides: dict[str, Any]) -> None:
+def _try_training(run: Any, section: str, folder: Path, overrides: dict[str, Any]) -> None:
     student: Any = AutoModelForCausalLM.from_pretrained(folder / "initial")
     if section == "baseline":
         student = architecture_module(student.config, "student").student_class(student.config)(student.config)
@@ -139,7 +136,7 @@ def _short(blocks: Dataset, length: int | None) -> Dataset:
     return Dataset.from_dict({name: [value[:length] for value in rows[name]] for name in rows.column_names})
 
 
-def _small_steps(run: "Run", folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
+def _small_steps(run: Any, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
     """The arguments of a training, but for the size of its batches: of one block, of which a step takes two at most."""
     real = run.recipe.training_arguments(folder, **overrides)
     accumulated = real.gradient_accumulation_steps

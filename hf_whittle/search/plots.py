@@ -3,20 +3,32 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
 from ..plots import _axes, _finish, _in_units, _plain_log_ticks
 from .algorithm import Evaluation
-from .result import SearchResult
 
 _COLOURS = {"sample": "#9aa5b1", "mutation": "#2f6fde", "crossover": "#e07b39", "answer": "#b83280"}
 _OTHER_COLOUR = "#3f9b6c"
 
 
-def plot_search(result: SearchResult, path: str | Path) -> None:
+class Found(Protocol):
+    """The evaluations of a search, as a `SearchResult` holds them."""
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def answers(self) -> Sequence[Evaluation]: ...
+    def best_so_far(self) -> Sequence[float]: ...
+    def pareto_front(self, cost: Literal["parameters", "cost"] = "parameters") -> Sequence[Evaluation]: ...
+
+
+def plot_search(result: Found, path: str | Path) -> None:
     """Draw the fitness of every answer in the order of evaluation, and the best so far, into a PNG file.
 
     Evaluations on a share of the tokens, or by what stands for it in a staged fitness, are drawn small and pale; those
@@ -43,7 +55,7 @@ def plot_search(result: SearchResult, path: str | Path) -> None:
     _finish(figure, axes, path)
 
 
-def plot_pareto(result: SearchResult, path: str | Path, cost: Literal["parameters", "cost"] = "parameters") -> None:
+def plot_pareto(result: Found, path: str | Path, cost: Literal["parameters", "cost"] = "parameters") -> None:
     """Draw fitness over a cost of every answer, and the Pareto front, into a PNG file."""
     figure, axes = _axes()
     answers = [answer for answer in result.answers if math.isfinite(answer.fitness)]
@@ -65,7 +77,7 @@ def plot_pareto(result: SearchResult, path: str | Path, cost: Literal["parameter
     _finish(figure, axes, path)
 
 
-def _fitness_labels(result: SearchResult) -> list[str]:
+def _fitness_labels(result: Found) -> list[str]:
     """What was minimised; of a staged fitness, what each share of the tokens stands for, that of the answers last."""
     fitness = result.settings.get("fitness", {})
     labels = []

@@ -6,7 +6,7 @@ heads and in the total number of neurons over the layers.
 
 from dataclasses import astuple
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,13 +17,32 @@ from ..models.architecture import head_dim
 from ..subnet import Shape
 
 if TYPE_CHECKING:
-    from .search_space import SearchSpace
+    from transformers import PreTrainedConfig
+
+
+class Sizes(Protocol):
+    """The sizes that a space's subnets may have, as a `SearchSpace` says them."""
+
+    @property
+    def config(self) -> "PreTrainedConfig": ...
+    @property
+    def layer_wise(self) -> bool: ...
+    @property
+    def stock_only(self) -> bool: ...
+    @property
+    def hidden_size(self) -> range: ...
+    @property
+    def num_hidden_layers(self) -> range: ...
+    @property
+    def num_attention_heads(self) -> range: ...
+    @property
+    def intermediate_size(self) -> range: ...
 
 
 class Reach:
     """The sizes of a space's subnets that lie in a bin."""
 
-    def __init__(self, space: "SearchSpace", bin: Bin):
+    def __init__(self, space: Sizes, bin: Bin):
         self._space, self._bin = space, bin
         self._cost = bin.cost(space.config)
         self._head_totals: dict[tuple[int, int], list[int]] = {}
@@ -84,7 +103,7 @@ class Reach:
         return 1 if self._space.layer_wise else layers
 
 
-def reachable_costs(space: "SearchSpace", cost: Polynomial) -> tuple[float, float]:
+def reachable_costs(space: Sizes, cost: Polynomial) -> tuple[float, float]:
     """Least and greatest cost of a subnet of a space.
 
     Raises:
@@ -105,7 +124,7 @@ def reachable_costs(space: "SearchSpace", cost: Polynomial) -> tuple[float, floa
     return corner(0), corner(-1)
 
 
-def heads_for(space: "SearchSpace", channels: int) -> range:
+def heads_for(space: Sizes, channels: int) -> range:
     """Numbers of heads a layer may have: any of the range, or with `stock_only` those that fill the channels."""
     if not space.stock_only:
         return space.num_attention_heads

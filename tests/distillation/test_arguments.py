@@ -12,7 +12,7 @@ from hf_whittle.cost import FlopsBin, WeightBytesBin
 from hf_whittle.distillation.store.encodings import Samples
 from hf_whittle.fitness.probe import ProbeConfig
 from hf_whittle.recipe.sections import DataSection, SearchSection
-from hf_whittle.search import ALGORITHMS
+from hf_whittle.search.algorithms import ALGORITHMS
 from hf_whittle.training.supernet_trainer import SupernetConfig
 
 KINDS = (DistillationConfig, SupernetConfig)

@@ -9,7 +9,7 @@ import time
 from fixtures_search import BIN, CONFIG
 
 from hf_whittle import SearchSpace, search_subnets
-from hf_whittle.search import ALGORITHMS
+from hf_whittle.search.algorithms import ALGORITHMS
 
 SMALL = {
     "additive": {

@@ -13,7 +13,7 @@ from small_searches import SPACE, Toy, search, small_config
 from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters, parameter_polynomial
 from hf_whittle.errors import BinError
-from hf_whittle.search import ALGORITHMS, AdditiveSearchConfig
+from hf_whittle.search.algorithms import ALGORITHMS, AdditiveSearchConfig
 from hf_whittle.search.algorithms.additive import additive_scores
 from hf_whittle.search.algorithms.random import split_bin
 from hf_whittle.subnet import Shape

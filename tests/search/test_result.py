@@ -10,6 +10,7 @@ from fixtures_search import BIN, CONFIG
 from small_searches import Toy, search
 
 import hf_whittle.plots
+import hf_whittle.search.plots
 from hf_whittle import ParameterBin, SearchResult, SubnetConfig
 from hf_whittle.cost import FlopsBin
 from hf_whittle.errors import OutputError, WhittleError

@@ -18,7 +18,7 @@ from fixtures_slow import slow_but
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
 from hf_whittle.errors import OtherSearchError, OutputError
-from hf_whittle.search import ALGORITHMS
+from hf_whittle.search.algorithms import ALGORITHMS
 
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 SETTINGS = {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3, "seed": 4}
@@ -127,7 +127,7 @@ def test_error_of_the_fitness_is_raised_as_it_is_and_keeps_what_was_evaluated(un
 
 SCRIPT = """
     import sys, time, types
-    import hf_whittle.search.runner, hf_whittle.search_space
+    import hf_whittle.search.runner, hf_whittle.space.search_space
     from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
 
     class Toy:

@@ -18,7 +18,7 @@ from hf_whittle import HealingConfig, ParameterBin, SearchSpace, SubnetConfig, e
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
-from hf_whittle.search import AdditiveSearchConfig, MultiFidelityConfig
+from hf_whittle.search.algorithms import AdditiveSearchConfig, MultiFidelityConfig
 from hf_whittle.subnet import Shape
 
 RIDGE = 1e-2

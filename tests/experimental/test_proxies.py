@@ -19,7 +19,7 @@ from hf_whittle.experimental.proxies import (
     Synflow,
     WeightMagnitude,
 )
-from hf_whittle.search import RandomSearchConfig
+from hf_whittle.search.algorithms import RandomSearchConfig
 
 WIDTH = 8  # channels of a head
 FULL = SubnetConfig(32, 5, 4, 64)

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 import hf_whittle
 import hf_whittle.cli
-import hf_whittle.run
 import hf_whittle.run.preflight
+import hf_whittle.run.stages
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.errors import CheckpointError, OutputError, RecipeError, StoreError, SubnetError
 from hf_whittle.run import run
@@ -122,7 +122,7 @@ def test_what_is_tried_leaves_no_trace(teacher_folder, texts, tmp_path, monkeypa
     assert all(parameter.requires_grad for parameter in stages.supernet.parameters())
     assert logging.is_progress_bar_enabled() is shown
     run(with_it, progress=False)
-    monkeypatch.setattr(hf_whittle.run, "preflight", lambda stages: None)
+    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)
     run(without, progress=False)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("with", "without")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())

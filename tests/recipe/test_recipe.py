@@ -10,7 +10,7 @@ from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
 from hf_whittle.recipe.sections import BinSection, DataSection
-from hf_whittle.search import ALGORITHMS
+from hf_whittle.search.algorithms import ALGORITHMS
 
 MINIMAL = {
     "teacher": "someone/teacher",

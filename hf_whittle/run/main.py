@@ -1,12 +1,12 @@
 """The main job, from a recipe to a folder."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
 from ..files.locks import folder_lock
+from ..processes import num_launched
 from ..recipe.recipe import Recipe
 from .stages import Run
 
@@ -29,7 +29,7 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
         RecipeError: if a training that the recipe asks for does not work; see `preflight.py`.
         DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_launched() > 1:
         raise WhittleError(
             "hf_whittle.run works in one process; start it without a launcher. DistillationTrainer itself runs under "
             "accelerate launch or torchrun"

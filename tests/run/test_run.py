@@ -31,7 +31,7 @@ from transformers import (
 import hf_whittle.files.atomic
 import hf_whittle.importance.scores
 import hf_whittle.plots
-import hf_whittle.run
+import hf_whittle.run.stages
 import hf_whittle.search.runner
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.cli import main
@@ -256,9 +256,9 @@ def test_a_second_run_does_nothing_again(recipe, results, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was done already")
 
-    monkeypatch.setattr(hf_whittle.run, "search_subnets", forbidden)
-    monkeypatch.setattr(hf_whittle.run, "DistillationTrainer", forbidden)
-    monkeypatch.setattr(hf_whittle.run, "extract_subnet", forbidden)
+    monkeypatch.setattr(hf_whittle.run.stages, "search_subnets", forbidden)
+    monkeypatch.setattr(hf_whittle.run.stages, "DistillationTrainer", forbidden)
+    monkeypatch.setattr(hf_whittle.run.stages, "extract_subnet", forbidden)
     assert run(recipe, progress=False) == results
 
 
@@ -307,14 +307,14 @@ def torch_fails(first):
 
 BREAKS = {
     "interrupted in the search": (Perplexity, "__call__", 6, interrupt),
-    "interrupted before extraction": (hf_whittle.run, "extract_subnet", 1, interrupt),
-    "interrupted before training": (hf_whittle.run, "DistillationTrainer", 1, interrupt),
+    "interrupted before extraction": (hf_whittle.run.stages, "extract_subnet", 1, interrupt),
+    "interrupted before training": (hf_whittle.run.stages, "DistillationTrainer", 1, interrupt),
     "Ctrl-C in training": (DistillationTrainer, "training_step", 3, press_ctrl_c),
     "Ctrl-C in training of the baseline": (DistillationTrainer, "training_step", 9, press_ctrl_c),
     "two Ctrl-C in training": (DistillationTrainer, "training_step", 3, press_ctrl_c_twice),
     "interrupted in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, interrupt),
     "interrupted in the last save": (Run, "_save", 2, interrupt),
-    "interrupted before the card": (hf_whittle.run, "describe", 1, interrupt),
+    "interrupted before the card": (hf_whittle.run.stages, "describe", 1, interrupt),
     "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
     "disk full between generations": (hf_whittle.files.atomic.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
@@ -326,7 +326,7 @@ BREAKS = {
         torch_fails,
     ),
     "disk full in a picture": (hf_whittle.plots, "_save", 2, fill_disk),
-    "disk full in the card": (hf_whittle.run, "describe", 1, fill_disk),
+    "disk full in the card": (hf_whittle.run.stages, "describe", 1, fill_disk),
 }
 
 
@@ -342,7 +342,7 @@ def break_off(recipe, broken, monkeypatch):
     *place, act = BREAKS[broken]
     error = OutputError if act in (fill_disk, torch_fails) else KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(hf_whittle.run, "preflight", lambda stages: None)  # calls are counted from the search on
+        patch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)  # calls are counted from the search on
         After(patch, *place, act)
         run(recipe, progress=False)
 
@@ -636,7 +636,7 @@ def test_calibration_reads_no_text_that_results_are_reported_on(scored_recipe, s
     read = []
     score = hf_whittle.run.stages.score_importance
     monkeypatch.setattr(
-        hf_whittle.run, "score_importance", lambda *args, **kw: read.append(args[1]) or score(*args, **kw)
+        hf_whittle.run.stages, "score_importance", lambda *args, **kw: read.append(args[1]) or score(*args, **kw)
     )
     again = Run(scored_recipe, progress=False)
     again.search()
@@ -836,7 +836,7 @@ def test_training_may_be_mended_after_the_search_and_the_search_is_kept(
 
 def test_no_room_for_an_optimizer_is_one_error_and_the_same_command_goes_on(recipe, same_recipe, results, monkeypatch):
     """A file of more than 100 kB is refused by the system itself while a checkpoint is written."""
-    monkeypatch.setattr(hf_whittle.run, "preflight", lambda stages: None)  # which would find out
+    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)  # which would find out
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     start = DistillationTrainer._save_optimizer_and_scheduler
 

@@ -32,7 +32,7 @@ from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 from hf_whittle.fitness.staged import StagedFitness
-from hf_whittle.search import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
+from hf_whittle.search.algorithms import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
 
 
 def perplexity_of(model, input_ids):
