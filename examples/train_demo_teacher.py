@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hf_whittle.data import collate_blocks, pack_documents, split_documents
-from hf_whittle.demo.corpus import HELD_OUT, standard_library
+from hf_whittle.data.standard_library import HELD_OUT, standard_library
 
 
 @dataclass

@@ -3,40 +3,42 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .models.registration import register
 
 if TYPE_CHECKING:
-    from .cost import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
+    from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
+    from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.probe import Probe, ProbeConfig
     from .distillation.rerank import rerank
-    from .distillation.store import LogitStore, store_targets
+    from .distillation.store.writer import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
-    from .extraction import extract_subnet
-    from .fitness import KLDivergence, Perplexity, StagedFitness
+    from .extraction.extraction import extract_subnet
+    from .fitness.divergence import KLDivergence
+    from .fitness.healed import HealedPerplexity
+    from .fitness.perplexity import Perplexity
+    from .fitness.probe import Probe, ProbeConfig
+    from .fitness.staged import StagedFitness
     from .healing.config import HealingConfig
-    from .healing.fitness import HealedPerplexity
     from .hub.archive import push_search_archive
     from .hub.card import SubnetModelCardData
     from .hub.publication import save_student
     from .hub.push import push_subnet_to_hub
-    from .importance import ImportanceScores, score_importance
-    from .latency import LatencyModel, measure_latency
+    from .importance.scores import ImportanceScores, score_importance
+    from .importance.sorting import sort_by_importance
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
     from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
     from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
-    from .search.additive import AdditiveSearchConfig
-    from .search.evolution import EvolutionConfig
-    from .search.local import LocalSearchConfig
-    from .search.multi_fidelity import MultiFidelityConfig
-    from .search.nsga2 import NSGA2Config
-    from .search.random import RandomSearchConfig
-    from .search.regularized import RegularizedEvolutionConfig
+    from .search.algorithms.additive import AdditiveSearchConfig
+    from .search.algorithms.evolution import EvolutionConfig
+    from .search.algorithms.local import LocalSearchConfig
+    from .search.algorithms.multi_fidelity import MultiFidelityConfig
+    from .search.algorithms.nsga2 import NSGA2Config
+    from .search.algorithms.random import RandomSearchConfig
+    from .search.algorithms.regularized import RegularizedEvolutionConfig
+    from .search.algorithms.surrogate import SurrogateSearchConfig
     from .search.result import SearchResult
     from .search.runner import search_subnets
-    from .search.surrogate import SurrogateSearchConfig
-    from .search_space import SearchSpace
-    from .sorting import sort_by_importance
+    from .space.search_space import SearchSpace
     from .subnet import SubnetConfig
     from .training.recording import RecordTraining
     from .training.subnet_search import SubnetSearchCallback
@@ -45,52 +47,52 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "AdditiveSearchConfig": "search.additive",
+    "AdditiveSearchConfig": "search.algorithms.additive",
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
-    "EvolutionConfig": "search.evolution",
-    "FlopsBin": "cost",
+    "EvolutionConfig": "search.algorithms.evolution",
+    "FlopsBin": "cost.bins",
     "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
-    "HealedPerplexity": "healing.fitness",
+    "HealedPerplexity": "fitness.healed",
     "HealingConfig": "healing.config",
-    "ImportanceScores": "importance",
-    "KLDivergence": "fitness",
-    "KVCacheBin": "cost",
-    "LatencyBin": "cost",
-    "LatencyModel": "latency",
-    "LocalSearchConfig": "search.local",
-    "LogitStore": "distillation.store",
-    "MultiFidelityConfig": "search.multi_fidelity",
-    "NSGA2Config": "search.nsga2",
-    "ParameterBin": "cost",
-    "Perplexity": "fitness",
-    "Probe": "distillation.probe",
-    "ProbeConfig": "distillation.probe",
-    "RandomSearchConfig": "search.random",
+    "ImportanceScores": "importance.scores",
+    "KLDivergence": "fitness.divergence",
+    "KVCacheBin": "cost.bins",
+    "LatencyBin": "cost.bins",
+    "LatencyModel": "cost.latency",
+    "LocalSearchConfig": "search.algorithms.local",
+    "LogitStore": "distillation.store.writer",
+    "MultiFidelityConfig": "search.algorithms.multi_fidelity",
+    "NSGA2Config": "search.algorithms.nsga2",
+    "ParameterBin": "cost.bins",
+    "Perplexity": "fitness.perplexity",
+    "Probe": "fitness.probe",
+    "ProbeConfig": "fitness.probe",
+    "RandomSearchConfig": "search.algorithms.random",
     "RecordTraining": "training.recording",
-    "RegularizedEvolutionConfig": "search.regularized",
+    "RegularizedEvolutionConfig": "search.algorithms.regularized",
     "SearchResult": "search.result",
-    "SearchSpace": "search_space",
-    "StagedFitness": "fitness",
+    "SearchSpace": "space.search_space",
+    "StagedFitness": "fitness.staged",
     "SubnetConfig": "subnet",
     "SubnetModelCardData": "hub.card",
     "SubnetSearchCallback": "training.subnet_search",
     "SupernetConfig": "training.supernet_trainer",
     "SupernetTrainer": "training.supernet_trainer",
-    "SurrogateSearchConfig": "search.surrogate",
-    "WeightBytesBin": "cost",
+    "SurrogateSearchConfig": "search.algorithms.surrogate",
+    "WeightBytesBin": "cost.bins",
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
-    "extract_subnet": "extraction",
-    "measure_latency": "latency",
+    "extract_subnet": "extraction.extraction",
+    "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
     "rerank": "distillation.rerank",
     "save_student": "hub.publication",
-    "score_importance": "importance",
+    "score_importance": "importance.scores",
     "search_subnets": "search.runner",
-    "sort_by_importance": "sorting",
-    "store_targets": "distillation.store",
+    "sort_by_importance": "importance.sorting",
+    "store_targets": "distillation.store.writer",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets.fingerprint import Hasher
 
-from .files import expanded
+from .files.paths import expanded
 from .models.weights import at_hand, uncompiled
 
 if TYPE_CHECKING:

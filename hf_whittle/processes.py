@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
-from .locks import folder_lock
+from .files.locks import folder_lock
 
 
 def launched_processes() -> Any:

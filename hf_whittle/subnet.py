@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SubnetError
-from .files import fetch_folder, read_json, write_text
+from .files.sources import fetch_folder
+from .files.text import read_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

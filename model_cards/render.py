@@ -8,9 +8,9 @@ Give folders of students as arguments to copy their result files here first:
 import sys
 from pathlib import Path
 
-from hf_whittle.checkpoint import CARD_FILE
-from hf_whittle.files import atomic_folder
+from hf_whittle.files.atomic import atomic_folder
 from hf_whittle.hub.publication import describe, publication_of_folder
+from hf_whittle.record.source import CARD_FILE
 
 HERE = Path(__file__).parent
 RESULT_FILES = (

@@ -21,8 +21,8 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.cost import Polynomial, flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
+from hf_whittle.cost.latency import _fingerprint
 from hf_whittle.errors import BinError, OutputError
-from hf_whittle.latency import _fingerprint
 
 SECONDS = LatencyModel(
     polynomial=Polynomial(2e-3, 1e-5, 5e-4, 2e-6, 1e-4, 1e-6, 3e-7, 1e-8),

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from hf_whittle.changes import check_changes, record_baseline
 from hf_whittle.errors import OutputError
 from hf_whittle.recipe import Recipe
+from hf_whittle.run.changes import check_changes, record_baseline
 
 VALUES = {
     "teacher": "someone/teacher",

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedModel
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
-from hf_whittle.checkpoint import Checkpoint
 from hf_whittle.errors import ArchitectureError, CheckpointError, OutputError, SubnetError
+from hf_whittle.extraction.checkpoint import Checkpoint
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)
@@ -336,7 +336,7 @@ def test_only_shards_that_hold_something_kept_are_opened(sharded, stock):
 
 
 def test_only_shards_that_hold_something_kept_are_downloaded(sharded, monkeypatch):
-    import hf_whittle.checkpoint as module
+    import hf_whittle.extraction.checkpoint as module
 
     asked, find = [], module.cached_file
 

@@ -403,7 +403,7 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     uneven_subnet.save_pretrained(tmp_path)
     bad = shutil.copytree(teacher_folder, tmp_path / "bad")
     (bad / "generation_config.json").write_text('{"temperature": 0.5}')
-    monkeypatch.setattr("hf_whittle.extraction._cut_from_disk", lambda *_: pytest.fail("it was cut"))
+    monkeypatch.setattr("hf_whittle.extraction.extraction._cut_from_disk", lambda *_: pytest.fail("it was cut"))
     command = ["extract", str(bad), "--subnet", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     assert main(command) == 1
     assert "generation configuration contradicts itself" in capsys.readouterr().err
@@ -421,7 +421,7 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
 )
 def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, monkeypatch, options, message):
     for name in ("teacher", "blocks"):
-        monkeypatch.setattr(hf_whittle.run.Run, name, property(lambda run: pytest.fail("it was loaded")))
+        monkeypatch.setattr(hf_whittle.run.stages.Run, name, property(lambda run: pytest.fail("it was loaded")))
     monkeypatch.chdir(recipe_file.parent)
     Path("in-the-way").write_text("")
     assert main(["store-logits", str(recipe_file), "--output-dir", "store", *options]) == 1

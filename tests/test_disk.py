@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import hf_whittle.run
-from hf_whittle.disk import disk_errors
 from hf_whittle.errors import DataError, OutputError
+from hf_whittle.files.disk import disk_errors
 from hf_whittle.run import run
 
 BIG = torch.zeros(2**19)

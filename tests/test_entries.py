@@ -23,9 +23,9 @@ from hf_whittle import (
     score_importance,
     search_subnets,
 )
-from hf_whittle.entries import AnyEntries, FirstEntries
 from hf_whittle.errors import OutputError, SubnetError
 from hf_whittle.search.result import SEARCH_FILE
+from hf_whittle.space.entries import AnyEntries, FirstEntries
 from hf_whittle.subnet import count, indices
 
 ANY_SIZE = ParameterBin(0, 1e18)

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
-from hf_whittle.cost import num_parameters, padded_shape
+from hf_whittle.cost import num_parameters
 from hf_whittle.errors import ArchitectureError, DataError, OutputError, SubnetError
+from hf_whittle.models.padding import padded_shape
 from hf_whittle.subnet import Shape
 
 STOCK_SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)

@@ -6,9 +6,10 @@ import stat
 
 import pytest
 
-from hf_whittle.disk import disk_errors
 from hf_whittle.errors import OutputError, WhittleError
-from hf_whittle.files import atomic_folder, atomic_path, read_json, remove_leftovers, write_json, write_text
+from hf_whittle.files.atomic import atomic_folder, atomic_path, remove_leftovers
+from hf_whittle.files.disk import disk_errors
+from hf_whittle.files.text import read_json, write_json, write_text
 
 
 def names_in(folder):
@@ -125,7 +126,7 @@ def test_an_output_error_is_not_wrapped_twice(tmp_path):
 def test_a_folder_that_another_process_makes_is_left_alone(tmp_path, run_python):
     make = """
         import sys
-        from hf_whittle.files import atomic_folder, remove_leftovers
+        from hf_whittle.files.atomic import atomic_folder, remove_leftovers
         remove_leftovers(sys.argv[1])
         with atomic_folder(sys.argv[1] + "/model"):
             pass

@@ -23,13 +23,15 @@ from hf_whittle import (
     extract_subnet,
     search_subnets,
 )
-from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import DataError, SubnetError, VocabularyError
 from hf_whittle.evaluation import cross_entropy
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.fitness import KLDivergence, Perplexity, StagedFitness
-from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.fitness.divergence import KLDivergence
+from hf_whittle.fitness.healed import HealedPerplexity
+from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.fitness.probe import Probe, ProbeConfig
+from hf_whittle.fitness.staged import StagedFitness
 from hf_whittle.search import EvolutionConfig, MultiFidelityConfig, RandomSearchConfig
 
 

@@ -17,7 +17,7 @@ from transformers import GPTNeoXModel
 
 from hf_whittle import ImportanceScores, SubnetConfig, extract_subnet, score_importance
 from hf_whittle.errors import CheckpointError, DataError, SubnetError, VocabularyError
-from hf_whittle.importance import CRITERIA, LAYER_CRITERIA
+from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from hf_whittle.subnet import Shape
 
 KINDS = {

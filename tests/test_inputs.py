@@ -12,10 +12,11 @@ from fixtures_run import make_recipe, write_modules
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle.distillation.rerank import _teacher, _told
-from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
-from hf_whittle.run import Run, run
+from hf_whittle.run import run
+from hf_whittle.run.stages import Run
 
 SIZES = {
     "vocab_size": 20,

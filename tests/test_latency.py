@@ -7,11 +7,11 @@ from random import Random
 import pytest
 import torch
 
-import hf_whittle.latency
+import hf_whittle.cost.latency
 from hf_whittle import LatencyBin, LatencyModel, ParameterBin, SearchSpace, SubnetConfig, measure_latency
 from hf_whittle.cost import Polynomial
+from hf_whittle.cost.latency import Latency, fit_polynomial
 from hf_whittle.errors import SubnetError
-from hf_whittle.latency import Latency, fit_polynomial
 from hf_whittle.subnet import Shape
 
 TRUE = Polynomial(2e-3, 1e-5, 5e-4, 2e-6, 1e-4, 1e-6, 3e-7, 1e-8)
@@ -30,7 +30,7 @@ def synthetic_clock(monkeypatch):
     def measure(model, **settings):
         return Latency(TRUE(Shape.from_config(model.config)), 0.0, 0.0)
 
-    monkeypatch.setattr(hf_whittle.latency, "measure_latency", measure)
+    monkeypatch.setattr(hf_whittle.cost.latency, "measure_latency", measure)
 
 
 def shapes(space, number):

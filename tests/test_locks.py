@@ -11,13 +11,13 @@ import threading
 import filelock
 import pytest
 
-import hf_whittle.locks
+import hf_whittle.files.locks
 from hf_whittle.errors import OutputError
-from hf_whittle.locks import folder_lock
+from hf_whittle.files.locks import folder_lock
 
 HOLD = """
     import sys, time
-    from hf_whittle.locks import folder_lock
+    from hf_whittle.files.locks import folder_lock
     with folder_lock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(600)
@@ -57,7 +57,7 @@ def test_blocks_may_be_nested_and_the_outer_one_ends_the_lock(tmp_path, run_pyth
     try_it = """
         import sys
         from hf_whittle.errors import OutputError
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         try:
             with folder_lock(sys.argv[1]):
                 print("free")
@@ -106,7 +106,7 @@ def test_a_forked_process_does_not_take_the_lock_of_its_parent_for_its_own(tmp_p
     script = """
         import os, sys
         from hf_whittle.errors import OutputError
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             child = os.fork()
             if not child:
@@ -126,7 +126,7 @@ def test_where_there_are_no_locks_a_warning_says_so_and_the_work_goes_on(tmp_pat
         def acquire(self, **kwargs):
             raise error
 
-    monkeypatch.setattr(hf_whittle.locks, "FileLock", NoLock)
+    monkeypatch.setattr(hf_whittle.files.locks, "FileLock", NoLock)
     done = []
     with caplog.at_level("WARNING"), folder_lock(tmp_path):
         done.append(1)
@@ -144,7 +144,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
             if len(taken) == 1:
                 (tmp_path / "_hf_whittle.lock").unlink()
 
-    monkeypatch.setattr(hf_whittle.locks, "FileLock", Late)
+    monkeypatch.setattr(hf_whittle.files.locks, "FileLock", Late)
     with folder_lock(tmp_path):
         assert len(taken) == 2 and not taken[0].is_locked and taken[1].is_locked
 

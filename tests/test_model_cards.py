@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_whittle.hub.publication import describe
-from hf_whittle.lineage import Lineage
+from hf_whittle.record.lineage import Lineage
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
 FOLDERS = sorted(path.parent for path in MODEL_CARDS.glob("*/results.json"))

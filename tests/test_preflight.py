@@ -15,12 +15,13 @@ from transformers.utils import logging
 
 import hf_whittle
 import hf_whittle.cli
-import hf_whittle.preflight
 import hf_whittle.run
+import hf_whittle.run.preflight
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.errors import CheckpointError, OutputError, RecipeError, StoreError, SubnetError
-from hf_whittle.preflight import preflight
-from hf_whittle.run import Run, run
+from hf_whittle.run import run
+from hf_whittle.run.preflight import preflight
+from hf_whittle.run.stages import Run
 
 DEMO_TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
 
@@ -155,7 +156,7 @@ def test_what_has_begun_is_not_tried_again(teacher_folder, texts, tmp_path, monk
     (stages.folder / "stages" / "student" / "checkpoint-2").mkdir(parents=True)
     monkeypatch.setattr(DistillationTrainer, "__init__", lambda *args, **kwargs: pytest.fail("tried again"))
     preflight(stages)
-    assert hf_whittle.preflight._to_begin(stages) == {}
+    assert hf_whittle.run.preflight._to_begin(stages) == {}
 
 
 def test_loggers_are_found_installed_and_then_left_alone():
@@ -163,22 +164,22 @@ def test_loggers_are_found_installed_and_then_left_alone():
     logger, other = object.__new__(WandbCallback), object()
     handler = SimpleNamespace(callbacks=[logger, other])
     trainer = SimpleNamespace(callback_handler=handler, remove_callback=removed.append)
-    assert hf_whittle.preflight._without_loggers(trainer) is trainer
+    assert hf_whittle.run.preflight._without_loggers(trainer) is trainer
     assert removed == [logger]
 
 
 def test_the_schedule_tried_is_that_of_all_steps(teacher_folder, texts, tmp_path):
     training = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 4}
     stages = Run(make_recipe(teacher_folder, texts, tmp_path / "run", training=training), progress=False)
-    args = hf_whittle.preflight._small_steps(stages, tmp_path, {})
+    args = hf_whittle.run.preflight._small_steps(stages, tmp_path, {})
     assert args.max_steps == 3 * -(-len(stages.blocks["train"]) // 4)
     assert (args.per_device_train_batch_size, args.eval_steps) == (1, 2)
     assert args.save_steps == -(-args.max_steps // 10)  # a tenth of them, as a number, which is what is resumed
 
 
 def test_short_blocks_are_beginnings_spread_over_all():
-    blocks = hf_whittle.run.Dataset.from_dict({"input_ids": torch.arange(200).view(20, 10).tolist()})
-    short = hf_whittle.preflight._short(blocks, 3)
+    blocks = hf_whittle.run.stages.Dataset.from_dict({"input_ids": torch.arange(200).view(20, 10).tolist()})
+    short = hf_whittle.run.preflight._short(blocks, 3)
     assert [row[0] // 10 for row in short["input_ids"]] == [0, 2, 5, 7, 10, 12, 15, 17]
     assert all(row == [row[0], row[0] + 1, row[0] + 2] for row in short["input_ids"])
-    assert hf_whittle.preflight._short(blocks, None)["input_ids"][1] == list(range(20, 30))
+    assert hf_whittle.run.preflight._short(blocks, None)["input_ids"][1] == list(range(20, 30))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_whittle import ImportanceScores, ParameterBin, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.proxies import (
+from hf_whittle.experimental.proxies import (
     GradientNorm,
     JacobianCovariance,
     RetainedImportance,

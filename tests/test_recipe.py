@@ -8,7 +8,8 @@ import yaml
 from hf_whittle import HealingConfig, ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
-from hf_whittle.recipe import BinSection, DataSection, Recipe
+from hf_whittle.recipe import Recipe
+from hf_whittle.recipe.sections import BinSection, DataSection
 from hf_whittle.search import ALGORITHMS
 
 MINIMAL = {

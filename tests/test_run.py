@@ -28,8 +28,8 @@ from transformers import (
     GPTNeoXForCausalLM,
 )
 
-import hf_whittle.files
-import hf_whittle.importance
+import hf_whittle.files.atomic
+import hf_whittle.importance.scores
 import hf_whittle.plots
 import hf_whittle.run
 import hf_whittle.search.runner
@@ -47,13 +47,15 @@ from hf_whittle.errors import (
     VocabularyError,
 )
 from hf_whittle.evaluation import as_input_ids, cross_entropy
-from hf_whittle.facts import to_match
-from hf_whittle.fitness import Perplexity
+from hf_whittle.files.locks import folder_lock
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
-from hf_whittle.locks import folder_lock
-from hf_whittle.recipe import FITNESSES, Recipe
-from hf_whittle.run import Run, run
+from hf_whittle.recipe import Recipe
+from hf_whittle.recipe.sections import FITNESSES
+from hf_whittle.record.match import to_match
+from hf_whittle.run import run
+from hf_whittle.run.stages import Run
 from hf_whittle.search.result import SearchResult
 
 FEW_IN_STAGES = {"algorithm": "multi-fidelity", "generations": 1, "initial": 1, "sizes": [3, 2, 1]}
@@ -314,7 +316,7 @@ BREAKS = {
     "interrupted in the last save": (Run, "_save", 2, interrupt),
     "interrupted before the card": (hf_whittle.run, "describe", 1, interrupt),
     "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
-    "disk full between generations": (hf_whittle.files.os, "fsync", 5, fill_disk),
+    "disk full between generations": (hf_whittle.files.atomic.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
     "disk full in the last save": (Run, "_save", 2, fill_disk),
     "torch cannot write a checkpoint": (
@@ -632,7 +634,7 @@ def test_calibration_costs_as_many_passes_as_it_makes(teacher_folder, texts, tmp
 
 def test_calibration_reads_no_text_that_results_are_reported_on(scored_recipe, scored_results, monkeypatch):
     read = []
-    score = hf_whittle.run.score_importance
+    score = hf_whittle.run.stages.score_importance
     monkeypatch.setattr(
         hf_whittle.run, "score_importance", lambda *args, **kw: read.append(args[1]) or score(*args, **kw)
     )
@@ -655,7 +657,7 @@ def test_a_search_by_importance_that_broke_off_goes_on_with_the_same_scores(
     def forbidden(*_, **__):
         raise AssertionError("this was done already")
 
-    monkeypatch.setattr(hf_whittle.importance, "_score", forbidden)
+    monkeypatch.setattr(hf_whittle.importance.scores, "_score", forbidden)
     assert run(recipe, progress=False)["search"] == scored_results["search"]
     assert weights_that_differ(scored_recipe, recipe) == []
 
@@ -739,7 +741,7 @@ def test_published_student_uses_its_cache(folder):
 
 
 def test_environment_is_that_of_the_training_when_run_again(recipe, results, monkeypatch):
-    monkeypatch.setattr(hf_whittle.facts, "environment", lambda device: {"hardware": "another machine"})
+    monkeypatch.setattr(hf_whittle.record.training, "environment", lambda device: {"hardware": "another machine"})
     assert run(recipe, progress=False)["environment"] == results["environment"]
 
 

@@ -7,17 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
-from hf_whittle import (
-    ImportanceScores,
-    SearchSpace,
-    SubnetConfig,
-    extract_subnet,
-    score_importance,
-    sort_by_importance,
-)
+from hf_whittle import ImportanceScores, SearchSpace, SubnetConfig, extract_subnet, score_importance, sort_by_importance
 from hf_whittle.errors import SubnetError
-from hf_whittle.importance import CRITERIA
-from hf_whittle.sorting import Order
+from hf_whittle.importance.scores import CRITERIA
+from hf_whittle.importance.sorting import Order
 from hf_whittle.subnet import Shape, indices
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # of double precision: sums in another order differ by rounding alone

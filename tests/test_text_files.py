@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 import hf_whittle
 from hf_whittle.data import documents_fingerprint, load_documents, pack_documents
+from hf_whittle.data.text_files import documents_from_files, files_digest
 from hf_whittle.errors import DataError
-from hf_whittle.text_files import documents_from_files, files_digest
 
 ODD_FOLDERS = ["plain", "with space", "brackets [1]", "[a-z]*?", "{x}!", "日本 é", "~tilde"]
 

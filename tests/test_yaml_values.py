@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from hf_whittle.errors import RecipeError
+from hf_whittle.files.yaml import as_yaml, read_yaml
 from hf_whittle.recipe import Recipe
-from hf_whittle.yaml_values import as_yaml, read_yaml
 
 MINIMAL = "teacher: someone/teacher\noutput_dir: out\ndata: {dataset: someone/text}\nbin: {low: 1e3, high: 2_000}\n"
 

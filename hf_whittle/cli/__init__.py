@@ -4,8 +4,8 @@ import argparse
 import logging
 import sys
 
-from ..disk import disk_errors
 from ..errors import OutputError, WhittleError
+from ..files.disk import disk_errors
 from . import demo, extract, push, run, store_logits
 
 # What loggers of other libraries say about themselves: a kernel that 4-bit layers would take, though there are none,

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
     from .run import summary, work
 
     demo = resources.files("hf_whittle") / "demo"

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..extraction import check_new_folder, extract_subnet
-    from ..files import expanded
+    from ..extraction.extraction import check_new_folder, extract_subnet
+    from ..files.paths import expanded
 
     logging.disable_progress_bar()
     subnet = _subnet(Path(expanded(options.subnet)))
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _size(text: str) -> int | str:
     """A size of files as `extract_subnet` takes it."""
-    from ..extraction import check_shard_size
+    from ..extraction.extraction import check_shard_size
 
     size = int(text) if text.isdecimal() else text
     try:
@@ -81,7 +81,7 @@ def _size(text: str) -> int | str:
 
 def _subnet(path: Path) -> "SubnetConfig":
     from ..errors import SubnetError
-    from ..files import read_json
+    from ..files.text import read_json
     from ..subnet import SUBNET_FILE, SubnetConfig
 
     file = path / SUBNET_FILE if path.is_dir() else path
@@ -118,11 +118,12 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     import numpy as np
     import torch
 
-    from ..checkpoint import Checkpoint
-    from ..data import load_documents, pack_documents
+    from ..data.documents import load_documents
+    from ..data.packing import pack_documents
     from ..errors import DataError
-    from ..files import expanded
-    from ..run import load_tokenizer
+    from ..extraction.checkpoint import Checkpoint
+    from ..files.paths import expanded
+    from ..run.inputs import load_tokenizer
 
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
     size = min(1024, longest) if options.block_size is None else options.block_size
@@ -147,8 +148,8 @@ def summary(folder: Path) -> str:
     """What is in the folder of a student, and what healing did to it."""
     from transformers import AutoConfig
 
-    from ..cost import num_parameters
-    from ..files import read_json
+    from ..cost.counts import num_parameters
+    from ..files.text import read_json
     from ..healing.config import HEALING_FILE
 
     config = AutoConfig.from_pretrained(folder)

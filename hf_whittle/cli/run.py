@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
 
 HELP = "Search, extract, pretrain and report, as a recipe says; goes on where it was interrupted."
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
     print(summary(work(recipe)))
@@ -26,7 +26,7 @@ def work(recipe: "Recipe") -> dict[str, Any]:
     """Do a recipe, with the bars of search and training but without those of loading and saving."""
     from transformers.utils import logging
 
-    from ..run import run
+    from ..run.run import run
 
     logging.disable_progress_bar()
     return run(recipe)

@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..distillation.store import check_store_arguments, store_targets
+    from ..distillation.store.writer import check_store_arguments, store_targets
     from ..processes import lock_in_first
-    from ..recipe import Recipe
-    from ..run import Run
+    from ..recipe.recipe import Recipe
+    from ..run.stages import Run
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, lock_in_first(options.output_dir):

@@ -6,9 +6,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..checks import check_integers, check_numbers, check_positive
+from ..loss.divergences import DIVERGENCES, LossWeights
+from ..loss.hidden import HIDDEN_LOSSES
 from ..training.arguments import check_arguments
-from .hidden import HIDDEN_LOSSES
-from .losses import DIVERGENCES, LossWeights
 
 LOSS_IMPLEMENTATIONS = ("fused", "naive", "liger")
 NON_FINITE = ("stop", "skip")

@@ -12,10 +12,10 @@ from scipy.stats import kendalltau, spearmanr
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from ..batches import READ_COLUMNS
+from ..data.batches import READ_COLUMNS
 from ..errors import OutputError
-from ..extraction import extract_subnet
-from ..files import read_json, write_json
+from ..extraction.extraction import extract_subnet
+from ..files.text import read_json, write_json
 from ..fingerprints import checkpoint_fingerprint, model_fingerprint
 from ..models.weights import check_plain_weights
 from ..processes import lock_in_first

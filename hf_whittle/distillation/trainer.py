@@ -20,26 +20,26 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..architecture import has_architecture
-from ..batches import check_columns, collate_blocks, items_that_count
-from ..cost import flops_per_token
+from ..cost.counts import flops_per_token
+from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
-from ..files import expanded
+from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
-from ..lineage import Lineage
+from ..loss.divergences import IGNORED, DistillationLoss, naive_distillation_loss
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.hidden import HiddenStateLoss, layer_outputs
+from ..loss.liger import liger_distillation_loss, liger_function
+from ..loss.targets import DenseTargets, Head, Targets
+from ..models.architecture import has_architecture
 from ..models.weights import check_not_offloaded
 from ..processes import end_group_at_exit
+from ..record.lineage import Lineage
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints, whole_checkpoints
 from .config import DistillationConfig
-from .fused import fused_distillation_loss
-from .heads import head_of, in_place_of, output_module
-from .hidden import HiddenStateLoss, layer_outputs
-from .liger import liger_distillation_loss, liger_function
-from .losses import IGNORED, DistillationLoss, naive_distillation_loss
-from .store import LogitStore
-from .targets import DenseTargets, Head, Targets
+from .store.writer import LogitStore
 from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
             `processing_class`; loaded from `teacher_model` where that is a name.
-        data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
+        data_collator (*optional*): by default `hf_whittle.data.documents.collate_blocks`, for blocks without padding.
         subnet (`SubnetConfig`, *optional*): what the student keeps of the teacher, for `args.hidden_weight`; known of
             students that `extract_subnet` gave or wrote.
         peft_config (`PeftConfig`, *optional*): train adapters of the student instead of its weights; by default on all

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..cost import flops_per_token
+from ..cost.counts import flops_per_token
 from ..subnet import SubnetConfig
 from .parts import projections, writer_features
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..architecture import Weight, architecture_module
-from ..disk import disk_errors
 from ..errors import DataError, HealingError
 from ..evaluation import cross_entropy, perplexity
+from ..files.disk import disk_errors
+from ..models.architecture import Weight, architecture_module
 from ..models.single_layer import Pass, SingleLayer
+from ..models.slicing import student_model
 from ..models.weights import embedding
-from ..slicing import student_model
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .parts import Basis, Projections, layer_after, module_of, output_matrix, projections

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..architecture import Dimension, Weight, get_architecture, head_dim
+from ..models.architecture import Dimension, Weight, get_architecture, head_dim
 from ..subnet import Shape, SubnetConfig, indices
 
 if TYPE_CHECKING:

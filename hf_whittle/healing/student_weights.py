@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from ..architecture import Dimension, Weight, get_architecture, head_dim
+from ..models.architecture import Dimension, Weight, get_architecture, head_dim
 from ..models.elastic import take
 from ..models.supernet import axis_rows
 from ..models.weights import embedding

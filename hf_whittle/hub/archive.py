@@ -8,9 +8,9 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
-from ..checkpoint import CARD_FILE
-from ..disk import disk_errors
-from ..facts import search_facts
+from ..files.disk import disk_errors
+from ..record.source import CARD_FILE
+from ..search.facts import search_facts
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from .card import sealed
 from .publication import without_archives

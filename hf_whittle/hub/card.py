@@ -9,14 +9,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
-from ..checkpoint import CARD_FILE, INHERITED
-from ..data import STANDARD_LIBRARY
+from ..data.documents import STANDARD_LIBRARY
 from ..errors import CheckpointError
-from ..facts import final_perplexity
-from ..files import expanded, read_json, write_text
-from ..lineage import SECTIONS, Lineage
-from ..portable import oldest_transformers
-from ..recipe import RECIPE_FILE
+from ..files.paths import expanded
+from ..files.text import read_json, write_text
+from ..models.portable import oldest_transformers
+from ..record.files import RECIPE_FILE
+from ..record.lineage import SECTIONS, Lineage
+from ..record.source import CARD_FILE, INHERITED
+from ..record.training import final_perplexity
 from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count
 from .lm_eval import LM_EVAL_FILE, LMEvalTask, read_lm_eval

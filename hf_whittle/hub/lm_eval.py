@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import read_json
+from ..files.text import read_json
 
 LM_EVAL_FILE = "lm_eval.json"
 

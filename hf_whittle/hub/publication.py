@@ -21,22 +21,25 @@ from transformers.utils import (
     logging,
 )
 
-from ..architecture import has_architecture
-from ..checkpoint import CARD_FILE, add_license, is_local
-from ..cost import num_parameters
+from ..cost.counts import num_parameters
 from ..errors import CheckpointError
-from ..facts import points, search_facts
-from ..files import expanded, read_json
+from ..files.paths import expanded, is_local
+from ..files.text import read_json
+from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from ..healing.config import HEALING_FILE
-from ..lineage import RESULTS_FILE, Lineage
+from ..models.architecture import has_architecture
+from ..models.portable import has_names_of_files, make_portable
 from ..plots import plot_architecture, plot_training
-from ..portable import has_names_of_files, make_portable
-from ..recipe import RECIPE_FILE, publishable
+from ..record.files import RECIPE_FILE
+from ..record.lineage import RESULTS_FILE, Lineage
+from ..record.source import CARD_FILE, add_license
+from ..record.training import points
+from ..search.facts import search_facts
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from ..subnet import SUBNET_FILE
-from ..tokenizer_files import TEMPLATES, TOKENIZER_FILES, names_of_templates, save_tokenizer
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card, write_card
 from .lm_eval import LM_EVAL_FILE, reduced
+from .recipes import publishable
 from .repository import Content, read_content
 
 if TYPE_CHECKING:

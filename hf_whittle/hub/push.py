@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo, ModelCard
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
-from ..checkpoint import CARD_FILE
-from ..disk import disk_errors
 from ..errors import HubError
+from ..files.disk import disk_errors
+from ..record.source import CARD_FILE
 from ..subnet import SUBNET_FILE
 from .card import is_as_rendered
 from .publication import WEIGHTS, Publication, publication_of_folder, save_student

@@ -12,12 +12,13 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
 
-from ..checkpoint import CARD_FILE
-from ..files import read_json, remove_leftovers, write_text
-from ..lineage import Lineage
-from ..locks import folder_lock
-from ..portable import make_portable
-from ..tokenizer_files import complete_tokenizer
+from ..files.atomic import remove_leftovers
+from ..files.locks import folder_lock
+from ..files.text import read_json, write_text
+from ..files.tokenizer import complete_tokenizer
+from ..models.portable import make_portable
+from ..record.lineage import Lineage
+from ..record.source import CARD_FILE
 from ..training.careful import CarefulTrainer
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData

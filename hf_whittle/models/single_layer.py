@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from ..architecture import Dimension, architecture_module, get_architecture
 from ..subnet import SubnetConfig
+from .architecture import Dimension, architecture_module, get_architecture
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ..architecture import (
-    Axis,
-    Dimension,
-    Weight,
-    architecture_module,
-    check_model_type,
-    get_architecture,
-    head_dim,
-)
 from ..errors import SubnetError, WeightsError
-from ..files import commit_of
-from ..portable import make_portable
+from ..files.sources import commit_of
 from ..subnet import Kept, SubnetConfig
+from .architecture import Axis, Dimension, Weight, architecture_module, check_model_type, get_architecture, head_dim
 from .elastic import make_elastic, rows
+from .portable import make_portable
 from .weights import all_weights, check_no_subnet, check_plain, load_whole
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..architecture import Dimension, Weight, get_architecture, head_dim
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape
+from .architecture import Dimension, Weight, get_architecture, head_dim
 
 _WHAT_TO_DO = (
     "what is run in slices, scored, sorted or cut needs plain floating-point weights: load the model without "

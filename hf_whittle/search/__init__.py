@@ -1,14 +1,14 @@
 """The search algorithms, one a file, behind the interface of `algorithm.py`."""
 
-from .additive import AdditiveSearchConfig
 from .algorithm import SearchConfig
-from .evolution import EvolutionConfig
-from .local import LocalSearchConfig
-from .multi_fidelity import MultiFidelityConfig
-from .nsga2 import NSGA2Config
-from .random import RandomSearchConfig
-from .regularized import RegularizedEvolutionConfig
-from .surrogate import SurrogateSearchConfig
+from .algorithms.additive import AdditiveSearchConfig
+from .algorithms.evolution import EvolutionConfig
+from .algorithms.local import LocalSearchConfig
+from .algorithms.multi_fidelity import MultiFidelityConfig
+from .algorithms.nsga2 import NSGA2Config
+from .algorithms.random import RandomSearchConfig
+from .algorithms.regularized import RegularizedEvolutionConfig
+from .algorithms.surrogate import SurrogateSearchConfig
 
 ALGORITHMS: dict[str, type[SearchConfig]] = {
     config.name: config

@@ -7,8 +7,8 @@ from random import Random
 from typing import Any, ClassVar
 
 from ..checks import check_integers, check_shares
-from ..cost import Bin
-from ..search_space import SearchSpace
+from ..cost.bins import Bin
+from ..space.search_space import SearchSpace
 from ..subnet import SubnetConfig
 
 _ATTEMPTS = 50  # draws that may repeat a known subnet before a place in a batch is left empty

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError, WhittleError
-from ..files import expanded, fetch_folder, read_json, write_json, write_text
+from ..files.paths import expanded
+from ..files.sources import fetch_folder
+from ..files.text import read_json, write_json, write_text
 from ..subnet import SubnetConfig
 from .algorithm import Evaluation
 
@@ -108,7 +110,8 @@ class SearchResult:
         Returns:
             `list[Path]`: `search.png`, `pareto.png` and `architecture.png` in the folder.
         """
-        from ..plots import plot_architecture, plot_pareto, plot_search
+        from ..plots import plot_architecture
+        from .plots import plot_pareto, plot_search
 
         files = [Path(expanded(folder)) / f"{name}.png" for name in ("search", "pareto", "architecture")]
         plot_search(self, files[0])

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..code_fingerprint import fitness_settings
-from ..cost import Bin, num_parameters, parameter_polynomial
-from ..disk import disk_errors
+from ..cost.bins import Bin
+from ..cost.counts import num_parameters
+from ..cost.polynomial import parameter_polynomial
 from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files import expanded, read_json, remove_leftovers
-from ..locks import folder_lock
+from ..files.atomic import remove_leftovers
+from ..files.disk import disk_errors
+from ..files.locks import folder_lock
+from ..files.paths import expanded
+from ..files.text import read_json
+from ..fitness.code_fingerprint import fitness_settings
 from ..processes import from_first
-from ..search_space import SearchSpace
-from .additive import AdditiveSearchConfig
+from ..space.search_space import SearchSpace
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from .algorithms.additive import AdditiveSearchConfig
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
 from .workers import Workers
 
@@ -93,7 +97,7 @@ def search_subnets(
             f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
         )
     if fitness is None:
-        from ..fitness import Perplexity
+        from ..fitness.perplexity import Perplexity
 
         if supernet is None or eval_dataset is None:
             raise DataError("give a supernet and an eval_dataset, or a fitness of your own")

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
-from ..checkpoint import check_generation_config
-from ..disk import disk_errors
+from ..files.disk import disk_errors
+from ..models.generation import check_generation_config
 from ..processes import lock_in_first
 
 

@@ -15,9 +15,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
-from ..disk import disk_errors
 from ..errors import CheckpointError
-from ..files import put_in_place, read_json, remove_folder, remove_leftovers
+from ..files.atomic import put_in_place, remove_folder, remove_leftovers
+from ..files.disk import disk_errors
+from ..files.text import read_json
 from ..processes import from_first
 from .careful import CarefulTrainer
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..architecture import has_architecture
-from ..checkpoint import checkpoint_facts
-from ..cost import num_parameters
-from ..facts import training_facts
-from ..lineage import MAKING, Lineage
+from ..cost.counts import num_parameters
+from ..models.architecture import has_architecture
+from ..record.lineage import MAKING, Lineage
+from ..record.source import checkpoint_facts
+from ..record.training import training_facts
 
 
 class RecordTraining(TrainerCallback):

@@ -14,17 +14,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..cost import Bin
-from ..disk import disk_errors
+from ..cost.bins import Bin
 from ..errors import ArchitectureError, OtherSearchError
-from ..fitness import Perplexity
+from ..files.disk import disk_errors
+from ..fitness.perplexity import Perplexity
 from ..models.supernet import SuperNetModel
 from ..processes import lock_in_first
-from ..search.additive import AdditiveSearchConfig
 from ..search.algorithm import SearchConfig
+from ..search.algorithms.additive import AdditiveSearchConfig
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from datasets import Dataset

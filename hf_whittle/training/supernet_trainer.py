@@ -14,21 +14,23 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..batches import check_columns, collate_blocks, items_that_count
 from ..checks import check_integers, check_numbers, check_positive
-from ..cost import Bin, ParameterBin, parameter_polynomial, training_flops_per_token
-from ..distillation.fused import fused_distillation_loss
-from ..distillation.heads import head_of, in_place_of, output_module
-from ..distillation.losses import IGNORED, LossWeights
-from ..distillation.targets import DenseTargets, Head
+from ..cost.bins import Bin, ParameterBin
+from ..cost.counts import training_flops_per_token
+from ..cost.polynomial import parameter_polynomial
+from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
+from ..files.tokenizer import complete_tokenizer
+from ..loss.divergences import IGNORED, LossWeights
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.targets import DenseTargets, Head
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit
-from ..search_space import SearchSpace
+from ..space.search_space import SearchSpace
 from ..subnet import Shape, SubnetConfig
-from ..tokenizer_files import complete_tokenizer
 from .arguments import check_arguments
 from .checkpoints import WholeCheckpoints
 
@@ -148,7 +150,7 @@ class SupernetTrainer(WholeCheckpoints):
     Args:
         model (`SuperNetModel`): the super-network.
         args (`SupernetConfig`, *optional*): training arguments and the strategy.
-        data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
+        data_collator (*optional*): by default `hf_whittle.data.documents.collate_blocks`, for blocks without padding.
         search_space (`SearchSpace`, *optional*): where subnets are drawn; the coarse layer-wise space of the
             super-network by default. Its least sizes say how small subnets get.
         bin (`Bin` or `Sequence[Bin]`, *optional*): what the subnets must lie in; each is drawn from any of several

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.liger import liger_distillation_loss
-from hf_whittle.distillation.losses import DistillationLoss, LossWeights, naive_distillation_loss
-from hf_whittle.distillation.targets import DenseTargets, Head
+from hf_whittle.loss.divergences import DistillationLoss, LossWeights, naive_distillation_loss
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.liger import liger_distillation_loss
+from hf_whittle.loss.targets import DenseTargets, Head
 
 from .measuring import peak_memory, time_in_turn
 

@@ -14,9 +14,9 @@ from typing import Any
 from transformers import set_seed
 
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
-from hf_whittle.distillation.store import store_targets
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 STEPS, SEEDS = 160, 2
 SUBNET = SubnetConfig(116, 6, (8, 5, 7, 8, 7, 1), (418, 2, 2, 2, 132, 8))

@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from hf_whittle import SubnetConfig
-from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.distillation.trainer import LORA_TARGETS
-from hf_whittle.files import write_text
+from hf_whittle.files.text import write_text
+from hf_whittle.fitness.probe import Probe, ProbeConfig
 
 from .healing import SUBNETS
 from .predictive_fitness import training

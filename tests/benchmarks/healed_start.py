@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from hf_whittle.distillation.probe import ProbeConfig
 from hf_whittle.evaluation import as_input_ids, cross_entropy
-from hf_whittle.files import write_text
+from hf_whittle.files.text import write_text
+from hf_whittle.fitness.probe import ProbeConfig
 
 from .healing import SUBNETS
 from .predictive_fitness import healing_of, run_of, training

@@ -12,8 +12,8 @@ import torch
 
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.evaluation import as_input_ids, cross_entropy
+from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.healing import student_weights
-from hf_whittle.healing.fitness import HealedPerplexity
 from hf_whittle.healing.regression import Fit
 
 from .predictive_fitness import run_of

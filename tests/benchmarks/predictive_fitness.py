@@ -23,12 +23,12 @@ from scipy.stats import kendalltau, spearmanr
 
 from hf_whittle import EvolutionConfig, KLDivergence, ParameterBin, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.distillation.probe import Probe, ProbeConfig
-from hf_whittle.files import write_text
-from hf_whittle.fitness import Fitness
-from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.files.text import write_text
+from hf_whittle.fitness.base import Fitness
+from hf_whittle.fitness.healed import HealedPerplexity
+from hf_whittle.fitness.probe import Probe, ProbeConfig
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 from .teachers import teacher_of
 

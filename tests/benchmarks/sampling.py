@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_whittle.cost import ParameterBin, parameter_polynomial
-from hf_whittle.search_space import SearchSpace
+from hf_whittle.space.search_space import SearchSpace
 from hf_whittle.subnet import Shape
 
 PAPERS_BINS = [ParameterBin(385e6, 426e6), ParameterBin(961e6, 1062e6), ParameterBin(2636e6, 2914e6)]

@@ -32,11 +32,19 @@ from hf_whittle import (
     score_importance,
     search_subnets,
 )
-from hf_whittle.fitness import KLDivergence, Perplexity
-from hf_whittle.proxies import GradientNorm, JacobianCovariance, RetainedImportance, Snip, Synflow, WeightMagnitude
+from hf_whittle.experimental.proxies import (
+    GradientNorm,
+    JacobianCovariance,
+    RetainedImportance,
+    Snip,
+    Synflow,
+    WeightMagnitude,
+)
+from hf_whittle.fitness.divergence import KLDivergence
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
-from hf_whittle.search.surrogate import Surrogate
+from hf_whittle.run.stages import Run
+from hf_whittle.search.algorithms.surrogate import Surrogate
 
 from .teachers import teacher_of
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from hf_whittle.recipe import Recipe, SearchSection
-from hf_whittle.run import Run
+from hf_whittle.recipe import Recipe
+from hf_whittle.recipe.sections import SearchSection
+from hf_whittle.run.stages import Run
 
 from .demo_budgets import PAPER
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, RandomSearchConfig, SearchSpace, search_subnets
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 
 if __name__ == "__main__":
     teacher = Path(str(resources.files("hf_whittle"))) / "demo" / "teacher"

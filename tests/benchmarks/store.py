@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SearchSpace, extract_subnet
-from hf_whittle.distillation.encodings import Encoding, Samples, TopK
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.losses import LossWeights
-from hf_whittle.distillation.store import store_targets
-from hf_whittle.distillation.targets import DenseTargets, SparseTargets, Targets
+from hf_whittle.distillation.store.encodings import Encoding, Samples, TopK
+from hf_whittle.distillation.store.writer import store_targets
+from hf_whittle.loss.divergences import LossWeights
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.targets import DenseTargets, SparseTargets, Targets
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 from .measuring import time_in_turn
 

@@ -30,9 +30,9 @@ from hf_whittle import (
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.data import collate_blocks
 from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 BIN = ParameterBin(800_000, 880_000)
 SEARCH = AdditiveSearchConfig(seed=0, generations=4)

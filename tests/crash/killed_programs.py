@@ -30,7 +30,7 @@ from hf_whittle import EvolutionConfig, SubnetSearchCallback, SupernetConfig, Su
 from hf_whittle.data import collate_blocks
 from hf_whittle.distillation.config import DistillationConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
-from hf_whittle.run import Run
+from hf_whittle.run.stages import Run
 
 TRAINING = {
     "max_steps": 4,

@@ -6,7 +6,8 @@ import os
 import pytest
 from file_faults import KILLED, FileFaults, contents
 
-from hf_whittle.files import atomic_folder, remove_folder, remove_leftovers, write_json, write_text
+from hf_whittle.files.atomic import atomic_folder, remove_folder, remove_leftovers
+from hf_whittle.files.text import write_json, write_text
 
 
 def write_folder(folder, text):

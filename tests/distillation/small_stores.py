@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from uneven_training import make_model
 
-from hf_whittle.distillation.store import store_targets
+from hf_whittle.distillation.store.writer import store_targets
 
 VOCABULARY, LENGTH, BLOCKS, PER_SHARD = 50, 12, 40, 3
 SHARDS = -(-BLOCKS // PER_SHARD)

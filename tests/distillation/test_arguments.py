@@ -9,9 +9,9 @@ from uneven_training import make_trainer
 
 from hf_whittle import DistillationConfig, EvolutionConfig, HealingConfig
 from hf_whittle.cost import FlopsBin, WeightBytesBin
-from hf_whittle.distillation.encodings import Samples
-from hf_whittle.distillation.probe import ProbeConfig
-from hf_whittle.recipe import DataSection, SearchSection
+from hf_whittle.distillation.store.encodings import Samples
+from hf_whittle.fitness.probe import ProbeConfig
+from hf_whittle.recipe.sections import DataSection, SearchSection
 from hf_whittle.search import ALGORITHMS
 from hf_whittle.training.supernet_trainer import SupernetConfig
 

@@ -13,7 +13,7 @@ from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetF
 from hf_whittle.data import DocumentCollator, collate_blocks
 from hf_whittle.errors import DataError
 from hf_whittle.evaluation import as_input_ids
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.training.supernet_trainer import SupernetConfig
 
 ROWS = 4

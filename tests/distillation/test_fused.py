@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.losses import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
-from hf_whittle.distillation.targets import DenseTargets, Head, SparseTargets
+from hf_whittle.loss.divergences import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.targets import DenseTargets, Head, SparseTargets
 
 ROWS, VOCABULARY, CHANNELS, OF_TEACHER = 13, 7, 5, 6
 WEIGHTS = [

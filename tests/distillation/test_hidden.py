@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer, HealingConfig, SubnetConfig, extract_subnet
-from hf_whittle.distillation.hidden import HiddenStateLoss, layer_outputs
 from hf_whittle.errors import CheckpointError, SubnetError
+from hf_whittle.loss.hidden import HiddenStateLoss, layer_outputs
 
 SUBNET = SubnetConfig((1, 3, 4, 8, 9, 10, 12, 15), (0, 2), 1, 16)
 

@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from torch.distributions import Categorical, kl_divergence
 
-from hf_whittle.distillation.losses import DIVERGENCES, LossWeights, forward_kl, jensen_shannon
+from hf_whittle.loss.divergences import DIVERGENCES, LossWeights, forward_kl, jensen_shannon
 
 ROWS, VOCABULARY = 13, 7
 BOUNDS = {

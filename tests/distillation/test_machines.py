@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_whittle.locks import folder_lock
+from hf_whittle.files.locks import folder_lock
 
 SCRIPT = Path(__file__).with_name("two_machines.py")
 CHECKPOINTS = ["checkpoint-2", "checkpoint-3"]

@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_whittle import SubnetConfig, extract_subnet
-from hf_whittle.distillation import probe as probe_module
-from hf_whittle.distillation.losses import LossWeights, naive_distillation_loss
-from hf_whittle.distillation.probe import Probe, ProbeConfig
 from hf_whittle.errors import DataError, VocabularyError, WhittleError
-from hf_whittle.fitness import Perplexity, StagedFitness
-from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.fitness import probe as probe_module
+from hf_whittle.fitness.healed import HealedPerplexity
+from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.fitness.probe import Probe, ProbeConfig
+from hf_whittle.fitness.staged import StagedFitness
+from hf_whittle.loss.divergences import LossWeights, naive_distillation_loss
 
 SUBNET = SubnetConfig(20, [0, 2, 4], 2, 40)
 SHORT = ProbeConfig(steps=4, batch_size=6)

@@ -114,7 +114,7 @@ def test_a_folder_that_is_written_already_is_an_error_before_any_probe(
 ):
     script = """
         import sys
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             pass
     """

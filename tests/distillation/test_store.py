@@ -21,13 +21,13 @@ from small_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_bloc
 from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
-from hf_whittle.distillation.encodings import Samples, TopK, pack_ids, unpack_ids
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.losses import IGNORED, LossWeights
-from hf_whittle.distillation.store import LogitStore, store_targets
-from hf_whittle.distillation.targets import DenseTargets
+from hf_whittle.distillation.store.encodings import Samples, TopK, pack_ids, unpack_ids
+from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.errors import DataError, StoreError, VocabularyError
-from hf_whittle.run import Run
+from hf_whittle.loss.divergences import IGNORED, LossWeights
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.targets import DenseTargets
+from hf_whittle.run.stages import Run
 
 SCRIPT = Path(__file__).with_name("small_stores.py")
 TEMPERATURE = 0.9
@@ -482,7 +482,7 @@ def test_command_says_in_a_line_what_is_wrong(recipe_file, by_command, tmp_path,
 def test_a_store_that_another_process_writes_is_an_error(tmp_path, run_python):
     script = """
         import sys
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             pass
     """

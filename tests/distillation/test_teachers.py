@@ -30,12 +30,12 @@ from uneven_training import (
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SubnetConfig
 from hf_whittle.data import DocumentCollator
-from hf_whittle.distillation.heads import output_module
-from hf_whittle.distillation.store import LogitStore, store_targets
+from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating
 from hf_whittle.fingerprints import model_fingerprint
+from hf_whittle.loss.heads import output_module
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 

@@ -13,7 +13,7 @@ from uneven_training import LENGTH, VOCABULARY, collate, make_arguments, make_bl
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.cost import flops_per_token
 from hf_whittle.data import DocumentCollator, pack_documents
-from hf_whittle.distillation.losses import DIVERGENCES
+from hf_whittle.loss.divergences import DIVERGENCES
 
 needs_liger = pytest.mark.skipif(not importlib.util.find_spec("liger_kernel"), reason="liger-kernel is not installed")
 

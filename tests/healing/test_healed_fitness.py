@@ -16,8 +16,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import HealingConfig, ParameterBin, SearchSpace, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
-from hf_whittle.fitness import Perplexity
-from hf_whittle.healing.fitness import HealedPerplexity
+from hf_whittle.fitness.healed import HealedPerplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.search import AdditiveSearchConfig, MultiFidelityConfig
 from hf_whittle.subnet import Shape
 
@@ -417,7 +417,7 @@ def test_search_is_resumed_to_the_same_bytes(supernet, text, tmp_path, config):
 
 
 def test_sharded_super_network_is_an_error(supernet, text, monkeypatch):
-    monkeypatch.setattr("hf_whittle.healing.fitness.is_sharded", lambda model: True)
+    monkeypatch.setattr("hf_whittle.fitness.healed.is_sharded", lambda model: True)
     with pytest.raises(WhittleError, match="healed-perplexity needs the whole model in each process; use perplexity"):
         HealedPerplexity(supernet, *text)
 
@@ -459,6 +459,6 @@ def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gather
     numbers = sum(value.numel() for value in held)
     assert 0.7 < fitness._moments.bytes / (4 * numbers) < 1.3
     free = SimpleNamespace(available=fitness._moments.bytes - 1)
-    monkeypatch.setattr("hf_whittle.healing.fitness.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("hf_whittle.fitness.healed.psutil.virtual_memory", lambda: free)
     with pytest.raises(WhittleError, match=r"healed perplexity needs .* GB for moments .*; search by perplexity"):
         HealedPerplexity(supernet, other, calibration)

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_whittle import HealingConfig, SearchSpace, SubnetConfig, extract_subnet
-from hf_whittle.checkpoint import Checkpoint
 from hf_whittle.errors import DataError, HealingError, VocabularyError
+from hf_whittle.extraction.checkpoint import Checkpoint
 from hf_whittle.healing.healer import _Stream, split_blocks
 from hf_whittle.healing.parts import Basis, output_matrix, projections
 from hf_whittle.healing.student_weights import StudentWeights
 from hf_whittle.models.single_layer import SingleLayer
-from hf_whittle.slicing import slice_weights, student_model
+from hf_whittle.models.slicing import slice_weights, student_model
 from hf_whittle.subnet import Shape
 
 CPU = torch.device("cpu")

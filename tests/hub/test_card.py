@@ -7,10 +7,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
-from hf_whittle.files import write_json
+from hf_whittle.files.text import write_json
 from hf_whittle.hub.card import is_as_rendered, render_card, write_card
-from hf_whittle.lineage import Lineage
-from hf_whittle.recipe import FITNESSES
+from hf_whittle.recipe.sections import FITNESSES
+from hf_whittle.record.lineage import Lineage
 
 SUBNET = SubnetConfig(24, [0, 2, 3], [2, 4, 1], [64, 32, 48])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

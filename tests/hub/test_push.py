@@ -23,8 +23,8 @@ from hf_whittle import (
 )
 from hf_whittle.cli import main
 from hf_whittle.errors import HubError, RecipeError
-from hf_whittle.files import write_json
-from hf_whittle.lineage import Lineage
+from hf_whittle.files.text import write_json
+from hf_whittle.record.lineage import Lineage
 from hf_whittle.run import run
 
 STUDENT = {"config.json", "generation_config.json", "model.safetensors", "subnet.json", "results.json", "README.md"}

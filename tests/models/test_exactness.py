@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from hf_whittle import SearchSpace, SubnetConfig, extract_subnet
-from hf_whittle.slicing import slice_weights
+from hf_whittle.models.slicing import slice_weights
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 GRADIENTS_CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -37,10 +37,10 @@ from hf_whittle import (
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from hf_whittle.evaluation import cross_entropy
+from hf_whittle.experimental.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
 from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
 from hf_whittle.models.weights import check_finite, input_device
-from hf_whittle.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
 
 COARSE = SubnetConfig(24, 4, 3, 40)
 FINE = SubnetConfig([*range(20), 25, 31], [0, 2, 4], [[1, 3], 4, [2]], [40, [*range(3, 50, 2)], 64])

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_whittle import AdditiveSearchConfig, MultiFidelityConfig, SearchSpace, search_subnets
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 
 CONFIGS = {
     "additive": AdditiveSearchConfig(generations=2, sizes=[6, 3, 2], answers=3, levels=6, channel_options=3),

@@ -14,8 +14,8 @@ from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetCo
 from hf_whittle.cost import num_parameters, parameter_polynomial
 from hf_whittle.errors import BinError
 from hf_whittle.search import ALGORITHMS, AdditiveSearchConfig
-from hf_whittle.search.additive import additive_scores
-from hf_whittle.search.random import split_bin
+from hf_whittle.search.algorithms.additive import additive_scores
+from hf_whittle.search.algorithms.random import split_bin
 from hf_whittle.subnet import Shape
 
 NAMES = sorted(ALGORITHMS)

@@ -14,9 +14,10 @@ from fixtures_search import BIN, CONFIG
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import EvolutionConfig, SearchSpace, search_subnets
-from hf_whittle.code_fingerprint import fitness_settings
 from hf_whittle.errors import OtherSearchError
-from hf_whittle.fitness import Fitness, StagedFitness
+from hf_whittle.fitness.base import Fitness
+from hf_whittle.fitness.code_fingerprint import fitness_settings
+from hf_whittle.fitness.staged import StagedFitness
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
@@ -25,7 +26,8 @@ BEGINNING = """
 import functools
 import math
 import own_helper
-from hf_whittle.fitness import Fitness, Perplexity
+from hf_whittle.fitness.base import Fitness
+from hf_whittle.fitness.perplexity import Perplexity
 FACTOR = 2.0
 def helper(subnet):
     return subnet.hidden_size_count if False else 1.0
@@ -112,14 +114,14 @@ def test_a_hash_is_that_of_another_process(write, tmp_path, run_python):
         import sys
         sys.path.insert(0, {str(tmp_path / "code")!r})
         from own_fitness import fitness
-        from hf_whittle.code_fingerprint import fitness_settings
+        from hf_whittle.fitness.code_fingerprint import fitness_settings
         print(fitness_settings(fitness)["code"])
         assert not {{"torch", "transformers"}} & sys.modules.keys()
     """
     beginning = "def make(held):\n    return lambda subnet: len(held) if subnet in {'x', 'y', 'z'} else 0\n"
     fitness = write(f"{beginning}fitness = make({held!r})".replace("from hf_whittle", "# from hf_whittle"))
     path = tmp_path / "code" / "own_fitness.py"
-    path.write_text(path.read_text().replace("from hf_whittle.fitness import Fitness, Perplexity", ""))
+    path.write_text(path.read_text().replace("from hf_whittle.fitness.base import Fitness, Perplexity", ""))
     found = {run_python(script).strip() for _ in range(2)}
     assert found == {fitness_settings(fitness)["code"]}
 

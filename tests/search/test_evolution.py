@@ -10,7 +10,7 @@ from fixtures_search import BIN, CONFIG
 from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import BinError, DataError
-from hf_whittle.search.evolution import EvolutionarySearch
+from hf_whittle.search.algorithms.evolution import EvolutionarySearch
 
 SETTINGS = EvolutionConfig(generations=4, population_size=10, num_offspring=8, num_elites=3, seed=1)
 KINDS = [(granularity, layer_wise) for granularity in ("coarse", "fine") for layer_wise in (False, True)]
@@ -116,7 +116,7 @@ def test_search_whose_fitness_is_never_a_number_still_ends():
 
 
 def test_search_on_a_super_network_finds_the_subnet_of_lowest_perplexity(supernet, input_ids):
-    from hf_whittle.fitness import Perplexity
+    from hf_whittle.fitness.perplexity import Perplexity
 
     space = SearchSpace.from_config(supernet.config)
     config = EvolutionConfig(generations=1, population_size=4, num_offspring=3)

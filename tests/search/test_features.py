@@ -8,7 +8,7 @@ from fixtures_search import CONFIG
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import Polynomial
-from hf_whittle.search.features import features
+from hf_whittle.search.algorithms.features import features
 from hf_whittle.subnet import Shape
 
 FULL = Shape(8, (4,) * 4, (16,) * 4)

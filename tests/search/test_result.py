@@ -175,6 +175,6 @@ def test_pictures_name_what_was_minimised(monkeypatch, fitness, of_search, of_fr
     drawn = []
     monkeypatch.setattr(hf_whittle.plots, "_save", lambda figure, path: drawn.append(figure.axes[0].get_ylabel()))
     result = SearchResult({"fitness": fitness}, [evaluation(1, 2.0), evaluation(2, 1.5)])
-    hf_whittle.plots.plot_search(result, "search.png")
-    hf_whittle.plots.plot_pareto(result, "pareto.png")
+    hf_whittle.search.plots.plot_search(result, "search.png")
+    hf_whittle.search.plots.plot_pareto(result, "pareto.png")
     assert drawn == [of_search, of_front]

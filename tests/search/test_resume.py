@@ -301,7 +301,7 @@ def test_folder_that_becomes_read_only_is_an_error_and_keeps_earlier_evaluations
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, Counted(3))
     with monkeypatch.context() as patch:
-        patch.setattr("hf_whittle.files.tempfile.mkstemp", refuse)
+        patch.setattr("hf_whittle.files.atomic.tempfile.mkstemp", refuse)
         with pytest.raises(OutputError, match=r"search.json: Read-only file system.*is kept: make the folder"):
             search(tmp_path)
     assert (tmp_path / "candidates.jsonl").read_bytes().count(b"\n") == 6

@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 from hf_whittle import ParameterBin, SearchSpace, SurrogateSearchConfig, search_subnets
 from hf_whittle.errors import OutputError
 from hf_whittle.search import RandomSearchConfig
-from hf_whittle.search.surrogate import Surrogate, scaled
+from hf_whittle.search.algorithms.surrogate import Surrogate, scaled
 
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 DEEPER = SearchSpace.from_config(

@@ -20,7 +20,7 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.errors import BinError, CheckpointError, DataError, OutputError
-from hf_whittle.locks import folder_lock
+from hf_whittle.files.locks import folder_lock
 from hf_whittle.training.supernet_trainer import smallest_subnet
 
 SETTINGS = {
@@ -63,7 +63,7 @@ def test_a_folder_that_is_written_already_is_an_error_before_the_first_step(tmp_
     trainer = make_trainer(kind, tmp_path / "out")
     script = """
         import sys
-        from hf_whittle.locks import folder_lock
+        from hf_whittle.files.locks import folder_lock
         with folder_lock(sys.argv[1]):
             print("held")
     """

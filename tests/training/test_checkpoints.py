@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_whittle.errors import CheckpointError
-from hf_whittle.locks import LOCK_FILE, file_lock
+from hf_whittle.files.locks import LOCK_FILE, file_lock
 from hf_whittle.training.checkpoints import WholeCheckpoints, last_checkpoint, whole_checkpoints
 
 TRAINING = {

@@ -21,7 +21,7 @@ from hf_whittle import (
     save_student,
 )
 from hf_whittle.cost import num_parameters
-from hf_whittle.lineage import Lineage
+from hf_whittle.record.lineage import Lineage
 
 SUBNET = SubnetConfig(16, [0, 2], 2, 32)
 

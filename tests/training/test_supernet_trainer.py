@@ -29,7 +29,7 @@ from transformers import GPTNeoXForCausalLM, HfArgumentParser, Trainer, Training
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, SupernetTrainer, extract_subnet
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
-from hf_whittle.fitness import Perplexity
+from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.training.supernet_trainer import FULL, smallest_subnet
 
 SCRIPT = Path(__file__).with_name("small_supernet_training.py")

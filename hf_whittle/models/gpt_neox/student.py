@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from ...architecture import head_dim
-from ...cost import padded_shape
 from ...errors import SubnetError
 from ...subnet import SubnetConfig
+from ..architecture import head_dim
+from ..padding import padded_shape
 from .configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS, WhittleGPTNeoXConfig
 from .modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
 

@@ -1,6 +1,6 @@
 """The table of GPT-NeoX: which axis of which weight runs along which dimension."""
 
-from ...architecture import Architecture, Axis, Dimension, Weight
+from ..architecture import Architecture, Axis, Dimension, Weight
 
 _VOCABULARY = Axis(Dimension.VOCABULARY)
 _CHANNELS = Axis(Dimension.CHANNELS)

@@ -1,0 +1,122 @@
+"""Packed blocks to batches: which columns are read, and which tokens count."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import DataError
+
+READ_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
+_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # of other libraries: what is learned, said in another way
+
+
+def check_columns(*datasets: Any) -> None:
+    """Raise `DataError` if datasets say by a column that no collator reads which tokens count."""
+    for dataset in datasets:
+        for each in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+            found = [name for name in _MASKS if name in (getattr(each, "column_names", None) or ())]
+            if found:
+                raise DataError(
+                    f"the column {found[0]!r} would not be read: say which tokens count by a column 'labels', with "
+                    "-100 where one does not, or leave it out"
+                )
+
+
+def items_that_count(number: Any, is_training: bool) -> Any:
+    """What a loss is divided by: the labels that count, or 1 where none does while training.
+
+    Raises:
+        DataError: if none does in an evaluation, whose loss would be that of nothing.
+    """
+    if number is None:
+        return None
+    if not is_training and not bool((torch.as_tensor(number) > 0).all()):
+        raise DataError("no label of a batch counts in the evaluation; leave out blocks whose labels are all -100")
+    return torch.as_tensor(number).clamp(min=1)
+
+
+def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack blocks of one length into a batch.
+
+    `labels`, `attention_mask` and `position_ids` of the blocks count. Labels that are not given are the inputs,
+    end-of-text tokens included, but for what the mask leaves out. A mask that leaves nothing out is dropped, unless
+    there are positions.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `labels` and what else is given, `int64`, `(batch, block_size)`.
+
+    Raises:
+        DataError: if the blocks differ in length, or have a column that would not be read.
+    """
+    names = list(dict.fromkeys(name for block in blocks for name in block))
+    batch = {name: _stack(name, blocks) for name in names if name in (*READ_COLUMNS, "token_type_ids")}
+    if "token_type_ids" in batch and not batch["token_type_ids"].any():  # as tokenizers give them unasked
+        names.remove("token_type_ids")
+    unread = [name for name in names if name not in READ_COLUMNS]
+    if unread:
+        raise DataError(
+            f"blocks have the columns {', '.join(READ_COLUMNS)}, got {', '.join(unread)} too, which would not be read; "
+            "remove these columns, or give a data_collator that reads them"
+        )
+    batch.pop("token_type_ids", None)
+    mask = batch.get("attention_mask")
+    if "labels" not in batch:
+        batch["labels"] = batch["input_ids"].clone()
+        if mask is not None:
+            batch["labels"][mask == 0] = -100
+    if mask is not None and mask.all() and "position_ids" not in batch:
+        del batch["attention_mask"]
+    return batch
+
+
+def _stack(name: str, blocks: list[dict[str, Any]]) -> torch.Tensor:
+    """A column of a batch, as long as the inputs."""
+    try:
+        rows = [torch.as_tensor(block[name], dtype=torch.long) for block in blocks]
+        lengths = [len(row) for row in rows]
+        inputs = [len(block["input_ids"]) for block in blocks]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"every block needs numbers in {name!r}, and has none in a block of this batch: {error!r}"
+        ) from error
+    if lengths != inputs or len(set(inputs)) > 1:
+        raise DataError(
+            f"{name!r} has {sorted(set(lengths))} entries in blocks of {sorted(set(inputs))} tokens; pack the text "
+            "into blocks of one length with pack_documents, or give a data_collator that pads"
+        )
+    return torch.stack(rows)
+
+
+class DocumentCollator:
+    """Stacks packed blocks so that no document sees another: positions start anew after each end-of-text token.
+
+    `transformers` reads positions that start anew as documents apart and masks attention between them. The first token
+    of a document is not to be predicted from another one: its label does not count.
+
+    Args:
+        eos_token_id (`int`): the token after each document.
+
+    Raises:
+        DataError: as `collate_blocks`, and if the blocks have positions or a mask.
+    """
+
+    def __init__(self, eos_token_id: int):
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `labels` and `position_ids`, `int64`, `(batch, block_size)`."""
+        batch = collate_blocks(blocks)
+        given = [name for name in ("attention_mask", "position_ids") if name in batch]
+        if given:
+            raise DataError(
+                f"DocumentCollator makes positions and masks of its own, and the blocks have {given[0]!r}; remove that "
+                "column, or train with collate_blocks"
+            )
+        ends = batch["input_ids"] == self.eos_token_id
+        starts = torch.zeros_like(ends)
+        starts[:, 0], starts[:, 1:] = True, ends[:, :-1]
+        places = torch.arange(ends.shape[1]).expand_as(batch["input_ids"])
+        batch["labels"] = batch["labels"].masked_fill(starts, -100)
+        batch["position_ids"] = places - torch.where(starts, places, 0).cummax(dim=1).values
+        return batch

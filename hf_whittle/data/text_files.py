@@ -1,0 +1,245 @@
+"""Files as documents: text, packed or not, each file a document, and tables with a column of text, each row one."""
+
+import bz2
+import codecs
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, config, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from ..errors import DataError
+from ..files.paths import expanded
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""The builder of `datasets` that reads files of a suffix; any other file is text."""
+_UNPACK: dict[str, Any] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+_ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # which begins as UTF-16 does
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""The encoding that a byte-order mark stands for."""
+
+
+def find_files(patterns: Paths) -> list[str]:
+    """Files that are named, or match a pattern, each once, in the order of their paths.
+
+    A path that is there is that path, whatever characters are in it.
+
+    Raises:
+        DataError: if a pattern matches no file.
+    """
+    found: dict[str, str] = {}
+    for given in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
+        matched = [path for path in glob.glob(_as_pattern(expanded(given)), recursive=True) if Path(path).is_file()]
+        if not matched:
+            is_folder = Path(expanded(given)).is_dir()
+            inside = f"it is a folder: give a pattern of files in it, such as {str(given).rstrip('/')}/**/*.txt"
+            hint = inside if is_folder else _FILES_OR_PATTERNS
+            raise DataError(f"no file matches {os.fspath(given)!r}; {hint}")
+        found |= {os.path.abspath(path): path for path in matched}
+    if not found:
+        raise DataError(f"no file was named; {_FILES_OR_PATTERNS}")
+    return sorted(found.values())
+
+
+_FILES_OR_PATTERNS = "give files, or patterns such as 'texts/**/*.txt'"
+
+
+def _as_pattern(path: str) -> str:
+    """A pattern in which all that exists stands for itself."""
+    parts = Path(path).parts
+    for number in range(len(parts), 0, -1):
+        known = str(Path(*parts[:number]))
+        if os.path.lexists(known):
+            return os.path.join(glob.escape(known), *parts[number:])
+    return path
+
+
+def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
+    """Documents of files: a text file is one, a table has one in each row.
+
+    Args:
+        patterns: files, or patterns of them. `.jsonl`, `.json`, `.csv` and `.parquet` are tables, any other file is
+            text; either may be packed by gzip, bzip2 or xz.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables; that of text files, too,
+            where there are both.
+
+    Returns:
+        `datasets.Dataset`: the columns that all of them have; of text files, the text alone.
+
+    Raises:
+        DataError: if a pattern matches no file, or a file is not what it is called.
+    """
+    found = find_files(patterns)
+    return _told_by(_documents_of(found, text_column), files_digest(found), text_column)
+
+
+def _documents_of(found: list[str], text_column: str) -> Dataset:
+    tables: dict[str | None, list[str]] = {}
+    for path in found:
+        tables.setdefault(_kind(path), []).append(path)
+    parts = []
+    if None in tables:
+        texts = documents_from_files({path: path for path in tables.pop(None)}).remove_columns("name")
+        parts.append(texts.rename_column("text", text_column) if tables and text_column != "text" else texts)
+    parts += [_load_table(str(kind), paths, text_column) for kind, paths in sorted(tables.items(), key=str)]
+    if len(parts) == 1:
+        return parts[0]
+    kind = parts[0].features[text_column]
+    parts = [part if part.features[text_column] == kind else part.cast_column(text_column, kind) for part in parts]
+    common = [
+        name for name, feature in parts[0].features.items() if all(part.features.get(name) == feature for part in parts)
+    ]
+    return concatenate_datasets([part.select_columns(common) for part in parts])
+
+
+def _told_by(documents: Dataset, *told: object) -> Dataset:
+    """Documents that `datasets` tells from others, and caches what is made of them, by what determines them.
+
+    By itself it goes by paths and times of change.
+    """
+    documents._fingerprint = hashlib.sha256(json.dumps([*told, _RULES]).encode()).hexdigest()[:32]
+    return documents
+
+
+def files_digest(patterns: Paths) -> str:
+    """A hash of the contents of files, of how they are read, and of their order."""
+    told = [(file_digest(path), _kind(path), _packing(path)) for path in find_files(patterns)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of what is in a file, which a process reads once unless it changes.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        now = os.stat(path)
+        return _digest(os.path.abspath(path), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=2**16)
+def _digest(path: str, *state: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cache_of(digest: str) -> Path:
+    """Where `datasets` keeps what it makes of files with these contents.
+
+    By itself it tells local files by path and time of change.
+    """
+    return Path(config.HF_DATASETS_CACHE) / "hf_whittle" / digest
+
+
+def _kind(path: str) -> str | None:
+    """The builder that reads a file; `None` if it is text."""
+    inner = Path(path).with_suffix("") if _packing(path) else Path(path)
+    return _TABLES.get(inner.suffix.lower())
+
+
+def _packing(path: str) -> str | None:
+    """The suffix that says how a file is packed, if it is."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in _UNPACK else None
+
+
+def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
+    cache = cache_of(hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest())
+    names = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    try:
+        escaped = [glob.escape(os.path.abspath(path)) for path in paths]
+        marked = {"encoding": "utf-8-sig"} if kind == "json" and any(map(_has_mark, paths)) else {}
+        table = load_dataset(kind, data_files=escaped, split="train", cache_dir=str(cache), **marked)
+    except Exception as error:  # each reader has errors of its own
+        cause = error.__cause__ or error
+        reason = "no rows" if isinstance(cause, StopIteration) else " ".join(str(cause).split()) or repr(cause)
+        raise DataError(f"cannot read {names} as {kind}: {reason}; mend it, or leave it out") from error
+    if text_column not in table.column_names:
+        raise DataError(
+            f"{names} has no column {text_column!r}, only {table.column_names}; name one of these as text_column"
+        )
+    check_holds_text(table.features, text_column)
+    return table
+
+
+def _has_mark(path: str) -> bool:
+    with Path(path).open("rb") as stream:
+        return stream.read(3) == codecs.BOM_UTF8
+
+
+def check_holds_text(features: Mapping[str, Any], column: str) -> None:
+    """Raise `DataError` unless a column is of text; one without any value is."""
+    kind = getattr(features[column], "dtype", None)
+    if kind not in ("string", "large_string", "string_view", "null"):
+        raise DataError(f"the column {column!r} holds {kind or features[column]}, not text; name a column of text")
+
+
+def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Dataset:
+    """Text files as documents, cached by their contents.
+
+    Args:
+        files (`Mapping[str, str]`): path of each document, by its name.
+        errors (`str`, *optional*, defaults to `"strict"`): what to do with bytes that are not text, as for `open`.
+
+    Returns:
+        `datasets.Dataset`: columns `name` and `text`, in the order of `files`.
+
+    Raises:
+        DataError: if a file cannot be read, or is not text: UTF-8, or of the encoding its byte-order mark says.
+    """
+    told = [(name, str(path), file_digest(path)) for name, path in files.items()]
+    try:
+        # Cached by these arguments alone, so they hold what determines the text, the rules of reading among it.
+        documents = Dataset.from_generator(_read_files, gen_kwargs={"files": told, "errors": errors, "rules": _RULES})
+    except DatasetGenerationError as error:
+        raise DataError(str(error.__cause__)) from error
+    return _told_by(documents, [(name, digest) for name, _, digest in told], errors)
+
+
+_RULES = 2  # of reading a file; to be raised with every change of them
+
+
+def _read_files(files: list[tuple[str, str, str]], errors: str, rules: int) -> Iterator[dict[str, str]]:
+    for name, path, digest in files:
+        yield {"name": name, "text": _read_text(path, digest, errors)}
+
+
+def _read_text(path: str, digest: str, errors: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DataError(f"{path} was changed while it was read; start again when it is written")
+    try:
+        data = _UNPACK.get(Path(path).suffix.lower(), bytes)(data)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}; pack it again, or leave it out") from error
+    encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding, errors).read()
+    except UnicodeError as error:
+        raise DataError(f"{path} is not {encoding} text: {error}; convert it, or leave it out") from error
+    if errors == "strict" and "\0" in text:
+        raise DataError(f"{path} is not text, it has bytes of value 0; convert it, or leave it out")
+    return text

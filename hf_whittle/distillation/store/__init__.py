@@ -1,0 +1,1 @@
+"""Stores of teacher targets: written once, read in place of the teacher."""

@@ -1,0 +1,129 @@
+"""The files of a store of a teacher's predictions: its settings, its shards, and how blocks are told apart."""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...checks import check_integers, check_positive
+from ...errors import StoreError
+from ...files.text import read_json
+from .encodings import ENCODINGS, Encoding
+
+STORE_FILE = "store.json"
+FORMAT = 1
+AGAIN = "run hf-whittle store-logits again"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """What a store was made with; two stores with the same settings are the same, byte for byte.
+
+    Args:
+        encoding (`Encoding`): what is kept of a distribution.
+        temperature (`float`): of the teacher's distribution.
+        blocks (`int`): number of blocks.
+        block_size (`int`): tokens in a block.
+        blocks_per_shard (`int`): blocks in a file.
+        teacher (`str`): fingerprint of the teacher.
+        tokenizer (`str`, *optional*): fingerprint of the tokenizer's vocabulary, where it is known.
+        data (`str`): fingerprint of the blocks in their order.
+
+    Raises:
+        StoreError: if a number is out of range.
+    """
+
+    encoding: Encoding
+    temperature: float
+    blocks: int
+    block_size: int
+    blocks_per_shard: int
+    teacher: str
+    tokenizer: str | None
+    data: str
+
+    def __post_init__(self) -> None:
+        check_positive(self, "temperature", error=StoreError)
+        check_integers(self, {"blocks_per_shard": 1}, error=StoreError)
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.blocks // self.blocks_per_shard)
+
+    def blocks_of(self, shard: int) -> range:
+        """Indices of the blocks in a shard."""
+        start = shard * self.blocks_per_shard
+        return range(start, min(start + self.blocks_per_shard, self.blocks))
+
+    def identity(self, shard: int) -> str:
+        """What tells a shard from any other of any store."""
+        return f"{short_hash(json.dumps(self.to_dict(), sort_keys=True).encode())}/{shard}"
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        return {"format": FORMAT, "kind": self.encoding.kind, **dataclasses.asdict(self.encoding), **own}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StoreSettings":
+        kind = ENCODINGS[values["kind"]]
+        encoding = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+        return cls(encoding, **{field.name: values[field.name] for field in dataclasses.fields(cls)[1:]})
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def read_settings(folder: Path) -> tuple[StoreSettings, bool]:
+    """Settings of the store in a folder, and whether all of it is written.
+
+    Raises:
+        StoreError: if there is none, it is damaged, or of another format.
+    """
+    path = folder / STORE_FILE
+    try:
+        values = read_json(path)
+        if values["format"] != FORMAT:
+            raise StoreError(
+                f"{path} is of format {values['format']}, this version reads {FORMAT}; {AGAIN} into another folder"
+            )
+        return StoreSettings.from_dict(values), values["complete"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"there is no store at {folder}; make one with hf-whittle store-logits") from error
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path} is damaged; remove the folder and {AGAIN}") from error
+
+
+def digest_blocks(input_ids: torch.Tensor) -> np.ndarray:
+    """A digest of each block's tokens, `int64`, `(B,)`."""
+    rows = np.ascontiguousarray(input_ids.cpu().numpy(), dtype="<i4")
+    return np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows), dtype="<i8").copy()
+
+
+def checksum(block: dict[str, torch.Tensor]) -> int:
+    """CRC-32 of what is kept of a block."""
+    value = 0
+    for name in sorted(block):
+        array: Any = block[name].contiguous().numpy()
+        value = zlib.crc32(array, value)
+    return value
+
+
+def short_hash(data: bytes) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of a tokenizer's tokens and their ids."""
+    return short_hash(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())

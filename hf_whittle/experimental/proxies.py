@@ -1,0 +1,263 @@
+"""Zero-cost proxies: what a subnet may be worth, told from its weights or from a few gradients.
+
+Each is a `Fitness`, so that any search can minimise it: where more is better, it is the negative. They are known to
+rank worse than perplexity does (arXiv 2510.07227 for magnitude); `tests/benchmarks/search.py` measures how much.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from ..cost.counts import flops_per_token, num_parameters
+from ..errors import WhittleError
+from ..evaluation import evaluating, is_sharded
+from ..fingerprints import model_fingerprint
+from ..fitness.base import Fitness, TokenFitness
+from ..models.weights import check_plain_weights
+from ..subnet import Kept, SubnetConfig, indices
+
+if TYPE_CHECKING:
+    from ..importance.scores import ImportanceScores
+    from ..models.supernet import SuperNetModel
+
+
+def _check_whole(supernet: "SuperNetModel", name: str) -> None:
+    check_plain_weights(supernet)
+    if is_sharded(supernet):
+        raise WhittleError(f"{name} needs the whole model in each process; use perplexity or kl for a sharded one")
+
+
+class WeightMagnitude(Fitness):
+    """The negative sum of the absolute weights of a subnet's matrices, after arXiv 2510.07227.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+    """
+
+    name = "magnitude"
+
+    def __init__(self, supernet: "SuperNetModel"):
+        _check_whole(supernet, self.name)
+        self.supernet = supernet
+        self._magnitudes = copy.deepcopy(supernet)  # as a super-network, so that it is sliced as one
+        with torch.no_grad():
+            for parameter in self._magnitudes.parameters():
+                parameter.abs_()
+
+    @torch.no_grad()
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        with self._magnitudes.active_subnet(subnet):
+            return -sum(part.double().sum().item() for part in self._magnitudes.weights_in_use())
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 0
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return num_parameters(self.supernet.full_config, subnet)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "model": model_fingerprint(self.supernet)}
+
+
+class RetainedImportance(Fitness):
+    """The negative share of importance that a subnet retains: of channels, layers, heads and neurons, on average.
+
+    Args:
+        scores (`ImportanceScores`): of the super-network; a negative score counts as 0.
+    """
+
+    name = "importance"
+
+    def __init__(self, scores: "ImportanceScores"):
+        self.scores = scores
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        scores = self.scores
+
+        def per_layer(kept: Sequence[Kept], of_layers: Sequence[Any]) -> float:
+            retained = sum(_retained(entry, of_layers[layer]) for layer, entry in zip(subnet.layers, kept, strict=True))
+            return retained / len(of_layers)
+
+        shares = (
+            _retained(subnet.hidden_size, scores.channels),
+            _retained(subnet.num_hidden_layers, scores.layers),
+            per_layer(subnet.num_attention_heads, scores.heads),
+            per_layer(subnet.intermediate_size, scores.neurons),
+        )
+        return -sum(shares) / len(shares)
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 0
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "scores": self.scores.settings}
+
+
+def _retained(kept: Kept, scores: Any) -> float:
+    positive = scores.clip(min=0)
+    return float(positive[list(indices(kept))].sum() / (positive.sum() or 1.0))
+
+
+class _GradientProxy(TokenFitness):
+    """A proxy of the gradient of the loss on all tokens."""
+
+    passes = 3
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        _check_whole(self.supernet, self.name)
+        input_ids = self.input_ids[self.rows(share)]
+        parameters = list(self.supernet.parameters())
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        with (
+            self.supernet.active_subnet(subnet),
+            evaluating(self.supernet),
+            _all_need_gradients(self.supernet),
+            torch.enable_grad(),
+        ):
+            for batch in input_ids.split(self.batch_size):
+                batch = batch.to(self.supernet.device)
+                loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)  # a slice has none outside of it
+                for total, gradient in zip(gradients, found, strict=True):
+                    if gradient is not None:
+                        total += gradient
+        return -self._score(parameters, gradients)
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        raise NotImplementedError
+
+
+@contextmanager
+def _all_need_gradients(model: nn.Module) -> Iterator[None]:
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+class GradientNorm(_GradientProxy):
+    """The negative Euclidean norm of the gradient (arXiv 2101.08134)."""
+
+    name = "gradient-norm"
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        return math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients))
+
+
+class Snip(_GradientProxy):
+    """The negative sum over the weights of |weight x gradient| (SNIP, arXiv 1810.02340)."""
+
+    name = "snip"
+
+    def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+        pairs = zip(parameters, gradients, strict=True)
+        return sum((parameter.detach() * gradient).double().abs().sum().item() for parameter, gradient in pairs)
+
+
+class Synflow(Fitness):
+    """The negative logarithm of the synaptic flow: the sum of weight x gradient in a network of absolute weights.
+
+    After arXiv 2006.05467: every weight is replaced by its absolute value, norms pass on what they get, and the
+    network is fed with ones in place of the embedding of a single token, on which attention does nothing but pass on
+    values. The sum is then the same as R, the output, times the number of weights on a path. Needs no text, but a copy
+    of the super-network in `float64`, since R grows exponentially with depth.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+    """
+
+    name = "synflow"
+
+    def __init__(self, supernet: "SuperNetModel"):
+        _check_whole(supernet, self.name)
+        self.supernet = supernet
+        self._linear = copy.deepcopy(supernet).double().eval().requires_grad_(True)
+        self._linear.set_attn_implementation(_VALUES)
+        with torch.no_grad():
+            for parameter in self._linear.parameters():
+                parameter.abs_()
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        parameters = list(self._linear.parameters())
+        with self._linear.active_subnet(subnet), _norms_pass_on(self._linear), torch.enable_grad():
+            ones = torch.ones(1, 1, subnet.shape.hidden_size, dtype=torch.float64, device=self._linear.device)
+            output = self._linear(inputs_embeds=ones, use_cache=False).logits.sum()
+            gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+        pairs = zip(parameters, gradients, strict=True)
+        flow = sum((p.detach() * g).sum().item() for p, g in pairs if g is not None)
+        return -math.log(flow) if 0 < flow < math.inf else math.inf
+
+    def tokens(self, share: float = 1.0) -> int:
+        return 1
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        return 6 * num_parameters(self.supernet.full_config, subnet)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "model": model_fingerprint(self.supernet)}
+
+
+def _pass_on_values(module: nn.Module, query: Any, key: Any, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+    """Attention of a single token."""
+    return value.transpose(1, 2), None
+
+
+_VALUES = "hf_whittle_values"
+AttentionInterface.register(_VALUES, _pass_on_values)
+
+
+@contextmanager
+def _norms_pass_on(model: nn.Module) -> Iterator[None]:
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    hooks = [norm.register_forward_hook(lambda module, inputs, output: inputs[0]) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class JacobianCovariance(TokenFitness):
+    """How alike the gradients of blocks with respect to their embeddings are (arXiv 2006.04647): the less, the better.
+
+    With the eigenvalues v of the correlation matrix of these gradients, one a block, it is `sum(log(v) + 1 / v)`,
+    the negative of the published score. At least two blocks are needed.
+    """
+
+    name = "jacobian-covariance"
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        """A forward pass and a backward pass to the embeddings, which leaves out the gradients of the matrices."""
+        config, length = self.supernet.full_config, self.input_ids.shape[1]
+        whole, matrices = (flops_per_token(config, subnet, sequence_length=size) for size in (length, 0))
+        return self.tokens(share) * (3 * whole - matrices)
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        _check_whole(self.supernet, self.name)
+        jacobians = []
+        with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
+            for batch in self.input_ids[self.rows(share)].split(self.batch_size):
+                embeddings = self.supernet.get_input_embeddings()(batch.to(self.supernet.device)).detach()
+                embeddings.requires_grad_()
+                output = self.supernet(inputs_embeds=embeddings, use_cache=False).logits.sum()
+                jacobians.append(torch.autograd.grad(output, embeddings)[0].flatten(1))
+        correlation = torch.corrcoef(torch.cat(jacobians).double())
+        if correlation.ndim == 0 or not correlation.isfinite().all():
+            return math.inf
+        values = torch.linalg.eigvalsh(correlation) + 1e-5
+        return (values.log() + 1 / values).sum().item()

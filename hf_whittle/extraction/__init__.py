@@ -1,0 +1,1 @@
+"""Extraction of a student from a model in memory or from a checkpoint."""

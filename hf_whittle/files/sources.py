@@ -1,0 +1,57 @@
+"""Folders of files on disk or on the Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .paths import expanded
+
+
+def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
+    """The folder that holds these files: a local one, or of the Hub, downloaded if they must be, of one commit.
+
+    Args:
+        source (`str` or `Path`): a folder, or a name on the Hub.
+        names (`Sequence[str]`): files of it.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` and `repo_type`, as in
+            `huggingface_hub.snapshot_download`.
+
+    Raises:
+        CheckpointError: if there is no such folder or repository, or it lacks one of the files.
+    """
+    folder = Path(expanded(source))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=list(names), **hub))
+        except (HTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{str(source)!r} is no folder, nor could it be read from the Hub: {reason}"
+            ) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{source} has no {name}")
+    return folder
+
+
+def commit_of(source: str | Path, **hub: Any) -> str | None:
+    """The commit that a checkpoint was just loaded from, as the cache of the Hub says; transformers does not.
+
+    Args:
+        source (`str` or `Path`): what was loaded; a folder has no commit.
+        hub: what it was loaded with, as for `PreTrainedModel.from_pretrained`.
+    """
+    from transformers.utils import CONFIG_NAME
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    if Path(source).exists():
+        return None
+    where = {name: hub[name] for name in ("revision", "cache_dir", "subfolder") if name in hub}
+    try:
+        return extract_commit_hash(cached_file(source, CONFIG_NAME, local_files_only=True, **where), None)
+    except (OSError, ValueError):  # not in the cache
+        return None

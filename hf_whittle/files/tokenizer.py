@@ -1,0 +1,99 @@
+"""The files that a tokenizer consists of, whatever kind it is."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CHAT_TEMPLATE_DIR
+from transformers.utils.hub import cached_file, list_repo_templates
+
+from .paths import expanded
+from .text import read_json, write_json
+
+VOCABULARY_FILES = (
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
+    "source.spm", "target.spm", "tekken.json", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes", "dict.txt",
+    "emoji.json", "normalizer.json", "byte_maps.json", "entity_vocab.json", "word_shape.json",
+    "word_pronunciation.json", "vocab-src.json", "vocab-tgt.json", "target_vocab.json", "prophetnet.tokenizer",
+)  # fmt: skip
+"""Files that tokenizers of transformers are made from, SentencePiece models among them."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "chat_template.json", *VOCABULARY_FILES,
+)  # fmt: skip
+TEMPLATES = f"{CHAT_TEMPLATE_DIR}/*.jinja"
+
+
+def names_of_templates(source: str, **hub: Any) -> list[str]:
+    """Names of the chat templates beside the first one, in a folder or on the Hub."""
+    if Path(source).is_dir():
+        return [f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in sorted(Path(source).glob(TEMPLATES))]
+    where = {name: hub.get(name) for name in ("revision", "cache_dir", "token")}
+    listed = list_repo_templates(source, local_files_only=bool(hub.get("local_files_only")), **where)
+    return [f"{CHAT_TEMPLATE_DIR}/{Path(name).stem}.jinja" for name in listed]
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Save a tokenizer with all of its files, so that `transformers` 4 and other programs read it, too."""
+    tokenizer.save_pretrained(folder)
+    complete_tokenizer(tokenizer, folder)
+
+
+def complete_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Make a tokenizer that was saved what `save_tokenizer` saves; anything else than a tokenizer saved nothing."""
+    make_tokenizer_portable(folder)
+    keep_vocabulary_files(tokenizer, folder)
+
+
+def make_tokenizer_portable(folder: str | Path) -> None:
+    """Write what a folder says of its tokenizer as `transformers` 4 reads it, too."""
+    path = Path(folder) / TOKENIZER_CONFIG_FILE
+    try:
+        values = read_json(path) if path.is_file() else {}
+    except ValueError:  # it was copied from a checkpoint that is damaged
+        return
+    if not isinstance(values, dict):
+        return
+    before = dict(values)
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    if values != before:
+        write_json(path, values)
+
+
+def keep_vocabulary_files(tokenizer: Any, folder: str | Path) -> None:
+    """Put beside a saved tokenizer the files it was loaded from that `save_pretrained` does not write.
+
+    Other programs need them, as those of llama.cpp do a SentencePiece model. Nothing is put there if the tokenizer has
+    other tokens than what lies where it was loaded from.
+    """
+    source = expanded(getattr(tokenizer, "name_or_path", "") or "")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not source or Path(source) == Path(folder):
+        return
+    missing = [name for name in VOCABULARY_FILES if not (Path(folder) / name).exists()]
+    found = {name: path for name in missing if (path := _known(source, name)) is not None}
+    if found and _has_the_tokens_of(tokenizer, source):
+        for name, path in found.items():
+            shutil.copyfile(path, Path(folder) / name)
+
+
+def _known(source: str, name: str) -> str | None:
+    """Path of a file of a checkpoint that is on this machine."""
+    if Path(source).is_dir():
+        return str(Path(source) / name) if (Path(source) / name).is_file() else None
+    try:
+        return cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return None
+
+
+def _has_the_tokens_of(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    try:
+        before = AutoTokenizer.from_pretrained(source, local_files_only=True).get_vocab()
+    except (OSError, ValueError, ImportError):
+        return False
+    return before.items() <= tokenizer.get_vocab().items()

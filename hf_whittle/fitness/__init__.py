@@ -1,0 +1,1 @@
+"""Fitnesses: functions of a subnet that a search minimizes."""

@@ -1,0 +1,107 @@
+"""The interface of a fitness: a function of a subnet that a search minimizes."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..cost.counts import flops_per_token
+from ..evaluation import as_input_ids, is_sharded
+from ..fingerprints import fingerprint, model_fingerprint
+from ..models.weights import check_plain_weights
+from ..subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..models.supernet import SuperNetModel
+
+
+class Fitness(ABC):
+    """What a search minimises: a function of a subnet, and what evaluating it costs."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        """The fitness of a subnet; the lower, the better.
+
+        Args:
+            subnet (`SubnetConfig`): the subnet.
+            share (`float`, *optional*, defaults to 1.0): share of the tokens to read; a smaller share is part of a
+                larger one, so that all subnets are compared on the same tokens.
+        """
+
+    @abstractmethod
+    def tokens(self, share: float = 1.0) -> int:
+        """Tokens read for one evaluation."""
+
+    @abstractmethod
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        """FLOPs of one evaluation."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for two searches to give the same values."""
+
+    @property
+    def preparation(self) -> dict[str, int]:
+        """Tokens and FLOPs of what was done once, before the first evaluation."""
+        return {"tokens": 0, "flops": 0}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether all processes must evaluate a candidate together, since each holds a part of the model."""
+        return False
+
+
+class TokenFitness(Fitness):
+    """A fitness measured on a fixed set of tokens: the same ones, in the same order, for every subnet.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+
+    Raises:
+        DataError: if there are no blocks.
+        VocabularyError: if a token id is outside the model's vocabulary.
+        WeightsError: if the super-network's weights are quantized, offloaded or adapted.
+    """
+
+    passes: ClassVar[int] = 1
+    """Forward passes that evaluating costs; a backward pass counts as two."""
+
+    def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
+        check_plain_weights(supernet)
+        self.supernet = supernet
+        self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
+        self.batch_size = batch_size
+        self._order = torch.randperm(len(self.input_ids), generator=torch.Generator().manual_seed(0))
+
+    def rows(self, share: float) -> torch.Tensor:
+        """Indices of the blocks that make up a share of the tokens, at least one, ascending."""
+        return self._order[: max(1, round(share * len(self._order)))].sort().values
+
+    def tokens(self, share: float = 1.0) -> int:
+        return len(self.rows(share)) * self.input_ids.shape[1]
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self.supernet)
+
+    def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        length = self.input_ids.shape[1]
+        per_token = flops_per_token(self.supernet.full_config, subnet, sequence_length=length)
+        return self.passes * self.tokens(share) * per_token
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "tokens": self.tokens(),
+            "block_size": self.input_ids.shape[1],
+            "data": fingerprint(self.input_ids),
+            "model": model_fingerprint(self.supernet),
+        }

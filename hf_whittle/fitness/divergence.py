@@ -1,0 +1,87 @@
+"""Divergence of a subnet from a teacher on fixed tokens."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from ..cost.models import forward_flops_per_token
+from ..errors import VocabularyError
+from ..evaluation import evaluating, next_token_logits, sum_over_batches
+from ..fingerprints import model_fingerprint
+from ..models.weights import check_no_subnet
+from ..subnet import SubnetConfig
+from .base import TokenFitness
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ..models.supernet import SuperNetModel
+
+
+class KLDivergence(TokenFitness):
+    """Mean KL divergence, in nats a token, of a subnet's predictions from those of a teacher on fixed tokens.
+
+    The teacher's log-probabilities are computed once and held in half precision, 2 bytes for each token and entry of
+    the vocabulary.
+
+    Args:
+        supernet (`SuperNetModel`): the super-network.
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        teacher (`PreTrainedModel`, *optional*): with the same vocabulary; the full super-network by default.
+
+    Raises:
+        VocabularyError: if the teacher's vocabulary is another.
+        SubnetError: if a subnet is active in the teacher.
+    """
+
+    name = "kl"
+
+    def __init__(
+        self,
+        supernet: "SuperNetModel",
+        blocks: "Dataset | torch.Tensor",
+        batch_size: int = 16,
+        teacher: "PreTrainedModel | None" = None,
+    ):
+        super().__init__(supernet, blocks, batch_size)
+        teacher = teacher or supernet
+        check_no_subnet(teacher)
+        if teacher.config.vocab_size != supernet.config.vocab_size:
+            raise VocabularyError(
+                f"the teacher's vocabulary has {teacher.config.vocab_size} entries, that of the super-network "
+                f"{supernet.config.vocab_size}; use a teacher with the same vocabulary"
+            )
+        self._teacher = model_fingerprint(teacher)
+        self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
+        with evaluating(teacher):
+            self._targets = torch.cat(
+                [_in_half(next_token_logits(teacher, b)) for b in self.input_ids.split(batch_size)]
+            )
+
+    def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
+        rows = self.rows(share)
+        targets = self._targets[rows]
+
+        def divergence(start: int, logits: torch.Tensor) -> torch.Tensor:
+            target = targets[start : start + len(logits)].to(logits.device).float()
+            return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
+
+        with self.supernet.active_subnet(subnet):
+            total = sum_over_batches(self.supernet, self.input_ids[rows], self.batch_size, divergence)
+        return total / (len(rows) * self.input_ids.shape[1])
+
+    @property
+    def preparation(self) -> dict[str, int]:
+        return {"tokens": self.tokens(), "flops": self.tokens() * self._teacher_flops}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "teacher": self._teacher}
+
+
+def _in_half(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of logits, in half precision; those below its least number are as good as 0 all the same."""
+    return logits.float().log_softmax(-1).clamp(min=-6e4).half().cpu()

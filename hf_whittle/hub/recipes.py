@@ -1,0 +1,41 @@
+"""A recipe as it is published."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files.paths import is_local
+from ..files.yaml import as_yaml, read_yaml
+
+
+def publishable(path: str | Path) -> str:
+    """A recipe's file, as YAML in which paths of this machine are their last name, after `./`.
+
+    It need not be one that can be run here.
+
+    Raises:
+        RecipeError: if it is no recipe.
+    """
+    values = _without_absolute_paths(read_yaml(path))
+    data = values.get("data")
+    data = data if isinstance(data, dict) else {}
+    for section, key in ((values, "teacher"), (values, "supernet"), (data, "dataset")):
+        if isinstance(section.get(key), str) and is_local(section[key]):
+            section[key] = _last_name(section[key])
+    for name in ("output_dir", "teacher_store"):
+        if isinstance(values.get(name), str):
+            values[name] = _last_name(values[name])
+    if isinstance(data.get("files"), list):
+        data["files"] = [_last_name(str(pattern)) for pattern in data["files"]]
+    return as_yaml(values)
+
+
+def _last_name(path: str) -> str:
+    return f"./{Path(path).expanduser().resolve().name}"
+
+
+def _without_absolute_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_absolute_paths(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_absolute_paths(each) for each in value]
+    return _last_name(value) if isinstance(value, str) and (Path(value).is_absolute() or value[:2] == "~/") else value

@@ -1,0 +1,1 @@
+"""Distillation losses: divergences between distributions, and losses between hidden states."""

@@ -1,0 +1,89 @@
+"""Teach `AutoConfig` and `AutoModel*` our classes once they are imported, without importing them ourselves.
+
+Configurations and auto classes of transformers import each other, so what is registered waits until none of the
+modules concerned is half way through its import.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
+_MODELING_AUTO = "transformers.models.auto.modeling_auto"
+_OURS = "hf_whittle.models.gpt_neox."
+
+
+def register() -> None:
+    """Register now with the auto classes that are imported already, and with the others when they are."""
+    watcher = next((finder for finder in sys.meta_path if isinstance(finder, _Watcher)), None)
+    if watcher is None:
+        watcher = _Watcher()
+        sys.meta_path.insert(0, watcher)
+    watcher.settle()
+
+
+def _register_with_imported() -> None:
+    if _CONFIGURATION_AUTO in sys.modules:
+        from .gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+
+        auto_config = sys.modules[_CONFIGURATION_AUTO].AutoConfig
+        auto_config.register(WhittleGPTNeoXConfig.model_type, WhittleGPTNeoXConfig, exist_ok=True)
+    if _MODELING_AUTO in sys.modules:
+        from .gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
+
+        auto = sys.modules[_MODELING_AUTO]
+        auto.AutoModel.register(WhittleGPTNeoXConfig, WhittleGPTNeoXModel, exist_ok=True)
+        auto.AutoModelForCausalLM.register(WhittleGPTNeoXConfig, WhittleGPTNeoXForCausalLM, exist_ok=True)
+
+
+class _Watcher(importlib.abc.MetaPathFinder):
+    """Finds modules as Python does, and registers after the outermost import of transformers' or ours."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._registered: set[str] = set()
+
+    def settle(self) -> None:
+        """Register, unless a module is half way through its import or nothing is new."""
+        present = {_CONFIGURATION_AUTO, _MODELING_AUTO} & sys.modules.keys()
+        if self.depth == 0 and present != self._registered:
+            self.depth += 1
+            try:
+                _register_with_imported()
+                self._registered = present
+            finally:
+                self.depth -= 1
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(("transformers.", _OURS)):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A watched module's own loader, which counts how deep the imports are nested."""
+
+    def __init__(self, loader: Any, watcher: _Watcher):
+        self._loader = loader
+        self._watcher = watcher
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._loader
+        self._watcher.depth += 1
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._watcher.depth -= 1
+        self._watcher.settle()

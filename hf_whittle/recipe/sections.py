@@ -1,0 +1,204 @@
+"""Sections of a recipe."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..checks import check_integers
+from ..cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
+from ..errors import RecipeError
+from ..files.paths import expanded
+from ..search import ALGORITHMS, AdditiveSearchConfig, SearchConfig
+from .typed_values import parse_values
+
+FITNESSES = (
+    "perplexity", "kl", "healed-perplexity", "probe", "staged",
+    "magnitude", "importance", "gradient-norm", "snip", "synflow", "jacobian-covariance",
+)  # fmt: skip
+STAGES = ("perplexity", "healed-perplexity", "probe")
+"""The fitnesses of a staged one, for the shares of its algorithm in their order."""
+
+
+@dataclass
+class DataSection:
+    """The text: a dataset of the Hub or on disk, files, or text that is on every machine."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Name on the Hub, a local folder, or `python-standard-library`."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    split: str = field(default="train", metadata={"help": "Split of the dataset; `train[:1%]` takes a part."})
+    files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Text files, a document each, or tables with a column of text; or patterns of them."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    document_column: str | None = field(
+        default=None, metadata={"help": "Column that names a document, to hold out by; the text itself by default."}
+    )
+    block_size: int = field(default=1024, metadata={"help": "Tokens in a block."})
+    search_fraction: float = field(default=0.01, metadata={"help": "Share of the documents the search is held on."})
+    test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents results are reported on."})
+    search_tokens: int = field(default=65536, metadata={"help": "Most tokens a candidate is evaluated on."})
+    test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
+    calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            self.dataset = expanded(self.dataset)
+        if self.files is not None:
+            self.files = [expanded(path) for path in self.files]
+        check_integers(self, {"block_size": 2, "search_tokens": 1, "test_tokens": 1, "calibration_tokens": 1})
+        if self.num_proc is not None:
+            check_integers(self, {"num_proc": 1})
+        for name in ("search_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass
+class BinSection:
+    """The interval of a cost that the student must lie in: parameters, or any other."""
+
+    low: float
+    high: float
+    cost: Literal["parameters", "parameters_without_embeddings", "flops", "weight_bytes", "kv_cache_bytes"] = field(
+        default="parameters",
+        metadata={"help": "What is counted: FLOPs and cache bytes of a token, weights and cache in 16 bits."},
+    )
+
+    def __post_init__(self) -> None:
+        self.to_bin(1)
+
+    def to_bin(self, block_size: int) -> Bin:
+        """The bin, for blocks of `block_size` tokens."""
+        bins: dict[str, Callable[[], Bin]] = {
+            "parameters": lambda: ParameterBin(self.low, self.high),
+            "parameters_without_embeddings": lambda: ParameterBin(self.low, self.high, embeddings=False),
+            "flops": lambda: FlopsBin(self.low, self.high, sequence_length=block_size),
+            "weight_bytes": lambda: WeightBytesBin(self.low, self.high),
+            "kv_cache_bytes": lambda: KVCacheBin(self.low, self.high),
+        }
+        return bins[self.cost]()
+
+
+@dataclass
+class SpaceSection:
+    """The search space; sizes are `[from, to, step]`, `to` included."""
+
+    granularity: Literal["coarse", "fine"] = "coarse"
+    layer_wise: bool = True
+    stock_only: bool = False
+    hidden_size: list[int] | None = None
+    num_hidden_layers: list[int] | None = None
+    num_attention_heads: list[int] | None = None
+    intermediate_size: list[int] | None = None
+    importance: Literal["magnitude", "activation", "taylor"] | None = field(
+        default=None, metadata={"help": "Criterion by which a fine-grained space chooses entries; see importance.py."}
+    )
+    temperature: float = field(default=0.1, metadata={"help": "How far such a choice may stray from the scores."})
+
+    def __post_init__(self) -> None:
+        self.ranges()
+        if self.importance and self.granularity == "coarse":
+            raise ValueError("importance needs granularity: fine, a coarse space always keeps the first entries")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0, got {self.temperature}")
+
+    def ranges(self) -> dict[str, range]:
+        """The sizes given, as ranges."""
+        ranges = {}
+        for name, sizes in vars(self).items():
+            if isinstance(sizes, list):
+                if len(sizes) != 3 or sizes[2] < 1:
+                    raise ValueError(f"{name} must be [from, to, step] with a step of at least 1, got {sizes}")
+                ranges[name] = range(sizes[0], sizes[1] + 1, sizes[2])
+        return ranges
+
+
+@dataclass
+class SearchSection:
+    """The search; in YAML, the settings of the algorithm stand beside its name."""
+
+    algorithm: SearchConfig = field(
+        default_factory=AdditiveSearchConfig, metadata={"help": f"One of {', '.join(sorted(ALGORITHMS))}."}
+    )
+    fitness: Literal[FITNESSES] = field(  # type: ignore[valid-type]
+        default="healed-perplexity",
+        metadata={"help": "What is minimised; perplexity is the paper's. See fitness.py, healing and proxies.py."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
+    probe: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Fields of `ProbeConfig`; alpha, beta, temperature and learning_rate default to those of training."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_integers(self, {"batch_size": 1})
+        if self.probe and self.fitness not in ("probe", "staged"):
+            raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
+        if self.fitness == "staged":
+            self._check_stages()
+
+    def _check_stages(self) -> None:
+        shares = getattr(self.algorithm, "shares", None)
+        if shares is None:
+            fields = {name: dataclasses.fields(config) for name, config in sorted(ALGORITHMS.items())}
+            staged = [name for name, items in fields.items() if "shares" in (item.name for item in items)]
+            raise ValueError(
+                f"fitness: staged needs an algorithm that evaluates on shares of the tokens, {' or '.join(staged)}; "
+                f"{self.algorithm.name} evaluates on all of them"
+            )
+        if len(shares) != len(STAGES):
+            raise ValueError(
+                f"fitness: staged takes {', '.join(STAGES)} for the shares, which must then be {len(STAGES)}, got "
+                f"{shares}"
+            )
+        scored = getattr(self.algorithm, "score_share", 1.0)
+        if scored not in shares:
+            raise ValueError(f"score_share must be one of the shares {shares} with fitness: staged, got {scored}")
+
+    @classmethod
+    def parse(cls, values: Any, where: str) -> "SearchSection":
+        """Make a section of a mapping that names an algorithm and its settings."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"{where}: expected keys and values, got {values!r}")
+        name = values.get("algorithm", AdditiveSearchConfig.name)
+        if not isinstance(name, str) or name not in ALGORITHMS:
+            raise RecipeError(f"{where}.algorithm: expected one of {', '.join(sorted(ALGORITHMS))}, got {name!r}")
+        algorithm = ALGORITHMS[name]
+        hints = typing.get_type_hints(cls) | {"algorithm": str} | typing.get_type_hints(algorithm)
+        known = {item.name: hints[item.name] for item in (*dataclasses.fields(cls), *dataclasses.fields(algorithm))}
+        parsed = parse_values(known, values, where)
+        if "probe" in parsed:
+            parsed["probe"] = _parse_probe(parsed["probe"], f"{where}.probe")
+        own = {item.name: parsed.pop(item.name) for item in dataclasses.fields(cls) if item.name in parsed}
+        if own.get("fitness") == "staged" and "score_share" in known and "score_share" not in parsed:
+            shares = parsed.get("shares") or AdditiveSearchConfig().shares
+            parsed["score_share"] = shares[min(1, len(shares) - 1)]  # healed: replacements are too many to probe
+        try:
+            return cls(**{**own, "algorithm": algorithm(**parsed)})
+        except ValueError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "algorithm": self.algorithm.name, **dataclasses.asdict(self.algorithm)}
+
+
+def _parse_probe(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check fields of `ProbeConfig`."""
+    from ..fitness.probe import ProbeConfig
+
+    parsed = parse_values(typing.get_type_hints(ProbeConfig), values, where)
+    try:
+        ProbeConfig(**parsed)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return parsed

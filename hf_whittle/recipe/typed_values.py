@@ -1,0 +1,143 @@
+"""Keys and values of YAML as the dataclasses they are meant for, checked key by key against the fields' types."""
+
+import collections.abc
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from typing import Any, Literal
+
+from ..errors import RecipeError
+from ..files.yaml import Word, meant
+from ..healing.config import HealingConfig
+
+_LISTS = (list, collections.abc.Sequence)
+
+
+def parse(cls: Any, values: Any, where: str) -> Any:
+    """Make a dataclass of a mapping, its sections included."""
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where or 'recipe'}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    parsed = parse_values(known, values, where)
+    required = [
+        item.name
+        for item in dataclasses.fields(cls)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in parsed]
+    if missing:
+        raise RecipeError(f"{where or 'recipe'}: missing {', '.join(missing)}; it needs {', '.join(required)}")
+    try:
+        return cls(**parsed)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    parsed = {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
+            raise RecipeError(f"unknown key {path!r}; did you mean {nearest[0]!r}? Valid here: {_short(sorted(known))}")
+        parsed[name] = _convert(value, known[name], path)
+    return parsed
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if hasattr(hint, "parse"):  # a section that is written in another way than it is held
+        return hint.parse(value, path)
+    if dataclasses.is_dataclass(hint):
+        return parse(hint, value, path)
+    value = _read_word(value, hint)
+    if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
+        return parse(HealingConfig, value, path)
+    if isinstance(value, dict) and "." in path:  # a value, not a section whose keys are yet to be read
+        value = meant(value)
+    if isinstance(value, list):
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if typing.get_origin(hint) in _LISTS and isinstance(value, list):
+        value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
+    value = _read_number(value, hint)
+    if hint == bool | dict[str, Any] and not _matches(value, hint):
+        raise RecipeError(f"{path}: expected true, false or fields of DistillationConfig, got {value!r}")
+    if not _matches(value, hint):
+        is_text = isinstance(value, bool | int | float) and _matches(str(value), hint)
+        quoted = "; put it in quotes" if is_text else ""
+        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__}){quoted}")
+    return value
+
+
+def _read_word(value: Any, hint: Any) -> Any:
+    """`no` and the like: text where text alone is expected, else a truth value."""
+    if not isinstance(value, Word):
+        return value
+    options = typing.get_args(hint) or (hint,)
+    return str(value) if bool not in options and any(_is_text(option) for option in options) else value.truth
+
+
+def _is_text(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, str))
+
+
+def _read_number(value: Any, hint: Any) -> Any:
+    if _accepts(hint, float) and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in _LISTS:
+        return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type) and issubclass(hint, str):  # enumerations of transformers are strings
+        return isinstance(value, str) and _is_member(value, hint)
+    return isinstance(value, origin or hint)
+
+
+def _is_member(value: str, hint: type[str]) -> bool:
+    try:
+        hint(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    return hint is kind or (kind in typing.get_args(hint) and str not in typing.get_args(hint))
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return (
+        hint.__name__
+        if isinstance(hint, type) and typing.get_origin(hint) is None
+        else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
+    )
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])} and {len(names) - 12} more"

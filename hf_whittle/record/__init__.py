@@ -1,0 +1,1 @@
+"""Facts of a student's making, as `results.json` holds them."""

@@ -1,0 +1,87 @@
+"""Features of a subnet for a surrogate: counts, runs, gaps and widths, in the manner of GRAF (arXiv 2403.13613)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ...cost.polynomial import Polynomial
+from ...subnet import Kept, Shape, SubnetConfig, count, indices
+
+
+def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | None = None) -> np.ndarray:
+    """A vector that describes what a subnet of a super-network keeps.
+
+    All of it is shares of the super-network, and statistics of shares: the channels, layers, heads, neurons and cost
+    that are kept; where kept layers begin, end and lie, their longest run and gap; for heads and neurons their mean,
+    spread, least, most and slope over the kept layers, where kept entries lie, and the width of every layer (0 where
+    it is left out). So super-networks of different sizes compare.
+
+    Args:
+        subnet (`SubnetConfig`): the subnet.
+        full (`Shape`): sizes of the super-network.
+        cost (`Polynomial`): what the bin bounds.
+        depth (`int`, *optional*): layers to describe widths at; those of another depth are read at the same relative
+            positions. By default the layers of the super-network.
+
+    Returns:
+        `np.ndarray`: `(features,)`, `float64`; their number depends on `depth` only.
+    """
+    shape, layers, total = subnet.shape, subnet.layers, full.num_hidden_layers
+    values = [
+        shape.hidden_size / full.hidden_size,
+        shape.num_hidden_layers / total,
+        cost(shape) / cost(full),
+        sum(shape.num_attention_heads) / sum(full.num_attention_heads),
+        sum(shape.intermediate_size) / sum(full.intermediate_size),
+        *_layout(layers, total),
+        *_location(subnet.hidden_size, full.hidden_size),
+    ]
+    read_at = [position * total // (depth or total) for position in range(depth or total)]
+    for kept, sizes, available in (
+        (subnet.num_attention_heads, shape.num_attention_heads, full.num_attention_heads),
+        (subnet.intermediate_size, shape.intermediate_size, full.intermediate_size),
+    ):
+        widths = [size / available[layer] for layer, size in zip(layers, sizes, strict=True)]
+        values += [*_statistics(widths), *_mean_location(kept, [available[layer] for layer in layers])]
+        by_layer = dict(zip(layers, widths, strict=True))
+        values += [by_layer.get(layer, 0.0) for layer in read_at]
+    return np.array(values, dtype=np.float64)
+
+
+def _layout(layers: Sequence[int], total: int) -> list[float]:
+    """Of the kept layers: where they begin, end and lie on average, and their longest run and gap, as shares."""
+    gaps = [after - before - 1 for before, after in pairwise((-1, *layers, total))]
+    run = longest = 1
+    for gap in gaps[1:-1]:
+        run = 1 if gap else run + 1
+        longest = max(longest, run)
+    middle = sum(layers) / len(layers)
+    numbers = [layers[0], total - 1 - layers[-1], middle, longest, max(gaps), sum(gap > 0 for gap in gaps)]
+    return [number / total for number in numbers]
+
+
+def _statistics(widths: Sequence[float]) -> list[float]:
+    """Mean, standard deviation, least, most, slope over the layers, and the means of the first and second half."""
+    mean = sum(widths) / len(widths)
+    deviation = (sum((width - mean) ** 2 for width in widths) / len(widths)) ** 0.5
+    middle = (len(widths) - 1) / 2
+    scatter = sum((position - middle) ** 2 for position in range(len(widths)))
+    slope = sum((position - middle) * width for position, width in enumerate(widths)) / (scatter or 1)
+    half = (len(widths) + 1) // 2
+    halves = [sum(part) / len(part) for part in (widths[:half], widths[-half:])]
+    return [mean, deviation, min(widths), max(widths), slope * len(widths), *halves]
+
+
+def _location(kept: Kept, total: int) -> list[float]:
+    """Where kept entries lie: their mean index, and the share of them that is among the first as many."""
+    size = count(kept)
+    if isinstance(kept, int):
+        return [(size - 1) / 2 / total, 1.0]
+    chosen = indices(kept)
+    return [sum(chosen) / size / total, sum(index < size for index in chosen) / size]
+
+
+def _mean_location(kept: Sequence[Kept], totals: Sequence[int]) -> list[float]:
+    located = [_location(entry, total) for entry, total in zip(kept, totals, strict=True)]
+    return [sum(column) / len(located) for column in zip(*located, strict=True)]
