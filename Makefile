@@ -1,9 +1,9 @@
-# Every target sets up .venv first. PYTHON is the interpreter to make it with (3.11 or newer).
+# Every target first sets up .venv with the interpreter PYTHON (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-# Two processes of one thread each: the tests' models are too small for more, and two threads each would hinder the other.
+# Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-slow test-kernels quality style bench model-cards clean
@@ -17,7 +17,7 @@ test: quality
 test-slow: .venv/installed
 	$(PYTEST) -m slow
 
-# The tests of numbers, with the kernels of other CPUs, on one thread and on two.
+# Numerical tests with the kernels of other CPUs, on one thread and on two.
 test-kernels: .venv/installed
 	.ci/kernels $(BIN)/python
 
@@ -36,7 +36,7 @@ bench: .venv/installed
 model-cards: .venv/installed
 	$(BIN)/python model_cards/render.py
 
-# What runs, without the tools that develop it.
+# Runtime dependencies without development tools.
 .venv/runs: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) .
 	touch $@

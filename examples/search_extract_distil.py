@@ -3,17 +3,17 @@
 # ///
 """Search, extract, heal, distil and publish with the Python API, step by step.
 
-As it stands it runs in a few minutes on a CPU, offline, with the bundled teacher and the Python standard library:
+Run it offline in a few minutes on a CPU, with the bundled teacher and the Python standard library:
 
     python examples/search_extract_distil.py
 
-With a checkpoint of the Hub and text of your own:
+Run it with a checkpoint from the Hub and your own text:
 
     python examples/search_extract_distil.py --teacher EleutherAI/pythia-410m --files "texts/**/*.txt" \
         --low 150e6 --high 165e6 --block_size 1024 --output_dir student --max_steps 2000 \
         --push_to_hub --hub_model_id me/pythia-160m-whittled
 
-With `--lora_rank 16` it trains adapters of the healed student instead of all its weights, and folds them in.
+Add `--lora_rank 16` to train adapters of the healed student instead of all its weights, and merge them at the end.
 """
 
 from dataclasses import dataclass, field
@@ -43,17 +43,17 @@ from hf_whittle.data import load_documents, pack_documents, split_documents
 class ScriptArguments:
     teacher: str = field(
         default=str(resources.files("hf_whittle") / "demo" / "teacher"),
-        metadata={"help": "Checkpoint to cut the student from, and to learn from."},
+        metadata={"help": "Checkpoint to extract the student from and to learn from."},
     )
     files: list[str] | None = field(
-        default=None, metadata={"help": "Text files or patterns; the Python standard library by default."}
+        default=None, metadata={"help": "Text files, or patterns of them; by default the Python standard library."}
     )
     low: float = field(default=0.80e6, metadata={"help": "Fewest parameters of the student."})
     high: float = field(default=0.88e6, metadata={"help": "Most parameters of the student."})
-    granularity: str = field(default="coarse", metadata={"help": "coarse or fine."})
+    granularity: str = field(default="coarse", metadata={"help": "Granularity of the search space: coarse or fine."})
     block_size: int = field(default=256, metadata={"help": "Tokens in a block."})
     generations: int = field(default=5, metadata={"help": "Generations of the search."})
-    lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank alone."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Train only LoRA adapters of this rank."})
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     save_student(student, args.output_dir, search_result=result, tokenizer=tokenizer)
     if args.push_to_hub:
         push_subnet_to_hub(student, trainer.hub_model_id, search_result=result, tokenizer=tokenizer)
-    trainer.end()  # closes trackers and, under a launcher, the process group
+    trainer.end()  # close trackers and, under a launcher, the process group
 
 
 if __name__ == "__main__":

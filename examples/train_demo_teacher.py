@@ -1,12 +1,12 @@
 # /// script
 # dependencies = ["hf_whittle", "transformers", "datasets"]
 # ///
-"""Train the small GPT-NeoX that `hf-whittle demo` uses as its teacher, from random initialization.
+"""Train the teacher of `hf-whittle demo`, a small GPT-NeoX, from random initialization.
 
     python examples/train_demo_teacher.py --output_dir teacher
 
-The text is the standard library of the running interpreter, less the modules that the demo holds out. One thread of a
-CPU takes about an hour and a half. The run that made the bundled teacher left its log in
+The text is the standard library of the running interpreter without the modules that the demo holds out. Training takes
+about an hour and a half on one CPU thread. The log of the bundled teacher is
 `hf_whittle/demo/teacher/training_log.json`.
 """
 
@@ -34,8 +34,8 @@ from hf_whittle.data.standard_library import HELD_OUT, standard_library
 
 @dataclass
 class TeacherArguments:
-    vocab_size: int = field(default=2048, metadata={"help": "Entries of the byte-level BPE tokenizer."})
-    hidden_size: int = field(default=128, metadata={"help": "Channels of the residual stream."})
+    vocab_size: int = field(default=2048, metadata={"help": "Vocabulary size of the byte-level BPE tokenizer."})
+    hidden_size: int = field(default=128, metadata={"help": "Channels of the hidden states."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers."})
     num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
     block_size: int = field(default=256, metadata={"help": "Tokens in a block."})
@@ -107,10 +107,10 @@ def main() -> None:
 
     teacher = trainer.accelerator.unwrap_model(trainer.model).to(torch.float16)
     folder = Path(args.output_dir) / "final"
-    teacher.config.use_cache = True  # the Trainer unsets it
+    teacher.config.use_cache = True  # Trainer sets it to False
     teacher.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    teacher.float()  # what is reported is what was saved: weights rounded to half precision
+    teacher.float()  # evaluate the saved weights, which were rounded to half precision
     losses = {name: trainer.evaluate(blocks[name])["eval_loss"] for name in HELD_OUT}
     log = {
         "parameters": teacher.num_parameters(),
@@ -129,7 +129,7 @@ def main() -> None:
         ],
     }
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
-    trainer.end()  # closes trackers and, under a launcher, the process group
+    trainer.end()  # close trackers and, under a launcher, the process group
 
 
 if __name__ == "__main__":

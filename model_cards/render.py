@@ -1,6 +1,6 @@
-"""Render the cards and pictures in this folder from the result files beside them, as `make model-cards` does.
+"""Render the model cards and pictures in this folder from the result files beside them, as `make model-cards` does.
 
-With the folders of students as arguments, their result files are taken over first:
+Give folders of students as arguments to copy their result files here first:
 
     python model_cards/render.py demo
 """
@@ -19,7 +19,7 @@ RESULT_FILES = (
 
 
 def take_over(student: Path) -> None:
-    """Copy the result files of a student, as they would be published, into a folder of its name."""
+    """Copy the published form of a student's result files into a folder of its name."""
     publication = publication_of_folder(student, student.resolve().name)
     with atomic_folder(HERE / student.resolve().name, replace=True) as folder:
         for name in RESULT_FILES:
@@ -28,7 +28,7 @@ def take_over(student: Path) -> None:
 
 
 def render(folder: Path) -> None:
-    """Draw the pictures of a folder and write its card anew."""
+    """Draw the pictures of a folder and rewrite its card."""
     (folder / CARD_FILE).unlink(missing_ok=True)
     describe(folder)
 
