@@ -1,11 +1,11 @@
 """Names that hf_whittle keeps in inner modules, imported here and nowhere else in this folder."""
 
-from hf_whittle.distillation.fused import fused_distillation_loss
-from hf_whittle.distillation.losses import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
-from hf_whittle.distillation.targets import DenseTargets, Head, SparseTargets
 from hf_whittle.errors import WeightsError
 from hf_whittle.evaluation import cross_entropy
-from hf_whittle.importance import CRITERIA, LAYER_CRITERIA
+from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
+from hf_whittle.loss.divergences import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.targets import DenseTargets, Head, SparseTargets
 
 __all__ = [
     "CRITERIA",
