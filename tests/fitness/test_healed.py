@@ -1,4 +1,4 @@
-"""Healed perplexity: its students against least squares on what the super-network computes."""
+"""Healed perplexity: its students compared with least squares on activations of the super-network."""
 
 import argparse
 import copy
@@ -26,7 +26,7 @@ RIDGE = 1e-2
 
 @pytest.fixture(scope="module")
 def text(supernet, sample_text):
-    """Calibration text of the super-network's own, and other text."""
+    """Calibration text sampled from the super-network, and other text of it."""
     return sample_text(supernet, 96).split([64, 32])
 
 
@@ -43,7 +43,7 @@ def perplexity_of(model, blocks):
 
 @torch.no_grad()
 def seen(model, input_ids):
-    """What goes into and comes out of every module, `(tokens, features)`."""
+    """Input and output of every module, `(tokens, features)`."""
     found = {}
 
     def keep(name):
@@ -162,24 +162,24 @@ def test_basis_inputs_and_head_are_principal_components_and_least_squares_in_the
     share = (energies[: size - 1] ** 2).sum() / (energies**2).sum()
 
     def least_squares(norm, normal):
-        """From the student's normalised stream and a constant to what the norm of the super-network makes of it."""
-        stream = normal @ down.T
-        x = with_one(stream / stream.square().mean().sqrt())
+        """Fit of the output of the super-network's norm to the student's normalized hidden states and 1."""
+        reduced = normal @ down.T
+        x = with_one(reduced / reduced.square().mean().sqrt())
         scale, shift = (part.detach().double() for part in (norm.weight, norm.bias))
         start = torch.cat([scale[:, None] * down.T * math.sqrt(32 * share / size), shift[:, None]], 1)
         return ridge_least_squares(x, normal * scale + shift, start)
 
-    centring = torch.eye(size, dtype=torch.float64) - 1 / size
+    centering = torch.eye(size, dtype=torch.float64) - 1 / size
     expected = least_squares(supernet.gpt_neox.final_layer_norm, normals[-1])
     head, matrix = (model.lm_head.weight.detach().double() for model in (student, supernet))
-    close(head @ centring, matrix @ expected[:, :-1] @ centring)
+    close(head @ centering, matrix @ expected[:, :-1] @ centering)
     constant = head @ student.gpt_neox.final_layer_norm.bias.detach().double()
     close(constant, matrix @ expected[:, -1])
 
     full, own = supernet.gpt_neox.layers[2], student.gpt_neox.layers[1]
     expected = least_squares(full.input_layernorm, normals[1])
     matrix, bias = (p.detach().double()[:48] for p in full.attention.query_key_value.parameters())
-    close(own.attention.query_key_value.weight.detach().double() @ centring, matrix @ expected[:, :-1] @ centring)
+    close(own.attention.query_key_value.weight.detach().double() @ centering, matrix @ expected[:, :-1] @ centering)
     close(own.attention.query_key_value.bias, bias + matrix @ expected[:, -1])
 
 
@@ -428,7 +428,7 @@ def test_weights_that_are_no_numbers_are_an_error_that_names_the_layer(supernet,
     with torch.no_grad():
         broken.state_dict()[f"gpt_neox.{name}"][:, 3] = math.nan
     layer = 3 if "layers" in name else 0
-    with pytest.raises(HealingError, match=f"super-network computes values that are not finite in layer {layer}; use"):
+    with pytest.raises(HealingError, match=f"of the super-network contain NaN or Inf after layer {layer}; use"):
         HealedPerplexity(broken, *text)
 
 
@@ -459,6 +459,6 @@ def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gather
     numbers = sum(value.numel() for value in held)
     assert 0.7 < fitness._moments.bytes / (4 * numbers) < 1.3
     free = SimpleNamespace(available=fitness._moments.bytes - 1)
-    monkeypatch.setattr("hf_whittle.fitness.healed.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("hf_whittle.healing.supernet_moments.psutil.virtual_memory", lambda: free)
     with pytest.raises(WhittleError, match=r"healed perplexity needs .* GB for moments .*; search by perplexity"):
         HealedPerplexity(supernet, other, calibration)
