@@ -69,7 +69,7 @@ def with_one(x):
 
 
 def ridge_least_squares(x, y, start):
-    """By numpy; the ridge is rows of their own below the tokens."""
+    """Ridge regression by numpy's least squares, with the penalty as rows below the tokens."""
     squares = x.square().sum(0)
     penalty = (RIDGE * (squares + 1e-6 * squares.mean())).sqrt().diag()
     rows, targets = torch.cat([x, penalty]), torch.cat([y, penalty @ start.T])
@@ -84,7 +84,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("variant_supernet", [{}, {"attention_bias": False}], indirect=True)
-def test_outputs_of_a_layer_are_least_squares_of_what_the_super_network_writes(variant_supernet, sample_text):
+def test_outputs_of_a_layer_are_least_squares_of_those_of_the_super_network(variant_supernet, sample_text):
     calibration = sample_text(variant_supernet, 60)
     subnet = SubnetConfig(32, [0, 1, 4], [4, [1, 3], 4], [64, 30, 64])
     student = HealedPerplexity(variant_supernet, calibration[:2], calibration, 16).student(subnet)
@@ -128,7 +128,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
         parts = [linear.weight[:, columns], *([] if linear.bias is None else [linear.bias[:, None]])]
         return torch.cat(parts, 1).detach().double()
 
-    if first == 1:  # what layer 0 wrote, attention and MLP write together
+    if first == 1:  # attention and MLP together write the output of layer 0
         together = torch.cat([heads[:, :16], neurons], 1)
         share = ridge_least_squares(together, before - embedded, torch.zeros(32, 47, dtype=torch.float64))
         attention = attention + heads @ torch.cat([share[:, :16], share[:, 46:]], 1)[:, : heads.shape[1]].T
@@ -192,7 +192,7 @@ def test_full_subnet_stays_what_it_is(variant_supernet, sample_text):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["parallel", "sequential"])
 def trained(request, make_supernet):
-    """A small super-network that was trained for seconds on Python source, and other source of the same kind."""
+    """A small super-network trained for seconds on Python source, some of that source, and other source."""
     source = torch.frombuffer(bytearray(Path(argparse.__file__).read_bytes()[:98_304]), dtype=torch.uint8).long() % 128
     blocks = source.view(-1, 32)[torch.randperm(3072, generator=torch.Generator().manual_seed(0))]
     torch.manual_seed(0)
@@ -260,7 +260,7 @@ def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_
     for seed in range(16):
         subnet = draw_within(Shape.from_config(supernet.config), seed)
         ratios.append(healed(subnet) / plain(subnet))
-        # One channel says nothing, and what layers before the first kept one write is absorbed in part only.
+        # Only one channel is too little, and the output of layers before the first kept one is absorbed in part only.
         if subnet.layers[0] == 0 and subnet.shape.hidden_size > 1:
             assert ratios[-1] < 1
     assert sum(ratio < 1 for ratio in ratios) >= 12

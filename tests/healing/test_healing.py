@@ -56,7 +56,7 @@ def heal(model, subnet, text, output_dir=None, format="auto", dtype=None, **chan
 
 
 def perplexity_of(model, blocks):
-    """By the loss of transformers."""
+    """Perplexity by the loss of transformers."""
     with torch.no_grad():
         return math.exp(min(700.0, model(blocks, labels=blocks, use_cache=False).loss.double()))
 
@@ -235,11 +235,11 @@ def test_head_is_least_squares_of_the_last_state(supernet, text):
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
-# What healing is for
+# Healed students are better
 
 
 def assert_healed(supernet, subnet, text):
-    """The same model as the student that is not healed, and better on other text."""
+    """Assert that healing changes weights alone, and improves perplexity on other text."""
     calibration, other = text
     healed, unhealed = heal(supernet, subnet, calibration), extract_subnet(supernet, subnet)
     assert type(healed) is type(unhealed)
@@ -446,7 +446,7 @@ def test_same_call_gives_the_same_bytes_and_the_folder_the_student(supernet, tex
     )
 
 
-def test_report_says_what_was_fitted(supernet, text, uneven_subnet):
+def test_report_lists_the_fits(supernet, text, uneven_subnet):
     report = heal(supernet, uneven_subnet, text[0], held_out=0.25, ridge=[1e-3, 1e-2]).healing
     assert (report.tokens, report.held_out_tokens) == (60 * 16, 20 * 16)
     layer = "gpt_neox.layers.{}."
@@ -468,7 +468,7 @@ def test_student_that_is_not_healed_has_no_report(supernet, uneven_subnet, tmp_p
     assert not (tmp_path / "student" / "healing.json").exists()
 
 
-# What stays as it is
+# Nothing else changes
 
 
 @pytest.mark.parametrize("subnet", [STOCK, SubnetConfig(32, 5, 4, 64)], ids=["healed", "full"])

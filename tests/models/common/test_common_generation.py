@@ -22,14 +22,14 @@ from hf_whittle import extract_subnet
 
 
 def token_by_token(model, input_ids, choose, new_tokens=6):
-    """What generation does, without a cache and without its machinery."""
+    """Generate by plain forward passes, without a cache."""
     for _ in range(new_tokens):
         input_ids = torch.cat([input_ids, choose(first(model, input_ids, use_cache=False)[:, -1])], dim=1)
     return input_ids
 
 
 def log_likelihood(model, sequences, prompt):
-    """Of what follows the prompt, for each sequence and token."""
+    """Log-likelihood of each token after the prompt, by sequence."""
     predicted = first(model, sequences)[:, prompt - 1 : -1].log_softmax(-1)
     return predicted.gather(2, sequences[:, prompt:, None])[..., 0]
 
