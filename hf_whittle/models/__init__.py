@@ -1,10 +1,11 @@
-"""Models: tables of architectures, super-networks and what is sliced from them.
+"""Models: tables of architectures, super-networks, and slices of their weights.
 
-- `architecture`: what a table is and where to find one; a folder an architecture (`gpt_neox`) holds its table, its
-  student's configuration and class, and its super-network.
+- `architecture`: the classes of a table, and the table of a configuration. Each architecture has a folder, such as
+  `gpt_neox`, with its table, its student's configuration and class, and its super-network.
 - `elastic`, `supernet`: modules that run a slice of their weights, and the super-network made of them.
-- `weights`: checks of weights, and their names and shapes by the table; `sharding`: weights spread over processes.
-- `source`, `slicing`, `padding`: weights that a subnet keeps, and the student that holds them.
-- `single_layer`, `recording`: one layer run alone, and what modules read and wrote in a forward pass.
-- `portable`, `registration`: students as other versions of transformers and its auto classes load them.
+- `weights`: names and shapes of weights by the table, checks of weights, weights that are sharded or offloaded.
+- `source`, `slicing`, `padding`: a model as weights and configuration, the weights that a subnet keeps of it, and the
+  student that holds them.
+- `single_layer`, `activations`: one layer run alone, and recorded inputs and outputs of modules.
+- `portable`, `registration`: saving students for all versions of transformers, loading them by auto classes.
 """

@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     rope_type: str
 
     def changes(self):
-        """Keyword arguments of `make_stock`; constant ones differ from the defaults, so that a student that loses one fails.
+        """Keyword arguments of `make_stock`; constant ones are no defaults, so that a student that loses one fails.
 
         Dropout only matters in training mode.
         """
