@@ -110,10 +110,9 @@ class StudentWeights:
         """
         start = self.start_of_reader(weight, position).double()
         layer = self._subnet.layers[position]
-        if weight.in_layer:
-            matrix = self._slice_of_teacher(weight, 0, position).double()
-        else:
-            matrix = self.teacher.weight(weight.name).double()
+        is_sliced = weight.in_layer  # the output matrix is not
+        matrix = self._slice_of_teacher(weight, 0, position) if is_sliced else self.teacher.weight(weight.name)
+        matrix = matrix.double()
         bias = self.tensors.get(_bias(weight).format(layer=position)) if weight.in_layer else None
         if bias is None and self.basis.up is None:
             assert moments is not None
@@ -121,14 +120,19 @@ class StudentWeights:
             self.tensors[f"{weight.norm}.bias".format(layer=position)] += shift
         else:
             found = start if moments is None else self._fit(moments, start, layer, weight).weight
-            if bias is None:  # the norm's output has mean 0, so its mean can carry the constant
-                self.tensors[f"{weight.norm}.bias".format(layer=position)].fill_(1)
-                found = _constant_by_mean(found)
-            else:
-                own = take(self.teacher.weight(_bias(weight), layer), 0, self._rows(weight, 0, position)).double()
-                bias.copy_(own + matrix @ found[:, -1])
-                found = found[:, :-1]
+            found = self._without_constant(found, matrix, weight, position, bias)
         self.tensors[weight.name.format(layer=position)].copy_(matrix @ found)
+
+    def _without_constant(
+        self, found: torch.Tensor, matrix: torch.Tensor, weight: Weight, position: int, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Move the last column of a map `(D, d + 1)`, its constant, into a reader's bias or the norm before it."""
+        if bias is None:  # the norm's output has mean 0, so its mean can carry the constant
+            self.tensors[f"{weight.norm}.bias".format(layer=position)].fill_(1)
+            return _constant_by_mean(found)
+        own = self.teacher.weight(_bias(weight), self._subnet.layers[position])
+        bias.copy_(take(own, 0, self._rows(weight, 0, position)).double() + matrix @ found[:, -1])
+        return found[:, :-1]
 
     def _fit_without_bias(
         self, matrix: torch.Tensor, moments: Moments, start: torch.Tensor, layer: int, weight: Weight

@@ -1,7 +1,7 @@
 """Weights of a model by its table: names, shapes, and checks that slices of them can be taken."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -44,23 +44,26 @@ def check_plain_weights(model: Any) -> None:
         raise WeightsError(f"this {type(model).__name__} is quantized; {_WHAT_TO_DO}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = {weight.name.format(layer=layer): (weight, layer) for weight, layer in all_weights(config)}
-    missing = next((name for name in expected if name not in parameters), None)
-    others = sorted((name for name in parameters if name not in expected), key=lambda name: ".base_layer." not in name)
-    if others and (missing is None or ".base_layer." in others[0]):
-        raise WeightsError(f"this {type(model).__name__} has {others[0]}, which no slice would have; {_WHAT_TO_DO}")
-    if missing is not None:
-        raise ArchitectureError(
-            f"a {type(model).__name__} has no {missing}; give a model for causal language modeling, unwrapped"
-        )
+    _check_names(type(model).__name__, parameters.keys(), expected.keys())
     for name, (weight, layer) in expected.items():
         check_plain(name, parameters[name])
-        size, stated = tuple(parameters[name].shape), weight_shape(weight, config, shape, layer or 0)
-        if size != stated and not is_shard(parameters[name]):
+        size = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))  # a shard's own is 0
+        stated = weight_shape(weight, config, shape, layer or 0)
+        if size != stated:
             raise WeightsError(
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
                 "resize_token_embeddings, or load the model anew"
             )
     _check_sharing(config, table.weights, parameters)
+
+
+def _check_names(model: str, names: Set[str], expected: Set[str]) -> None:
+    missing = next((name for name in expected if name not in names), None)
+    others = sorted((name for name in names if name not in expected), key=lambda name: ".base_layer." not in name)
+    if others and (missing is None or ".base_layer." in others[0]):
+        raise WeightsError(f"this {model} has {others[0]}, which no slice would have; {_WHAT_TO_DO}")
+    if missing is not None:
+        raise ArchitectureError(f"a {model} has no {missing}; give a model for causal language modeling, unwrapped")
 
 
 def full_config(model: Any) -> Any:
@@ -202,6 +205,17 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
             f"the configuration of {where} says tie_word_embeddings, and the output matrix there has another shape "
             "than the embedding; the checkpoint contradicts its configuration"
         ) from error
+    _check_complete(info, where, any_size)
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)
+    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
+        head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is not tokens.weight:
+            model.config.tie_word_embeddings = False
+    return model, info
+
+
+def _check_complete(info: dict[str, Any], where: str, any_size: bool) -> None:
     if info["missing_keys"]:
         raise CheckpointError(
             f"{where} lacks {in_words(info['missing_keys'])}, which its configuration says it has; download it again, "
@@ -213,13 +227,6 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
             f"{name} of {where} has the shape {tuple(found)}, the configuration says {tuple(stated)}; the checkpoint "
             "contradicts its configuration"
         )
-    for name, parameter in model.named_parameters():
-        check_finite(name, parameter)
-    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
-        head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
-        if head is not None and head.weight is not tokens.weight:
-            model.config.tie_word_embeddings = False
-    return model, info
 
 
 def in_words(names: Any, most: int = 3) -> str:

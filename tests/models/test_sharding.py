@@ -42,8 +42,14 @@ def test_one_sharded_parameter_is_a_sharded_model_without_a_fingerprint(supernet
         model_fingerprint(model)
 
 
-def test_fitnesses_of_empty_shards_run_together_or_are_refused(zero3, input_ids):
+def test_whole_shape_of_empty_shards_is_checked(zero3):
     check_plain_weights(zero3)
+    zero3.gpt_neox.embed_in.weight.ds_shape = torch.Size([98, 32])
+    with pytest.raises(WeightsError, match=re.escape("has the shape (98, 32), the configuration says (99, 32)")):
+        check_plain_weights(zero3)
+
+
+def test_fitnesses_of_empty_shards_run_together_or_are_refused(zero3, input_ids):
     fitness = Perplexity(zero3, input_ids)
     assert fitness.is_sharded
     with pytest.raises(WeightsError, match=re.escape(REFUSED)):
