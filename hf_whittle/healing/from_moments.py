@@ -37,6 +37,8 @@ def student_healed_from(moments: SupernetMoments, teacher: Source, subnet: Subne
 
 
 class _Healing:
+    """Steps of healing one student, and the moments that its regressions need."""
+
     def __init__(self, moments: SupernetMoments, student: StudentWeights, subnet: SubnetConfig):
         self._moments, self._student, self._subnet = moments, student, subnet
 

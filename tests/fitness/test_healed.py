@@ -319,7 +319,7 @@ def test_tokens_are_those_evaluated_on_and_preparation_those_gathered_on(healed)
     assert healed.preparation["tokens"] == 64 * 16
 
 
-# Of 12 of 32 channels in 3 layers, 2 heads of 8 and 20 neurons; 99 tokens are in the vocabulary.
+# FLOPs of readers with 12 of 32 channels, 3 layers, 2 heads of 8 channels, 20 neurons and a vocabulary of 99.
 READING = 7 * (12**3 // 3 + 6 * 12**2 * 32 + 6 * 12 * 32**2 + 2 * 32**3) + 2 * 32 * 12 * (3 * (48 + 20) + 99)
 
 

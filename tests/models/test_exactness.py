@@ -91,7 +91,7 @@ class Call(NamedTuple):
 
     @property
     def attention_mask(self):
-        """Where there is padding, the last two rows may lack tokens."""
+        """Attention mask; with padding, the last two rows may lack tokens."""
         mask, rng = torch.ones(self.rows, self.tokens, dtype=torch.long), Random(self.seed)
         for row in mask[-2:]:
             missing = rng.randrange(self.tokens)
