@@ -21,6 +21,7 @@ def cases() -> dict[str, Callable[[], Rows]]:
 
 
 def _compare(tokens: int) -> Rows:
+    torch.compiler.reset()  # Liger's loss, compiled for one size, fails at the next
     inputs = _draw(tokens)
     losses: dict[str, Callable[[Inputs], torch.Tensor]] = {"naive": naive}
     losses |= {f"fused, chunks of {size}": partial(fused, size) for size in CHUNKS}

@@ -34,7 +34,7 @@ PRECISIONS = {"float32": torch.float32, "TF32": torch.float32, "bfloat16": torch
 def cases() -> dict[str, Callable[[], Rows]]:
     names = [(name, precision) for name, _ in SIZES.models for precision in PRECISIONS]
     slices = {f"slices of {name} in {precision}": partial(_slices, name, precision) for name, precision in names}
-    return slices | {f"fitnesses of {name}": partial(_fitnesses, name) for name, _ in SIZES.models}
+    return {f"fitnesses of {name}": partial(_fitnesses, name) for name, _ in SIZES.models} | slices
 
 
 def _supernet(name: str, dtype: torch.dtype = torch.float32) -> Any:
