@@ -53,7 +53,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="the JSON file (default: gpu.json)")
     parser.add_argument("--only", nargs="*", choices=names, default=names, help="what to run (default: everything)")
-    parser.add_argument("--seconds", type=float, default=290.0 if gpu else 900.0, help="for everything together")
+    parser.add_argument("--seconds", type=float, default=290.0 if gpu else 3600.0, help="for everything together")
     parser.add_argument("--demo", action=argparse.BooleanOptionalAction, default=gpu, help="run hf-whittle demo too")
     parser.add_argument("--workers", type=int, default=max(1, min(8, CORES // 2)), help="files of tests side by side")
     return parser.parse_args()
@@ -130,7 +130,11 @@ def _first_error(result: dict[str, Any]) -> dict[str, Any]:
     """Of a test or a measurement, or of the first of its rows that failed."""
     rows = [(row, figures) for row, figures in result.get("figures", {}).items() if "error" in figures]
     where, error = (None, result["error"]) if "error" in result else (rows[0][0], rows[0][1]["error"])
-    return {"row": where, "type": error["type"], "message": error["message"][:300], "at": error["traceback"][-1:]}
+    return {"row": where, "type": error["type"], "message": _shortened(error["message"]), "at": error["traceback"][-1:]}
+
+
+def _shortened(message: str, most: int = 200) -> str:
+    return message if len(message) <= 2 * most else f"{message[:most]} [...] {message[-most:]}"
 
 
 def _print_summary(report: dict[str, Any]) -> None:

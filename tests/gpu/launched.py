@@ -1,4 +1,4 @@
-"""A small training under a launcher; `torchrun` starts it.
+"""A small training in the only process of a launcher.
 
 torchrun --nproc-per-node 1 launched.py WAY FOLDER
 """

@@ -1,5 +1,6 @@
 """Jobs in processes of their own, which write what they do line by line; one that dies goes on after what killed it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,7 @@ def run_job(job: Job, deadline: float) -> list[dict[str, Any]]:
         for name in begun:
             results[name] = _died(name, end)
         if not planned or len(results) == before or time.monotonic() >= deadline:
-            rest = [name for name in planned if name not in results] or ([] if planned else [job.name])
+            rest = [name for name in planned if name not in results] or ([] if planned or results else [job.name])
             return [*results.values(), *(_died(name, end) for name in rest)]
 
 
@@ -85,11 +86,12 @@ def _run_once(job: Job, done: list[str], deadline: float) -> tuple[list[dict[str
             finally:
                 _end(process)
         lines = [json.loads(line) for line in record.read_text().splitlines()]
-        return lines, f"{code}: {output.read_text(errors='replace')[-1500:]}"
+        said = [line for line in output.read_text(errors="replace").splitlines() if "Extension modules:" not in line]
+        return lines, f"{code}: {chr(10).join(said)[-3000:]}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a process and those it started."""
-    if process.poll() is None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and all that it started
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

@@ -9,7 +9,7 @@ import torch
 
 from ..benchmarks.measuring import resident_megabytes, time_in_turn
 from .comparing import HAS_GPU
-from .recording import describe
+from .recording import describe, loses_device
 
 Rows = dict[str, dict[str, Any]]
 
@@ -38,10 +38,12 @@ def peak_megabytes(function: Callable[[], Any]) -> float:
 
 
 def attempt(function: Callable[[], Any]) -> dict[str, Any]:
-    """What a function gives, or the error that it raised."""
+    """What a function gives, or the error that it raised, unless nothing more can be done on the device."""
     try:
         return function()
     except Exception as error:
+        if loses_device(error):
+            raise
         return {"error": describe(error)}
 
 

@@ -12,6 +12,8 @@ import pytest
 
 _LOST = ("CUDA error", "device-side assert", "illegal memory access", "cuDNN error", "CUBLAS_STATUS")
 
+_OF_PYTEST = ("/_pytest/", "/pluggy/")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", help="file to append to")
@@ -35,8 +37,12 @@ class Lines:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Type, message and the last frames of an error."""
-    frames = [f"{at.filename}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
-    return {"type": type(error).__name__, "message": str(error)[:1500], "traceback": frames[-8:]}
+    frames = [
+        f"{at.filename}:{at.lineno} {at.name}"
+        for at in traceback.extract_tb(error.__traceback__)
+        if not any(part in at.filename for part in _OF_PYTEST)
+    ]
+    return {"type": type(error).__name__, "message": str(error)[:1500], "traceback": frames[-10:]}
 
 
 def loses_device(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Models whose layers lie on different devices, several visible devices, and processes of a launcher."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from .launched import WAYS, numbers_of, trained
 
 pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).parents[1]
+LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+"""What a launcher says to the only process it starts."""
 ELSEWHERE = "cpu" if HAS_GPU else "disk"
 """Where weights are offloaded to."""
 PARTS = ("gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.final_layer_norm", "gpt_neox.rotary_emb", "lm_head")
@@ -142,13 +145,15 @@ def launched(tmp_path_factory):
     def run(way):
         if way not in numbers:
             folder = tmp_path_factory.mktemp("launched")
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = str(free.getsockname()[1])
             path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
             done = subprocess.run(
-                [*command, str(Path(__file__).with_name("launched.py")), way, str(folder)],
+                [sys.executable, str(Path(__file__).with_name("launched.py")), way, str(folder)],
                 capture_output=True,
                 text=True,
-                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env=os.environ | LAUNCHED | {"MASTER_PORT": port, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 timeout=100,
                 check=False,
             )
