@@ -27,7 +27,9 @@ from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
+from ..record.results import Results
 from ..record.source import checkpoint_facts
 from ..subnet import SubnetConfig
 from .checkpoint import Checkpoint
@@ -289,12 +291,9 @@ def _cut(
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
     make_portable(student)
-    student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source)
-    student.results = {
-        **({"supernet": facts} if facts else {}),
-        "student": {"parameters": num_parameters(config)},
-    }
+    results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
+    Lineage(subnet, report, results).attach(student)
     if generation_config is not None:
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return student
