@@ -9,10 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.documents import STANDARD_LIBRARY
-from ..files.text import write_text
 from ..models.portable import oldest_transformers
 from ..record.facts import FitnessFacts
-from ..record.files import CARD_FILE, RECIPE_FILE
+from ..record.files import RECIPE_FILE
 from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import INHERITED
@@ -219,11 +218,6 @@ def is_as_rendered(card: str) -> bool:
 def _seal(page: str) -> str:
     """The comment that belongs to this page alone."""
     return f"<!-- made by hf_whittle, {hashlib.sha256(page.encode()).hexdigest()[:12]} -->"
-
-
-def write_card(folder: str | Path, **options: Any) -> None:
-    """Write `README.md` into the folder of a student; options as for `render_card`."""
-    write_text(Path(folder) / CARD_FILE, render_card(StudentFolder.load(folder), **options))
 
 
 def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:

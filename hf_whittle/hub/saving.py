@@ -1,4 +1,4 @@
-"""Students written into a folder with everything known of them, and their pictures and card."""
+"""Writing a student into a folder, with everything known of it, pictures and a card."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..cost.counts import num_parameters
 from ..files.paths import expanded
+from ..files.text import write_text
 from ..files.tokenizer import save_tokenizer
 from ..models.architecture import has_architecture
 from ..models.portable import make_portable
@@ -19,7 +20,9 @@ from ..record.lineage import Lineage
 from ..record.results import Results
 from ..search.facts import search_facts
 from ..search.result import SEARCH_FILE, SearchResult
-from .card import SubnetModelCardData, is_as_rendered, write_card
+from ..subnet import SubnetConfig
+from .card import SubnetModelCardData, is_as_rendered, render_card
+from .student_folder import StudentFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,28 +98,34 @@ def describe(folder: str | Path, card_data: SubnetModelCardData | None = None) -
         card_data (`SubnetModelCardData`, *optional*): metadata that take precedence over those of the folder.
     """
     folder = Path(expanded(folder))
-    _draw(folder, Lineage.load(folder))
+    student = StudentFolder.load(folder)
+    drawn = {*_draw_search(folder, student.lineage.subnet), *_draw_training(folder, student.lineage.results)}
     card = folder / CARD_FILE
     if not card.is_file() or is_as_rendered(card.read_text(encoding="utf-8")):
-        write_card(folder, card_data=card_data)
+        write_text(card, render_card(replace(student, files=student.files | drawn), card_data=card_data))
 
 
-def _draw(folder: Path, lineage: Lineage) -> None:
-    from ..plots import plot_architecture  # matplotlib, which a training does not need
+def _draw_search(folder: Path, subnet: SubnetConfig | None) -> list[str]:
+    """Draw a search and the subnet of a student; names of the pictures."""
+    if not (folder / SEARCH_FILE).is_file():
+        return []
+    search = SearchResult.load(folder)
+    pictures = search.plot(folder)
+    if subnet not in (None, search.best):  # another one of its subnets
+        from ..plots import plot_architecture
 
-    if (folder / SEARCH_FILE).is_file():
-        search = SearchResult.load(folder)
-        search.plot(folder)
-        if lineage.subnet not in (None, search.best):  # another one of its subnets
-            plot_architecture(lineage.subnet, search.settings["space"]["supernet"], folder / "architecture.png")
-    _draw_training(folder, lineage.results)
+        plot_architecture(subnet, search.settings["space"]["supernet"], folder / "architecture.png")
+    return [picture.name for picture in pictures]
 
 
-def _draw_training(folder: Path, results: Results) -> None:
-    from ..plots import plot_training
-
+def _draw_training(folder: Path, results: Results) -> list[str]:
+    """Draw the curves of a training and its baseline; name of the picture."""
     trainings = {"student": results.student, "random initialization": results.baseline}
     curves = {name: facts.points for name, facts in trainings.items() if facts is not None and facts.points}
-    if len(curves.get("student", ())) > 1:
-        target = None if results.to_match is None else results.to_match.perplexity
-        plot_training(curves, folder / "training.png", target)
+    if len(curves.get("student", ())) < 2:
+        return []
+    from ..plots import plot_training  # matplotlib, which a training does not need
+
+    target = None if results.to_match is None else results.to_match.perplexity
+    plot_training(curves, folder / "training.png", target)
+    return ["training.png"]

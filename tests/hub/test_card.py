@@ -7,8 +7,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
-from hf_whittle.files.text import write_json
-from hf_whittle.hub.card import is_as_rendered, render_card, write_card
+from hf_whittle.files.text import write_json, write_text
+from hf_whittle.hub.card import is_as_rendered, render_card
 from hf_whittle.hub.student_folder import StudentFolder
 from hf_whittle.recipe.sections import FITNESSES
 from hf_whittle.record.lineage import Lineage
@@ -122,8 +122,8 @@ def make_folder(folder, results=RESULTS, **config):
 
 
 def card_of(folder, results=RESULTS):
-    write_card(make_folder(folder, results))
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = rendered(make_folder(folder, results))
+    write_text(folder / "README.md", text)
     _, front, page = ("\n" + text).split("\n---\n", 2)
     return yaml.safe_load(front), page
 
