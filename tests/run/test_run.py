@@ -514,7 +514,7 @@ def test_a_healed_run_that_broke_off_goes_on_to_the_same_student(healed_recipe, 
 def test_card_of_a_healed_run_tells_how_it_was_found(healed):
     recipe, results = healed
     page = (Path(recipe.output_dir) / "README.md").read_text()
-    assert "perplexity of its student after 3 steps of training, among those" in page
+    assert "perplexity of the student after 3 steps of training, among the candidates" in page
     assert f"fell from {results['healing']['perplexity_before']:.4g} to" in page
 
 
