@@ -197,7 +197,7 @@ class DataFacts(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint(Facts):
-    """Held-out perplexity after some steps and, where they are counted, tokens."""
+    """Held-out perplexity after some steps and, if they are counted, tokens."""
 
     step: int
     tokens: int | None = None
