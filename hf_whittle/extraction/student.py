@@ -17,6 +17,9 @@ from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from ..models.source import Source
 from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..record.facts import TrainingFacts
+from ..record.lineage import Lineage
+from ..record.results import Results
 from ..record.source import checkpoint_facts
 from ..subnet import SubnetConfig
 from .checkpoint import Checkpoint
@@ -128,12 +131,9 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
         )
     student.config._name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
     make_portable(student)
-    student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source.config)
-    student.results = {
-        **({"supernet": facts} if facts else {}),
-        "student": {"parameters": num_parameters(config)},
-    }
+    results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
+    Lineage(subnet, report, results).attach(student)
     if source.generation_config is not None:
         generation_config = source.generation_config
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
