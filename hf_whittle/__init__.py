@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.rerank import rerank
     from .distillation.store.writer import LogitStore, store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
@@ -87,7 +86,6 @@ _MODULES = {
     "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
-    "rerank": "distillation.rerank",
     "save_student": "hub.publication",
     "score_importance": "importance.scores",
     "search_subnets": "search.runner",
@@ -136,7 +134,6 @@ __all__ = [
     "measure_latency",
     "push_search_archive",
     "push_subnet_to_hub",
-    "rerank",
     "save_student",
     "score_importance",
     "search_subnets",

@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
     "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
     "hub": "cost data errors files healing models plots record search subnet training",
-    "distillation": "checks cost data errors evaluation extraction files fingerprints hub loss models processes record "
-    "search subnet training",
+    "distillation": "checks cost data errors evaluation files fingerprints hub loss models processes record subnet "
+    "training",
     "recipe": "checks cost distillation errors files fitness healing search",
     "run": "cost data distillation errors evaluation experimental extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space training",
