@@ -10,7 +10,6 @@ from ..loss.divergences import DIVERGENCES, LossWeights
 from ..loss.hidden import HIDDEN_LOSSES
 from ..training.arguments import check_arguments
 
-LOSS_IMPLEMENTATIONS = ("fused", "naive", "liger")
 NON_FINITE = ("stop", "skip")
 
 
@@ -40,12 +39,6 @@ class DistillationConfig(TrainingArguments):
         default=0.0, metadata={"help": "Weight of the loss between hidden states; needs the subnet of the student."}
     )
     hidden_loss: str = field(default="mse", metadata={"help": f"One of {', '.join(HIDDEN_LOSSES)}."})
-    loss_impl: str = field(
-        default="fused",
-        metadata={
-            "help": "fused never holds all logits; naive does; liger is the chunked loss of liger-kernel. All agree."
-        },
-    )
     loss_chunk_size: int | None = field(
         default=None,
         metadata={"help": "Tokens whose logits are held at a time; by default 256 on a CPU, else 1024."},
@@ -78,7 +71,6 @@ class DistillationConfig(TrainingArguments):
         for name, allowed in (
             ("divergence", tuple(DIVERGENCES)),
             ("hidden_loss", HIDDEN_LOSSES),
-            ("loss_impl", LOSS_IMPLEMENTATIONS),
             ("non_finite_loss", NON_FINITE),
         ):
             if getattr(self, name) not in allowed:

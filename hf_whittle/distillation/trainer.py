@@ -26,11 +26,10 @@ from ..errors import CheckpointError, NonFiniteLossError, SubnetError
 from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
-from ..loss.divergences import IGNORED, DistillationLoss, naive_distillation_loss
+from ..loss.divergences import IGNORED, DistillationLoss
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, in_place_of, output_module
 from ..loss.hidden import HiddenStateLoss, layer_outputs
-from ..loss.liger import liger_distillation_loss, liger_function
 from ..loss.targets import DenseTargets, Head, Targets
 from ..models.architecture import has_architecture
 from ..models.weights import check_not_offloaded
@@ -57,7 +56,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
     """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
     Logits of the whole batch are held neither of the student nor of the teacher, where their output layers are plain
-    matrices and `args.loss_impl` is `"fused"` or `"liger"`. Evaluation always reports plain
+    matrices. Evaluation always reports plain
     cross-entropy as `eval_loss`, and its exponential as `eval_perplexity`, whatever the weights of the training loss
     are. Logs of training hold both parts of the loss, tokens seen and a second, and the FLOPs so far, those of the
     teacher among them. What is saved knows where it comes from, and `push_to_hub` does what `push_subnet_to_hub` does.
@@ -131,8 +130,6 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
             raise ValueError("a batch cannot be skipped where weights are sharded; set non_finite_loss='stop'")
         if not args.has_teacher:
             return
-        if args.loss_impl == "liger":
-            liger_function()  # says before the training if it is missing
         if args.hidden_weight > 0 and (sharded or kwargs.get("optimizers", (None, None))[0] is not None):
             raise ValueError(
                 "hidden_weight > 0 trains projections beside the student: that needs the Trainer's own optimizer, and "
@@ -255,7 +252,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
             self._sums += parts
             return scaled, outputs
         blame = "from the student, whose teacher gives numbers"
-        if isinstance(targets, DenseTargets) and not targets.states.isfinite().all():
+        if isinstance(targets, DenseTargets) and not targets.hidden_states.isfinite().all():
             blame = "since the teacher gives what is no number"
         return self._faulty(scaled, model, inputs, blame), outputs
 
@@ -287,15 +284,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
     def _compute(
         self, states: torch.Tensor, head: Head | None, targets: Targets, labels: torch.Tensor
     ) -> DistillationLoss:
-        weights = self.args.loss_weights
-        if self.args.loss_impl == "fused" or not isinstance(targets, DenseTargets):
-            return fused_distillation_loss(states, head, targets, labels, weights, self._chunk_size)
-        if self.args.loss_impl == "liger":
-            return liger_distillation_loss(states, head, targets, labels, weights, self._chunk_size)
-        logits = states if head is None else F.linear(states, head.weight, head.bias)
-        everything = torch.arange(len(states), device=states.device)
-        teacher_logits = targets.logits(everything, logits.shape[-1]).to(logits.device)
-        return naive_distillation_loss(logits, teacher_logits, labels, weights)
+        return fused_distillation_loss(states, head, targets, labels, self.args.loss_weights, self._chunk_size)
 
     def _normaliser(self, rows: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
         """Tokens to divide the summed loss by, so that gradients average over all tokens of an optimizer step."""

@@ -1,8 +1,8 @@
 """The fused distillation loss against naive, whittle's and Liger's: time and peak memory, forward and backward.
 
 50,304 entries of vocabulary, student states of 512 channels, teacher states of 768, single precision, one thread.
-Memory is what is held above the states and the two output matrices. Needs liger-kernel and triton beside it for
-Liger's rows; they are left out where those are not installed.
+Memory is what is held above the states and the two output matrices. Liger's rows need the extra `bench`, and are left
+out without liger-kernel.
 """
 
 import importlib.util
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from hf_whittle.loss.divergences import DistillationLoss, LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.liger import liger_distillation_loss
 from hf_whittle.loss.targets import DenseTargets, Head
 
+from ..fixtures_losses import liger_loss
 from .measuring import peak_memory, time_in_turn
 
 ENTRIES, STUDENT, TEACHER = 50304, 512, 768
@@ -102,4 +102,4 @@ def fused(chunk_size: int, inputs: Inputs) -> float:
 def liger(chunk_size: int, inputs: Inputs) -> float:
     states, weight, of_teacher, teacher_weight, labels = inputs
     targets = DenseTargets(of_teacher, Head(teacher_weight))
-    return _backward(liger_distillation_loss(states, Head(weight), targets, labels, LossWeights(), chunk_size), inputs)
+    return _backward(liger_loss(states, Head(weight), targets, labels, LossWeights(), chunk_size), inputs)

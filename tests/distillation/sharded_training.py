@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import torch
+from fixtures_distillation import collate, logged_numbers, make_arguments, make_blocks, make_model, make_trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from uneven_training import collate, logged_numbers, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import pytest
+from fixtures_distillation import make_trainer
 from transformers import EarlyStoppingCallback
-from uneven_training import make_trainer
 
 from hf_whittle import DistillationConfig, EvolutionConfig, HealingConfig
 from hf_whittle.cost import FlopsBin, WeightBytesBin

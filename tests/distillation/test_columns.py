@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from small_stores import LENGTH, VOCABULARY, make_blocks, make_teacher, store
-from uneven_training import make_model
+from fixtures_distillation import make_model
+from fixtures_stores import LENGTH, VOCABULARY, make_blocks, make_teacher, store
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SupernetTrainer
 from hf_whittle.data import DocumentCollator, collate_blocks

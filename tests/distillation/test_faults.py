@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 from datasets import Dataset
+from fixtures_distillation import make_arguments, make_blocks, make_model, make_trainer
 from transformers import TrainerCallback
-from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import NonFiniteLossError

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fixtures_stores
 import numpy as np
 import pytest
 import torch
 import yaml
 from datasets import Dataset
 from fixtures_run import make_recipe, write_modules
+from fixtures_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_blocks, make_teacher, store
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_blocks, make_teacher, store
 from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
@@ -29,7 +30,7 @@ from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets
 from hf_whittle.run.stages import Run
 
-SCRIPT = Path(__file__).with_name("small_stores.py")
+SCRIPT = Path(fixtures_stores.__file__)
 TEMPERATURE = 0.9
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_distillation import collate, make_arguments, make_blocks, make_model, make_trainer
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -16,7 +17,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from uneven_training import collate, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import VocabularyError
@@ -299,7 +299,7 @@ def write_json(config, path):
 
 def test_every_field_has_a_help_text():
     own = set(DistillationConfig.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
-    assert {"alpha", "beta", "temperature", "divergence", "loss_impl", "hidden_weight", "non_finite_loss"} <= own
+    assert {"alpha", "beta", "temperature", "divergence", "hidden_weight", "non_finite_loss"} <= own
     assert all(DistillationConfig.__dataclass_fields__[name].metadata["help"] for name in own)
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from uneven_training import make_trainer
+from fixtures_distillation import make_trainer
 
 import hf_whittle.training.checkpoints
 from hf_whittle.errors import OutputError

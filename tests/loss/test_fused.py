@@ -247,14 +247,22 @@ def test_inputs_are_left_as_they_are():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"states": torch.zeros(ROWS - 1, CHANNELS)}, r"expected states \(N, C\), targets and labels of N rows, got"),
+        (
+            {"hidden_states": torch.zeros(ROWS - 1, CHANNELS)},
+            r"expected hidden states \(N, C\), targets and labels of N rows, got",
+        ),
         ({"labels": torch.zeros(ROWS - 1).long()}, r"labels \(12,\)"),
-        ({"head": Head(torch.zeros(VOCABULARY, 3))}, "states have 5 channels, the output matrix reads 3"),
+        ({"head": Head(torch.zeros(VOCABULARY, 3))}, "hidden states have 5 channels, the output matrix reads 3"),
         ({"weights": LossWeights(divergence="l2")}, "l2 needs the teacher's whole distribution"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
     *parts, labels = tensors()
-    given = {"states": parts[0], "head": Head(*parts[1:3]), "targets": entries(parts[3:], 2, True), "labels": labels}
+    given = {
+        "hidden_states": parts[0],
+        "head": Head(*parts[1:3]),
+        "targets": entries(parts[3:], 2, True),
+        "labels": labels,
+    }
     with pytest.raises(ValueError, match=message):
         fused_distillation_loss(**{**given, **change})

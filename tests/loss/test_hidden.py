@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_distillation import make_arguments, make_blocks, make_model, make_trainer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer, HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.errors import CheckpointError, SubnetError

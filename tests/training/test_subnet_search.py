@@ -1,15 +1,12 @@
 """SubnetSearchCallback: a training with a search in it is the training without, and the search is that of its model."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import fixtures_training
 import pytest
 import torch
+from fixtures_processes import on_two_processes
 from fixtures_search import assert_same_search
 from fixtures_slow import slow_but
 from fixtures_training import BIN, CONFIG, make_blocks, make_callback, make_supernet, make_trainer
@@ -32,8 +29,6 @@ from hf_whittle import (
 )
 from hf_whittle.errors import ArchitectureError
 from hf_whittle.training.subnet_search import FOLDER
-
-SCRIPT = Path(fixtures_training.__file__)
 
 
 def weights_of(trainer):
@@ -184,10 +179,7 @@ def test_fitness_of_ones_own(tmp_path):
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     """Under DDP, whose weights differ from those of one process by rounding."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    on_two_processes(fixtures_training.__file__, tmp_path)
     supernet = make_supernet()
     supernet.load_state_dict(torch.load(tmp_path / "weights.pt"))
     found, expected = SearchResult.load(tmp_path / FOLDER / "step-8"), searched(supernet)

@@ -2,17 +2,14 @@
 
 import copy
 import logging
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
-import fixtures_training
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_processes import on_two_processes
 from fixtures_training import make_supernet
 from small_supernet_training import (
     BATCHES,
@@ -265,25 +262,20 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, strategy):
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(tmp_path_factory):
+def trained_by_two(tmp_path_factory):
     """A folder with weights and losses of every strategy and batch size."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    helpers = str(Path(fixtures_training.__file__).parent)
-    path = os.pathsep.join([helpers, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    on_two_processes(SCRIPT, folder)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_give_the_weights_and_losses_of_one(on_two_processes, tmp_path, strategy):
+def test_two_processes_give_the_weights_and_losses_of_one(trained_by_two, tmp_path, strategy):
     one = make_trainer(tmp_path, **STRATEGIES[strategy])
     one.train()
     for batches in BATCHES:
-        two = torch.load(on_two_processes / f"{strategy}, {batches}.pt")
+        two = torch.load(trained_by_two / f"{strategy}, {batches}.pt")
         torch.testing.assert_close(two.pop("losses"), losses_of(one), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(two, weights_of(one), rtol=0, atol=1e-5)
 

@@ -1,19 +1,19 @@
 """Small stores of a teacher's predictions; as a script, one killed again and again, and one of two processes.
 
-python small_stores.py FOLDER
+python fixtures_stores.py FOLDER
 """
 
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from uneven_training import make_model
+from fixtures_distillation import make_model
+from fixtures_processes import free_port, rank_variables
 
 from hf_whittle.distillation.store.writer import store_targets
 
@@ -72,11 +72,8 @@ def killed_again_and_again(folder, kills=5):
 
 def on_two_processes(folder):
     """Store as under a launcher of two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    children = [started(folder, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    port = free_port()
+    children = [started(folder, **rank_variables(rank, port)) for rank in range(2)]
     assert [status_of(child) for child in children] == [0, 0]
 
 

@@ -1,9 +1,9 @@
 """A small distillation on blocks of which some have few labels; `torchrun` starts it on two processes."""
 
-import atexit
 import sys
 
 import torch
+from fixtures_processes import print_at_exit_whether_the_group_was_ended
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import SubnetConfig, extract_subnet
@@ -104,10 +104,6 @@ def logged_numbers(trainer):
     return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "kl" in row])
 
 
-def say_whether_the_group_was_ended():
-    print("a process group was left" if torch.distributed.is_initialized() else "the process group was ended")
-
-
 if __name__ == "__main__":
-    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
+    print_at_exit_whether_the_group_was_ended()
     main(*sys.argv[1:])
