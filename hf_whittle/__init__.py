@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.store.writer import LogitStore, store_targets
+    from .distillation.store.reader import LogitStore
+    from .distillation.store.writer import store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
     from .fitness.divergence import KLDivergence
@@ -60,7 +61,7 @@ _MODULES = {
     "LatencyBin": "cost.bins",
     "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.algorithms.local",
-    "LogitStore": "distillation.store.writer",
+    "LogitStore": "distillation.store.reader",
     "MultiFidelityConfig": "search.algorithms.multi_fidelity",
     "NSGA2Config": "search.algorithms.nsga2",
     "ParameterBin": "cost.bins",

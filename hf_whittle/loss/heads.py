@@ -10,7 +10,7 @@ from torch import nn
 from ..evaluation import evaluating
 from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
-from .targets import Head
+from .targets import DenseTargets, Head
 
 
 def output_module(model: nn.Module) -> nn.Module | None:
@@ -72,3 +72,16 @@ def head_of(module: nn.Module) -> Head:
         weight, bias = module.in_use("weight"), None if module.bias is None else module.in_use("bias")
     whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in (weight, bias)]
     return Head(*whole)
+
+
+def dense_targets(run: Callable[..., Any], head: nn.Module | None, **inputs: Any) -> DenseTargets:
+    """Run a teacher on a batch; targets of all rows, from hidden states if it has an output layer, else from logits.
+
+    Args:
+        run (`Callable`): the teacher, or a wrapper of it.
+        head (`nn.Module`, *optional*): its output layer, found by `output_module`.
+        inputs: arguments of its forward.
+    """
+    with contextlib.nullcontext() if head is None else in_place_of(head, lambda hidden_states: hidden_states):
+        outputs = run(**inputs).logits.flatten(0, 1)
+    return DenseTargets(outputs, None if head is None else head_of(head))

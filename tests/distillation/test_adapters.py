@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
-from hf_whittle.distillation.trainer import LORA_TARGETS
+from hf_whittle.distillation.adapters import LORA_TARGETS
 
 
 def adapted(folder, student=None, config=None, **changes):

@@ -125,7 +125,7 @@ def test_a_mask_with_a_stored_teacher_is_an_error(tmp_path):
     mask = torch.ones_like(ids())
     mask[:, 8:] = 0
     trainer = make_trainer(tmp_path, "stored", with_columns(attention_mask=mask))
-    with pytest.raises(ValueError, match="saw all tokens of each block; train without an attention_mask"):
+    with pytest.raises(ValueError, match="read all tokens of each block; train without an attention_mask"):
         trainer.train()
 
 

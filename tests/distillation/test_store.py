@@ -23,7 +23,8 @@ from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
 from hf_whittle.distillation.store.encodings import Samples, TopK, pack_ids, unpack_ids
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.errors import DataError, StoreError, VocabularyError
 from hf_whittle.loss.divergences import IGNORED, LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
@@ -337,9 +338,9 @@ def test_check_says_what_does_not_fit(tmp_path, teacher_folder, samples):
     known = store(tmp_path, tokenizer=tokenizer)
     known.check(temperature=TEMPERATURE, vocab_size=VOCABULARY, tokenizer=tokenizer)
     samples.check(temperature=TEMPERATURE, vocab_size=VOCABULARY + 14, tokenizer=other)
-    with pytest.raises(StoreError, match=r"at temperature 0.9, the loss takes it at 1.0; train with temperature=0.9"):
+    with pytest.raises(StoreError, match=r"temperature 0.9, the loss has temperature 1.0; train with"):
         known.check(temperature=1.0)
-    with pytest.raises(StoreError, match="a vocabulary of 50 entries, the student's has 49"):
+    with pytest.raises(StoreError, match="a vocabulary of 50 entries, the student has 49"):
         known.check(vocab_size=49)
     with pytest.raises(StoreError, match="with a tokenizer of another vocabulary"):
         known.check(tokenizer=other)
@@ -385,7 +386,7 @@ def test_bytes_that_have_changed_are_noticed_where_they_are_read(copied, input_i
         (None, "there is no store at .*; make one with hf-whittle store-logits"),
         ("{", "store.json is damaged; remove the folder"),
         ("{}", "store.json is damaged"),
-        ('{"format": 7}', "is of format 7, this version reads 1"),
+        ('{"format": 7}', "has format 7, this version reads format 1"),
     ],
 )
 def test_a_folder_without_a_store_is_refused(tmp_path, text, message):
@@ -398,7 +399,7 @@ def test_a_folder_without_a_store_is_refused(tmp_path, text, message):
 def test_a_store_that_is_not_finished_is_refused(copied):
     path = copied / "store.json"
     path.write_text(path.read_text().replace('"complete": true', '"complete": false'))
-    with pytest.raises(StoreError, match="is not finished; run hf-whittle store-logits again, which goes on"):
+    with pytest.raises(StoreError, match="is unfinished; run hf-whittle store-logits again, which goes on"):
         LogitStore(copied)
 
 
@@ -409,7 +410,7 @@ def test_a_store_that_is_not_finished_is_refused(copied):
         ({"temperature": 0}, StoreError, "temperature must be a positive number, got 0"),
         ({"draws": 0}, StoreError, "draws must be at least 1"),
         ({"kind": "top-k", "k": 0}, StoreError, "k must be at least 1, got 0"),
-        ({"seed": -1}, StoreError, "seed must be a number from 0"),
+        ({"seed": -1}, StoreError, "seed must be an integer from 0"),
         ({"batch_size": 0}, StoreError, "batch_size must be at least 1"),
         ({"blocks_per_shard": 0}, StoreError, "blocks_per_shard must be at least 1"),
         ({"blocks": torch.full((2, 5), VOCABULARY)}, VocabularyError, "the text has token ids from 50 to 50"),
@@ -427,7 +428,7 @@ def test_what_is_out_of_range_is_named_and_nothing_written(tmp_path, changes, er
 def test_a_teacher_whose_logits_are_nan_is_refused(tmp_path):
     teacher = make_teacher()
     torch.nn.init.constant_(teacher.get_input_embeddings().weight[7], torch.inf)
-    with pytest.raises(StoreError, match="logits are not finite somewhere in the blocks 0 to 1; load it with dtype"):
+    with pytest.raises(StoreError, match="logits contain NaN or Inf in one of the blocks 0 to 1; load the teacher"):
         store(tmp_path, teacher=teacher, blocks=torch.full((2, LENGTH), 7))
 
 

@@ -29,7 +29,8 @@ from transformers import (
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SubnetConfig
 from hf_whittle.data import DocumentCollator
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating
@@ -226,7 +227,7 @@ def test_super_network_that_teaches_its_active_slice_is_an_error_that_names_the_
     full = SubnetConfig.full(model.config)
     with (
         supernet.active_subnet(full.with_layers([0])),
-        pytest.raises(ValueError, match="SupernetTrainer trains subnets by what their own super-network says"),
+        pytest.raises(ValueError, match="To distil a super-network into its own subnets, use SupernetTrainer"),
     ):
         make_trainer(tmp_path, supernet, supernet)
 
@@ -371,7 +372,7 @@ def test_training_from_samples_is_resumed_exactly(tmp_path):
 def test_store_knows_no_documents_apart(tmp_path):
     trainer = make_trainer(tmp_path, teacher=stored(tmp_path / "store", kind="sample"), blocks=blocks_without_labels())
     trainer.data_collator = DocumentCollator(0)
-    with pytest.raises(ValueError, match="saw each block as a whole"):
+    with pytest.raises(ValueError, match="read each block as one document"):
         trainer.train()
 
 

@@ -10,7 +10,8 @@ import torch
 from fixtures_run import make_recipe, write_modules
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
 from hf_whittle.run import run
@@ -126,7 +127,7 @@ def test_a_store_of_another_teacher_is_refused(make, tmp_path):
         store.check(teacher=stages.teacher)
     exchange_weights(make.home / "teacher")
     changed = Run(make(teacher_store=str(tmp_path / "store 0")), progress=False)
-    with pytest.raises(StoreError, match=r"is of another teacher than .*/teacher, or it was changed since"):
+    with pytest.raises(StoreError, match=r"was made with another teacher than .*/teacher, or that one has changed"):
         changed._targets()
     assert isinstance(LogitStore(tmp_path / "store 0"), LogitStore)
 
