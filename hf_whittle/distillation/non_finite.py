@@ -48,7 +48,7 @@ def _rows(blocks: list[tuple[int, ...]], dataset: Any) -> list[int] | None:
 def advise(folder: str, can_skip: bool) -> str:
     """Say where to go on from after the error, and with which settings."""
     last = _last_good_checkpoint(folder)
-    start = f"The last good checkpoint is {last}: go on from it" if last else f"{folder} has no good checkpoint: restart"
+    start = f"Go on from the last good checkpoint, {last}," if last else f"Restart, as {folder} has no good checkpoint,"
     return f"{start} with a lower learning rate" + (", or with non_finite_loss='skip'" if can_skip else "")
 
 

@@ -115,7 +115,7 @@ def test_metrics_of_ours_are_better_the_lower_they_are(tmp_path, kind, metric):
     args = kind(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
     assert args.greater_is_better is False
     assert dataclasses.replace(args, learning_rate=1e-3).greater_is_better is False
-    with pytest.raises(ValueError, match=f"greater_is_better=True would keep the worst model by {metric}"):
+    with pytest.raises(ValueError, match=f"greater_is_better=True would keep the model with the worst {metric}"):
         kind(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric, greater_is_better=True)
 
 

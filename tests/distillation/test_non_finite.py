@@ -39,7 +39,7 @@ def test_nan_stops_with_step_rows_checkpoint_and_who(tmp_path, which, blamed):
     message = str(caught.value)
     assert "the loss is nan at step 3" in message and blamed in message
     assert "rows [8, 9, 10, 11] of train_dataset" in message
-    assert f"last good checkpoint is {tmp_path}/checkpoint-2" in message
+    assert f"last good checkpoint, {tmp_path}/checkpoint-2," in message
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.8])
@@ -47,7 +47,8 @@ def test_nan_without_checkpoints_says_so(tmp_path, beta):
     trainer = make_trainer(tmp_path / "none", beta=beta)
     break_at(trainer, 1)
     with pytest.raises(
-        NonFiniteLossError, match=r"at step 1, .*from the student.*none has no good checkpoint: restart with a lower"
+        NonFiniteLossError,
+        match=r"at step 1, .*from the student.*none has no good checkpoint, with a lower",
     ):
         trainer.train()
 
@@ -143,7 +144,7 @@ def test_checkpoint_of_broken_weights_is_not_called_good(tmp_path):
 
     trainer.add_callback(Break)
     with pytest.raises(
-        NonFiniteLossError, match=rf"step 3, since weights .*lm_head.*last good checkpoint is {tmp_path}/checkpoint-1:"
+        NonFiniteLossError, match=rf"step 3, since weights .*lm_head.*last good checkpoint, {tmp_path}/checkpoint-1,"
     ):
         trainer.train()
 

@@ -21,7 +21,7 @@ from hf_whittle import (
 )
 from hf_whittle.errors import BinError, CheckpointError, DataError, OutputError
 from hf_whittle.files.locks import folder_lock
-from hf_whittle.training.supernet_trainer import smallest_subnet
+from hf_whittle.training.strategies import smallest_subnet
 
 SETTINGS = {
     "max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True,

@@ -31,9 +31,9 @@ TRAINING = {
     "learning_rate": 1e-2,
 }
 DAMAGE = {
-    "trainer_state.json is missing or cut off": lambda folder: (folder / "trainer_state.json").unlink(),
-    "trainer_state.json is missing or cut off ": lambda folder: cut(folder / "trainer_state.json"),
-    "model.safetensors is cut off": lambda folder: cut(folder / "model.safetensors"),
+    "trainer_state.json is missing or truncated": lambda folder: (folder / "trainer_state.json").unlink(),
+    "trainer_state.json is missing or truncated ": lambda folder: cut(folder / "trainer_state.json"),
+    "model.safetensors is truncated": lambda folder: cut(folder / "model.safetensors"),
     "there are no weights": lambda folder: (folder / "model.safetensors").unlink(),
 }
 

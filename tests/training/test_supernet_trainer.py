@@ -27,7 +27,7 @@ from hf_whittle import ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, 
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.fitness.perplexity import Perplexity
-from hf_whittle.training.supernet_trainer import FULL, smallest_subnet
+from hf_whittle.training.strategies import FULL, smallest_subnet
 
 SCRIPT = Path(__file__).with_name("small_supernet_training.py")
 SMALLEST = SubnetConfig(8, 1, 1, 16)
@@ -355,7 +355,7 @@ def test_settings_out_of_range_are_refused(tmp_path, changes, message):
 def test_settings_without_effect_are_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     SupernetConfig(output_dir=str(tmp_path), use_cpu=True, strategy="random", beta=0.5)
-    assert "have no effect on strategy='random'" in caplog.text
+    assert "have no effect with strategy='random'" in caplog.text
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ def test_other_arguments_are_refused(tmp_path):
 
 def test_data_parallel_is_refused(args, monkeypatch):
     monkeypatch.setattr(SupernetConfig, "n_gpu", 2)
-    with pytest.raises(ValueError, match=r"a process for each of the 2 GPUs.*start it with torchrun"):
+    with pytest.raises(ValueError, match=r"a process for each of the 2 GPUs.*use torchrun"):
         SupernetTrainer(make_supernet(), args)
 
 
@@ -388,7 +388,7 @@ def test_data_parallel_is_refused(args, monkeypatch):
 def test_sharding_is_refused(args, sharding):
     trainer = SupernetTrainer(make_supernet(), args)
     setattr(trainer, sharding, True)
-    with pytest.raises(ValueError, match="runs under DDP, not under DeepSpeed or FSDP"):
+    with pytest.raises(ValueError, match="use DDP instead of DeepSpeed or FSDP"):
         trainer._check_training()
 
 
@@ -398,7 +398,7 @@ def test_a_loss_of_ones_own_is_refused_with_distillation(args):
 
 
 def test_space_of_another_model_is_refused(args, supernet):
-    with pytest.raises(SubnetError, match="that of another super-network"):
+    with pytest.raises(SubnetError, match="is for another super-network"):
         SupernetTrainer(make_supernet(), args, search_space=SearchSpace.from_config(supernet.config))
 
 
