@@ -22,7 +22,7 @@ def naive_loss(hidden_states, head, targets, labels, weights=None, chunk_size=No
 
 
 def liger_loss(hidden_states, head, targets, labels, weights=None, chunk_size=1024):
-    """The chunked loss of liger-kernel; compiled where there is a GPU.
+    """The chunked loss of liger-kernel; compiled on a GPU.
 
     It has forward and reverse KL and Jensen-Shannon, reads hidden states and output matrices of both models, and
     cannot pad a teacher's smaller vocabulary.

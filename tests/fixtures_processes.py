@@ -20,19 +20,19 @@ def free_port():
 
 
 def rank_variables(rank, port, processes=2):
-    """Environment variables by which a launcher tells a process its rank."""
+    """Environment variables that a launcher sets for a process."""
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
     return {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def environment_of_scripts(**changes):
-    """One thread, and the helpers of the tests can be imported."""
+    """Environment with one thread, in which helpers of the tests can be imported."""
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **changes}
 
 
 def torchrun(script, *arguments, **environment):
-    """Run a script on two processes; the finished launcher."""
+    """Run a script on two processes; returns the finished launcher."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = [sys.executable, "-m", *launcher, str(script), *map(str, arguments)]
     environment = environment_of_scripts(**environment)
@@ -40,14 +40,14 @@ def torchrun(script, *arguments, **environment):
 
 
 def on_two_processes(script, *arguments, **environment):
-    """Run a script on two processes, neither of which fails; the output of both."""
+    """Run a script on two processes, neither of which fails; returns the output of both."""
     done = torchrun(script, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def on_two_machines(script, *arguments):
-    """Run a script in two processes, each the first of its machine, neither of which fails; the output of each.
+    """Run a script in two processes, each the first of its machine, neither of which fails; returns both outputs.
 
     No launcher ends one process when the other fails.
     """
@@ -67,5 +67,5 @@ def on_two_machines(script, *arguments):
 
 
 def print_at_exit_whether_the_group_was_ended():
-    """Print `ENDED` or `LEFT` at the end of this process; to be called before the library registers its own end."""
+    """Print `ENDED` or `LEFT` when this process exits; registered first, this runs after the library's own handler."""
     atexit.register(lambda: print(LEFT if torch.distributed.is_initialized() else ENDED))

@@ -1,4 +1,4 @@
-"""Small stores of a teacher's predictions; as a script, one killed again and again, and one of two processes.
+"""Small stores of teacher targets; as a script, one that is killed again and again, and one of two processes.
 
 python fixtures_stores.py FOLDER
 """
@@ -42,7 +42,7 @@ def contents(folder):
 
 
 def started(folder, **environment):
-    """Store in a process of its own; its id."""
+    """Start storing in a child process; returns its id."""
     child = os.fork()
     if child == 0:
         os.environ.update(environment)
@@ -56,7 +56,7 @@ def status_of(child):
 
 
 def killed_again_and_again(folder, kills=5):
-    """Store, killed some time after the next shard, and so on; at last to the end."""
+    """Store, kill it some time after the next shard, repeat; at last let it finish."""
     rng = random.Random(0)
     for kill in range(kills + 1):
         enough = len(list(folder.glob("shard-*"))) + rng.randint(1, 2)
@@ -71,7 +71,7 @@ def killed_again_and_again(folder, kills=5):
 
 
 def on_two_processes(folder):
-    """Store as under a launcher of two processes."""
+    """Store in two processes with the environment of a launcher."""
     port = free_port()
     children = [started(folder, **rank_variables(rank, port)) for rank in range(2)]
     assert [status_of(child) for child in children] == [0, 0]

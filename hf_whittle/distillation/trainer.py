@@ -195,37 +195,40 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         inputs = {**inputs, "use_cache": False}
         labels = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
         student: Any = self.accelerator.unwrap_model(model)
-        head = self._output_module(student)
-        with contextlib.ExitStack() as watched:
-            if self._hidden is not None:
-                of_teacher = watched.enter_context(layer_outputs(self._teacher.model))
+        with self._layer_outputs(self.teacher) as of_teacher:
             targets = self._targets(inputs)
-        with contextlib.ExitStack() as watched:
-            if self._hidden is not None:
-                of_student = watched.enter_context(layer_outputs(student))
-            if head is None or return_outputs:
-                outputs = model(**inputs)
-                self._loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
-                total = self._loss.total
-            else:
-                self._given = targets, labels
-                watched.enter_context(in_place_of(head, self._compute_in_head))
-                outputs = model(**inputs)
-                total = outputs.logits.sum()
-        loss: Any = self._loss
+        with self._layer_outputs(student) as of_student:
+            outputs, total, loss = self._run_student(model, inputs, targets, labels, return_outputs)
         hidden = torch.zeros_like(total)
         if self._hidden is not None:
             hidden = self._hidden(of_student, of_teacher, (labels != IGNORED).nonzero()[:, 0])
             total = total + self.args.hidden_weight * hidden
         scaled = total / self._normalizer(loss.rows, num_items_in_batch)
-        parts = torch.stack([loss.cross_entropy, loss.divergence, hidden.detach(), loss.rows]).float()
         if scaled.isfinite():
-            self._sums += parts
+            self._sums += torch.stack([loss.cross_entropy, loss.divergence, hidden.detach(), loss.rows]).float()
             return scaled, outputs
         cause = "from the student, as the teacher's output is finite"
         if isinstance(targets, DenseTargets) and not targets.hidden_states.isfinite().all():
             cause = "since the teacher's output contains NaN or Inf"
         return self._non_finite(scaled, model, inputs, cause), outputs
+
+    def _layer_outputs(self, model: Any) -> contextlib.AbstractContextManager[list[torch.Tensor]]:
+        return contextlib.nullcontext([]) if self._hidden is None else layer_outputs(model)
+
+    def _run_student(
+        self, model: nn.Module, inputs: dict[str, Any], targets: Targets, labels: torch.Tensor, return_outputs: bool
+    ) -> tuple[Any, torch.Tensor, DistillationLoss]:
+        """Run the student; returns its outputs, the summed loss with its graph, and the parts of that."""
+        head = self._output_module(self.accelerator.unwrap_model(model))
+        if head is None or return_outputs:
+            outputs = model(**inputs)
+            loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
+            return outputs, loss.total, loss
+        self._given = targets, labels
+        with in_place_of(head, self._compute_in_head):
+            outputs = model(**inputs)
+        assert self._loss is not None
+        return outputs, outputs.logits.sum(), self._loss
 
     def _output_module(self, student: Any) -> nn.Module | None:
         """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""

@@ -1,4 +1,4 @@
-"""Training arguments out of range are refused at once, and the best model by a metric of ours is the best one."""
+"""Training arguments out of range are errors at once, and the best model by one of our metrics is the best one."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ def test_half_a_block_is_no_batch(tmp_path, kind):
 
 
 def numbers_of(config):
-    """The fields of a dataclass that hold numbers by default, with those of lists."""
+    """Names of the fields of a dataclass whose default is a number."""
     return [
         item.name
         for item in dataclasses.fields(config)
@@ -141,7 +141,7 @@ def test_the_best_model_by_perplexity_is_that_of_the_lowest(tmp_path, metric):
 
 
 def test_training_stops_early_when_perplexity_rises(tmp_path):
-    """A rate so high that every step makes it worse."""
+    """Train with a learning rate at which every step makes the model worse."""
     trainer = make_trainer(
         tmp_path, max_steps=30, learning_rate=50.0, max_grad_norm=0, metric_for_best_model="eval_perplexity",
         eval_strategy="steps", eval_steps=1, eval_on_start=True, save_strategy="steps", save_steps=1,

@@ -1,4 +1,4 @@
-"""Columns of a dataset that say which tokens count: honoured by every trainer, or refused."""
+"""Columns of a dataset that mask tokens: every trainer uses them or raises an error."""
 
 import copy
 

@@ -29,7 +29,7 @@ def test_a_folder_that_is_written_already_is_an_error_in_every_process(tmp_path)
 
 @pytest.mark.slow
 def test_on_a_shared_disk_the_first_process_alone_renames(tmp_path):
-    """Another machine may see a folder under the name it had, some seconds after it was renamed."""
+    """Another machine may see a folder under its old name for some seconds after it was renamed."""
     assert train(tmp_path, "shared") == [RENAMED, "renamed:"]
     assert names(tmp_path / "shared") == CHECKPOINTS
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(names(tmp_path / "shared" / "checkpoint-3"))

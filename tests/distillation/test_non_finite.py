@@ -13,7 +13,7 @@ from hf_whittle.errors import NonFiniteLossError
 
 
 def break_at(trainer, step, which="student"):
-    """Make a model give NaN in the forward of one step (counted from 1)."""
+    """Make a model return NaN in the forward pass of one step, counted from 1."""
     model, count = (trainer.teacher if which == "teacher" else trainer.model), [0]
 
     def poison(module, arguments, output):

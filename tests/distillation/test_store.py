@@ -1,4 +1,4 @@
-"""A stored teacher says what the teacher says, is found by its blocks, and is written the same whatever happens."""
+"""A store holds the teacher's predictions, finds them by block, and has the same files after any interruption."""
 
 import copy
 import os
@@ -47,7 +47,7 @@ def input_ids():
 
 @pytest.fixture(scope="module")
 def logits(teacher, input_ids):
-    """What the teacher says after each token, `(blocks, length, vocabulary)`."""
+    """The teacher's distribution after each token, `(blocks, length, vocabulary)`."""
     with torch.no_grad():
         return teacher(input_ids=input_ids).logits
 
@@ -83,7 +83,7 @@ def loss_and_gradient(targets):
     return loss, torch.autograd.grad(loss.total, student)[0]
 
 
-# What is read
+# Reading
 
 
 def test_all_entries_give_the_loss_and_gradient_of_the_teacher(everything, input_ids, logits):
@@ -192,7 +192,7 @@ def test_teacher_is_loaded_by_its_name(tmp_path, samples, input_ids):
     torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-3, atol=0)  # stored in 16 bits
 
 
-# Bytes
+# Size on disk
 
 
 @given(st.data(), st.sampled_from([1, 2, 50, 255, 256, 257, 2048, 50304, 65536, 65537, 151936, 2**20]))
@@ -235,7 +235,7 @@ def test_files_are_as_large_as_said(samples):
     assert sum(t.nbytes for shard in stored for t in shard.values()) == samples.tokens * 11 + BLOCKS * 16
 
 
-# Written the same, whatever happens
+# Interruptions and processes
 
 
 def test_default_shards_hold_many_blocks(tmp_path):
@@ -271,7 +271,7 @@ def test_a_shard_that_was_removed_or_cut_is_written_again(copied, samples):
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """A folder with a store that was killed again and again and one of two processes, and what the script said."""
+    """A folder with a store that was killed again and again and one of two processes, and the script's output."""
     folder = tmp_path_factory.mktemp("processes")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -293,7 +293,7 @@ def test_two_processes_write_the_files_of_one(processes, samples):
     assert contents(processes[0] / "two") == contents(samples.folder)
 
 
-# What does not fit
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def make_llama(vocab_size=VOCABULARY):
 
 
 class Capped(GPTNeoXForCausalLM):
-    """A model whose logits are not what its output matrix gives."""
+    """A model that caps the logits of its output matrix."""
 
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
@@ -99,7 +99,7 @@ def test_vocabularies_that_are_padded_differently_train(tmp_path, sizes, diverge
 
 
 def test_padding_of_the_teacher_does_not_change_the_student(tmp_path):
-    """Entries that belong to no token are cut away, whatever their logits are."""
+    """Entries that belong to no token are dropped, whatever their logits."""
     teacher, padded_teacher = make_model(2, layers=3), make_model(2, layers=3, vocab_size=VOCABULARY + 14)
     weights = teacher.state_dict()
     for name in ("gpt_neox.embed_in.weight", "lm_head.weight"):
@@ -191,7 +191,7 @@ def test_quantized_teacher(tmp_path, bits, near, sizes):
     assert kl[0] == pytest.approx(kl[1], rel=near) and kl[0] != kl[1]
 
 
-# Teachers that are not apart from their student
+# Teachers that share weights with their student
 
 
 def tied_to(teacher):
@@ -277,7 +277,7 @@ def test_fingerprint_of_a_quantized_teacher_is_the_same_once_it_ran(tmp_path, bi
     make_model(2, layers=3, **SIZES["packed"]).save_pretrained(tmp_path / "teacher")
     teacher = load_teacher(str(tmp_path / "teacher"), {f"load_in_{bits}bit": True})
     before = model_fingerprint(teacher)
-    cross_entropy(teacher, make_blocks(uneven=False)[0]["input_ids"][None])  # in a mode that lets weights be packed
+    cross_entropy(teacher, make_blocks(uneven=False)[0]["input_ids"][None])  # which may pack weights
     assert model_fingerprint(teacher) == before
 
 

@@ -1,4 +1,4 @@
-"""DistillationTrainer against plain `Trainer`, against sums made by hand, and against itself by another route."""
+"""DistillationTrainer against plain `Trainer`, against sums written out, and against itself by another route."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def logged(trainer, name):
 
 
 def parts_by_hand(student, teacher, blocks, temperature):
-    """Mean cross-entropy and mean forward KL of the rows that count."""
+    """Mean cross-entropy and mean forward KL of the rows with a label."""
     batch = collate(blocks)
     labels = batch["labels"][:, 1:].flatten()
     rows = labels != -100
@@ -156,7 +156,7 @@ def test_a_student_equal_to_its_teacher_learns_nothing_from_it(tmp_path):
 
 
 def state_of(model):
-    """All of a model that a trainer may turn, but its weights."""
+    """State of a model that a trainer could change, without its weights."""
     modules = {
         name: (module.training, type(module), "forward" in vars(module), len(module._forward_hooks))
         for name, module in model.named_modules()

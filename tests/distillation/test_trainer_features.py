@@ -1,4 +1,4 @@
-"""What `Trainer` does besides, under distillation: precision, checkpointing, padding, documents, streams, logs."""
+"""Features of `Trainer` in distillation: precision, checkpointing, padding, documents, streams, logs."""
 
 import importlib.util
 import json
@@ -147,7 +147,7 @@ def test_early_stop_keeps_the_best_student(tmp_path):
 
 
 def padded(blocks):
-    """A batch of blocks of any length."""
+    """Collate blocks of any length."""
     longest = max(len(block["input_ids"]) for block in blocks)
     batch = {"input_ids": torch.zeros(len(blocks), longest, dtype=torch.long)}
     batch["attention_mask"], batch["labels"] = (

@@ -1,4 +1,4 @@
-"""A small training in one of two processes, each the only one of its machine as far as it knows."""
+"""Script: a small training in one of two processes, each of which is the only one of its machine."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_whittle.errors import OutputError
 
 
 def main(folder, disks, resume=None):
-    """Train into a folder, shared or of each process, and say what came of it."""
+    """Train into a shared folder or one for each process, and print the renamed checkpoints or the error."""
     from accelerate import PartialState
 
     state = PartialState(cpu=True)

@@ -20,7 +20,7 @@ WEIGHTS = [
 
 
 def tensors(dtype=torch.float32, vocabulary=VOCABULARY, of_teacher=VOCABULARY, seed=0):
-    """States, matrix and bias of a student, the same of a teacher, and labels."""
+    """Hidden states, output matrix and bias of a student and of a teacher, and labels."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(ROWS, CHANNELS), (vocabulary, CHANNELS), (vocabulary,)]
     sizes += [(ROWS, OF_TEACHER), (of_teacher, OF_TEACHER), (of_teacher,)]
@@ -160,7 +160,7 @@ def test_samples_give_the_gradient_of_the_whole_distribution_on_average():
 
 @pytest.mark.parametrize("of_teacher", [5, 10])
 def test_padded_vocabulary_of_either_side(of_teacher):
-    """A larger one of the teacher is cut; what it lacks has probability 0."""
+    """A teacher's larger vocabulary is truncated; entries it lacks have probability 0."""
     *parts, labels = tensors(of_teacher=of_teacher)
     loss = fused(*parts, labels)
     teacher = logits_of(*parts[3:])[:, :VOCABULARY]

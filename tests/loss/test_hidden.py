@@ -1,4 +1,4 @@
-"""Losses between hidden states, and the projections that are learned beside the student."""
+"""Losses between hidden states, and the projections that are trained beside the student."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""SubnetSearchCallback: a training with a search in it is the training without, and the search is that of its model."""
+"""SubnetSearchCallback: it does not change the training, and finds what a separate search of the model finds."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def assert_same_history(found, expected):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A trainer that trained without a search."""
+    """A trainer after training without a search."""
     trainer = make_trainer(tmp_path_factory.mktemp("plain"))
     trainer.train()
     return trainer
@@ -178,7 +178,7 @@ def test_fitness_of_ones_own(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    """Under DDP, whose weights differ from those of one process by rounding."""
+    """Weights under DDP differ from those of one process by rounding."""
     on_two_processes(fixtures_training.__file__, tmp_path)
     supernet = make_supernet()
     supernet.load_state_dict(torch.load(tmp_path / "weights.pt"))

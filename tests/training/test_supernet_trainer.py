@@ -1,4 +1,4 @@
-"""SupernetTrainer: what each strategy draws and learns, and that nothing but the strategy changes a training."""
+"""SupernetTrainer: subnets drawn and losses of each strategy; only the strategy changes a training."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ BINS = [ParameterBin(8_000, 9_000), ParameterBin(20_000, 22_000)]
 
 
 def trained_subnets(trainer):
-    """Train, and tell what was active in each forward pass."""
+    """Train, and return the active subnet of each forward pass."""
     active = []
     model = trainer.model
     hook = model.register_forward_pre_hook(lambda *_: active.append(model._active))
@@ -48,7 +48,7 @@ def weights_of(trainer):
     return {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
 
 
-# What is drawn
+# Subnets of a step
 
 
 def test_standard_trains_the_full_network(tmp_path):
@@ -134,11 +134,11 @@ def test_smallest_subnet_has_the_least_sizes_of_the_space(supernet):
     assert fine == smallest(granularity="fine", layer_wise=True, **ranges)
 
 
-# What is learned
+# Losses and gradients
 
 
 def gradients_of_step(trainer, monkeypatch):
-    """Gradients of one step of one batch, and the loss."""
+    """Gradients and loss of one step on one batch."""
     kept = {}
 
     def keep(model, *_):
@@ -296,7 +296,7 @@ def test_training_makes_the_smallest_subnet_better(tmp_path):
     assert smallest["sandwich"] < before["eval_smallest_perplexity"] / 4
 
 
-# What is told
+# Logs and evaluation
 
 
 @pytest.mark.parametrize("strategy", ["random", "sandwich"])
