@@ -195,10 +195,11 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         inputs = {**inputs, "use_cache": False}
         labels = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
         student: Any = self.accelerator.unwrap_model(model)
+        head = None if return_outputs else self._output_module(student)  # may run the student on two tokens
         with self._layer_outputs(self.teacher) as of_teacher:
             targets = self._targets(inputs)
         with self._layer_outputs(student) as of_student:
-            outputs, total, loss = self._run_student(model, inputs, targets, labels, return_outputs)
+            outputs, total, loss = self._run_student(model, inputs, head, targets, labels)
         hidden = torch.zeros_like(total)
         if self._hidden is not None:
             hidden = self._hidden(of_student, of_teacher, (labels != IGNORED).nonzero()[:, 0])
@@ -216,11 +217,13 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         return contextlib.nullcontext([]) if self._hidden is None else layer_outputs(model)
 
     def _run_student(
-        self, model: nn.Module, inputs: dict[str, Any], targets: Targets, labels: torch.Tensor, return_outputs: bool
+        self, model: nn.Module, inputs: dict[str, Any], head: Any, targets: Targets, labels: torch.Tensor
     ) -> tuple[Any, torch.Tensor, DistillationLoss]:
-        """Run the student; returns its outputs, the summed loss with its graph, and the parts of that."""
-        head = self._output_module(self.accelerator.unwrap_model(model))
-        if head is None or return_outputs:
+        """Run the student, with the loss in place of its output layer `head`, or after it if there is none.
+
+        Returns the student's outputs, the summed loss that carries the gradient, and its parts.
+        """
+        if head is None:
             outputs = model(**inputs)
             loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
             return outputs, loss.total, loss
