@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
     from .cost.latency import LatencyModel, measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.rerank import rerank
-    from .distillation.store.writer import LogitStore, store_targets
+    from .distillation.store.reader import LogitStore
+    from .distillation.store.writer import store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
     from .fitness.divergence import KLDivergence
@@ -61,7 +61,7 @@ _MODULES = {
     "LatencyBin": "cost.bins",
     "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.algorithms.local",
-    "LogitStore": "distillation.store.writer",
+    "LogitStore": "distillation.store.reader",
     "MultiFidelityConfig": "search.algorithms.multi_fidelity",
     "NSGA2Config": "search.algorithms.nsga2",
     "ParameterBin": "cost.bins",
@@ -87,7 +87,6 @@ _MODULES = {
     "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
-    "rerank": "distillation.rerank",
     "save_student": "hub.saving",
     "score_importance": "importance.scores",
     "search_subnets": "search.runner",
@@ -136,7 +135,6 @@ __all__ = [
     "measure_latency",
     "push_search_archive",
     "push_subnet_to_hub",
-    "rerank",
     "save_student",
     "score_importance",
     "search_subnets",

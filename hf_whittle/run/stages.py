@@ -23,7 +23,7 @@ from ..cost.counts import flops_per_token, num_parameters, training_flops_per_to
 from ..data.documents import load_documents, split_documents
 from ..data.packing import pack_documents
 from ..distillation.config import DistillationConfig
-from ..distillation.store.writer import LogitStore
+from ..distillation.store.reader import LogitStore
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..distillation.trainer import DistillationTrainer
 from ..errors import DataError, VocabularyError
