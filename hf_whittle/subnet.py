@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compat import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text
@@ -43,9 +44,10 @@ class Shape:
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "Shape":
         """The sizes a model configuration describes, layer by layer where it is heterogeneous."""
-        if getattr(config, "is_heterogeneous", False):
-            heads = tuple(layer.num_attention_heads for layer in config.per_layer_config)
-            neurons = tuple(layer.intermediate_size for layer in config.per_layer_config)
+        own = layer_configs(config)
+        if own is not None:
+            heads = tuple(layer.num_attention_heads for layer in own)
+            neurons = tuple(layer.intermediate_size for layer in own)
         else:
             layers = config.num_hidden_layers
             heads, neurons = (config.num_attention_heads,) * layers, (config.intermediate_size,) * layers

@@ -10,6 +10,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 
+from ..compat import dataset_fingerprint
 from ..errors import DataError
 from ..files.disk import disk_errors
 from ..files.paths import expanded
@@ -79,7 +80,7 @@ def documents_fingerprint(
         return files_digest(files)
     if dataset is not None and Path(expanded(dataset)).is_dir():
         return _folder_digest(Path(expanded(dataset)))
-    return documents()._fingerprint
+    return dataset_fingerprint(documents())
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from datasets import Features, IterableDataset, List, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
+from ..compat import dataset_fingerprint, with_features
 from ..errors import DataError
 from ..files.disk import disk_errors
 from ..fingerprints import tokenizer_fingerprint
@@ -53,7 +54,7 @@ def pack_documents(
         DataError: if there is no text, or less than one block of it.
     """
     if isinstance(documents, IterableDataset) and documents.column_names is None:
-        documents = documents._resolve_features()
+        documents = with_features(documents)
     if text_column not in (documents.column_names or ()):
         raise DataError(f"the dataset has no column {text_column!r}, only {documents.column_names}; name one of these")
     check_holds_text(documents.features, text_column)
@@ -66,7 +67,8 @@ def pack_documents(
         return _pack_stream(documents, tokenizing, block_size)
     if len(documents) == 0:
         raise DataError("the dataset has no documents; check the paths, the split and the text column")
-    key = [documents._fingerprint, tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, text_column, _RULES]
+    source = dataset_fingerprint(documents)
+    key = [source, tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, text_column, _RULES]
     tokens = documents.map(
         _tokenize,
         batched=True,

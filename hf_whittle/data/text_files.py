@@ -18,6 +18,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from ..compat import set_dataset_fingerprint
 from ..errors import DataError
 from ..files.paths import expanded
 
@@ -114,7 +115,7 @@ def _told_by(documents: Dataset, *told: object) -> Dataset:
 
     By itself it goes by paths and times of change.
     """
-    documents._fingerprint = hashlib.sha256(json.dumps([*told, _RULES]).encode()).hexdigest()[:32]
+    set_dataset_fingerprint(documents, hashlib.sha256(json.dumps([*told, _RULES]).encode()).hexdigest()[:32])
     return documents
 
 

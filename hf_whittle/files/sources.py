@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..compat import commit_of_file
 from ..errors import CheckpointError
 from .paths import expanded
 
@@ -45,13 +46,12 @@ def commit_of(source: str | Path, **hub: Any) -> str | None:
         source (`str` or `Path`): what was loaded; a folder has no commit.
         hub: what it was loaded with, as for `PreTrainedModel.from_pretrained`.
     """
-    from transformers.utils import CONFIG_NAME
-    from transformers.utils.hub import cached_file, extract_commit_hash
+    from transformers.utils import CONFIG_NAME, cached_file
 
     if Path(source).exists():
         return None
     where = {name: hub[name] for name in ("revision", "cache_dir", "subfolder") if name in hub}
     try:
-        return extract_commit_hash(cached_file(source, CONFIG_NAME, local_files_only=True, **where), None)
+        return commit_of_file(cached_file(source, CONFIG_NAME, local_files_only=True, **where))
     except (OSError, ValueError):  # not in the cache
         return None

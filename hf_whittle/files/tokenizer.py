@@ -7,8 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CHAT_TEMPLATE_DIR
-from transformers.utils.hub import cached_file, list_repo_templates
 
+from ..compat import find_file, template_names
 from .paths import expanded
 from .text import read_json, write_json
 
@@ -31,7 +31,7 @@ def names_of_templates(source: str, **hub: Any) -> list[str]:
     if Path(source).is_dir():
         return [f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in sorted(Path(source).glob(TEMPLATES))]
     where = {name: hub.get(name) for name in ("revision", "cache_dir", "token")}
-    listed = list_repo_templates(source, local_files_only=bool(hub.get("local_files_only")), **where)
+    listed = template_names(source, local_files_only=bool(hub.get("local_files_only")), **where)
     return [f"{CHAT_TEMPLATE_DIR}/{Path(name).stem}.jinja" for name in listed]
 
 
@@ -86,7 +86,7 @@ def _known(source: str, name: str) -> str | None:
     if Path(source).is_dir():
         return str(Path(source) / name) if (Path(source) / name).is_file() else None
     try:
-        return cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        return find_file(source, name, local_files_only=True)
     except (OSError, ValueError):
         return None
 
