@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from transformers.utils import logging
 
+from ..compat import attention_kernel, uncompiled
 from ..cost.counts import num_parameters
 from ..errors import DataError, OutputError, SubnetError
 from ..evaluation import as_input_ids
@@ -26,7 +27,7 @@ from ..models.generation import check_generation_config
 from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
-from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..models.weights import check_plain_weights, full_config, weight_shape
 from ..record.lineage import Lineage
 from ..record.source import checkpoint_facts
 from ..subnet import SubnetConfig
@@ -240,7 +241,7 @@ def _cut_from_memory(
         model.device,
         progress and healing is not None,
     )
-    student.set_attn_implementation(source._attn_implementation)
+    student.set_attn_implementation(attention_kernel(source))
     return student.to(model.device)
 
 
@@ -287,7 +288,7 @@ def _cut(
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
-    student.config._name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
+    student.config.name_or_path = student.name_or_path = ""  # not the "None" it was loaded from
     make_portable(student)
     student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..compat import attention_kernel, set_attention_kernel
 from ..errors import DataError, HealingError
 from ..evaluation import cross_entropy, perplexity
 from ..files.disk import disk_errors
@@ -56,7 +57,7 @@ class Healer:
             )
         self._weights, self._config, self._subnet = weights, config, subnet
         self._student_config = architecture_module(config, "student").student_config(config, subnet)
-        self._student_config._attn_implementation = config._attn_implementation
+        set_attention_kernel(self._student_config, attention_kernel(config))
         self._settings, self._device = settings, device
         self.fitted, self.held_out = split_blocks(input_ids, settings.held_out)
         self._input_ids = torch.cat([self.fitted, self.held_out])

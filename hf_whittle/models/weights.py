@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..compat import execution_device, has_tied_weights, is_partitioned, uncompiled
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape
 from .architecture import Dimension, Weight, get_architecture, head_dim
@@ -51,7 +52,7 @@ def check_plain_weights(model: Any) -> None:
     for name, (weight, layer) in expected.items():
         check_plain(name, parameters[name])
         size, stated = tuple(parameters[name].shape), weight_shape(weight, config, shape, layer or 0)
-        if size != stated and not hasattr(parameters[name], "ds_id"):
+        if size != stated and not is_partitioned(parameters[name]):
             raise WeightsError(
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
                 "resize_token_embeddings, or load the model anew"
@@ -104,7 +105,7 @@ def _check_sharing(
     for weight in weights:
         if weight.is_shared(config):
             own, shared = parameters[weight.name], parameters[embedding(config).name]
-            spread = hasattr(own, "ds_id") or hasattr(own, "full_tensor")
+            spread = is_partitioned(own) or hasattr(own, "full_tensor")
             if own is not shared and not spread and not torch.equal(own, shared):
                 raise WeightsError(
                     f"the configuration says {weight.shared_if}, and {weight.name} is another matrix than "
@@ -196,7 +197,7 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
         )
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
-    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
+    if getattr(model.config, "tie_word_embeddings", False) and not has_tied_weights(model):
         head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
         if head is not None and head.weight is not tokens.weight:
             model.config.tie_word_embeddings = False
@@ -210,17 +211,12 @@ def in_words(names: Any, most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def uncompiled(model: Any) -> Any:
-    """The model around which `torch.compile` put another, whose weights have other names; else the model itself."""
-    return getattr(model, "_orig_mod", model)
-
-
 def input_device(model: Any) -> torch.device:
     """Where a model reads its tokens: of an offloaded embedding, where it is run."""
     embedding = model.get_input_embeddings()
     if not embedding.weight.is_meta:
         return embedding.weight.device
-    return torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu"))
+    return torch.device(execution_device(embedding))
 
 
 @contextlib.contextmanager
