@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..compat import uncompiled
 from ..cost.counts import flops_per_token
 from ..errors import HealingError, WhittleError
 from ..evaluation import as_input_ids, cross_entropy, evaluating, perplexity
@@ -21,7 +22,7 @@ from ..healing.student_weights import StudentWeights
 from ..models.architecture import Weight, get_architecture, head_dim
 from ..models.slicing import slice_weights, student_model
 from ..models.supernet import axis_rows
-from ..models.weights import check_no_subnet, is_sharded, uncompiled
+from ..models.weights import check_no_subnet, is_sharded
 from ..subnet import Shape, SubnetConfig
 from .base import TokenFitness
 

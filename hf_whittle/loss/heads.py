@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat import is_partitioned
 from ..evaluation import evaluating
 from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
@@ -26,7 +27,7 @@ def output_module(model: nn.Module) -> nn.Module | None:
     head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
     if type(head) not in (nn.Linear, ElasticLinear):
         return None
-    if any(hasattr(parameter, "ds_id") for parameter in whole.parameters()):
+    if any(map(is_partitioned, whole.parameters())):
         return head if has_architecture(whole.config) else None
     if head.weight.is_meta:  # offloaded: it is there during its own forward alone
         return None
@@ -62,7 +63,7 @@ def head_of(module: nn.Module) -> Head:
     """The output matrix of `output_module`; gathered, if its shards lie on several processes."""
     weight: Any = module.weight
     bias: Any = module.bias
-    if hasattr(weight, "ds_id") and weight.numel() == 0:  # else DeepSpeed has just gathered it for the forward
+    if is_partitioned(weight) and weight.numel() == 0:  # else DeepSpeed has just gathered it for the forward
         import deepspeed
 
         parts = [part for part in (weight, bias) if part is not None]
