@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..compat import LORA_PREFIX
 from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import CheckpointError, NonFiniteLossError, SubnetError
@@ -391,7 +392,7 @@ class DistillationTrainer(WholeCheckpoints, PublishingTrainer):
         """FLOPs of a training step on a batch: the student's, forward and backward, and the teacher's forward."""
         batch, length = inputs["input_ids"].shape
         student: Any = self.accelerator.unwrap_model(self.model)
-        trained = any(p.requires_grad for name, p in student.named_parameters() if "lora_" not in name)
+        trained = any(p.requires_grad for name, p in student.named_parameters() if LORA_PREFIX not in name)
         passes = 3 if trained else 2  # frozen weights need no gradient of their own
         per_token = passes * forward_flops_per_token(student, length)
         if isinstance(self.teacher, nn.Module):
