@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -21,6 +20,7 @@ from transformers.utils import (
     logging,
 )
 
+from ..compat import relative_imports
 from ..cost.counts import num_parameters
 from ..errors import CheckpointError
 from ..files.paths import expanded, is_local
@@ -232,7 +232,7 @@ def _code(folder: Path) -> list[str]:
         names.add(f"{reference.split('.')[0]}.py")
     for name in sorted(names):
         if (folder / name).is_file():
-            names |= {Path(path).name for path in get_relative_import_files(folder / name)}
+            names |= {Path(path).name for path in relative_imports(folder / name)}
     return sorted(names)
 
 

@@ -26,6 +26,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .. import __version__
+from ..compat import HUB_LOGGERS
 from ..errors import HubError
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,6 @@ _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
 # What could not be downloaded or uploaded is an error of the client's own.
 _FAULTS = (HTTPError, ConnectionError, LocalTokenNotFoundError, LocalEntryNotFoundError, RuntimeError)
-_LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")  # that name addresses with their signatures
 _AGAIN = "nothing was published; run the same again, files that are uploaded already are not sent twice"
 
 
@@ -243,7 +243,7 @@ class Repository:
             record.msg, record.args = self._without_secrets(record.getMessage()), ()
             return True
 
-        loggers = [getLogger(name) for name in _LOGGERS]
+        loggers = [getLogger(name) for name in HUB_LOGGERS]
         for each in loggers:
             each.addFilter(clean)
         try:

@@ -11,6 +11,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..compat import commit_hash
 from ..files.paths import is_local
 
 logger = logging.get_logger(__name__)
@@ -25,11 +26,11 @@ def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
     Of a folder, its last name alone, and what its card says of license and language; nothing if it was not loaded.
     """
-    name = str(getattr(config, "_name_or_path", "") or "")
+    name = str(getattr(config, "name_or_path", "") or "")
     if not name:
         return {}
     if not is_local(name):  # loaded by transformers alone, a configuration does not say of which commit it is
-        commit = getattr(config, "_commit_hash", None)
+        commit = commit_hash(config)
         return {"name": name, "on_hub": True, **({"commit": commit} if commit else {})}
     folder = Path(name).resolve()
     card = folder / CARD_FILE
