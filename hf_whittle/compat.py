@@ -2,8 +2,6 @@
 
 No other module uses such a name, except methods that override one (`OVERRIDDEN`) and the code that travels with a
 student and cannot import this module (`TRAVELING`). After an update, `tests/test_compat.py` says which name broke.
-
-Functions import the libraries, so that importing this module loads none of them.
 """
 
 import contextlib
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset, IterableDataset
+    from huggingface_hub import CommitInfo
     from torch import nn
     from transformers import PreTrainedConfig
 
@@ -44,14 +43,12 @@ OVERRIDDEN = (
     ForeignName(_TRAINER, "_load_optimizer_and_scheduler", "loads projections of hidden states", ("checkpoint",)),
     ForeignName(_TRAINER, "_load_from_checkpoint", "called: loads a finished training", ("resume_from_checkpoint",)),
     ForeignName(_TRAINER, "_finish_current_push", "called: waits for `push_in_progress`"),
+    ForeignName("transformers:TrainingArguments", "_VALID_DICT_FIELDS", "lets a field of ours be given as JSON"),
     ForeignName("transformers:PreTrainedModel", "_upload_modified_files", "names the stock class", ("working_dir",)),
     ForeignName("torch.nn:Module", "_apply", "drops gathered weights when parameters are moved or cast", ("fn",)),
     ForeignName("torch.nn:ModuleList", "_modules", "holds all layers, where the list shows the active ones"),
 )
-"""Methods and attributes of base classes that classes of this package override or use on themselves.
-
-None has a public counterpart: callbacks of `Trainer` run before or after these methods, not in their place.
-"""
+"""Names of base classes that classes of this package override or use on themselves, none with a public counterpart."""
 
 _GPT_NEOX = "transformers.models.gpt_neox.modeling_gpt_neox"
 _MAPPING = "transformers.conversion_mapping"
@@ -62,21 +59,16 @@ TRAVELING = (
     ForeignName(_GPT_NEOX, "GPTNeoXMLP", "built from the configuration of its own layer", ("config",)),
     ForeignName(_GPT_NEOX, "GPTNeoXRotaryEmbedding", "built from the configuration of the first layer", ("config",)),
     ForeignName(_MAPPING, "get_checkpoint_conversion_mapping", "see `load_renamed_as`", ("model_type",)),
-    ForeignName(_MAPPING, "register_checkpoint_conversion_mapping", "see `load_renamed_as`", ("model_type", "mapping")),
+    ForeignName(_MAPPING, "register_checkpoint_conversion_mapping", "see `load_renamed_as`"),
     ForeignName("transformers:GPTNeoXPreTrainedModel", "_no_split_modules", "names the layer class of a student"),
     ForeignName("transformers:GPTNeoXPreTrainedModel", "_can_record_outputs", "names the classes of a student"),
-    ForeignName("transformers:GPTNeoXForCausalLM", "_tp_plan", _PLANS),
-    ForeignName("transformers:GPTNeoXForCausalLM", "_pp_plan", _PLANS),
-    ForeignName("transformers:GPTNeoXConfig", "base_model_tp_plan", _PLANS),
-    ForeignName("transformers:GPTNeoXConfig", "base_model_pp_plan", _PLANS),
+    *(ForeignName("transformers:GPTNeoXForCausalLM", name, _PLANS) for name in ("_tp_plan", "_pp_plan")),
+    *(ForeignName("transformers:GPTNeoXConfig", f"base_model{name}", _PLANS) for name in ("_tp_plan", "_pp_plan")),
     ForeignName("transformers:GPTNeoXConfig", "validate_architecture", "allows any number of heads times `head_dim`"),
     ForeignName("transformers:GPTNeoXConfig", "validate_rope", "validates the first layer, since all rotate alike"),
     ForeignName("transformers:GPTNeoXConfig", "per_layer_config", "see `layer_configs`"),
 )
-"""Names in the code that travels with a student, which imports torch, transformers and its siblings alone.
-
-It also uses `_weight_conversions`, for the reason in `add_renamings`.
-"""
+"""Names in the code that travels with a student; it also uses `_weight_conversions`, as `add_renamings` does."""
 
 CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 MODELING_AUTO = "transformers.models.auto.modeling_auto"
@@ -84,13 +76,6 @@ MODELING_AUTO = "transformers.models.auto.modeling_auto"
 
 Students are registered once these are imported. The public `AutoModel.register` needs the class, and importing it would
 load torch with `import hf_whittle`.
-"""
-
-FROM_MODEL_CONFIG = {"config_file_name": "config.json", "_from_model_config": True}
-"""Arguments with which `GenerationConfig.from_pretrained` reads the generation parameters of an old `config.json`.
-
-`PreTrainedModel` passes them for a checkpoint without `generation_config.json`. The public `from_model_config` takes a
-configuration instead of a checkpoint.
 """
 
 
@@ -211,16 +196,6 @@ def find_file(source: str, name: str, **hub: Any) -> str | None:
     return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
 
 
-def shard_paths(source: str, index: str) -> list[str]:
-    """Return the paths of the weight files that an index names, downloaded if needed.
-
-    `get_checkpoint_shard_files` is undocumented. The public `snapshot_download` takes patterns, not an index.
-    """
-    from transformers.utils.hub import get_checkpoint_shard_files
-
-    return get_checkpoint_shard_files(source, index)[0]
-
-
 def commit_of_file(path: str | None) -> str | None:
     """Return the commit of a file in the cache of the Hub; `None` for any other file.
 
@@ -273,6 +248,16 @@ def push_in_progress(job: Any) -> Any:
 
 HUB_LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")
 """Loggers that print the URLs of requests, with the signatures in them; huggingface_hub has no option to hide these."""
+
+
+def commit_info(endpoint: str, **facts: Any) -> "CommitInfo":
+    """Make the `CommitInfo` of a commit whose answer was lost.
+
+    `_endpoint`: otherwise its `repo_url` is on the default Hub. The public `create_commit` would commit again.
+    """
+    from huggingface_hub import CommitInfo
+
+    return CommitInfo(**facts, _endpoint=endpoint)
 
 
 def dataset_fingerprint(documents: "Dataset") -> str:

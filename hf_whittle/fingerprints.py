@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets.fingerprint import Hasher
 
-from .compat import find_file, shard_paths, uncompiled
+from .compat import find_file, uncompiled
 from .files.paths import expanded
+from .files.text import read_json
 from .models.weights import at_hand, full_config
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def _checkpoint_files(source: str) -> Iterator[Path]:
         path = find_file(source, name)
         if path is not None:
             is_index = name.endswith(".index.json")
-            yield from map(Path, shard_paths(source, path) if is_index else [path])
+            shards = sorted(set(read_json(path)["weight_map"].values())) if is_index else [name]
+            yield from (Path(str(cached_file(source, shard))) for shard in shards)
             return
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
-from ..compat import FROM_MODEL_CONFIG, find_file, set_commit_hash
+from ..compat import find_file, set_commit_hash
 from ..errors import CheckpointError, WeightsError
 from ..files.paths import expanded
 from ..files.sources import commit_of
@@ -77,7 +77,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """The checkpoint's own or, where it has none, what its configuration says, as `from_pretrained` does."""
         if self.find("generation_config.json"):
             return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
-        return self._reading(GenerationConfig.from_pretrained, self.source, **FROM_MODEL_CONFIG, **self._hub)
+        found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
+        return self._reading(GenerationConfig.from_model_config, found)
 
     @property
     def tokenizer_files(self) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .. import __version__
-from ..compat import HUB_LOGGERS
+from ..compat import HUB_LOGGERS, commit_info
 from ..errors import HubError
 
 logger = logging.get_logger(__name__)
@@ -180,13 +180,13 @@ class Repository:
             if head == parent or not self._holds(files, stale, str(head)):
                 continue
             prefix = f"{self._api.endpoint}/{'' if self.type == 'model' else 'datasets/'}{self.id}"
-            return CommitInfo(
+            return commit_info(
+                self._api.endpoint,
                 commit_url=f"{prefix}/commit/{head}",
                 commit_message=message,
                 commit_description="",
                 oid=str(head),
                 pr_url=url or None,
-                _endpoint=self._api.endpoint,
             )
         return None
 
