@@ -118,7 +118,7 @@ def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
 
 def test_a_table_without_rows_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl as json: no rows; mend it, or leave it out"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl as json: no rows; correct it, or leave it out"):
         load_documents(files=[tmp_path / "a.jsonl"])
 
 
@@ -184,7 +184,7 @@ PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.com
 
 @pytest.mark.parametrize("pack", PACKED)
 @pytest.mark.parametrize("encoding", ENCODED)
-def test_text_is_read_in_the_encoding_its_mark_says_and_unpacked(tmp_path, encoding, pack):
+def test_text_is_read_in_the_encoding_its_mark_says_and_decompressed(tmp_path, encoding, pack):
     (tmp_path / f"a.txt{pack}").write_bytes(PACKED[pack](ENCODED[encoding]))
     assert texts(files=[tmp_path / f"a.txt{pack}"]) == [TEXT]
 
@@ -219,13 +219,13 @@ def test_rows_without_text_are_no_documents(tmp_path, teacher_folder):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.txt", b"\x00\x01binary", "is not text, it has bytes of value 0; convert it, or leave it out"),
+        ("a.txt", b"\x00\x01binary", "is not text, since it contains null bytes; convert it, or leave it out"),
         ("a.txt", b"\xff\xfa", "is not utf-8 text"),
         ("a.txt", gzip.compress(b"packed", mtime=0), "is not utf-8 text"),
         ("a.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16 text"),
-        ("a.txt.gz", b"not packed", "cannot be unpacked"),
-        ("a.txt.gz", gzip.compress(b"packed" * 99, mtime=0)[:-9], "cannot be unpacked"),
-        ("a.txt.xz", b"not packed", "cannot be unpacked"),
+        ("a.txt.gz", b"not packed", "cannot be decompressed"),
+        ("a.txt.gz", gzip.compress(b"packed" * 99, mtime=0)[:-9], "cannot be decompressed"),
+        ("a.txt.xz", b"not packed", "cannot be decompressed"),
         ("a.jsonl", b"no json\n", "cannot read .*a.jsonl as json"),
         ("a.json", b"", "cannot read .*a.json as json"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet as parquet"),

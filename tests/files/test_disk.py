@@ -82,7 +82,7 @@ def small_disk(tmp_path_factory):
 @pytest.mark.usefixtures("no_large_files")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_that_may_not_grow_is_an_output_error(tmp_path, writer):
-    message = r"could not write .*\. What is on disk is kept: .*run the same command again"
+    message = r"could not write .*\. Files already written are kept: .*run the same command again"
     with pytest.raises(OutputError, match=message), disk_errors(tmp_path / "file"):
         WRITERS[writer](tmp_path / "file")
 
