@@ -1,4 +1,4 @@
-"""Files as documents: found whatever their path, read whatever their form, and never mistaken for others."""
+"""Files are found under any path, read in any format, and never mistaken for others."""
 
 import bz2
 import codecs
@@ -27,13 +27,13 @@ def texts(**load):
 
 
 def write_as_before(path, text, moment=1_700_000_000):
-    """Write a file with a time of change that tells nothing."""
+    """Write a file whose modification time is always the same."""
     path.write_text(text)
     os.utime(path, (moment, moment))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_files_of_two_projects_with_the_same_layout_are_their_own(tmp_path, monkeypatch, name):
+def test_files_of_two_projects_with_the_same_layout_are_not_confused(tmp_path, monkeypatch, name):
     read = {}
     for project, word in {"one": "first", "two": "other"}.items():
         (tmp_path / project / "texts").mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_files_of_two_projects_with_the_same_layout_are_their_own(tmp_path, monk
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".csv", ".json"])
-def test_a_file_edited_without_a_trace_is_read_anew(tmp_path, suffix):
+def test_a_file_edited_within_one_timestamp_is_read_anew(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     for word in ("first", "other"):
         line = {".jsonl": json.dumps({"text": word}), ".json": json.dumps([{"text": word}]), ".csv": f"text\n{word}"}
@@ -55,7 +55,7 @@ def test_a_file_edited_without_a_trace_is_read_anew(tmp_path, suffix):
         assert texts(files=[path]) == [word]
 
 
-def test_a_folder_of_data_files_edited_without_a_trace_is_read_anew(tmp_path):
+def test_a_folder_of_data_files_edited_within_one_timestamp_is_read_anew(tmp_path):
     fingerprints = set()
     for word in ("first", "other"):
         write_as_before(tmp_path / "part.jsonl", json.dumps({"text": word}))
@@ -74,7 +74,7 @@ TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_blocks_of_text_beside_a_table_edited_without_a_trace_are_made_anew(tmp_path, tokenizer, suffix):
+def test_blocks_of_text_beside_a_table_edited_within_one_timestamp_are_made_anew(tmp_path, tokenizer, suffix):
     (tmp_path / "a.txt").write_text("hello world " * 20)
     packed = []
     for word in ("first", "other"):
@@ -86,7 +86,7 @@ def test_blocks_of_text_beside_a_table_edited_without_a_trace_are_made_anew(tmp_
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_documents_are_told_by_their_contents_wherever_they_lie(tmp_path, name):
+def test_documents_are_identified_by_contents_in_any_folder(tmp_path, name):
     told = []
     for folder, moment in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()
@@ -111,7 +111,7 @@ def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
     write_as_before(path, "first")
     before = {files_digest([path]), documents_fingerprint(None, files=[path])}
     assert len(read) == len(before) == 1
-    time.sleep(0.02)  # longer than what a file system's clock may count in
+    time.sleep(0.02)  # longer than a tick of a file system's clock
     write_as_before(path, "other")
     assert files_digest([path]) not in before and len(read) == 2
 
@@ -233,7 +233,7 @@ def test_rows_without_text_are_no_documents(tmp_path, teacher_folder):
         ("a.csv", b"text\n1\n", "the column 'text' holds int64, not text"),
     ],
 )
-def test_a_file_that_is_not_what_it_is_called_is_an_error(tmp_path, name, content, message):
+def test_a_file_that_contradicts_its_suffix_is_an_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_documents(files=[tmp_path / name])
