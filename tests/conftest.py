@@ -137,8 +137,7 @@ def make_stock():
 
     def build(seed=0, attn_implementation="sdpa", **changes):
         torch.manual_seed(seed)
-        config = GPTNeoXConfig(**{**TINY, **changes})
-        config._attn_implementation = attn_implementation
+        config = GPTNeoXConfig(**{**TINY, **changes}, attn_implementation=attn_implementation)
         return _randomize(GPTNeoXForCausalLM(config), seed)
 
     return build

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from hf_whittle.compat import dataset_fingerprint
 from hf_whittle.data import STANDARD_LIBRARY, collate_blocks, load_documents, pack_documents, split_documents
 from hf_whittle.data.standard_library import HELD_OUT
 from hf_whittle.errors import DataError
@@ -221,7 +222,7 @@ def test_blocks_are_cached_whatever_a_tokenizer_was_called_with(documents, teach
     tokenizer(["a", "b c"], max_length=1, truncation=True)
     again = pack_documents(documents, AutoTokenizer.from_pretrained(teacher_folder), 8)
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(AutoTokenizer.from_pretrained(teacher_folder))
-    assert first._fingerprint == again._fingerprint
+    assert dataset_fingerprint(first) == dataset_fingerprint(again)
 
 
 def test_no_document_is_an_error(tokenizer):

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import hf_whittle
+from hf_whittle.compat import dataset_fingerprint
 from hf_whittle.data import documents_fingerprint, load_documents, pack_documents
 from hf_whittle.data.text_files import documents_from_files, files_digest
 from hf_whittle.errors import DataError
@@ -87,21 +88,21 @@ def test_blocks_of_text_beside_a_table_edited_within_one_timestamp_are_made_anew
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_documents_are_identified_by_contents_in_any_folder(tmp_path, name):
-    told = []
+    fingerprints = []
     for folder, moment in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()
         write_as_before(tmp_path / folder / name, json.dumps({"text": "words"}), moment)
-        told.append(load_documents(files=[tmp_path / folder / name])._fingerprint)
-        told.append(documents_from_files({"a": str(tmp_path / folder / name)})._fingerprint)
-    assert told[:2] == told[2:]
+        fingerprints.append(dataset_fingerprint(load_documents(files=[tmp_path / folder / name])))
+        fingerprints.append(dataset_fingerprint(documents_from_files({"a": str(tmp_path / folder / name)})))
+    assert fingerprints[:2] == fingerprints[2:]
 
 
 def test_a_file_read_in_another_way_is_another_text(tmp_path):
-    told = set()
+    digests = set()
     for name in ("a.txt", "a.jsonl", "a.csv", "a.txt.gz"):
         (tmp_path / name).write_text('{"text": "words"}')
-        told.add(files_digest([tmp_path / name]))
-    assert len(told) == 4
+        digests.add(files_digest([tmp_path / name]))
+    assert len(digests) == 4
 
 
 def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
