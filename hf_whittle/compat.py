@@ -176,10 +176,7 @@ def has_tied_weights(model: Any) -> bool:
 
 
 def set_layer_index(layer: Any, index: int) -> None:
-    """Let a layer read and write the cache of keys and values at an index.
-
-    `layer_idx` of attention modules, given when they are built, with no public way to change it.
-    """
+    """Let a layer use the key-value cache at an index: `layer_idx`, which has no public way to change it."""
     for module in layer.modules():
         if hasattr(module, "layer_idx"):
             module.layer_idx = index
@@ -261,10 +258,7 @@ def commit_info(endpoint: str, **facts: Any) -> "CommitInfo":
 
 
 def dataset_fingerprint(documents: "Dataset") -> str:
-    """Return the hash by which `datasets` caches the results of `map` and `filter`.
-
-    `_fingerprint`: documented as a concept, and readable under this name alone.
-    """
+    """Return the hash by which `datasets` caches results of `map`: `_fingerprint`, documented as a concept alone."""
     return documents._fingerprint
 
 
@@ -285,10 +279,7 @@ def with_features(documents: "IterableDataset") -> "IterableDataset":
 
 
 def execution_device(module: "nn.Module") -> Any:
-    """Return the device that runs a module offloaded by accelerate; `"cpu"` for any other module.
-
-    `_hf_hook`: attached by the public `add_hook_to_module`, with no public function that returns it.
-    """
+    """Return the device that runs a module, `"cpu"` unless accelerate offloaded it: `_hf_hook`, not public."""
     return getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
 
 
@@ -304,27 +295,29 @@ def shard_with_fsdp2(accelerator: Any, model: "nn.Module") -> "nn.Module":
 
 
 def uncompiled(model: Any) -> Any:
-    """Return the model that `torch.compile` wrapped; any other model as it is.
-
-    `_orig_mod`, which the wrapper puts before the names of all weights. torch has no public way back.
-    """
+    """Return the model that `torch.compile` wrapped, any other as it is: `_orig_mod`; torch has no public way back."""
     return getattr(model, "_orig_mod", model)
 
 
 def version_of(tensor: "torch.Tensor") -> int:
-    """Return how often a tensor was changed in place.
-
-    `_version`, by which autograd detects such changes. Publicly, only a comparison of all values would tell.
-    """
+    """Return the number of changes to a tensor in place: `_version`; publicly, only comparing all values would do."""
     return tensor._version
 
 
-def is_partitioned(parameter: "torch.Tensor") -> bool:
-    """Return whether DeepSpeed ZeRO-3 spread a parameter over processes.
+SHARD_ATTRIBUTES = ("full_tensor", "_is_flat_param", "ds_id")
+"""Attributes of shards alone: of FSDP2, where it is public, and of FSDP1 and DeepSpeed, which have no public test."""
+FSDP1_MARK = "_fsdp_use_orig_params"
+"""Attribute of modules whose parameters FSDP1 manages; with `use_orig_params`, the parameters bear no mark."""
 
-    `ds_id`: DeepSpeed, which need not be installed, has no public test for that.
-    """
+
+def is_partitioned(parameter: "torch.Tensor") -> bool:
+    """Return whether DeepSpeed ZeRO-3 spread a parameter over processes: `ds_id`; it has no public test for that."""
     return hasattr(parameter, "ds_id")
+
+
+def whole_shape(parameter: "torch.Tensor") -> tuple[int, ...]:
+    """Return the shape of a parameter, of DeepSpeed's shards that of the whole: `ds_shape`; their own is `(0,)`."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 LORA_PREFIX = "lora_"

@@ -375,7 +375,7 @@ def test_streamed_columns_are_read_off_and_no_row_is_lost():
         assert known.column_names == ["text"] and list(known) == rows
 
 
-# accelerate, torch, peft, bitsandbytes. DeepSpeed sets `ds_id`: tests/distillation/sharded_training.py.
+# accelerate, torch, peft, bitsandbytes. Names of DeepSpeed: tests/distillation/sharded_training.py.
 
 
 def test_offloaded_module_names_its_device():
@@ -402,6 +402,27 @@ def test_a_teacher_is_sharded_without_an_optimizer(run_python, tmp_path):
     """
     with relies_on("accelerate", "utils.fsdp_utils.fsdp2_prepare_model"):
         assert run_python(script, tmp_path) == "True\n"
+
+
+def test_shards_of_fsdp1_bear_marks(run_python, tmp_path):
+    script = """
+        import sys
+        import torch
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from hf_whittle import compat
+
+        torch.distributed.init_process_group("gloo", f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+        plain = torch.nn.Linear(4, 4)
+        for keeps in (True, False):
+            cpu = torch.device("cpu")
+            sharded = FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=cpu, use_orig_params=keeps)
+            marks = [name for name in compat.SHARD_ATTRIBUTES for p in sharded.parameters() if hasattr(p, name)]
+            print(marks, any(hasattr(module, compat.FSDP1_MARK) for module in sharded.modules()))
+        print([name for name in (*compat.SHARD_ATTRIBUTES, compat.FSDP1_MARK) if hasattr(plain.weight, name)])
+        torch.distributed.destroy_process_group()
+    """
+    with relies_on("torch", "FlatParameter._is_flat_param and _fsdp_use_orig_params of modules"):
+        assert run_python(script, tmp_path) == "[] True\n['_is_flat_param'] True\n[]\n"
 
 
 def test_compiled_model_leads_back_to_its_own():

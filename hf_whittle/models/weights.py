@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..compat import execution_device, has_tied_weights, is_partitioned, uncompiled
+from ..compat import SHARD_ATTRIBUTES, execution_device, has_tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape
 from .architecture import Dimension, Weight, get_architecture, head_dim
@@ -51,8 +51,8 @@ def check_plain_weights(model: Any) -> None:
         )
     for name, (weight, layer) in expected.items():
         check_plain(name, parameters[name])
-        size, stated = tuple(parameters[name].shape), weight_shape(weight, config, shape, layer or 0)
-        if size != stated and not is_partitioned(parameters[name]):
+        size, stated = whole_shape(parameters[name]), weight_shape(weight, config, shape, layer or 0)
+        if size != stated:
             raise WeightsError(
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
                 "resize_token_embeddings, or load the model anew"
@@ -105,7 +105,7 @@ def _check_sharing(
     for weight in weights:
         if weight.is_shared(config):
             own, shared = parameters[weight.name], parameters[embedding(config).name]
-            spread = is_partitioned(own) or hasattr(own, "full_tensor")
+            spread = any(hasattr(own, name) for name in SHARD_ATTRIBUTES)
             if own is not shared and not spread and not torch.equal(own, shared):
                 raise WeightsError(
                     f"the configuration says {weight.shared_if}, and {weight.name} is another matrix than "
