@@ -15,7 +15,6 @@ from datasets.fingerprint import Hasher
 
 from .compat import find_file, uncompiled
 from .files.paths import expanded
-from .files.text import read_json
 from .models.weights import at_hand, full_config
 
 if TYPE_CHECKING:
@@ -103,8 +102,8 @@ def _checkpoint_files(source: str) -> Iterator[Path]:
         path = find_file(source, name)
         if path is not None:
             is_index = name.endswith(".index.json")
-            shards = sorted(set(read_json(path)["weight_map"].values())) if is_index else [name]
-            yield from (Path(str(cached_file(source, shard))) for shard in shards)
+            shards = set(json.loads(Path(path).read_bytes())["weight_map"].values()) if is_index else [name]
+            yield from (Path(str(cached_file(source, shard))) for shard in sorted(shards))
             return
 
 
