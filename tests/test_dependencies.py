@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is optional says which extra it is in."""
+"""Every imported package is declared, and errors name the extra of a missing optional one."""
 
 import ast
 import itertools
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EVERY = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-"""Of modules that are called otherwise; elsewhere `_` is `-`."""
+"""Distributions of modules with another name; for the others, `_` becomes `-`."""
 WITHOUT_EXTRA = {"deepspeed": "imported where its launcher already did"}
 OF_DEPENDENCIES = {"tokenizers": "transformers", "hf-xet": "huggingface-hub", "httpx2": "huggingface-hub"}
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..compat import set_commit_hash, shard_with_fsdp2
 from ..errors import VocabularyError
 from ..evaluation import evaluating
 from ..files.paths import expanded
@@ -36,7 +37,7 @@ def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = 
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
-    teacher.config._commit_hash = commit_of(name, **options)
+    set_commit_hash(teacher.config, commit_of(name, **options))
     return teacher
 
 
@@ -128,9 +129,7 @@ def _place(model: Any, accelerator: Accelerator) -> nn.Module:
         return model
     if accelerator.is_fsdp2:
         model.requires_grad_(False)
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        return fsdp2_prepare_model(accelerator, model)
+        return shard_with_fsdp2(accelerator, model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         model.requires_grad_(False)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..compat import LORA_PREFIX
 from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import NonFiniteLossError
@@ -298,7 +299,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """FLOPs of a training step on a batch: the student's forward and backward, and the teacher's forward."""
         batch, length = inputs["input_ids"].shape
         student: Any = self.accelerator.unwrap_model(self.model)
-        trained = any(p.requires_grad for name, p in student.named_parameters() if "lora_" not in name)
+        trained = any(p.requires_grad for name, p in student.named_parameters() if LORA_PREFIX not in name)
         passes = 3 if trained else 2  # frozen weights have no gradients
         per_token = passes * forward_flops_per_token(student, length)
         if isinstance(self.teacher, nn.Module):

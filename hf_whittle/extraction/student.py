@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..compat import attention_kernel, uncompiled
 from ..cost.counts import num_parameters
 from ..errors import DataError, SubnetError
 from ..evaluation import as_input_ids
@@ -16,7 +17,7 @@ from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from ..models.source import Source
-from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..models.weights import check_plain_weights, full_config, weight_shape
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -101,7 +102,7 @@ def extract_from_memory(model: "PreTrainedModel", extraction: Extraction) -> "Pr
     generation_config = model.generation_config if model.can_generate() else None
     source = Source(model.state_dict(), config, model.device, model.dtype, generation_config)
     student = _extract(source, extraction, progress=extraction.progress and extraction.healing is not None)
-    student.set_attn_implementation(config._attn_implementation)
+    student.set_attn_implementation(attention_kernel(config))
     return student.to(model.device)
 
 
@@ -129,7 +130,7 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
-    student.config._name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
+    student.config.name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
     make_portable(student)
     facts = checkpoint_facts(source.config)
     results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))

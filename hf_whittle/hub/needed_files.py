@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -14,6 +13,7 @@ from transformers.utils import (
     logging,
 )
 
+from ..compat import relative_imports
 from ..errors import CheckpointError
 from ..files.paths import is_local
 from ..models.portable import has_names_of_files
@@ -83,7 +83,7 @@ def _code(folder: Path, config: dict[str, Any]) -> list[str]:
     names = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     for name in sorted(names):
         if (folder / name).is_file():
-            names |= {Path(path).name for path in get_relative_import_files(folder / name)}
+            names |= {Path(path).name for path in relative_imports(folder / name)}
     return sorted(names)
 
 

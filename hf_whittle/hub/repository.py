@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .. import __version__
+from ..compat import commit_info
 from ..errors import HubError
 from .faults import FAULTS, explained, in_brief, network_fault, passes, retry_after, status_of
 from .secrets import Secrets
@@ -166,13 +167,13 @@ class Repository:
             if head == parent or not self._holds(files, stale, str(head)):
                 continue
             prefix = f"{self._api.endpoint}/{'' if self.type == 'model' else 'datasets/'}{self.id}"
-            return CommitInfo(
+            return commit_info(
+                self._api.endpoint,
                 commit_url=f"{prefix}/commit/{head}",
                 commit_message=message,
                 commit_description="",
                 oid=str(head),
                 pr_url=url or None,
-                _endpoint=self._api.endpoint,
             )
         return None
 

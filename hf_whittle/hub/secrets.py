@@ -7,8 +7,7 @@ from logging import LogRecord, getLogger
 
 from huggingface_hub import get_token
 
-_LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")
-"""Loggers that print signed URLs."""
+from ..compat import HUB_LOGGERS
 
 
 class Secrets:
@@ -41,7 +40,7 @@ class Secrets:
             record.msg, record.args = self.removed(record.getMessage()), ()
             return True
 
-        loggers = [getLogger(name) for name in _LOGGERS]
+        loggers = [getLogger(name) for name in HUB_LOGGERS]
         for each in loggers:
             each.addFilter(clean)
         try:

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
+from ..compat import push_in_progress
 from ..files.atomic import remove_leftovers
 from ..files.locks import folder_lock
 from ..files.text import read_json, write_text
@@ -181,7 +182,7 @@ class PublishingTrainer(CarefulTrainer):
             return
         job: Any = _JOBS.run_as_future(self._publish_and_remove, folder, f"Training in progress, {when}", beside)
         if under_way is None or under_way.is_done():
-            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+            self.push_in_progress = push_in_progress(job)
         else:
             under_way.jobs.append(job)
 

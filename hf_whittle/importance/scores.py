@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ..compat import uncompiled
 from ..errors import CheckpointError, SubnetError
 from ..evaluation import as_input_ids, cross_entropy, evaluating
 from ..files.atomic import atomic_path
@@ -37,7 +38,7 @@ from ..files.paths import expanded
 from ..fingerprints import fingerprint, model_fingerprint
 from ..models.architecture import Axis, Dimension, Weight, get_architecture, head_dim
 from ..models.supernet import SuperNetModel
-from ..models.weights import all_weights, check_finite, check_no_subnet, check_plain_weights, uncompiled
+from ..models.weights import all_weights, check_finite, check_no_subnet, check_plain_weights
 from ..subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:

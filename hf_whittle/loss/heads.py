@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat import is_partitioned
 from ..evaluation import evaluating
 from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
@@ -26,7 +27,7 @@ def output_module(model: nn.Module) -> nn.Module | None:
     head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
     if type(head) not in (nn.Linear, ElasticLinear):
         return None
-    if any(hasattr(parameter, "ds_id") for parameter in whole.parameters()):
+    if any(map(is_partitioned, whole.parameters())):
         return head if has_architecture(whole.config) else None
     if head.weight.is_meta:  # offloaded: its weight is loaded only during its own forward
         return None
@@ -62,7 +63,7 @@ def head_of(module: nn.Module) -> Head:
     """Return the output matrix of the layer that `output_module` found, gathered if it is sharded."""
     weight: Any = module.weight
     bias: Any = module.bias
-    if hasattr(weight, "ds_id") and weight.numel() == 0:  # in a forward pass, DeepSpeed has gathered it already
+    if is_partitioned(weight) and weight.numel() == 0:  # in a forward pass, DeepSpeed has gathered it already
         import deepspeed
 
         parts = [part for part in (weight, bias) if part is not None]

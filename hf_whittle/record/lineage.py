@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
+from ..compat import has_loaded_weights
 from ..files.paths import expanded
 from ..files.text import read_json, write_json
 from ..healing.config import HEALING_FILE, HealingReport
@@ -96,7 +97,7 @@ def _healing_report(path: Path) -> HealingReport:
 def _origin(student: Any) -> Path | None:
     """The folder, of the Hub's cache if need be, that a model has weights of and not just the architecture."""
     name = getattr(student, "name_or_path", "")
-    if not name or not any(getattr(parameter, "_is_hf_initialized", False) for parameter in student.parameters()):
+    if not name or not has_loaded_weights(student):
         return None
     if Path(name).is_dir():
         return Path(name)

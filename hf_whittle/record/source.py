@@ -12,6 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..compat import commit_hash
 from ..files.paths import is_local
 from .facts import SourceFacts
 from .files import CARD_FILE
@@ -28,11 +29,11 @@ def checkpoint_facts(config: PreTrainedConfig) -> SourceFacts:
     Of the Hub, its name, and its commit if that is known. Of a folder, its last name alone, and license and language
     from its card.
     """
-    name = str(getattr(config, "_name_or_path", "") or "")
+    name = str(getattr(config, "name_or_path", "") or "")
     if not name:
         return SourceFacts()
     if not is_local(name):  # transformers alone does not tell a configuration its commit
-        return SourceFacts(name=name, on_hub=True, commit=getattr(config, "_commit_hash", None) or "")
+        return SourceFacts(name=name, on_hub=True, commit=commit_hash(config) or "")
     folder = Path(name).resolve()
     card = folder / CARD_FILE
     return SourceFacts(name=folder.name, **(_inherited(card) if card.is_file() else {}))

@@ -12,9 +12,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..compat import sorted_checkpoints
 from ..errors import CheckpointError
 from ..files.atomic import put_in_place, remove_folder, remove_leftovers
 from ..files.disk import disk_errors
@@ -109,7 +110,7 @@ class WholeCheckpoints(CarefulTrainer):
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        checkpoints = sort_checkpoints(folder, use_mtime=True)
+        checkpoints = sorted_checkpoints(folder, by_time=True)
         kept = {checkpoints[-1], str(Path(self.state.best_model_checkpoint or checkpoints[-1]))}
         removable = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
         for checkpoint in removable[: max(0, len(checkpoints) - max(limit, len(kept)))]:
@@ -118,7 +119,7 @@ class WholeCheckpoints(CarefulTrainer):
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         best = self.state.best_model_checkpoint
         if self.args.should_save and best is not None and self.args.save_total_limit == 1:
-            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+            for checkpoint in sorted_checkpoints(self._get_output_dir(trial)):
                 if not os.path.samefile(checkpoint, best):
                     remove_folder(checkpoint)
         return super()._finalize_training(trial, *args, **kwargs)

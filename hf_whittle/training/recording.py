@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..compat import LORA_PREFIX
 from ..cost.counts import num_parameters
 from ..models.architecture import has_architecture
 from ..record.facts import AdapterFacts, DataFacts, TeacherFacts
@@ -99,7 +100,7 @@ def _parameters(student: Any) -> int:
     config = getattr(student, "config", None)
     if config is not None and has_architecture(config):
         return num_parameters(config)
-    return sum(p.numel() for name, p in student.named_parameters() if "lora_" not in name)
+    return sum(p.numel() for name, p in student.named_parameters() if LORA_PREFIX not in name)
 
 
 def _adapter_facts(model: Any) -> AdapterFacts | None:

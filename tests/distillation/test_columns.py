@@ -142,7 +142,7 @@ def test_masks_of_other_libraries_are_refused(tmp_path, column):
         lambda: make_trainer(tmp_path, "none", dataset),
         lambda: make_supernet_trainer(tmp_path, "ats", dataset),
     ):
-        with pytest.raises(DataError, match=f"the column '{column}' would not be read: say .* by a column 'labels'"):
+        with pytest.raises(DataError, match=f"the column '{column}' would not be read: mask .* by a column 'labels'"):
             make()
 
 

@@ -122,7 +122,7 @@ def test_a_checkpoint_that_has_no_room_is_one_error_and_training_goes_on_after(t
 
     with monkeypatch.context() as patch:
         patch.setattr(kind, "_save_optimizer_and_scheduler", with_little_room)
-        with pytest.raises(OutputError, match=r"could not write .*out.*What is on disk is kept.*run the same command"):
+        with pytest.raises(OutputError, match=r"could not write .*out.*Files already written are kept.*same command"):
             trainer.train()
     again = make_trainer(kind, tmp_path / "out")
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))

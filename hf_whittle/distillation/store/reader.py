@@ -116,7 +116,7 @@ class LogitStore:
         precisions = (None, torch.float32, torch.bfloat16, torch.float16)
         if teacher is not None and not any(model_fingerprint(teacher, p) == self.settings.teacher for p in precisions):
             raise StoreError(
-                f"the store at {self.folder} was made with another teacher than {teacher.config._name_or_path}, or "
+                f"the store at {self.folder} was made with another teacher than {teacher.config.name_or_path}, or "
                 f"that one has changed since; {AGAIN} into another folder"
             )
 
