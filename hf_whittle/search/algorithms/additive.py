@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 
 from ...cost.bins import Bin
-from ...space.reach import heads_for
 from ...space.search_space import SearchSpace
 from ...subnet import Kept, Shape, SubnetConfig
 from ..algorithm import Candidate, Evaluation
@@ -170,7 +169,7 @@ class AdditiveSearch(MultiFidelitySearch):
         cost = self.bin.cost(self.space.config)
         layer_price = cost.base(channels, 1) - cost.base(channels, 0)
         per_head, per_neuron = cost.per_head(channels), cost.per_neuron(channels)
-        heads = _some(heads_for(self.space, channels), self.config.levels)
+        heads = _some(self.space.heads_for(channels), self.config.levels)
         neurons = _some(self.space.intermediate_size, self.config.levels)
         columns = []
         for layer in range(self._full.num_hidden_layers):
