@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "extraction": "cost errors evaluation files healing models record subnet",
     "fitness": "checks cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "checks cost errors files fitness models plots processes space subnet",
-    "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
+    "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
     "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
     "hub": "cost data errors files healing models plots record search subnet training",
     "distillation": "checks cost data errors evaluation extraction files fingerprints hub loss models processes record "

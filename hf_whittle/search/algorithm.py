@@ -162,7 +162,7 @@ class Breeder:
         child = self.space.crossover(first, second, self.rng, self.bin)
         return Candidate(child, "crossover", (first.digest, second.digest))
 
-    def breed(self, parents: Sequence[Evaluation], mutation_rate: float) -> Candidate:
+    def breed(self, parents: Sequence[Evaluation | Candidate], mutation_rate: float) -> Candidate:
         """A mutant of one of the parents or, as often as `mutation_rate` leaves, a child of two."""
         if self.rng.random() < mutation_rate or len(parents) < 2:
             return self.mutate(self.rng.choice(parents).subnet)
