@@ -210,9 +210,11 @@ class Locked:
 
 def test_a_fitness_that_cannot_be_told_is_not_gone_on_with(tmp_path):
     assert fitness_settings(Locked()) == {"name": "Locked", "code": None}
-    with pytest.warns(UserWarning, match="the fitness 'Locked' holds what cannot be read, so that this search could"):
+    with pytest.warns(
+        UserWarning, match="the fitness 'Locked' holds objects that cannot be hashed, so this search could"
+    ):
         search(tmp_path, Locked())
-    with pytest.raises(OtherSearchError, match=r"nothing tells whether its fitness 'Locked' was the same.*'settings'"):
+    with pytest.raises(OtherSearchError, match=r"cannot resume since its fitness 'Locked' holds objects.*'settings'"):
         search(tmp_path, Locked())
 
 
