@@ -5,16 +5,15 @@ from typing import ClassVar
 
 from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
-from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 
 
 @dataclass
-class RandomSearchConfig(SearchConfig):
+class RandomSearchConfig(BudgetedConfig):
     """Settings of random search: independent draws of the space's sampler."""
 
     name: ClassVar[str] = "random"
 
-    evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
     num_draws: int = field(default=50, metadata={"help": "Candidates drawn at a time."})
 
     def __post_init__(self) -> None:
@@ -24,22 +23,13 @@ class RandomSearchConfig(SearchConfig):
         return RandomSearch(space, bin, self)
 
 
-class RandomSearch(SearchAlgorithm):
+class RandomSearch(BudgetedSearch):
     """Draws of the space's sampler, none of them twice."""
 
-    def __init__(self, space: SearchSpace, bin: Bin, config: RandomSearchConfig):
-        self.config = config
-        self._breeder = Breeder(space, bin, config.seed)
-        self._asked = 0
+    config: RandomSearchConfig
 
-    @property
-    def max_evaluations(self) -> int:
-        return self.config.evaluations
-
-    def ask(self) -> list[Candidate]:
-        batch = self._draw(min(self.config.num_draws, self.config.evaluations - self._asked))
-        self._asked += len(batch)
-        return batch
+    def _next(self, most: int) -> list[Candidate]:
+        return self._draw(min(self.config.num_draws, most))
 
     def _draw(self, size: int) -> list[Candidate]:
         return self._breeder.batch(size, self._breeder.sample)

@@ -16,13 +16,13 @@ from ...cost.bins import Bin
 from ...files.paths import expanded
 from ...space.search_space import SearchSpace
 from ...subnet import Shape, SubnetConfig
-from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 from ..result import CANDIDATES_FILE, SearchResult
 from .features import features
 
 
 @dataclass
-class SurrogateSearchConfig(SearchConfig):
+class SurrogateSearchConfig(BudgetedConfig):
     """Settings of search with a surrogate.
 
     Of `pool` new subnets bred from the elites, the `num_offspring` that are predicted best are evaluated.
@@ -155,32 +155,22 @@ def scaled(fitness: np.ndarray) -> np.ndarray:
     return values / (values.max() or 1.0)
 
 
-class SurrogateSearch(SearchAlgorithm):
+class SurrogateSearch(BudgetedSearch):
     """Evolution that evaluates only the subnets that a surrogate predicts to be best."""
 
+    config: SurrogateSearchConfig
+
     def __init__(self, space: SearchSpace, bin: Bin, config: SurrogateSearchConfig):
-        self.config = config
-        self._breeder = Breeder(space, bin, config.seed)
+        super().__init__(space, bin, config)
         archives = [SearchResult.load(folder) for folder in config.archives]
         self._surrogate = Surrogate(space, bin, config.model, config.seed, archives)
         self._known: list[Evaluation] = []
         self._described: list[np.ndarray] = []
-        self._asked = 0
 
-    @property
-    def max_evaluations(self) -> int:
-        return self.config.evaluations
-
-    def ask(self) -> list[Candidate]:
-        left = self.config.evaluations - self._asked
-        if left <= 0:
-            return []
+    def _next(self, most: int) -> list[Candidate]:
         if not self._asked:
-            batch = self._first(min(self.config.population_size, left))
-        else:
-            batch = self._predicted_best(min(self.config.num_offspring, left))
-        self._asked += len(batch)
-        return batch
+            return self._first(min(self.config.population_size, most))
+        return self._predicted_best(min(self.config.num_offspring, most))
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         self.inform(evaluations)
