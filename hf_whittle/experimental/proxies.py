@@ -129,7 +129,9 @@ class _GradientProxy(TokenFitness):
             for batch in input_ids.split(self.batch_size):
                 batch = batch.to(self.supernet.device)
                 loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)  # weights outside of the slice have none
+                found = torch.autograd.grad(
+                    loss, parameters, allow_unused=True
+                )  # weights outside of the slice have none
                 for total, gradient in zip(gradients, found, strict=True):
                     if gradient is not None:
                         total += gradient
@@ -236,8 +238,8 @@ def _norms_pass_on(model: nn.Module) -> Iterator[None]:
 class JacobianCovariance(TokenFitness):
     """Likeness of the gradients of blocks with respect to embeddings (arXiv 2006.04647). Experimental: tau -0.04.
 
-    With the eigenvalues v of the correlation matrix of these gradients, one for each block, it is `sum(log(v) + 1 / v)`,
-    the negative of the published score. It needs at least two blocks.
+    With the eigenvalues v of the correlation matrix of these gradients, a row for each block, it is
+    `sum(log(v) + 1 / v)`, the negative of the published score. It needs at least two blocks.
     """
 
     name = "jacobian-covariance"

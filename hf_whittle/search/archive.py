@@ -79,7 +79,7 @@ class Archive:
 
     @property
     def _is_identified(self) -> bool:
-        """Whether the settings of the fitness tell it from others; see `fitness_settings`."""
+        """Whether its settings identify the fitness; see `fitness_settings`."""
         return self.result.settings["fitness"].get("code", "") is not None
 
     def _warn_if_unidentified(self) -> None:
