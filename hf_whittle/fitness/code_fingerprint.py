@@ -24,7 +24,7 @@ _CODE_ATTRIBUTES = (
 
 
 class NotHashableError(TypeError):
-    """An object whose state cannot be read, so that it cannot be told from others of its type."""
+    """An object whose state cannot be read, so that others of its type look the same."""
 
 
 def fitness_settings(fitness: Any) -> dict[str, Any]:

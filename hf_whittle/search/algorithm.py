@@ -82,8 +82,8 @@ class Evaluation:
 class SearchAlgorithm(ABC):
     """A search: `ask` for a batch of candidates, evaluate them and `tell` their evaluations until `ask` gives none.
 
-    An algorithm depends only on its seed and the evaluations it gets. So an interrupted search resumes when the
-    evaluations already made are told to a new instance.
+    An algorithm depends only on its seed and the evaluations it gets. So an interrupted search is resumed by a new
+    instance that gets the evaluations already made.
     """
 
     @property

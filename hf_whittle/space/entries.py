@@ -104,7 +104,7 @@ class AnyEntries:
 
 
 class Choices:
-    """How entries of every dimension of a super-network are chosen.
+    """Ways to choose entries of every dimension of a super-network.
 
     Args:
         config (`PreTrainedConfig`): configuration of the super-network.
@@ -132,7 +132,7 @@ class Choices:
         }
 
     def of(self, name: str, layer: int | None = None) -> Entries:
-        """How entries of one dimension are chosen.
+        """Get the way to choose entries of one dimension.
 
         Args:
             name (`str`): `"channels"`, `"layers"`, `"heads"` or `"neurons"`.

@@ -40,7 +40,7 @@ class Moves:
 
     Args:
         reach (`Reach`): sizes that lie in the bin.
-        choices (`Choices`): how entries of each dimension are chosen.
+        choices (`Choices`): ways to choose entries of each dimension.
         rng (`random.Random`): source of every random choice.
     """
 

@@ -159,7 +159,7 @@ class SearchSpace(Sizes):
         return self._reach(bin).pairs
 
     def entries(self, name: str, layer: int | None = None) -> Entries:
-        """How entries of a dimension are chosen; see `Choices.of`."""
+        """Get the way to choose entries of a dimension; see `Choices.of`."""
         return self._choices.of(name, layer)
 
     def _moves(self, rng: Random, bin: Bin) -> Moves:

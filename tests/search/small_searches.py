@@ -24,7 +24,7 @@ SMALL = {
         "answers": 3,
     },
     "evolution": {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3},
-    "local": {"evaluations": 20, "population_size": 6, "num_neighbours": 4, "patience": 1},
+    "local": {"evaluations": 20, "population_size": 6, "num_neighbors": 4, "patience": 1},
     "multi-fidelity": {"generations": 1, "sizes": [4, 2, 1], "initial": 2},
     "nsga2": {"evaluations": 20, "population_size": 6},
     "random": {"evaluations": 20, "num_draws": 6},

@@ -142,7 +142,7 @@ def test_nothing_is_printed(name, capfd):
 
 
 def test_mutants_are_children_of_the_best_since_the_restart():
-    config = {"evaluations": 120, "population_size": 6, "num_neighbours": 4, "patience": 2}
+    config = {"evaluations": 120, "population_size": 6, "num_neighbors": 4, "patience": 2}
     current, failures, starts = None, 0, 0
     for batch in batches(search("local", **config)):
         best = min(batch, key=lambda e: e.fitness)
@@ -216,12 +216,12 @@ def test_survivors_that_nothing_dominates_are_the_pareto_front():
     config = small_config("nsga2", evaluations=120, population_size=40)
     made = []
 
-    class Told(type(config)):
+    class Kept(type(config)):
         def algorithm(self, space, bin):
             made.append(super().algorithm(space, bin))
             return made[-1]
 
-    result = search_subnets(None, SPACE, bin=BIN, config=Told(**vars(config)), fitness=fewer_is_worse, progress=False)
+    result = search_subnets(None, SPACE, bin=BIN, config=Kept(**vars(config)), fitness=fewer_is_worse, progress=False)
     alive = [one.X for one in made[0]._population]
     points = [(e.cost, e.fitness) for e in alive]
     best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
@@ -330,7 +330,7 @@ def test_evolution_goes_on_from_the_answers():
 AT_LEAST_1 = {
     "additive": ["initial", "num_elites", "head_options", "neuron_options", "channel_options", "answers"],
     "evolution": ["population_size", "num_offspring", "num_elites"],
-    "local": ["evaluations", "population_size", "num_neighbours", "patience"],
+    "local": ["evaluations", "population_size", "num_neighbors", "patience"],
     "multi-fidelity": ["initial", "num_elites"],
     "nsga2": ["evaluations"],
     "random": ["evaluations", "num_draws"],

@@ -15,11 +15,11 @@ class LocalSearchConfig(BudgetedConfig):
     name: ClassVar[str] = "local"
 
     population_size: int = field(default=50, metadata={"help": "Draws at a start, the best of which is kept."})
-    num_neighbours: int = field(default=10, metadata={"help": "Mutants of the current subnet tried at a time."})
+    num_neighbors: int = field(default=10, metadata={"help": "Mutants of the current subnet tried at a time."})
     patience: int = field(default=5, metadata={"help": "Batches without an improvement before a restart."})
 
     def __post_init__(self) -> None:
-        self.require_at_least(evaluations=1, population_size=1, num_neighbours=1, patience=1)
+        self.require_at_least(evaluations=1, population_size=1, num_neighbors=1, patience=1)
 
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
         return LocalSearch(space, bin, self)
@@ -36,7 +36,7 @@ class LocalSearch(BudgetedSearch):
         current, breeder = self._current, self._breeder
         if current is None:
             return breeder.batch(min(self.config.population_size, most), breeder.sample)
-        return breeder.batch(min(self.config.num_neighbours, most), lambda: breeder.mutate(current.subnet))
+        return breeder.batch(min(self.config.num_neighbors, most), lambda: breeder.mutate(current.subnet))
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         best = min(evaluations, key=lambda e: e.fitness)
