@@ -47,6 +47,7 @@ from hf_whittle.errors import (
     VocabularyError,
 )
 from hf_whittle.evaluation import as_input_ids, cross_entropy
+from hf_whittle.extraction import student as student_module
 from hf_whittle.files.locks import folder_lock
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.cost import healing_flops
@@ -454,13 +455,13 @@ def test_cost_of_a_search_in_stages_counts_what_prepared_it_once(healed):
 
 
 def test_a_student_that_healing_does_not_help_starts_as_sliced(healed_recipe, healed, tmp_path, monkeypatch):
-    heal = extract_subnet.__globals__["heal_weights"]
+    heal = student_module.heal_weights
 
-    def worse(weights, config, subnet, sliced, *args, **kwargs):
-        _, report = heal(weights, config, subnet, sliced, *args, **kwargs)
+    def worse(teacher, subnet, sliced, *args):
+        _, report = heal(teacher, subnet, sliced, *args)
         return sliced, dataclasses.replace(report, is_healed=False, perplexity_after=9e9)
 
-    monkeypatch.setitem(extract_subnet.__globals__, "heal_weights", worse)
+    monkeypatch.setattr(student_module, "heal_weights", worse)
     stages = Run(healed_recipe(tmp_path / "run"), progress=False)
     shutil.copytree(Path(healed[0].output_dir), stages.folder, dirs_exist_ok=True)
     shutil.rmtree(stages.folder / "stages" / "initial")
