@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from .models.registration import register
 
 if TYPE_CHECKING:
-    from .cost.bins import FlopsBin, KVCacheBin, LatencyBin, ParameterBin, WeightBytesBin
-    from .cost.latency import LatencyModel, measure_latency
+    from .cost.bins import FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
+    from .cost.latency import LatencyBin, LatencyModel
+    from .cost.timing import measure_latency
     from .distillation.config import DistillationConfig
     from .distillation.store.reader import LogitStore
     from .distillation.store.writer import store_targets
@@ -58,7 +59,7 @@ _MODULES = {
     "ImportanceScores": "importance.scores",
     "KLDivergence": "fitness.divergence",
     "KVCacheBin": "cost.bins",
-    "LatencyBin": "cost.bins",
+    "LatencyBin": "cost.latency",
     "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.algorithms.local",
     "LogitStore": "distillation.store.reader",
@@ -84,7 +85,7 @@ _MODULES = {
     "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
     "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
     "extract_subnet": "extraction.extraction",
-    "measure_latency": "cost.latency",
+    "measure_latency": "cost.timing",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
     "save_student": "hub.saving",

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "extraction": "compat cost errors evaluation files healing models record subnet",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "checks cost errors files fitness models plots processes record space subnet",
-    "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
+    "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
     "training": "checks compat cost data errors evaluation files fitness loss models processes record search space "
     "subnet",
     "hub": "compat cost data errors files healing models plots record search subnet training",

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BinError
 from ..subnet import SubnetConfig
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bin(ABC):
-    """An interval of a cost, both ends included; its children say of which.
+    """An interval of a cost, both ends included; each subclass bounds another cost.
 
     Args:
         low (`float`): least cost.
@@ -37,15 +37,15 @@ class Bin(ABC):
                 raise BinError(f"{name} must be above 0, got {getattr(self, name)}")
 
     of: ClassVar[str]
-    """What the cost is called."""
+    """Name of the cost."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The bin as a record of a search holds it."""
+        """The bin, for the record of a search."""
         return {"cost": self.of, **asdict(self)}
 
     @abstractmethod
     def cost(self, config: "PreTrainedConfig") -> Polynomial:
-        """The cost this bin bounds, for subnets of a super-network."""
+        """The bounded cost, for subnets of a super-network."""
 
     def contains(self, config: "PreTrainedConfig", subnet: SubnetConfig) -> bool:
         return self.low <= self.cost(config)(student_shape(config, subnet)) <= self.high
@@ -99,31 +99,3 @@ class KVCacheBin(Bin):
 
     def cost(self, config: "PreTrainedConfig") -> Polynomial:
         return kv_cache_polynomial(config, self.bytes_per_value)
-
-
-class FittedCost(Protocol):
-    """A cost fitted to measurements of one super-network, as a `LatencyModel` is."""
-
-    @property
-    def polynomial(self) -> Polynomial: ...
-
-    def check(self, config: "PreTrainedConfig") -> None:
-        """Raise `SubnetError` for another super-network than the one measured."""
-
-
-@dataclass(frozen=True)
-class LatencyBin(Bin):
-    """An interval of seconds of a forward pass, predicted by a model of measured latencies.
-
-    Args:
-        low (`float`): least seconds.
-        high (`float`): most seconds.
-        model (`LatencyModel`): fitted to the super-network on the device in question.
-    """
-
-    of = "seconds"
-    model: FittedCost
-
-    def cost(self, config: "PreTrainedConfig") -> Polynomial:
-        self.model.check(config)
-        return self.model.polynomial

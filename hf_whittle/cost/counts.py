@@ -17,9 +17,9 @@ def num_parameters(
     Equals `sum(p.numel() for p in student.parameters())`; tied embeddings are counted once.
 
     Args:
-        config (`PreTrainedConfig`): the super-network's.
-        subnet (`SubnetConfig` or `Shape`, *optional*): what is kept of it, or the sizes of a student; those of a
-            padded one are `padded_shape`'s.
+        config (`PreTrainedConfig`): configuration of the super-network.
+        subnet (`SubnetConfig` or `Shape`, *optional*): the subnet, or the sizes of a student; a padded student has
+            those of `padded_shape`.
         embeddings (`bool`, *optional*, defaults to `True`): whether to count input and output embeddings.
     """
     return int(parameter_polynomial(config, embeddings)(student_shape(config, subnet)))
@@ -49,7 +49,7 @@ def kv_cache_bytes_per_token(
 def weight_bytes(
     config: "PreTrainedConfig", subnet: SubnetConfig | Shape | None = None, *, bytes_per_value: float = 2
 ) -> int:
-    """Bytes of the student's weights, in memory and, but for a header of some kilobytes, on disk."""
+    """Bytes of the student's weights in memory, and on disk without a header of some kilobytes."""
     return int(bytes_per_value * num_parameters(config, subnet))
 
 

@@ -1,127 +1,48 @@
-"""Latency on the device at hand: of a model, and of any subnet as a polynomial fitted to measurements."""
+"""Latency of subnets as a polynomial fitted to measurements, and bins of it."""
 
 import hashlib
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from ..errors import SubnetError
-from ..evaluation import evaluating
 from ..files.text import read_json, write_json
-from ..models.weights import input_device
 from ..subnet import Shape, SubnetConfig
 from .bins import Bin, ParameterBin
 from .polynomial import Polynomial
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from ..models.supernet import SuperNetModel
-
-Phase = Literal["prefill", "decode"]
+    from .timing import Phase
 
 
 class Samples(Protocol):
-    """Anything that draws subnets, as a `SearchSpace` does."""
+    """A source of subnets, such as a `SearchSpace`."""
 
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig: ...
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Seconds that one forward pass took: the median, and the 10th and 90th percentile around it."""
-
-    median: float
-    low: float
-    high: float
-
-
-def measure_latency(
-    model: "PreTrainedModel",
-    *,
-    batch_size: int = 1,
-    sequence_length: int = 512,
-    phase: Phase = "prefill",
-    warmup: int = 3,
-    repeats: int = 20,
-) -> Latency:
-    """Time forward passes of a model, or of the subnet that is active in a super-network, on the device it lies on.
-
-    Args:
-        model (`PreTrainedModel`): a causal language model; its training mode is restored.
-        batch_size (`int`, *optional*, defaults to 1): sequences at a time.
-        sequence_length (`int`, *optional*, defaults to 512): tokens of a sequence.
-        phase (`str`, *optional*, defaults to `"prefill"`): `"prefill"` reads the whole sequence, `"decode"` one token
-            more, with the keys and values of the sequence in a cache.
-        warmup (`int`, *optional*, defaults to 3): passes that do not count.
-        repeats (`int`, *optional*, defaults to 20): passes that count.
-
-    Returns:
-        `Latency`: seconds.
-
-    Raises:
-        ValueError: if a setting is out of range.
-    """
-    if phase not in ("prefill", "decode"):
-        raise ValueError(f"phase must be 'prefill' or 'decode', got {phase!r}")
-    if min(batch_size, sequence_length, repeats) < 1 or warmup < 0:
-        raise ValueError("batch_size, sequence_length and repeats must be at least 1, warmup at least 0")
-    with evaluating(model), torch.inference_mode():
-        step = _step(model, batch_size, sequence_length, phase)
-        seconds = [_seconds(step, input_device(model)) for _ in range(warmup + repeats)][warmup:]
-    low, high = np.percentile(seconds, [10, 90])
-    return Latency(statistics.median(seconds), float(low), float(high))
-
-
-def _step(model: "PreTrainedModel", batch_size: int, sequence_length: int, phase: Phase) -> Callable[[], None]:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length + 1), generator=generator)
-    tokens = tokens.to(input_device(model))
-    if phase == "prefill":
-        return lambda: model(input_ids=tokens[:, :-1], use_cache=False)
-    cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
-
-    def decode() -> None:
-        model(input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True)
-        cache.crop(-1)
-
-    return decode
-
-
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    _wait_for(device)
-    started = time.perf_counter()
-    step()
-    _wait_for(device)
-    return time.perf_counter() - started
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-@dataclass(frozen=True)
 class LatencyModel:
-    """Latency of the subnets of a super-network on one device, as a polynomial of their sizes.
+    """Latency of a super-network's subnets on one device, as a polynomial of their sizes.
 
-    Use `LatencyModel.fit`. The polynomial is fitted by non-negative least squares on relative errors, so that it
-    never falls as a size grows, and a `LatencyBin` can be searched like any other.
+    Use `LatencyModel.fit`. The polynomial is fitted by non-negative least squares on relative errors, so it never falls
+    as a size grows, and a `LatencyBin` can be searched like any other bin.
 
     Args:
         polynomial (`Polynomial`): seconds of a forward pass.
-        error (`float`): median relative error on measured subnets the polynomial was not fitted to; look at it before
-            trusting a bin narrower than that.
-        device (`str`): where it was measured.
-        dtype (`str`): of the weights.
+        error (`float`): median relative error on measured subnets that the polynomial was not fitted to. A bin should
+            be wider than that.
+        device (`str`): name of the device.
+        dtype (`str`): data type of the weights.
         batch_size (`int`): sequences at a time.
         sequence_length (`int`): tokens of a sequence.
         phase (`str`): `"prefill"` or `"decode"`.
@@ -134,18 +55,18 @@ class LatencyModel:
     dtype: str
     batch_size: int
     sequence_length: int
-    phase: Phase
+    phase: "Phase"
     supernet: str
 
     @classmethod
     def fit(
         cls,
         supernet: "SuperNetModel",
-        space: "Samples",
+        space: Samples,
         *,
         batch_size: int = 1,
         sequence_length: int = 512,
-        phase: Phase = "prefill",
+        phase: "Phase" = "prefill",
         subnets: int = 40,
         repeats: int = 7,
         seed: int = 0,
@@ -154,13 +75,13 @@ class LatencyModel:
         """Measure random subnets of a space and fit a polynomial to their latencies.
 
         Args:
-            supernet (`SuperNetModel`): on the device and in the dtype in question.
+            supernet (`SuperNetModel`): super-network on the device and in the data type to measure.
             space (`SearchSpace`): space to draw subnets from.
             batch_size (`int`, *optional*, defaults to 1): as in `measure_latency`, like the next three.
             sequence_length (`int`, *optional*, defaults to 512): tokens of a sequence.
             phase (`str`, *optional*, defaults to `"prefill"`): `"prefill"` or `"decode"`.
-            repeats (`int`, *optional*, defaults to 7): passes that count, for each subnet.
-            subnets (`int`, *optional*, defaults to 40): how many to measure; a quarter of them tests the fit.
+            repeats (`int`, *optional*, defaults to 7): passes that are counted, for each subnet.
+            subnets (`int`, *optional*, defaults to 40): number of subnets to measure; a quarter of them tests the fit.
             seed (`int`, *optional*, defaults to 0): seed of the draws.
             progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
@@ -168,31 +89,26 @@ class LatencyModel:
             ValueError: if there are too few subnets, or a setting is out of range.
             SubnetError: if the model is no super-network.
         """
+        from .timing import device_name  # imports torch
+
         if not hasattr(supernet, "active_subnet"):
             raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")
         if subnets < 16:
             raise ValueError(f"subnets must be at least 16, twice the coefficients to fit, got {subnets}")
         rng = Random(seed)
         drawn = [space.sample(rng, ParameterBin(0, float("inf"))).shape for _ in range(subnets)]
-        seconds = []
-        for shape in tqdm(drawn, desc="latency", unit="subnet", disable=not progress):
-            with supernet.active_subnet(_first_entries(shape)):
-                measured = measure_latency(
-                    supernet, batch_size=batch_size, sequence_length=sequence_length, phase=phase, repeats=repeats
-                )
-            seconds.append(measured.median)
+        how: dict[str, Any] = {"batch_size": batch_size, "sequence_length": sequence_length, "phase": phase}
+        seconds = _medians(supernet, tqdm(drawn, desc="latency", unit="subnet", disable=not progress), repeats, how)
         held_out = subnets // 4
         tried = fit_polynomial(drawn[held_out:], seconds[held_out:])
         errors = [abs(tried(shape) / true - 1) for shape, true in zip(drawn[:held_out], seconds, strict=False)]
         return cls(
             polynomial=fit_polynomial(drawn, seconds),
             error=statistics.median(errors),
-            device=_device_name(supernet.device),
+            device=device_name(supernet.device),
             dtype=str(supernet.dtype).removeprefix("torch."),
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            phase=phase,
-            supernet=_fingerprint(supernet.full_config),
+            supernet=fingerprint_of_sizes(supernet.full_config),
+            **how,
         )
 
     def __call__(self, subnet: SubnetConfig) -> float:
@@ -200,25 +116,54 @@ class LatencyModel:
         return self.polynomial(subnet)
 
     def save(self, path: str | Path) -> None:
-        """Write the model as JSON; measuring anew would give other coefficients, and with them another bin."""
+        """Write the model as JSON, to be loaded for later searches: measuring anew would give other coefficients."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyModel":
-        """Read a model that `save` wrote."""
+        """Read a model from a file of `save`."""
         values = read_json(path)
         return cls(**{**values, "polynomial": Polynomial(**values["polynomial"])})
 
     def check(self, config: "PreTrainedConfig") -> None:
         """Raise `SubnetError` unless the model was fitted to a super-network of these sizes."""
-        if _fingerprint(config) != self.supernet:
+        if fingerprint_of_sizes(config) != self.supernet:
             raise SubnetError(
                 "this latency model was fitted to a super-network of other sizes; call LatencyModel.fit with this one"
             )
 
 
+@dataclass(frozen=True)
+class LatencyBin(Bin):
+    """An interval of seconds of a forward pass, as predicted by a latency model.
+
+    Args:
+        low (`float`): least seconds.
+        high (`float`): most seconds.
+        model (`LatencyModel`): fitted to the super-network on the device in question.
+    """
+
+    of = "seconds"
+    model: LatencyModel
+
+    def cost(self, config: "PreTrainedConfig") -> Polynomial:
+        self.model.check(config)
+        return self.model.polynomial
+
+
+def _medians(supernet: "SuperNetModel", shapes: Iterable[Shape], repeats: int, how: dict[str, Any]) -> list[float]:
+    """Median seconds of a forward pass of a subnet of each shape."""
+    from .timing import measure_latency
+
+    seconds = []
+    for shape in shapes:
+        with supernet.active_subnet(_first_entries(shape)):
+            seconds.append(measure_latency(supernet, repeats=repeats, **how).median)
+    return seconds
+
+
 def fit_polynomial(shapes: Sequence[Shape], costs: Sequence[float]) -> Polynomial:
-    """The polynomial of least squared relative error with no negative coefficient."""
+    """Fit the polynomial of least squared relative error that has no negative coefficient."""
     from scipy.optimize import nnls
 
     terms = [Polynomial(**{item.name: 1}) for item in fields(Polynomial)]
@@ -229,16 +174,10 @@ def fit_polynomial(shapes: Sequence[Shape], costs: Sequence[float]) -> Polynomia
 
 
 def _first_entries(shape: Shape) -> SubnetConfig:
-    """A subnet of these sizes that costs no gathering."""
+    """A subnet of these sizes that is sliced without gathering."""
     return SubnetConfig(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
 
 
-def _fingerprint(config: "PreTrainedConfig") -> str:
+def fingerprint_of_sizes(config: "PreTrainedConfig") -> str:
     sizes = (config.model_type, config.vocab_size, asdict(Shape.from_config(config)))
     return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

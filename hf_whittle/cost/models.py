@@ -8,7 +8,7 @@ from .counts import flops_per_token
 
 
 def forward_flops_per_token(model: Any, sequence_length: int) -> int:
-    """FLOPs of a forward pass of a `PreTrainedModel`; of one without a table, two for each parameter."""
+    """FLOPs per token of a forward pass of a `PreTrainedModel`; without a table, two for each parameter."""
     config = full_config(model)
     if has_architecture(config):
         return flops_per_token(config, sequence_length=sequence_length)

@@ -1,7 +1,7 @@
 """Costs as polynomials of a model's sizes, made from the architecture's table.
 
-Making a polynomial takes some ten microseconds, applying it one: hold on to it where many subnets of one super-network
-are counted.
+Making a polynomial takes some ten microseconds, applying it one: keep it where many subnets of one super-network are
+counted.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Polynomial:
     neuron_channel: float = 0
 
     def base(self, channels: int, layers: int) -> float:
-        """What is paid whatever the heads and neurons are."""
+        """Cost of a model without heads and neurons."""
         return self.constant + channels * self.channel + layers * (self.layer + channels * self.layer_channel)
 
     def per_head(self, channels: int) -> float:
@@ -70,7 +70,7 @@ def parameter_polynomial(config: "PreTrainedConfig", embeddings: bool = True) ->
     """Parameters as a polynomial of the sizes.
 
     Args:
-        config (`PreTrainedConfig`): the super-network's.
+        config (`PreTrainedConfig`): configuration of the super-network.
         embeddings (`bool`, *optional*, defaults to `True`): whether to count weights with a vocabulary axis.
     """
     return _count_weights(*_counted(config), _own if embeddings else _own_without_vocabulary)
@@ -105,7 +105,7 @@ def _multiplied(weight: Weight, is_shared: bool) -> int:
 
 
 def _counted(config: "PreTrainedConfig") -> tuple[str, tuple[bool, ...], int, int]:
-    """All that a count depends on: the architecture, which of its conditions hold, head_dim, vocabulary."""
+    """Everything that a count depends on: architecture, its conditions, `head_dim` and vocabulary size."""
     conditions = get_architecture(config).conditions
     return (
         config.model_type,

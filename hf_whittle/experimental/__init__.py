@@ -1,1 +1,10 @@
-"""Ways that were asked for and do not pay by this project's own measurements; names and behavior may change."""
+"""Methods that others use and that do not pay by our measurements; their names and behavior may change."""
+
+from ..search.algorithm import SearchConfig
+from .stratified import StratifiedSearchConfig
+from .surrogate_objective import SurrogateObjectiveConfig
+
+ALGORITHMS: dict[str, type[SearchConfig]] = {
+    config.name: config for config in (StratifiedSearchConfig, SurrogateObjectiveConfig)
+}
+"""Settings of every experimental search algorithm by its name, as in `search.algorithms`."""

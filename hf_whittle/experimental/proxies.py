@@ -1,7 +1,8 @@
-"""Zero-cost proxies: what a subnet may be worth, told from its weights or from a few gradients.
+"""Zero-cost proxies: guesses of a subnet's quality from its weights, or from a few gradients.
 
-Each is a `Fitness`, so that any search can minimise it: where more is better, it is the negative. They are known to
-rank worse than perplexity does (arXiv 2510.07227 for magnitude); `tests/benchmarks/search.py` measures how much.
+Each is a `Fitness` that any search can minimize: where more is better, it is the negative. They are experimental since
+all rank random draws no better than chance; the figures are Kendall's tau with perplexity (`docs/measured.md`), where
+perplexity on a quarter of the tokens has 0.95.
 """
 
 import copy
@@ -34,7 +35,7 @@ def _check_whole(supernet: "SuperNetModel", name: str) -> None:
 
 
 class WeightMagnitude(Fitness):
-    """The negative sum of the absolute weights of a subnet's matrices, after arXiv 2510.07227.
+    """Negative sum of the absolute weights of a subnet's matrices (arXiv 2510.07227). Experimental: tau -0.18.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
@@ -45,7 +46,7 @@ class WeightMagnitude(Fitness):
     def __init__(self, supernet: "SuperNetModel"):
         _check_whole(supernet, self.name)
         self.supernet = supernet
-        self._magnitudes = copy.deepcopy(supernet)  # as a super-network, so that it is sliced as one
+        self._magnitudes = copy.deepcopy(supernet)  # a super-network too, so that it is sliced alike
         with torch.no_grad():
             for parameter in self._magnitudes.parameters():
                 parameter.abs_()
@@ -67,10 +68,10 @@ class WeightMagnitude(Fitness):
 
 
 class RetainedImportance(Fitness):
-    """The negative share of importance that a subnet retains: of channels, layers, heads and neurons, on average.
+    """Negative mean share of importance retained in channels, layers, heads and neurons. Experimental: tau -0.25.
 
     Args:
-        scores (`ImportanceScores`): of the super-network; a negative score counts as 0.
+        scores (`ImportanceScores`): scores of the super-network; a negative one counts as 0.
     """
 
     name = "importance"
@@ -110,7 +111,7 @@ def _retained(kept: Kept, scores: Any) -> float:
 
 
 class _GradientProxy(TokenFitness):
-    """A proxy of the gradient of the loss on all tokens."""
+    """A proxy computed from the gradient of the loss on all tokens."""
 
     passes = 3
 
@@ -128,7 +129,9 @@ class _GradientProxy(TokenFitness):
             for batch in input_ids.split(self.batch_size):
                 batch = batch.to(self.supernet.device)
                 loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)  # a slice has none outside of it
+                found = torch.autograd.grad(
+                    loss, parameters, allow_unused=True
+                )  # weights outside of the slice have none
                 for total, gradient in zip(gradients, found, strict=True):
                     if gradient is not None:
                         total += gradient
@@ -150,7 +153,7 @@ def _all_need_gradients(model: nn.Module) -> Iterator[None]:
 
 
 class GradientNorm(_GradientProxy):
-    """The negative Euclidean norm of the gradient (arXiv 2101.08134)."""
+    """Negative Euclidean norm of the gradient (arXiv 2101.08134). Experimental: tau -0.64."""
 
     name = "gradient-norm"
 
@@ -159,7 +162,7 @@ class GradientNorm(_GradientProxy):
 
 
 class Snip(_GradientProxy):
-    """The negative sum over the weights of |weight x gradient| (SNIP, arXiv 1810.02340)."""
+    """Negative sum over the weights of |weight x gradient| (SNIP, arXiv 1810.02340). Experimental: tau -0.65."""
 
     name = "snip"
 
@@ -169,12 +172,12 @@ class Snip(_GradientProxy):
 
 
 class Synflow(Fitness):
-    """The negative logarithm of the synaptic flow: the sum of weight x gradient in a network of absolute weights.
+    """Negative logarithm of the synaptic flow (SynFlow, arXiv 2006.05467). Experimental: tau -0.33.
 
-    After arXiv 2006.05467: every weight is replaced by its absolute value, norms pass on what they get, and the
-    network is fed with ones in place of the embedding of a single token, on which attention does nothing but pass on
-    values. The sum is then the same as R, the output, times the number of weights on a path. Needs no text, but a copy
-    of the super-network in `float64`, since R grows exponentially with depth.
+    The flow is the sum of weight x gradient in a network of absolute weights, in which norms pass on their inputs. The
+    input is a vector of ones in place of the embedding of a single token, for which attention only passes on values.
+    The sum then equals the output R times the number of weights on a path. It needs no text, but a copy of the
+    super-network in `float64`, since R grows exponentially with depth.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
@@ -233,16 +236,16 @@ def _norms_pass_on(model: nn.Module) -> Iterator[None]:
 
 
 class JacobianCovariance(TokenFitness):
-    """How alike the gradients of blocks with respect to their embeddings are (arXiv 2006.04647): the less, the better.
+    """Likeness of the gradients of blocks with respect to embeddings (arXiv 2006.04647). Experimental: tau -0.04.
 
-    With the eigenvalues v of the correlation matrix of these gradients, one a block, it is `sum(log(v) + 1 / v)`,
-    the negative of the published score. At least two blocks are needed.
+    With the eigenvalues v of the correlation matrix of these gradients, a row for each block, it is
+    `sum(log(v) + 1 / v)`, the negative of the published score. It needs at least two blocks.
     """
 
     name = "jacobian-covariance"
 
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
-        """A forward pass and a backward pass to the embeddings, which leaves out the gradients of the matrices."""
+        """FLOPs of a forward pass, and of a backward pass to the embeddings without the gradients of the matrices."""
         config, length = self.supernet.full_config, self.input_ids.shape[1]
         whole, matrices = (flops_per_token(config, subnet, sequence_length=size) for size in (length, 0))
         return self.tokens(share) * (3 * whole - matrices)

@@ -1,4 +1,4 @@
-"""The interface of a fitness: a function of a subnet that a search minimizes."""
+"""Interface of fitnesses: functions of a subnet that a search minimizes."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Fitness(ABC):
-    """What a search minimises: a function of a subnet, and what evaluating it costs."""
+    """A function of a subnet that a search minimizes, with the cost of an evaluation."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
-        """The fitness of a subnet; the lower, the better.
+        """Evaluate a subnet; the lower, the better.
 
         Args:
             subnet (`SubnetConfig`): the subnet.
@@ -43,21 +43,21 @@ class Fitness(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What must be the same for two searches to give the same values."""
+        """Settings and data that determine the values of the fitness."""
 
     @property
     def preparation(self) -> dict[str, int]:
-        """Tokens and FLOPs of what was done once, before the first evaluation."""
+        """One-time cost before the first evaluation: tokens and FLOPs."""
         return {"tokens": 0, "flops": 0}
 
     @property
     def is_sharded(self) -> bool:
-        """Whether all processes must evaluate a candidate together, since each holds a part of the model."""
+        """Whether each process holds a part of the model, so that all must evaluate a candidate together."""
         return False
 
 
 class TokenFitness(Fitness):
-    """A fitness measured on a fixed set of tokens: the same ones, in the same order, for every subnet.
+    """A fitness measured on fixed tokens, the same ones in the same order for every subnet.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
@@ -71,7 +71,7 @@ class TokenFitness(Fitness):
     """
 
     passes: ClassVar[int] = 1
-    """Forward passes that evaluating costs; a backward pass counts as two."""
+    """Forward passes of an evaluation; a backward pass counts as two."""
 
     def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
         check_plain_weights(supernet)
@@ -81,7 +81,7 @@ class TokenFitness(Fitness):
         self._order = torch.randperm(len(self.input_ids), generator=torch.Generator().manual_seed(0))
 
     def rows(self, share: float) -> torch.Tensor:
-        """Indices of the blocks that make up a share of the tokens, at least one, ascending."""
+        """Ascending indices of the blocks of a share of the tokens, at least one."""
         return self._order[: max(1, round(share * len(self._order)))].sort().values
 
     def tokens(self, share: float = 1.0) -> int:

@@ -1,4 +1,4 @@
-"""A hash of a function or an object of a user's: its code, and what that code reads."""
+"""Hash of a user's function or object: its code and the objects it holds or reads."""
 
 import copyreg
 import hashlib
@@ -14,21 +14,30 @@ from ..compat import dataset_fingerprint
 _INSTALLED = {"site-packages", "dist-packages"}  # of an environment, of the user or of the system
 _LIBRARIES = tuple({str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")})
 _OWN = __name__.partition(".")[0]
-_OF_CODE = ("co_code", "co_argcount", "co_kwonlyargcount", "co_posonlyargcount", "co_flags", "co_names", "co_varnames")
+_CODE_ATTRIBUTES = (
+    "co_code",
+    "co_argcount",
+    "co_kwonlyargcount",
+    "co_posonlyargcount",
+    "co_flags",
+    "co_names",
+    "co_varnames",
+)
 
 
-class NotToldApartError(TypeError):
-    """An object that nothing tells from others of its kind."""
+class NotHashableError(TypeError):
+    """An object whose state cannot be read, so that others of its type look the same."""
 
 
 def fitness_settings(fitness: Any) -> dict[str, Any]:
-    """What must be the same for two fitnesses to give the same values.
+    """Settings that identify a fitness, so that a search resumes only with the same one.
 
-    Of one with `settings`, these; of a class derived from one of `hf_whittle`, with a hash of its code. Of any other,
-    its name and a hash of its code and of what it holds: variables of a closure, attributes, global variables it reads.
+    These are its attribute `settings`, with a hash of its code if its class derives from one of `hf_whittle`. Without
+    this attribute, they are its name and a hash of its code and of the objects it holds: variables of a closure,
+    attributes, global variables it reads.
 
     Returns:
-        `dict`: with `code` `None` where that cannot be told.
+        `dict`: the settings; `code` is `None` where an object cannot be hashed.
     """
     stated = getattr(fitness, "settings", None)
     if not isinstance(stated, Mapping):
@@ -41,12 +50,12 @@ def fitness_settings(fitness: Any) -> dict[str, Any]:
 def _hash(value: Any) -> str | None:
     try:
         return _Digest().of(value).hex()
-    except (NotToldApartError, RecursionError):
+    except (NotHashableError, RecursionError):
         return None
 
 
 def _is_library(value: Any) -> bool:
-    """Whether a function, class or module is of an installed library, of which the name tells enough."""
+    """Whether a function, class or module belongs to an installed library, so that its name identifies it."""
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     if name is None or name.partition(".")[0] in (_OWN, "builtins"):
         return True
@@ -58,17 +67,17 @@ def _is_library(value: Any) -> bool:
 
 
 class _Digest:
-    """Hashes values by their contents, those that refer to each other too."""
+    """Hashes values by their contents, with cycles of references."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, bytes]] = {}  # with the value, whose id would be another's once it is gone
+        self._known: dict[int, tuple[Any, bytes]] = {}  # keeps the value, since ids are used again
         self._under_way: dict[int, int] = {}
 
     def of(self, value: Any) -> bytes:
-        """16 bytes.
+        """Hash a value, to 16 bytes.
 
         Raises:
-            NotToldApartError: if it has state that cannot be read.
+            NotHashableError: if its state cannot be read.
         """
         if value is None or type(value) in (bool, int, float, complex, str, bytes):
             return _mix(type(value).__name__.encode(), repr(value).encode())
@@ -116,16 +125,16 @@ class _Digest:
         return _mix(self.of_code(function.__code__, function.__globals__), *map(self.of, held))
 
     def of_code(self, code: types.CodeType, read_from: Mapping[str, Any]) -> bytes:
-        """Hash of code, and of the global variables that it reads."""
+        """Hash code with the global variables that it reads."""
         constants = [
             self.of_code(each, read_from) if isinstance(each, types.CodeType) else each for each in code.co_consts
         ]
-        parts = [getattr(code, name) for name in _OF_CODE]
+        parts = [getattr(code, name) for name in _CODE_ATTRIBUTES]
         read = {name: self._of_global(read_from[name], code.co_names) for name in code.co_names if name in read_from}
         return self._all("code", (*parts, constants, read))
 
     def _of_global(self, value: Any, names: tuple[str, ...]) -> bytes:
-        """Hash of a variable; of a module of the user's, of what the code may take from it."""
+        """Hash a global variable; of a user's module, only attributes whose names the code uses."""
         if not isinstance(value, types.ModuleType) or _is_library(value):
             return self.of(value)
         return self.of({name: self._of_global(vars(value)[name], names) for name in names if name in vars(value)})
@@ -143,7 +152,7 @@ class _Digest:
         return _mix(b"class", kind.__qualname__.encode(), self.of(own), *map(self.of, kind.__bases__))
 
     def _of_model_or_text(self, value: Any) -> bytes | None:
-        """Hash of a tensor, a model or a dataset, if that is what it is."""
+        """Hash a tensor, a model or a dataset; `None` for anything else."""
         if "torch" in sys.modules:
             import torch
 
@@ -151,9 +160,9 @@ class _Digest:
                 return _of_tensor(value)
             if isinstance(value, torch.nn.Module):
                 config: Any = getattr(value, "config", None)
-                told = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
-                told.pop("transformers_version", None)  # of the one that is installed
-                return _mix(b"model", *map(self.of, (told, type(value), dict(value.state_dict()))))
+                fields = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
+                fields.pop("transformers_version", None)
+                return _mix(b"model", *map(self.of, (fields, type(value), dict(value.state_dict()))))
         if "datasets" in sys.modules:
             import datasets
 
@@ -162,14 +171,14 @@ class _Digest:
         return None
 
     def _of_state(self, value: Any) -> bytes:
-        """Hash of what an object would be made anew from."""
+        """Hash the state that pickling an object would store."""
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
             return _mix(b"builtin", f"{value.__module__}.{value.__qualname__}".encode())
         reduce = copyreg.dispatch_table.get(type(value))  # of regular expressions, NumPy's functions and others
         try:
             state: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
-        except Exception as error:  # any object may say in its way that it cannot
-            raise NotToldApartError(f"a {type(value).__name__} cannot be told from others: {error}") from error
+        except Exception as error:  # any type, since objects raise what they like
+            raise NotHashableError(f"the state of a {type(value).__name__} cannot be read: {error}") from error
         if isinstance(state, str):
             wrapped = getattr(value, "__wrapped__", None)
             return _mix(b"name", state.encode(), self.of(wrapped))
@@ -189,7 +198,7 @@ def _of_tensor(value: Any) -> bytes:
     try:
         array: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     except (RuntimeError, NotImplementedError, TypeError) as error:  # a sparse one, or one on the meta device
-        raise NotToldApartError(f"a tensor cannot be told from others: {error}") from error
+        raise NotHashableError(f"the values of a tensor cannot be read: {error}") from error
     return _mix(b"tensor", f"{value.dtype}{tuple(value.shape)}".encode(), array.tobytes())
 
 

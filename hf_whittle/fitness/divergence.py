@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class KLDivergence(TokenFitness):
-    """Mean KL divergence, in nats a token, of a subnet's predictions from those of a teacher on fixed tokens.
+    """Mean KL divergence, in nats per token, of a subnet's predictions from a teacher's on fixed tokens.
 
-    The teacher's log-probabilities are computed once and held in half precision, 2 bytes for each token and entry of
+    The teacher's log-probabilities are computed once and kept in half precision: 2 bytes for each token and entry of
     the vocabulary.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
-        teacher (`PreTrainedModel`, *optional*): with the same vocabulary; the full super-network by default.
+        teacher (`PreTrainedModel`, *optional*): model with the same vocabulary; the full super-network by default.
 
     Raises:
-        VocabularyError: if the teacher's vocabulary is another.
+        VocabularyError: if the teacher's vocabulary has another size.
         SubnetError: if a subnet is active in the teacher.
     """
 
@@ -83,5 +83,5 @@ class KLDivergence(TokenFitness):
 
 
 def _in_half(logits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of logits, in half precision; those below its least number are as good as 0 all the same."""
+    """Log-probabilities in half precision; those below its range, whose probabilities are 0, are clamped."""
     return logits.float().log_softmax(-1).clamp(min=-6e4).half().cpu()

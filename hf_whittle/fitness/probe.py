@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a probe trains: AdamW with a short warm-up and a cosine to 0, all parameters, gradients clipped at 1.
+    """Training of a probe: AdamW on all parameters, a warm-up, a cosine decay to 0, gradients clipped at norm 1.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
     steps: int = field(default=20, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=16, metadata={"help": "Blocks of a step."})
+    batch_size: int = field(default=16, metadata={"help": "Blocks in a step."})
     learning_rate: float = field(default=4e-3, metadata={"help": "Highest learning rate."})
     warmup: float = field(default=0.1, metadata={"help": "Share of the steps in which the learning rate rises."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Of matrices."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of matrices."})
     alpha: float = field(default=0.2, metadata={"help": "Weight of cross-entropy."})
     beta: float = field(default=0.8, metadata={"help": "Weight of the divergence from the teacher; 0 needs none."})
     temperature: float = field(default=0.9, metadata={"help": "Temperature of both distributions."})
-    seed: int = field(default=0, metadata={"help": "Of dropout, where a model has it."})
+    seed: int = field(default=0, metadata={"help": "Seed of dropout, where a model has it."})
 
     def __post_init__(self) -> None:
         check_integers(self, {"steps": 1, "batch_size": 1, "seed": 0})
@@ -65,21 +65,21 @@ class ProbeConfig:
 class Probe(Fitness):
     """Perplexity of a subnet's student after a few steps of distillation, the same ones for every subnet.
 
-    What the teacher says about the text is computed once, when the fitness is made: its last hidden states are held,
-    in its own precision. A share of the tokens is a share of the steps.
+    The teacher's last hidden states are computed once, when the fitness is made, and kept in its own precision. A share
+    of the tokens is a share of the steps.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
         train_blocks (`datasets.Dataset` or `torch.Tensor`): token ids to train on, `(blocks, block_size)`; the first
             `steps * batch_size` are used.
         eval_blocks (`datasets.Dataset` or `torch.Tensor`): held-out token ids.
-        config (`ProbeConfig`, *optional*): how it trains.
-        teacher (`PreTrainedModel`, *optional*): with the same vocabulary; the full super-network by default.
-        healing (`HealedPerplexity`, *optional*): heals the students before they are trained.
+        config (`ProbeConfig`, *optional*): settings of the training.
+        teacher (`PreTrainedModel`, *optional*): model with the same vocabulary; the full super-network by default.
+        healing (`HealedPerplexity`, *optional*): fitness that heals the students before they are trained.
 
     Raises:
         DataError: if there are too few blocks to train on.
-        VocabularyError: if the teacher's vocabulary is of another size.
+        VocabularyError: if the teacher's vocabulary has another size.
         WhittleError: if the super-network is sharded.
     """
 
@@ -99,16 +99,8 @@ class Probe(Fitness):
             raise WhittleError("a probe trains students of its own and needs the whole super-network in each process")
         check_plain_weights(supernet)
         self.supernet, self.config = supernet, config or ProbeConfig()
-        needed = self.config.steps * self.config.batch_size
-        if len(train_blocks) < needed:
-            raise DataError(
-                f"{self.config.steps} steps of {self.config.batch_size} blocks need {needed} blocks of text to train "
-                f"on, got {len(train_blocks)}; give more text, or fewer steps"
-            )
         vocab_size = supernet.config.vocab_size
-        if not isinstance(train_blocks, torch.Tensor):
-            train_blocks = train_blocks.select(range(needed))
-        self.input_ids = as_input_ids(train_blocks, vocab_size)[:needed]
+        self.input_ids = as_input_ids(_first_blocks(train_blocks, self.config), vocab_size)
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
         self.healing = healing
         self._teacher = teacher or supernet
@@ -118,10 +110,10 @@ class Probe(Fitness):
                 f"the teacher's vocabulary has {self._teacher.config.vocab_size} entries, that of the super-network "
                 f"{vocab_size}; use a teacher with the same vocabulary, or beta=0"
             )
-        self._targets = self._states_of_teacher() if self.config.beta else None
+        self._targets = self._teacher_hidden_states() if self.config.beta else None
 
     @torch.no_grad()
-    def _states_of_teacher(self) -> tuple[torch.Tensor, Head]:
+    def _teacher_hidden_states(self) -> tuple[torch.Tensor, Head]:
         head = output_module(self._teacher)
         if head is None:
             raise WhittleError(
@@ -130,11 +122,11 @@ class Probe(Fitness):
             )
         device = input_device(self._teacher)
         with evaluating(self._teacher):
-            states = [
+            hidden_states = [
                 self._teacher.base_model(input_ids=batch.to(device), use_cache=False).last_hidden_state
                 for batch in self.input_ids.split(self.config.batch_size)
             ]
-        return torch.cat(states), head_of(head)
+        return torch.cat(hidden_states), head_of(head)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         student = self.student(subnet)
@@ -145,7 +137,7 @@ class Probe(Fitness):
         return perplexity(cross_entropy(student, self.eval_ids, self.config.batch_size))
 
     def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
-        """What is trained: of its parameters, those that require a gradient."""
+        """Make the student to train; only parameters that require gradients are trained."""
         student = extract_subnet(self.supernet, subnet) if self.healing is None else self.healing.student(subnet)
         return student.float()
 
@@ -153,35 +145,35 @@ class Probe(Fitness):
         return max(1, round(share * self.config.steps))
 
     def _train(self, student: "PreTrainedModel", steps: int) -> None:
-        config, head = self.config, student.get_output_embeddings()
-        weights = LossWeights(config.alpha, config.beta, config.temperature)
+        config = self.config
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-        )
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
         schedule = LambdaLR(optimizer, lambda step: config.rate(step, steps))
         student.train()
         for step in range(steps):
-            at = slice(step * config.batch_size, (step + 1) * config.batch_size)
-            batch = self.input_ids[at].to(student.device)
-            states = student.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-            labels = batch[:, 1:].flatten()
-            if self._targets is None:
-                targets = DenseTargets(states.detach(), Head(head.weight.detach()))
-            else:
-                of_teacher, of_head = self._targets
-                targets = DenseTargets(of_teacher[at, :-1].flatten(0, 1).to(states.device), of_head)
-            loss = fused_distillation_loss(states, Head(head.weight, head.bias), targets, labels, weights)
-            (loss.total / len(labels)).backward()
+            self._loss(student, slice(step * config.batch_size, (step + 1) * config.batch_size)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+
+    def _loss(self, student: "PreTrainedModel", rows: slice) -> torch.Tensor:
+        """Mean distillation loss of the tokens of some blocks."""
+        batch, head = self.input_ids[rows].to(student.device), student.get_output_embeddings()
+        hidden_states = student.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        labels = batch[:, 1:].flatten()
+        if self._targets is None:
+            targets = DenseTargets(hidden_states.detach(), Head(head.weight.detach()))
+        else:
+            of_teacher, of_head = self._targets
+            targets = DenseTargets(of_teacher[rows, :-1].flatten(0, 1).to(hidden_states.device), of_head)
+        weights = LossWeights(self.config.alpha, self.config.beta, self.config.temperature)
+        loss = fused_distillation_loss(hidden_states, Head(head.weight, head.bias), targets, labels, weights)
+        return loss.total / len(labels)
 
     def tokens(self, share: float = 1.0) -> int:
         return self._steps(share) * self.config.batch_size * self.input_ids.shape[1] + self.eval_ids.numel()
@@ -195,7 +187,7 @@ class Probe(Fitness):
 
     @property
     def preparation(self) -> dict[str, int]:
-        """Of what the teacher says, and of healing."""
+        """One-time cost: teacher forward passes and gathering of healing moments."""
         cost = super().preparation if self.healing is None else self.healing.preparation
         if not self.config.beta:
             return cost
@@ -213,3 +205,14 @@ class Probe(Fitness):
             "teacher": model_fingerprint(self._teacher) if self.config.beta else None,
             "healing": None if self.healing is None else self.healing.settings,
         }
+
+
+def _first_blocks(blocks: "Dataset | torch.Tensor", config: ProbeConfig) -> "Dataset | torch.Tensor":
+    """The blocks that a probe trains on."""
+    needed = config.steps * config.batch_size
+    if len(blocks) < needed:
+        raise DataError(
+            f"{config.steps} steps of {config.batch_size} blocks need {needed} blocks of text to train on, got "
+            f"{len(blocks)}; give more text, or fewer steps"
+        )
+    return blocks[:needed] if isinstance(blocks, torch.Tensor) else blocks.select(range(needed))

@@ -1,4 +1,4 @@
-"""A fitness for each share of the tokens."""
+"""A fitness that evaluates each share of the tokens by another fitness."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,13 @@ from .code_fingerprint import fitness_settings
 
 
 class StagedFitness(Fitness):
-    """A fitness for each share of the tokens: cheap ones weed candidates out, a dear one decides.
+    """Another fitness for each share of the tokens: cheap ones select candidates, an expensive one decides.
 
-    A search that evaluates on shares of the tokens, as multi-fidelity evolution does, compares candidates within a
-    share only; here each of its shares is another fitness, on all of that one's tokens. Any other search takes the
-    last.
+    A search on shares of the tokens, such as multi-fidelity evolution, compares candidates within a share only. Here
+    each share stands for a fitness, which is evaluated on all of its own tokens. Any other search uses the last one.
 
     Args:
-        stages (`Mapping[float, Fitness]`): the fitness that stands for each share, ascending to 1.
+        stages (`Mapping[float, Fitness]`): the fitness of each share, in the ascending order of shares up to 1.
 
     Raises:
         ValueError: if the shares do not ascend from above 0 to 1.
@@ -49,7 +48,7 @@ class StagedFitness(Fitness):
 
     @property
     def preparation(self) -> dict[str, int]:
-        """What several stages share, as probes do the healing they start from, is counted once."""
+        """One-time cost of all stages; healing that several probes share is counted once."""
         stages = {id(stage): stage for stage in self.stages.values()}
         found = (getattr(stage, "healing", None) for stage in stages.values())
         shared: list[Fitness] = [healing for healing in found if healing is not None]

@@ -12,7 +12,8 @@ from ..fingerprints import model_fingerprint
 from ..models.architecture import Dimension, head_dim
 from ..models.elastic import rows, take
 from ..subnet import Kept, Shape, SubnetConfig, indices
-from .scores import ImportanceScores, check_whole, model_weights
+from .criteria import model_weights
+from .scores import ImportanceScores, check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """Where the entries of a sorted super-network stood before: entry `i` is what was entry `order[i]`.
+    """Original indices of the entries of a sorted super-network: entry `i` was entry `order[i]` before.
 
     Args:
-        channels (`tuple[int, ...]`): of the residual stream.
-        heads (`tuple[tuple[int, ...], ...]`): of each layer.
-        neurons (`tuple[tuple[int, ...], ...]`): of each layer.
+        channels (`tuple[int, ...]`): indices of channels.
+        heads (`tuple[tuple[int, ...], ...]`): indices of the heads of each layer.
+        neurons (`tuple[tuple[int, ...], ...]`): indices of the neurons of each layer.
     """
 
     channels: tuple[int, ...]
@@ -34,7 +35,7 @@ class Order:
 
     @classmethod
     def by(cls, scores: ImportanceScores) -> "Order":
-        """Descending by score, equal ones as they stood."""
+        """Sort by descending score; equal scores keep their order."""
 
         def descending(values: np.ndarray) -> tuple[int, ...]:
             return tuple(np.argsort(-values, kind="stable").tolist())
@@ -53,7 +54,7 @@ class Order:
         return None if in_layer is None or layer is None else in_layer[layer]
 
     def original(self, subnet: SubnetConfig) -> SubnetConfig:
-        """The subnet of the unsorted super-network that a subnet of the sorted one is, its entries in another order."""
+        """Map a subnet of the sorted super-network to the original indices."""
 
         def before(order: tuple[int, ...], kept: Kept) -> tuple[int, ...]:
             return tuple(sorted(order[index] for index in indices(kept)))
@@ -72,24 +73,24 @@ class Order:
 def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Order:
     """Sort heads, neurons and channels of a model by importance, in place, so that a prefix keeps the best of them.
 
-    The function of the model stays what it was, up to the rounding of sums in another order. Layers stay where they
-    are, for their order matters; a search space whose layers are fine-grained can leave out any.
+    The model computes the same function, up to the rounding of sums in another order. Layers are not sorted, since
+    their order matters; a fine-grained search space can leave out any of them.
 
     Args:
         model (`PreTrainedModel`): a super-network, a stock GPT-NeoX or a student.
-        scores (`ImportanceScores`): of this model.
+        scores (`ImportanceScores`): scores of this model.
 
     Returns:
-        `Order`: where the entries stood before.
+        `Order`: original indices of the entries.
 
     Raises:
-        SubnetError: if the scores are of another model, or a subnet is active.
+        SubnetError: if the scores belong to another model, or a subnet is active.
     """
     model = uncompiled(model)
     check_whole(model)
     scores.check(Shape.from_config(model.config))
     if scores.settings.get("model", fingerprint := model_fingerprint(model)) != fingerprint:
-        raise SubnetError("these scores are of another model, or it was sorted already; score this one as it is now")
+        raise SubnetError("these scores belong to another model, or this one was sorted since; score it again")
     order = Order.by(scores)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

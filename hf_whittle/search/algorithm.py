@@ -1,4 +1,4 @@
-"""The interface of a search algorithm: it is asked for candidates and told their fitness."""
+"""Interface of search algorithms, and the breeding of candidates that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from ..cost.bins import Bin
 from ..space.search_space import SearchSpace
 from ..subnet import SubnetConfig
 
-_ATTEMPTS = 50  # draws that may repeat a known subnet before a place in a batch is left empty
+_ATTEMPTS = 50  # draws of known subnets after which a place in a batch stays empty
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subnet to evaluate, and how it came about.
+    """A subnet to evaluate.
 
     Args:
         subnet (`SubnetConfig`): the subnet.
-        origin (`str`): such as `"sample"`, `"mutation"` or `"crossover"`.
+        origin (`str`): how it was made, such as `"sample"`, `"mutation"` or `"crossover"`.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.
         share (`float`): share of the fitness' tokens to evaluate it on; a smaller share is part of a larger one.
-        in_space (`bool`): whether it is known to belong to the space; one that does not is no answer.
+        in_space (`bool`): whether it is known to belong to the space; `False` where that must be checked.
     """
 
     subnet: SubnetConfig
@@ -34,23 +34,23 @@ class Candidate:
 
     @property
     def key(self) -> tuple[str, float]:
-        """What makes two evaluations the same."""
+        """Digest of the subnet and share of the tokens, which identify an evaluation."""
         return self.subnet.digest, self.share
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate and what was found out about it.
+    """A candidate with its fitness and costs.
 
     Args:
         subnet (`SubnetConfig`): the subnet.
-        fitness (`float`): what is minimised; infinite where evaluation failed or overflowed.
-        parameters (`int`): of its student.
-        cost (`float`): what the bins bound.
-        bins (`tuple[int, ...]`): the bins of the search it lies in, counted from 0; none if it is not of the space. A
-            search may try such subnets, which are not among its answers.
-        generation (`int`): the batch it was in, counted from 0.
-        origin (`str`): how it came about.
+        fitness (`float`): value to minimize; infinite where evaluation failed or overflowed.
+        parameters (`int`): parameters of its student.
+        cost (`float`): the cost that the bins bound.
+        bins (`tuple[int, ...]`): bins of the search that hold it, counted from 0; none if it is outside of the space.
+            A search may try subnets outside of its bins, which are not among its answers.
+        generation (`int`): number of its batch, counted from 0.
+        origin (`str`): how it was made.
         parents (`tuple[str, ...]`): digests of the subnets it was made from.
         share (`float`): share of the fitness' tokens it was evaluated on.
         tokens (`int`): tokens read to evaluate it.
@@ -71,7 +71,7 @@ class Evaluation:
 
     @property
     def is_answer(self) -> bool:
-        """Whether it lies in a bin and was evaluated on all tokens, so that it compares with others."""
+        """Whether it lies in a bin and was evaluated on all tokens, and so compares with other answers."""
         return self.share == 1 and bool(self.bins)
 
     @property
@@ -80,32 +80,32 @@ class Evaluation:
 
 
 class SearchAlgorithm(ABC):
-    """A search: `ask` for a batch of candidates, evaluate them, `tell` their fitness, until `ask` gives none.
+    """A search: `ask` for a batch of candidates, evaluate them and `tell` their evaluations until `ask` gives none.
 
-    An algorithm draws only on its own seed and on what it is told. So its state is what it was told: a search is
-    resumed by telling a new instance the evaluations that are known already.
+    An algorithm depends only on its seed and the evaluations it gets. So an interrupted search is resumed by a new
+    instance that gets the evaluations already made.
     """
 
     @property
     @abstractmethod
     def max_evaluations(self) -> int:
-        """The most candidates the search will ask to evaluate."""
+        """Upper bound of the candidates that the search asks for."""
 
     @abstractmethod
     def ask(self) -> list[Candidate]:
-        """The next batch of candidates, none of which was asked for before; empty when the search is over."""
+        """Give the next batch of candidates, none of which was given before; empty when the search is over."""
 
     @abstractmethod
     def tell(self, evaluations: list[Evaluation]) -> None:
-        """Take in the evaluations of the candidates last asked for, in their order."""
+        """Take the evaluations of the last batch, in its order."""
 
-    def inform(self, evaluations: list[Evaluation]) -> None:  # noqa: B027, an algorithm may do without
-        """Take in evaluations that another search made and that lie in this one's bin; by default they are ignored."""
+    def inform(self, evaluations: list[Evaluation]) -> None:  # noqa: B027 (optional)
+        """Take evaluations in this bin that the search of another bin made; by default they are ignored."""
 
 
 @dataclass
 class SearchConfig(ABC):
-    """How a search runs; each algorithm has one of its own.
+    """Settings of a search; each algorithm has a class of its own.
 
     Args:
         seed (`int`): seed of every random choice.
@@ -117,35 +117,35 @@ class SearchConfig(ABC):
 
     @abstractmethod
     def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
-        """The search these settings describe."""
+        """Make a search of one bin with these settings."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for two searches to ask for the same candidates."""
+        """Settings that determine which candidates a search asks for."""
         return {"name": self.name, **vars(self)}
 
     def require_at_least(self, **least: int) -> None:
-        """Raise `ValueError` for a setting below its least value; the seed must not be negative."""
+        """Raise `ValueError` for a setting below its least value, or a negative seed."""
         check_integers(self, {"seed": 0, **least})
 
     def require_shares(self, *names: str) -> None:
-        """Raise `ValueError` for a setting that is not a share."""
+        """Raise `ValueError` for a setting outside of 0 to 1."""
         check_shares(self, *names)
 
 
 def best(evaluations: Sequence[Evaluation], number: int) -> list[Evaluation]:
-    """Those of lowest fitness, the best first, each subnet once."""
+    """The evaluations of lowest fitness, the best first, each subnet once."""
     distinct = {evaluation.subnet: evaluation for evaluation in evaluations}
     return sorted(distinct.values(), key=lambda evaluation: evaluation.fitness)[:number]
 
 
 class Breeder:
-    """Makes subnets in a bin that were not made before: drawn, mutated or crossed over.
+    """Draws, mutates and crosses over subnets in a bin, and gives each one once.
 
     Args:
-        space (`SearchSpace`): where they come from.
-        bin (`Bin`): what they must lie in.
-        seed (`int`): of every choice.
+        space (`SearchSpace`): space of the subnets.
+        bin (`Bin`): bin that they must lie in.
+        seed (`int`): seed of every random choice.
     """
 
     def __init__(self, space: SearchSpace, bin: Bin, seed: int):
@@ -162,15 +162,15 @@ class Breeder:
         child = self.space.crossover(first, second, self.rng, self.bin)
         return Candidate(child, "crossover", (first.digest, second.digest))
 
-    def breed(self, parents: Sequence[Evaluation], mutation_rate: float) -> Candidate:
-        """A mutant of one of the parents or, as often as `mutation_rate` leaves, a child of two."""
+    def breed(self, parents: Sequence[Evaluation | Candidate], mutation_rate: float) -> Candidate:
+        """Mutate one of the parents with probability `mutation_rate`, else cross over two of them."""
         if self.rng.random() < mutation_rate or len(parents) < 2:
             return self.mutate(self.rng.choice(parents).subnet)
         first, second = self.rng.sample(parents, 2)
         return self.cross(first.subnet, second.subnet)
 
     def new(self, draw: Callable[[], Candidate]) -> Candidate | None:
-        """A candidate nobody has seen; where `draw` gives only known ones, a sample; `None` if even those are."""
+        """Draw a new candidate, or sample one where `draw` gives only known ones; `None` if samples are known too."""
         for attempt in range(_ATTEMPTS):
             candidate = draw() if attempt < _ATTEMPTS // 2 else self.sample()
             if candidate.subnet.digest not in self._known:
@@ -179,7 +179,7 @@ class Breeder:
         return None
 
     def first_new(self, candidates: Sequence[Candidate], size: int) -> list[Candidate]:
-        """The first `size` of these that nobody has seen, and samples where there are too few."""
+        """The first `size` new ones of these candidates, and samples where there are too few."""
         batch: list[Candidate] = []
         for candidate in candidates:
             if len(batch) < size and candidate.subnet.digest not in self._known:
@@ -188,5 +188,43 @@ class Breeder:
         return batch + self.batch(size - len(batch), self.sample)
 
     def batch(self, size: int, draw: Callable[[], Candidate]) -> list[Candidate]:
-        """At most `size` new candidates."""
+        """Draw at most `size` new candidates."""
         return [candidate for _ in range(size) if (candidate := self.new(draw)) is not None]
+
+
+@dataclass
+class BudgetedConfig(SearchConfig):
+    """Settings of a search that ends after a number of evaluations."""
+
+    evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
+
+
+class BudgetedSearch(SearchAlgorithm):
+    """A search that ends after `evaluations` candidates, or when its space has no more to give.
+
+    Args:
+        space (`SearchSpace`): space to search.
+        bin (`Bin`): bin that the subnets must lie in.
+        config (`BudgetedConfig`): settings.
+    """
+
+    config: BudgetedConfig
+
+    def __init__(self, space: SearchSpace, bin: Bin, config: BudgetedConfig):
+        self.config = config
+        self._breeder = Breeder(space, bin, config.seed)
+        self._asked = 0
+
+    @property
+    def max_evaluations(self) -> int:
+        return self.config.evaluations
+
+    def ask(self) -> list[Candidate]:
+        left = self.config.evaluations - self._asked
+        batch = self._next(left) if left else []
+        self._asked += len(batch)
+        return batch
+
+    @abstractmethod
+    def _next(self, most: int) -> list[Candidate]:
+        """Give the next batch, of at most `most` candidates."""

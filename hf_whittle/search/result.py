@@ -1,4 +1,4 @@
-"""What a search found: every evaluation, the best subnet, and the files that hold them."""
+"""Result of a search: every evaluation, the best subnet, and the files that hold them."""
 
 import json
 import math
@@ -25,7 +25,7 @@ class SearchResult:
     """The evaluations of a search, in the order they were made.
 
     Args:
-        settings (`dict`): what defines the search: space, bins, algorithm, fitness, data and model.
+        settings (`dict`): everything that defines the search: space, bins, algorithm, fitness, data and model.
         evaluations (`list[Evaluation]`): every candidate evaluated.
     """
 
@@ -48,7 +48,7 @@ class SearchResult:
 
     @property
     def answers(self) -> list[Evaluation]:
-        """The evaluations on all of the fitness' tokens that lie in a bin: these compare with each other."""
+        """Evaluations on all of the fitness' tokens, in a bin; these compare with each other."""
         return [evaluation for evaluation in self.evaluations if evaluation.is_answer]
 
     def top(self, number: int) -> list[SubnetConfig]:
@@ -56,7 +56,7 @@ class SearchResult:
         return [answer.subnet for answer in sorted(self.answers, key=lambda evaluation: evaluation.fitness)[:number]]
 
     def in_bin(self, index: int) -> "SearchResult":
-        """What was evaluated in one of the bins of the search, counted from 0."""
+        """Evaluations in one of the bins of the search, counted from 0."""
         bins = self.settings["bins"]
         if not 0 <= index < len(bins):
             raise WhittleError(f"the search has {len(bins)} bins, counted from 0; there is no bin {index}")
@@ -64,10 +64,11 @@ class SearchResult:
         return SearchResult({**self.settings, "bins": [bins[index]]}, inside)
 
     def pareto_front(self, cost: Literal["parameters", "cost"] = "parameters") -> list[Evaluation]:
-        """Answers that no other one beats in fitness and cost together, from small to large.
+        """Answers that no other one beats in fitness and cost together, in the order of their cost.
 
         Args:
-            cost (`str`, *optional*, defaults to `"parameters"`): parameters, or `"cost"` for what the bins bound.
+            cost (`str`, *optional*, defaults to `"parameters"`): `"parameters"`, or `"cost"` for the cost that the
+                bins bound.
         """
         front: list[Evaluation] = []
         for evaluation in sorted(self.answers, key=lambda e: (getattr(e, cost), e.fitness)):
@@ -76,7 +77,7 @@ class SearchResult:
         return front
 
     def best_so_far(self) -> list[float]:
-        """After each evaluation, the lowest fitness of an answer until then; infinite before the first."""
+        """Lowest fitness of an answer up to each evaluation; infinite before the first answer."""
         lowest, curve = math.inf, []
         for evaluation in self.evaluations:
             if evaluation.is_answer:
@@ -86,12 +87,12 @@ class SearchResult:
 
     @property
     def tokens(self) -> int:
-        """Tokens that all evaluations together read, with what was read to prepare the fitness."""
+        """Tokens read by all evaluations and to prepare the fitness."""
         return self._preparation("tokens") + sum(evaluation.tokens for evaluation in self.evaluations)
 
     @property
     def flops(self) -> int:
-        """FLOPs that all evaluations together cost, with what it cost to prepare the fitness."""
+        """FLOPs of all evaluations and of preparing the fitness."""
         return self._preparation("flops") + sum(evaluation.flops for evaluation in self.evaluations)
 
     def _preparation(self, name: str) -> int:
@@ -99,7 +100,7 @@ class SearchResult:
 
     @property
     def candidates(self) -> "Dataset":
-        """Every evaluation as a row of a `datasets.Dataset`; `to_pandas` makes a data frame of it."""
+        """Every evaluation as a row of a `datasets.Dataset`, which `to_pandas` turns into a data frame."""
         from datasets import Dataset
 
         return Dataset.from_list([json.loads(evaluation_line(evaluation)) for evaluation in self.evaluations])
@@ -134,7 +135,7 @@ class SearchResult:
 
     @classmethod
     def load(cls, folder: str | Path) -> "SearchResult":
-        """Read a search back from the folder it was saved in.
+        """Read a search from the folder it was saved in.
 
         Raises:
             OutputError: if the folder holds no search.
@@ -155,7 +156,7 @@ class SearchResult:
                 `repo_type="dataset"` for an archive.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if the source has no search.
         """
         return cls.load(fetch_folder(source, [SEARCH_FILE, CANDIDATES_FILE], **hub))
 
@@ -172,12 +173,13 @@ def evaluation_line(evaluation: Evaluation) -> str:
 
 
 def read_evaluations(path: str | Path) -> tuple[list[Evaluation], int]:
-    """Evaluations in a file of lines, and how many of its bytes they take.
+    """Read evaluations from a file of lines, up to a last line that was only half written.
 
-    A last line that was cut off while it was written is passed over.
+    Returns:
+        `tuple[list[Evaluation], int]`: the evaluations, and the bytes of the file that they take.
 
     Raises:
-        OutputError: if the file is not of a search of this version.
+        OutputError: if the file was not written by a search of this version.
     """
     evaluations: list[Evaluation] = []
     size = 0

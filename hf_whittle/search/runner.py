@@ -1,12 +1,9 @@
-"""Drive a search: evaluate candidates, keep them on disk, resume where it was interrupted."""
+"""Drive a search: ask algorithms for candidates, evaluate these, tell their fitness."""
 
 import inspect
 import json
 import math
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +13,13 @@ from tqdm.auto import tqdm
 from ..cost.bins import Bin
 from ..cost.counts import num_parameters
 from ..cost.polynomial import parameter_polynomial
-from ..errors import BinError, DataError, OtherSearchError, SubnetError
-from ..files.atomic import remove_leftovers
-from ..files.disk import disk_errors
-from ..files.locks import folder_lock
-from ..files.paths import expanded
-from ..files.text import read_json
+from ..errors import BinError, DataError, SubnetError
 from ..fitness.code_fingerprint import fitness_settings
-from ..processes import from_first
 from ..space.search_space import SearchSpace
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .algorithms.additive import AdditiveSearchConfig
-from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
+from .archive import Archive
+from .result import SearchResult
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -51,25 +43,26 @@ def search_subnets(
 ) -> SearchResult:
     """Search one or several bins for the subnets of lowest fitness.
 
-    With an `output_dir`, every evaluation is on disk as soon as it is made, and the same call resumes an interrupted
+    With an `output_dir`, every evaluation is written as soon as it is made, and the same call resumes an interrupted
     search to the identical result. Under `accelerate launch`, the candidates of a batch are spread over the
     processes, and the result is that of one process.
 
     Args:
         supernet (`SuperNetModel`): the super-network; may be `None` if `fitness` is given.
-        space (`SearchSpace`): where to search.
-        bin (`Bin` or `Sequence[Bin]`): what the subnets must lie in. Several bins are searched in turn; a subnet is
-            evaluated once, and a search learns from those of others that lie in its bin. `SearchResult.in_bin` tells
-            what was found in each.
+        space (`SearchSpace`): space to search.
+        bin (`Bin` or `Sequence[Bin]`): bin that the subnets must lie in. Several bins are searched in turn; a subnet
+            is evaluated once, and each search learns from the others' subnets that lie in its bin.
+            `SearchResult.in_bin` gives the evaluations in each.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
             needed if `fitness` is given.
         config (`SearchConfig`, *optional*): the algorithm and its settings; `AdditiveSearchConfig()` by default,
             which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
-        fitness (`Callable`, *optional*): what to minimise: a `Fitness`, or any function of a `SubnetConfig`;
-            perplexity on `eval_dataset` by default. A value that is not finite counts as worst. A function without a
-            second argument, the share of the tokens, is always evaluated whole. With an `output_dir`, it is told by
-            its code and by what it holds, or by its attribute `settings` instead of the latter.
-        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        fitness (`Callable`, *optional*): function to minimize: a `Fitness`, or any function of a `SubnetConfig`;
+            perplexity on `eval_dataset` by default. A value that is not finite counts as the worst. A function
+            without a second argument, the share of the tokens, is always evaluated on all of them. With an
+            `output_dir`, a resumed search must have the same fitness: it is compared by a hash of its code and of the
+            objects it holds, or by the dict `settings` where it has this attribute.
+        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time by perplexity.
         output_dir (`str` or `Path`, *optional*): folder of `search.json` and `candidates.jsonl`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
@@ -79,18 +72,12 @@ def search_subnets(
     Raises:
         BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
-        SubnetError: if the search space is that of another super-network.
+        SubnetError: if the search space belongs to another super-network.
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written, or another process is writing it.
     """
     config = config or AdditiveSearchConfig()
-    model = getattr(fitness, "supernet", None) if supernet is None else supernet
-    source = getattr(model, "full_config", None)
-    if source is not None and parameter_polynomial(source) != parameter_polynomial(space.config):
-        raise SubnetError(
-            "the search space is that of another super-network: their subnets differ in size; make it with "
-            "SearchSpace.from_config(supernet.config)"
-        )
+    _check_space(space, getattr(fitness, "supernet", None) if supernet is None else supernet)
     bins = [bin] if isinstance(bin, Bin) else list(bin)
     if len({each.cost(space.config) for each in bins}) != 1:
         raise BinError(
@@ -102,6 +89,35 @@ def search_subnets(
         if supernet is None or eval_dataset is None:
             raise DataError("give a supernet and an eval_dataset, or a fitness of your own")
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
+    settings = _settings(space, bins, config, fitness)
+    workers = Workers(fitness)
+    algorithms = [config.algorithm(space, each) for each in bins]
+    total = sum(algorithm.max_evaluations for algorithm in algorithms)
+    archive = Archive(output_dir, SearchResult(settings), workers.is_main)
+    with (
+        archive.open(),
+        tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
+    ):
+        _finish(algorithms, _Evaluator(space, bins, fitness, workers, archive, bar), archive)
+    return archive.result
+
+
+def _check_space(space: SearchSpace, supernet: Any) -> None:
+    if supernet is None:
+        return
+    from ..models.weights import full_config  # imports torch
+
+    if parameter_polynomial(full_config(supernet)) != parameter_polynomial(space.config):
+        raise SubnetError(
+            "the search space belongs to another super-network: their subnets differ in size; make it with "
+            "SearchSpace.from_config(supernet.config)"
+        )
+
+
+def _settings(
+    space: SearchSpace, bins: Sequence[Bin], config: SearchConfig, fitness: Callable[..., float]
+) -> dict[str, Any]:
+    """Everything that defines a search, as it is read back from JSON."""
     settings = {
         "space": space.to_dict(),
         "bins": [each.to_dict() for each in bins],
@@ -109,60 +125,48 @@ def search_subnets(
         "fitness": fitness_settings(fitness),
         "preparation": getattr(fitness, "preparation", {"tokens": 0, "flops": 0}),
     }
-    settings = json.loads(json.dumps(settings))  # as they are read back
-    workers = Workers(fitness)
-    searches = [(each, config.algorithm(space, each)) for each in bins]
-    total = sum(algorithm.max_evaluations for _, algorithm in searches)
-    archive = _Archive(output_dir, SearchResult(settings), workers)
-    with (
-        archive.open(),
-        tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
-    ):
-        _Run(searches, fitness, space, archive, workers, bar).finish()
-    return archive.result
+    return json.loads(json.dumps(settings))
 
 
-class _Run:
-    """The searches of one or several bins, a batch of each in turn."""
+def _finish(algorithms: Sequence[SearchAlgorithm], evaluator: "_Evaluator", archive: Archive) -> None:
+    """Ask the searches of all bins in turn, a batch of each, until none asks any more."""
+    generation, going = 0, list(algorithms)
+    while going:
+        for algorithm in list(going):
+            candidates = algorithm.ask()
+            if not candidates:
+                going.remove(algorithm)
+                continue
+            made = evaluator.evaluate(candidates, generation)
+            algorithm.tell(made)
+            for index, other in enumerate(algorithms):
+                if other is not algorithm:
+                    other.inform([evaluation for evaluation in made if index in evaluation.bins])
+            archive.save_summary()
+        generation += 1
+
+
+class _Evaluator:
+    """Evaluates each candidate once, or recalls it from an interrupted search."""
 
     def __init__(
         self,
-        searches: list[tuple[Bin, SearchAlgorithm]],
-        fitness: Callable[..., float],
         space: SearchSpace,
-        archive: "_Archive",
+        bins: Sequence[Bin],
+        fitness: Callable[..., float],
         workers: Workers,
+        archive: Archive,
         bar: Any,
     ):
-        self._searches, self._fitness, self._space = searches, fitness, space
-        self._archive, self._workers, self._bar = archive, workers, bar
-        self._cost = searches[0][0].cost(space.config)
+        self._space, self._bins, self._fitness = space, bins, fitness
+        self._workers, self._archive, self._bar = workers, archive, bar
+        self._cost = bins[0].cost(space.config)
         self._takes_share = _takes_share(fitness)
         self._made: dict[tuple[str, float], Evaluation] = {}
         self._best = math.inf
 
-    def finish(self) -> None:
-        """Ask and tell until no search asks any more."""
-        generation, going = 0, [algorithm for _, algorithm in self._searches]
-        while going:
-            for algorithm in list(going):
-                candidates = algorithm.ask()
-                if not candidates:
-                    going.remove(algorithm)
-                    continue
-                made = self._evaluate(candidates, generation)
-                algorithm.tell(made)
-                self._share(made, algorithm)
-                self._archive.save_summary()
-            generation += 1
-
-    def _share(self, evaluations: list[Evaluation], source: SearchAlgorithm) -> None:
-        for index, (_, algorithm) in enumerate(self._searches):
-            if algorithm is not source:
-                algorithm.inform([evaluation for evaluation in evaluations if index in evaluation.bins])
-
-    def _evaluate(self, candidates: list[Candidate], generation: int) -> list[Evaluation]:
-        if not self._takes_share:  # then a share is all of it
+    def evaluate(self, candidates: list[Candidate], generation: int) -> list[Evaluation]:
+        if not self._takes_share:
             candidates = [replace(candidate, share=1.0) for candidate in candidates]
         new = [c for c in dict.fromkeys(candidates) if c.key not in self._made]
         recalled = self._archive.recall(new)
@@ -193,7 +197,7 @@ class _Run:
             fitness=value,
             parameters=num_parameters(self._space.config, candidate.subnet),
             cost=cost,
-            bins=tuple(i for i, (bin, _) in enumerate(self._searches) if in_space and bin.low <= cost <= bin.high),
+            bins=tuple(i for i, bin in enumerate(self._bins) if in_space and bin.low <= cost <= bin.high),
             generation=generation,
             origin=candidate.origin,
             parents=candidate.parents,
@@ -210,102 +214,3 @@ def _takes_share(fitness: Callable[..., float]) -> bool:
     except TypeError:
         return False
     return True
-
-
-class _Archive:
-    """The evaluations of a search, in memory and, with a folder, on disk line by line."""
-
-    def __init__(self, folder: str | Path | None, result: SearchResult, workers: Workers):
-        self.result = result
-        self._folder = None if folder is None else Path(expanded(folder))
-        self._known: list[Evaluation] = []
-        self._stream: Any = None
-        self._lock = ExitStack()
-        self._writes = self._folder is not None and workers.is_main
-        error = None
-        if self._writes:
-            try:
-                assert self._folder is not None
-                self._lock.enter_context(folder_lock(self._folder))
-                self._read()
-            except Exception as caught:  # every process is to know
-                error = caught
-        self._known, error = from_first((self._known, error))
-        if error is not None:
-            self._lock.close()
-            raise error
-
-    def _read(self) -> None:
-        """Take up what an interrupted search left."""
-        assert self._folder is not None
-        remove_leftovers(self._folder)
-        evaluations, size = read_evaluations(self._folder / CANDIDATES_FILE)
-        is_told = self.result.settings["fitness"].get("code", "") is not None
-        name = self.result.settings["fitness"].get("name")
-        if not evaluations:
-            if not is_told:
-                warnings.warn(
-                    f"the fitness {name!r} holds what cannot be read, so that this search could not go on if it was "
-                    "interrupted; give it an attribute 'settings', a dict of what defines it",
-                    stacklevel=2,
-                )
-            self.result.save(self._folder)
-            return
-        before = read_json(self._folder / SEARCH_FILE)["settings"]
-        if not is_told:
-            raise OtherSearchError(
-                f"{self._folder} holds a search, and nothing tells whether its fitness {name!r} was the same, as it "
-                "holds what cannot be read; give it an attribute 'settings', a dict of what defines it, or choose "
-                "another folder"
-            )
-        if before != self.result.settings:
-            changed = [name for name, value in self.result.settings.items() if before.get(name) != value]
-            raise OtherSearchError(
-                f"{self._folder} holds a search with another {' and '.join(changed)}; "
-                "choose another folder, or remove this one"
-            )
-        self._known = evaluations
-        with disk_errors(self._folder), (self._folder / CANDIDATES_FILE).open("r+b") as stream:
-            stream.truncate(size)
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        if not self._writes:
-            yield
-            return
-        assert self._folder is not None
-        with self._lock:
-            with disk_errors(self._folder):
-                self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
-            try:
-                yield
-            finally:
-                with disk_errors(self._folder):
-                    self._stream.close()
-
-    def recall(self, candidates: list[Candidate]) -> list[Evaluation]:
-        """The evaluations that an interrupted search made of the first of these candidates."""
-        position = len(self.result.evaluations)
-        recalled = self._known[position : position + len(candidates)]
-        for i, (evaluation, candidate) in enumerate(zip(recalled, candidates, strict=False), position):
-            if evaluation.key != candidate.key:
-                raise OtherSearchError(
-                    f"{self._folder} was made by another version of the search: evaluation {i} is of subnet "
-                    f"{evaluation.subnet.digest}, this search asks for {candidate.subnet.digest}; choose another folder"
-                )
-        self.result.evaluations.extend(recalled)
-        return recalled
-
-    def add(self, evaluation: Evaluation) -> None:
-        self.result.evaluations.append(evaluation)
-        if self._writes:
-            with disk_errors(self._folder or ""):
-                self._stream.write(evaluation_line(evaluation))
-                self._stream.flush()
-
-    def save_summary(self) -> None:
-        if self._writes:
-            assert self._folder is not None
-            with disk_errors(self._folder):
-                os.fsync(self._stream.fileno())  # the summary tells how many evaluations there are
-            self.result.save_summary(self._folder)

@@ -1,21 +1,20 @@
-"""Evaluate a batch of candidates, on one process or spread over all that were launched."""
+"""Evaluate a batch of candidates on one process, or spread over all launched processes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import WhittleError
 from ..processes import launched_processes
-from ..subnet import SubnetConfig
 from .algorithm import Candidate
 
-_AT_A_TIME = 16  # candidates of a process between two exchanges: what a kill can lose
+_AT_A_TIME = 16  # candidates of a process between two exchanges, which a kill can lose
 
 
 class Workers:
-    """The processes that evaluate. Every one runs the same search; the first one writes the files.
+    """The processes that evaluate candidates. Each runs the same search; the first one writes the files.
 
     Args:
-        fitness (`Callable`): what to minimise.
+        fitness (`Callable`): function to minimize.
     """
 
     def __init__(self, fitness: Callable[..., float]):
@@ -27,9 +26,9 @@ class Workers:
         return self._state is None or self._state.is_main_process
 
     def evaluate(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, float]]:
-        """Fitness of each candidate, in their order, as soon as it is there.
+        """Yield each candidate with its fitness, in their order, as soon as it is known.
 
-        Candidates are spread over the processes, unless all of these must run a sharded model together.
+        Candidates are spread over the processes, unless a sharded model needs all processes for each candidate.
         """
         if self._state is None or getattr(self._fitness, "is_sharded", False):
             for candidate in candidates:
@@ -41,7 +40,7 @@ class Workers:
             yield from zip(together, self._exchange(together[own::processes], len(together)), strict=True)
 
     def _exchange(self, own: Sequence[Candidate], total: int) -> list[float]:
-        """Evaluate this process' candidates and collect those of all; an error in one is an error in all."""
+        """Evaluate the candidates of this process and gather the values of all; an error in one is raised in all."""
         from accelerate.utils import gather_object
 
         error = None
@@ -60,13 +59,9 @@ class Workers:
         return [gathered[i % processes][0][i // processes] for i in range(total)]
 
     def _value(self, candidate: Candidate) -> float:
+        share = () if candidate.share == 1 else (candidate.share,)  # not every fitness takes one
         try:
-            value = float(evaluate(self._fitness, candidate.subnet, candidate.share))
+            value = float(self._fitness(candidate.subnet, *share))
         except (OverflowError, FloatingPointError):
             return math.inf
         return value if math.isfinite(value) else math.inf
-
-
-def evaluate(fitness: Callable[..., float], subnet: SubnetConfig, share: float) -> float:
-    """Call a fitness, which needs to know of shares only where it is evaluated on one."""
-    return fitness(subnet) if share == 1 else fitness(subnet, share)

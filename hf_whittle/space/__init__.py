@@ -1,1 +1,1 @@
-"""Search spaces: the subnets there are, those that lie in a bin, and the moves between them."""
+"""Search spaces: subnets that exist, subnets that lie in a bin, and moves between them."""

@@ -1,16 +1,21 @@
-"""Which entries of a dimension are kept: draw them, keep more or fewer, exchange some."""
+"""Kept entries of a dimension: draw them, keep more or fewer, exchange some."""
 
 from collections.abc import Sequence
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from ..subnet import Ascending, Kept
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from ..importance.scores import ImportanceScores
+
 
 class Entries(Protocol):
-    """How entries of a dimension with `total` of them are chosen."""
+    """A way to choose among the `total` entries of a dimension."""
 
     total: int
 
@@ -18,14 +23,14 @@ class Entries(Protocol):
         """Draw `size` entries."""
 
     def resize(self, rng: Random, kept: Kept, size: int) -> Kept:
-        """Keep `size` entries: leave out some of `kept`, or add some."""
+        """Leave out some of the `kept` entries, or add others, so that `size` are kept."""
 
     def exchange(self, rng: Random, kept: Kept) -> Kept:
         """Replace one to a quarter of the entries by others."""
 
 
 class FirstEntries:
-    """The first entries of a dimension: a coarse space."""
+    """Keep the first entries of a dimension, as a coarse space does."""
 
     def __init__(self, total: int):
         self.total = total
@@ -41,14 +46,16 @@ class FirstEntries:
 
 
 class AnyEntries:
-    """Any entries of a dimension: a fine-grained space.
+    """Keep any entries of a dimension, as a fine-grained space does.
+
+    With scores, entries are ordered by `rank / total` of their score, where the best has 1, plus `temperature` times
+    Gumbel noise, drawn anew each time. The first in this order are kept or added, the last are left out. With
+    `temperature=0` these are the most important entries; the higher the temperature, the closer to the uniform draw
+    that is made without scores.
 
     Args:
-        total (`int`): entries of the dimension.
-        scores (`Sequence[float]`, *optional*): importance of each. Entries are then ordered by `rank / total` of their
-            score, 1 the best, plus `temperature` times Gumbel noise, drawn anew each time: the first in this order
-            are kept or added, the last left out. So `temperature=0` keeps the most important ones, and a large one is
-            the uniform draw that is made without scores.
+        total (`int`): number of entries of the dimension.
+        scores (`Sequence[float]`, *optional*): importance of each entry.
         temperature (`float`, *optional*, defaults to 0.1): how far a draw may stray from the scores.
     """
 
@@ -85,7 +92,7 @@ class AnyEntries:
         return np.flatnonzero(absent)
 
     def _best(self, rng: Random, entries: np.ndarray, size: int) -> np.ndarray:
-        """The first `size` of these in the order of their noisy scores, or any if there are none."""
+        """Draw `size` of these entries: those of the best noisy scores, or uniformly if there are no scores."""
         if size >= len(entries) or size == 0:
             return entries[:size]
         noise = np.random.default_rng(rng.getrandbits(64)).random(len(entries))
@@ -94,6 +101,59 @@ class AnyEntries:
         gumbel = -np.log(-np.log(noise + 2.0**-54))
         noisy = self._ranks[entries] + self._temperature * gumbel
         return entries[np.argpartition(-noisy, size)[:size]]
+
+
+class Choices:
+    """Ways to choose entries of every dimension of a super-network.
+
+    Args:
+        config (`PreTrainedConfig`): configuration of the super-network.
+        granularity (`str`): `"coarse"` or `"fine"`.
+        importance (`ImportanceScores`, *optional*): scores by which fine-grained entries are chosen.
+        temperature (`float`, *optional*, defaults to 0.1): how far a choice may stray from the scores.
+    """
+
+    def __init__(
+        self,
+        config: "PreTrainedConfig",
+        granularity: Literal["coarse", "fine"],
+        importance: "ImportanceScores | None" = None,
+        temperature: float = 0.1,
+    ):
+        self._granularity, self._temperature = granularity, temperature
+        layers, heads, neurons = config.num_hidden_layers, config.num_attention_heads, config.intermediate_size
+        self._of_model = {
+            "channels": self._some(config.hidden_size, importance and importance.channels),
+            "layers": self._some(layers, importance and importance.layers),
+        }
+        self._of_layers = {
+            "heads": self._by_layer(layers, heads, importance and importance.heads),
+            "neurons": self._by_layer(layers, neurons, importance and importance.neurons),
+        }
+
+    def of(self, name: str, layer: int | None = None) -> Entries:
+        """Get the way to choose entries of one dimension.
+
+        Args:
+            name (`str`): `"channels"`, `"layers"`, `"heads"` or `"neurons"`.
+            layer (`int`, *optional*): layer of the heads or neurons; by default, the same are chosen for all layers.
+        """
+        if name in self._of_model:
+            return self._of_model[name]
+        return self._of_layers[name][-1 if layer is None else layer]
+
+    def _by_layer(self, layers: int, total: int, scores: Any = None) -> list[Entries]:
+        """Choices for each layer; the last one, by mean rank, for all layers alike."""
+        if scores is None:
+            return [self._some(total)] * (layers + 1)
+        stacked = np.stack(scores)
+        mean_rank = -(-stacked).argsort(1, kind="stable").argsort(1).mean(0)  # 0 for the best
+        return [self._some(total, of_layer) for of_layer in (*stacked, mean_rank)]
+
+    def _some(self, total: int, scores: Any = None) -> Entries:
+        if self._granularity == "coarse":
+            return FirstEntries(total)
+        return AnyEntries(total, scores, self._temperature)
 
 
 def _array(kept: Kept) -> np.ndarray:

@@ -40,6 +40,8 @@ from hf_whittle.experimental.proxies import (
     Synflow,
     WeightMagnitude,
 )
+from hf_whittle.experimental.stratified import StratifiedSearchConfig
+from hf_whittle.experimental.surrogate_objective import SurrogateObjectiveConfig
 from hf_whittle.fitness.divergence import KLDivergence
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
@@ -59,11 +61,11 @@ COARSE: dict[str, Any] = {
     "multi-fidelity": lambda seed: MultiFidelityConfig(seed=seed),
     "surrogate-boosting": lambda seed: SurrogateSearchConfig(seed=seed),
     "surrogate-forest": lambda seed: SurrogateSearchConfig(seed=seed, model="random-forest"),
-    "surrogate-objective": lambda seed: SurrogateSearchConfig(seed=seed, role="objective", pool=50),
+    "surrogate-objective": lambda seed: SurrogateObjectiveConfig(seed=seed, pool=50),
     "regularized-evolution": lambda seed: RegularizedEvolutionConfig(seed=seed, evaluations=500),
     "nsga2": lambda seed: NSGA2Config(seed=seed, evaluations=500),
     "local": lambda seed: LocalSearchConfig(seed=seed, evaluations=500),
-    "stratified-random": lambda seed: RandomSearchConfig(seed=seed, evaluations=500, strata=4),
+    "stratified-random": lambda seed: StratifiedSearchConfig(seed=seed, evaluations=500, strata=4),
     "random": lambda seed: RandomSearchConfig(seed=seed, evaluations=500),
     PAPER: lambda seed: EvolutionConfig(seed=seed),
 }

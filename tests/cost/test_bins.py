@@ -21,7 +21,7 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.cost import Polynomial, flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
-from hf_whittle.cost.latency import _fingerprint
+from hf_whittle.cost.latency import fingerprint_of_sizes
 from hf_whittle.errors import BinError, OutputError
 
 SECONDS = LatencyModel(
@@ -32,7 +32,7 @@ SECONDS = LatencyModel(
     batch_size=1,
     sequence_length=16,
     phase="prefill",
-    supernet=_fingerprint(CONFIG),
+    supernet=fingerprint_of_sizes(CONFIG),
 )
 
 BINS = {

@@ -7,10 +7,11 @@ from random import Random
 import pytest
 import torch
 
-import hf_whittle.cost.latency
+import hf_whittle.cost.timing
 from hf_whittle import LatencyBin, LatencyModel, ParameterBin, SearchSpace, SubnetConfig, measure_latency
 from hf_whittle.cost import Polynomial
-from hf_whittle.cost.latency import Latency, fit_polynomial
+from hf_whittle.cost.latency import fit_polynomial
+from hf_whittle.cost.timing import Latency
 from hf_whittle.errors import SubnetError
 from hf_whittle.subnet import Shape
 
@@ -30,7 +31,7 @@ def synthetic_clock(monkeypatch):
     def measure(model, **settings):
         return Latency(TRUE(Shape.from_config(model.config)), 0.0, 0.0)
 
-    monkeypatch.setattr(hf_whittle.cost.latency, "measure_latency", measure)
+    monkeypatch.setattr(hf_whittle.cost.timing, "measure_latency", measure)
 
 
 def shapes(space, number):

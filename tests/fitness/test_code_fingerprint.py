@@ -1,4 +1,4 @@
-"""A search goes on only with the fitness it was begun with: told by its code, and by what that code reads."""
+"""A search resumes only with the same fitness, identified by its code and by the objects that the code reads."""
 
 import importlib
 import importlib.util
@@ -133,7 +133,7 @@ def test_a_hash_is_that_of_another_process(write, tmp_path, run_python):
 
 
 @pytest.mark.parametrize("held", ["tensor", "model", "list", "itself"])
-def test_what_a_fitness_holds_is_told_by_its_content(held):
+def test_objects_of_a_fitness_are_identified_by_their_contents(held):
     def make(value):
         values = {
             "tensor": torch.full((3,), value),
@@ -154,7 +154,7 @@ def test_what_a_fitness_holds_is_told_by_its_content(held):
 
 
 @pytest.mark.parametrize("held", ["pattern", "ufunc"])
-def test_what_is_pickled_by_a_function_of_its_own_is_told(held):
+def test_objects_with_a_pickling_function_of_their_own_are_identified(held):
     first, other = {
         "pattern": (re.compile("a"), re.compile("b")),
         "ufunc": (numpy.add, numpy.multiply),
@@ -166,11 +166,11 @@ def test_what_is_pickled_by_a_function_of_its_own_is_told(held):
 @pytest.mark.parametrize(
     "held", [torch.empty(2, device="meta"), torch.eye(2).to_sparse(), torch.nn.Linear(1, 1, device="meta")]
 )
-def test_a_tensor_without_memory_is_not_told(held):
+def test_a_tensor_without_memory_is_not_hashable(held):
     assert fitness_settings(lambda subnet, inside=held: inside)["code"] is None
 
 
-def test_a_model_is_told_whatever_version_of_transformers_is_installed(monkeypatch):
+def test_a_model_is_identified_with_any_version_of_transformers(monkeypatch):
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
     codes = []
     for version in (transformers.__version__, "99.0"):
@@ -183,7 +183,7 @@ def test_a_model_is_told_whatever_version_of_transformers_is_installed(monkeypat
 @pytest.mark.parametrize(
     ("folder", "is_library"), [("site-packages", True), ("dist-packages", True), ("packages", False)]
 )
-def test_a_library_is_told_by_its_name_wherever_it_is_installed(tmp_path, monkeypatch, folder, is_library):
+def test_a_library_is_identified_by_its_name_in_any_environment(tmp_path, monkeypatch, folder, is_library):
     path = tmp_path / folder / "installed_somewhere.py"
     path.parent.mkdir()
     codes = set()
@@ -208,26 +208,28 @@ class Locked:
         return int(subnet.digest, 16)
 
 
-def test_a_fitness_that_cannot_be_told_is_not_gone_on_with(tmp_path):
+def test_a_search_with_a_fitness_that_cannot_be_hashed_is_not_resumed(tmp_path):
     assert fitness_settings(Locked()) == {"name": "Locked", "code": None}
-    with pytest.warns(UserWarning, match="the fitness 'Locked' holds what cannot be read, so that this search could"):
+    with pytest.warns(
+        UserWarning, match="the fitness 'Locked' holds objects that cannot be hashed, so this search could"
+    ):
         search(tmp_path, Locked())
-    with pytest.raises(OtherSearchError, match=r"nothing tells whether its fitness 'Locked' was the same.*'settings'"):
+    with pytest.raises(OtherSearchError, match=r"cannot resume since its fitness 'Locked' holds objects.*'settings'"):
         search(tmp_path, Locked())
 
 
-def test_settings_of_a_users_own_tell_it(tmp_path):
-    class Told(Locked):
-        settings = {"name": "told", "version": 1}
+def test_settings_of_a_users_fitness_identify_it(tmp_path):
+    class Named(Locked):
+        settings = {"name": "named", "version": 1}
 
-    first = search(tmp_path, Told())
-    assert search(tmp_path, Told()).evaluations == first.evaluations
-    Told.settings = {"name": "told", "version": 2}
+    first = search(tmp_path, Named())
+    assert search(tmp_path, Named()).evaluations == first.evaluations
+    Named.settings = {"name": "named", "version": 2}
     with pytest.raises(OtherSearchError, match="holds a search with another fitness"):
-        search(tmp_path, Told())
+        search(tmp_path, Named())
 
 
-def test_stages_are_told_as_the_fitnesses_they_are(write):
+def test_stages_are_identified_as_their_fitnesses(write):
     codes = []
     for text in (BEFORE["derived"], BEFORE["derived"].replace("* 2", "* 3")):
         stage = write(text)

@@ -551,6 +551,6 @@ def test_scores_of_a_model_of_other_sizes_are_an_error(supernet, input_ids, cut)
     scores = score(supernet, input_ids)
     fields = {name: getattr(scores, name) for name in ("layers", "heads", "neurons", "channels")}
     other = ImportanceScores(**{**fields, **cut(scores)})
-    message = re.escape("these scores are of a model with Shape(") + ".*score this model"
+    message = re.escape("these scores are for a model with Shape(") + ".*score this model"
     with pytest.raises(SubnetError, match=message):
         other.check(Shape.from_config(supernet.config))

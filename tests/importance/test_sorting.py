@@ -229,7 +229,9 @@ def test_saved_sorted_super_network_is_a_plain_checkpoint(variant_supernet, inpu
 
 def test_scores_of_a_model_of_other_sizes_are_an_error_and_leave_the_model_as_it_is(supernet, uneven_subnet):
     model = copy.deepcopy(supernet)
-    with pytest.raises(SubnetError, match=r"these scores are of a model with Shape\(.*\), got one with .*; score this"):
+    with pytest.raises(
+        SubnetError, match=r"these scores are for a model with Shape\(.*\), got one with .*; score this"
+    ):
         sort_by_importance(model, random_scores(uneven_subnet.shape))
     assert all(
         torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), supernet.parameters(), strict=True)
@@ -246,12 +248,12 @@ def test_scores_of_before_the_sorting_are_an_error_the_second_time(supernet, inp
     network = copy.deepcopy(supernet)
     scores = score_importance(network, input_ids, criterion="magnitude", progress=False)
     sort_by_importance(network, scores)
-    with pytest.raises(SubnetError, match="these scores are of another model, or it was sorted already"):
+    with pytest.raises(SubnetError, match="these scores belong to another model, or this one was sorted since"):
         sort_by_importance(network, scores)
 
 
 def test_scores_that_are_not_finite_are_an_error(supernet, input_ids):
     scores = score_importance(supernet, input_ids, criterion="magnitude", progress=False)
     scores.neurons[1][3] = float("nan")
-    with pytest.raises(SubnetError, match="some of these scores are not finite; score the model in float32"):
+    with pytest.raises(SubnetError, match="some of these scores are NaN or Inf; score the model in float32"):
         sort_by_importance(copy.deepcopy(supernet), scores)

@@ -315,5 +315,5 @@ def test_space_of_a_configuration_that_counts_other_parameters_is_an_error(make_
     folder = make_checkpoint(**TIED)
     supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(folder)
     space = SearchSpace.from_config(GPTNeoXForCausalLM.config_class.from_pretrained(folder))
-    with pytest.raises(SubnetError, match="the search space is that of another super-network"):
+    with pytest.raises(SubnetError, match="the search space belongs to another super-network"):
         search_subnets(supernet, space, bin=ParameterBin(0, 1e9), eval_dataset=input_ids, progress=False)

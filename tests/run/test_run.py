@@ -32,7 +32,7 @@ import hf_whittle.files.atomic
 import hf_whittle.importance.scores
 import hf_whittle.plots
 import hf_whittle.run.stages
-import hf_whittle.search.runner
+import hf_whittle.search.archive
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.cli import main
 from hf_whittle.cost import flops_per_token, training_flops_per_token
@@ -286,7 +286,7 @@ BREAKS = {
     "interrupted in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, interrupt),
     "interrupted in the last save": (Run, "_save", 2, interrupt),
     "interrupted before the card": (hf_whittle.run.stages, "describe", 1, interrupt),
-    "disk full in the search": (hf_whittle.search.runner, "evaluation_line", 6, fill_disk),
+    "disk full in the search": (hf_whittle.search.archive, "evaluation_line", 6, fill_disk),
     "disk full between generations": (hf_whittle.files.atomic.os, "fsync", 5, fill_disk),
     "disk full in a checkpoint": (DistillationTrainer, "_save_optimizer_and_scheduler", 3, fill_disk),
     "disk full in the last save": (Run, "_save", 2, fill_disk),

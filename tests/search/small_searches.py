@@ -1,4 +1,4 @@
-"""Settings of every algorithm that end after some twenty evaluations, and a fitness for them.
+"""Settings with which every algorithm ends after some twenty evaluations, and a fitness for them.
 
 python small_searches.py ALGORITHM FOLDER PAUSE
 """
@@ -8,9 +8,11 @@ import time
 
 from fixtures_search import BIN, CONFIG
 
-from hf_whittle import SearchSpace, search_subnets
-from hf_whittle.search.algorithms import ALGORITHMS
+from hf_whittle import SearchSpace, experimental, search_subnets
+from hf_whittle.search import algorithms
 
+ALGORITHMS = algorithms.ALGORITHMS | experimental.ALGORITHMS
+SURROGATE = {"evaluations": 20, "population_size": 8, "pool": 10, "num_offspring": 4, "num_elites": 3}
 SMALL = {
     "additive": {
         "generations": 1,
@@ -22,19 +24,14 @@ SMALL = {
         "answers": 3,
     },
     "evolution": {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3},
-    "local": {"evaluations": 20, "population_size": 6, "num_neighbours": 4, "patience": 1},
+    "local": {"evaluations": 20, "population_size": 6, "num_neighbors": 4, "patience": 1},
     "multi-fidelity": {"generations": 1, "sizes": [4, 2, 1], "initial": 2},
     "nsga2": {"evaluations": 20, "population_size": 6},
-    "random": {"evaluations": 20, "num_draws": 6, "strata": 2},
+    "random": {"evaluations": 20, "num_draws": 6},
     "regularized-evolution": {"evaluations": 20, "population_size": 6, "tournament_size": 3, "num_offspring": 4},
-    "surrogate": {
-        "evaluations": 20,
-        "population_size": 8,
-        "pool": 10,
-        "num_offspring": 4,
-        "num_elites": 3,
-        "inner_generations": 2,
-    },
+    "stratified-random": {"evaluations": 20, "num_draws": 6, "strata": 2},
+    "surrogate": SURROGATE,
+    "surrogate-objective": {**SURROGATE, "inner_generations": 2},
 }
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 

@@ -1,4 +1,4 @@
-"""What every search algorithm keeps to, and what each of them promises."""
+"""Promises that every search algorithm keeps, and those of each."""
 
 import itertools
 import math
@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 from fixtures_search import BIN, CONFIG
-from small_searches import SPACE, Toy, search, small_config
+from small_searches import ALGORITHMS, SPACE, Toy, search, small_config
 
 from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
 from hf_whittle.cost import num_parameters, parameter_polynomial
 from hf_whittle.errors import BinError
-from hf_whittle.search.algorithms import ALGORITHMS, AdditiveSearchConfig
+from hf_whittle.search.algorithms import AdditiveSearchConfig
 from hf_whittle.search.algorithms.additive import additive_scores
-from hf_whittle.search.algorithms.random import split_bin
 from hf_whittle.subnet import Shape
 
 NAMES = sorted(ALGORITHMS)
@@ -139,44 +138,11 @@ def test_nothing_is_printed(name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# Random search
-
-
-@pytest.mark.parametrize("parts", [1, 3, 7])
-def test_parts_of_a_bin_are_equal_and_join(parts):
-    split = split_bin(SPACE, BIN, parts)
-    width = (BIN.high - BIN.low) / parts
-    assert len(split) == parts
-    assert [part.low for part in split] == pytest.approx([BIN.low + i * width for i in range(parts)])
-    assert [part.high for part in split[:-1]] == [part.low for part in split[1:]]
-    assert split[-1].high == pytest.approx(BIN.high)
-
-
-def test_every_stratum_gets_as_many_candidates():
-    result = search("random", strata=4, evaluations=40)
-    costs = [e.cost for e in result.evaluations]
-    assert [sum(part.low <= cost < part.high for cost in costs) for part in split_bin(SPACE, BIN, 4)] == [10] * 4
-
-
-def test_stratum_out_of_reach_leaves_its_share_to_the_others():
-    most = num_parameters(CONFIG)
-    result = search("random", bin=ParameterBin(0.6 * most, 2.6 * most), strata=4)
-    assert len(result.answers) == 20
-
-
-def test_exhausted_stratum_does_not_end_the_search():
-    costs = sorted(num_parameters(CONFIG, subnet) for subnet in ALL_OF_FEW)
-    bin = ParameterBin(costs[0] - 1, 2 * costs[1] - costs[0] - 3)  # one subnet in the lower half, others in the upper
-    result = search("random", space=FEW, bin=bin, strata=2, num_draws=1, evaluations=400)
-    inside = {subnet for subnet in ALL_OF_FEW if bin.contains(CONFIG, subnet)}
-    assert {e.subnet for e in result.evaluations} == inside
-
-
 # Local search
 
 
 def test_mutants_are_children_of_the_best_since_the_restart():
-    config = {"evaluations": 120, "population_size": 6, "num_neighbours": 4, "patience": 2}
+    config = {"evaluations": 120, "population_size": 6, "num_neighbors": 4, "patience": 2}
     current, failures, starts = None, 0, 0
     for batch in batches(search("local", **config)):
         best = min(batch, key=lambda e: e.fitness)
@@ -194,7 +160,7 @@ def test_mutants_are_children_of_the_best_since_the_restart():
     assert starts > 1
 
 
-# Regularised evolution
+# Regularized evolution
 
 
 @pytest.mark.parametrize("num_offspring", [1, 4])
@@ -250,12 +216,12 @@ def test_survivors_that_nothing_dominates_are_the_pareto_front():
     config = small_config("nsga2", evaluations=120, population_size=40)
     made = []
 
-    class Told(type(config)):
+    class Kept(type(config)):
         def algorithm(self, space, bin):
             made.append(super().algorithm(space, bin))
             return made[-1]
 
-    result = search_subnets(None, SPACE, bin=BIN, config=Told(**vars(config)), fitness=fewer_is_worse, progress=False)
+    result = search_subnets(None, SPACE, bin=BIN, config=Kept(**vars(config)), fitness=fewer_is_worse, progress=False)
     alive = [one.X for one in made[0]._population]
     points = [(e.cost, e.fitness) for e in alive]
     best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
@@ -364,10 +330,10 @@ def test_evolution_goes_on_from_the_answers():
 AT_LEAST_1 = {
     "additive": ["initial", "num_elites", "head_options", "neuron_options", "channel_options", "answers"],
     "evolution": ["population_size", "num_offspring", "num_elites"],
-    "local": ["evaluations", "population_size", "num_neighbours", "patience"],
+    "local": ["evaluations", "population_size", "num_neighbors", "patience"],
     "multi-fidelity": ["initial", "num_elites"],
     "nsga2": ["evaluations"],
-    "random": ["evaluations", "num_draws", "strata"],
+    "random": ["evaluations", "num_draws"],
     "regularized-evolution": ["evaluations", "population_size", "tournament_size", "num_offspring"],
 }
 

@@ -1,4 +1,4 @@
-"""Evolutionary search: what it asks for, and what it is told."""
+"""Evolutionary search: its candidates, and its use of their fitness."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a search found: its best, its front, its bins, and the files that hold it."""
+"""Result of a search: its best, its front, its bins and its files."""
 
 import json
 import math

@@ -15,10 +15,10 @@ import pytest
 import small_searches
 from fixtures_search import BIN, CONFIG
 from fixtures_slow import slow_but
+from small_searches import ALGORITHMS
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, search_subnets
 from hf_whittle.errors import OtherSearchError, OutputError
-from hf_whittle.search.algorithms import ALGORITHMS
 
 SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 SETTINGS = {"generations": 3, "population_size": 6, "num_offspring": 5, "num_elites": 3, "seed": 4}

@@ -3,13 +3,12 @@
 import json
 import math
 import re
-from random import Random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fixtures_search import BIN, CONFIG
-from fixtures_slow import slow_but
+from fixtures_surrogates import SPACE, drawn, toy_fitness
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
@@ -19,24 +18,11 @@ from hf_whittle.errors import OutputError
 from hf_whittle.search.algorithms import RandomSearchConfig
 from hf_whittle.search.algorithms.surrogate import Surrogate, scaled
 
-SPACE = SearchSpace.from_config(CONFIG, "fine", layer_wise=True)
 DEEPER = SearchSpace.from_config(
     SimpleNamespace(**{**vars(CONFIG), "num_hidden_layers": 10}), "coarse", layer_wise=True
 )
 MODELS = ["random-forest", "gradient-boosting"]
-ROLES = ["filter", "objective"]
 each_model = pytest.mark.parametrize("model", MODELS)
-each_role = pytest.mark.parametrize("role", ROLES)
-
-
-def toy_fitness(subnet, layers=5):
-    """Smooth: prefers wide models, and late layers with few heads and many neurons."""
-    shape = subnet.shape
-    value = 2 * (1 - shape.hidden_size / 32)
-    for layer, heads, neurons in zip(subnet.layers, shape.num_attention_heads, shape.intermediate_size, strict=True):
-        late = (layer + 1) / layers
-        value += (heads / 4 - 0.25 - neurons / 64 * late) / layers
-    return math.exp(value)
 
 
 def deeper_fitness(subnet):
@@ -45,7 +31,7 @@ def deeper_fitness(subnet):
 
 def search(fitness=toy_fitness, bin=BIN, space=SPACE, folder=None, **settings):
     config = SurrogateSearchConfig(
-        **{"evaluations": 70, "population_size": 30, "pool": 60, "num_offspring": 10, "inner_generations": 4} | settings
+        **{"evaluations": 70, "population_size": 30, "pool": 60, "num_offspring": 10} | settings
     )
     return search_subnets(None, space, bin=bin, config=config, fitness=fitness, output_dir=folder, progress=False)
 
@@ -100,11 +86,6 @@ def test_scaled_perplexity_of_any_size_is_finite():
 # Predictions
 
 
-def drawn(number, seed, space=SPACE, bin=BIN):
-    rng = Random(seed)
-    return [space.sample(rng, bin) for _ in range(number)]
-
-
 def tau(surrogate, subnets, fitness=toy_fitness):
     predicted = surrogate.predict(surrogate.describe(subnets))
     return kendalltau(predicted, [fitness(subnet) for subnet in subnets]).statistic
@@ -139,26 +120,23 @@ def test_surrogate_without_anything_to_fit_on_says_so():
 # Search
 
 
-@each_role
-def test_search_beats_as_many_random_draws(role):
-    found = search(model="gradient-boosting", role=role)
+def test_search_beats_as_many_random_draws():
+    found = search(model="gradient-boosting")
     assert len(found.evaluations) == 70
     by_chance = [min(map(toy_fitness, drawn(70, seed))) for seed in range(5)]
     assert found.best_evaluation.fitness < np.median(by_chance)
 
 
-@each_role
-def test_later_batches_are_better_than_the_first(role):
-    fitness = [evaluation.fitness for evaluation in search(role=role).evaluations]
+def test_later_batches_are_better_than_the_first():
+    fitness = [evaluation.fitness for evaluation in search().evaluations]
     assert np.median(fitness[30:]) < np.quantile(fitness[:30], 0.1)
 
 
-@each_role
 @pytest.mark.parametrize("granularity", ["coarse", "fine"])
 @pytest.mark.parametrize("layer_wise", [False, True])
-def test_every_candidate_is_new_and_lies_in_the_bin(role, granularity, layer_wise):
+def test_every_candidate_is_new_and_lies_in_the_bin(granularity, layer_wise):
     space = SearchSpace.from_config(CONFIG, granularity, layer_wise=layer_wise)
-    subnets = [e.subnet for e in search(space=space, role=role, evaluations=50).evaluations]
+    subnets = [e.subnet for e in search(space=space, evaluations=50).evaluations]
     assert len(set(subnets)) == len(subnets) == 50
     assert all(space.contains(subnet) and BIN.contains(CONFIG, subnet) for subnet in subnets)
 
@@ -194,9 +172,8 @@ def test_search_goes_on_where_every_fitness_is_infinite():
 
 
 @each_model
-@each_role
-def test_same_seed_gives_the_same_search_and_another_one_another(model, role):
-    settings = {"model": model, "role": role, "evaluations": 50}
+def test_same_seed_gives_the_same_search_and_another_one_another(model):
+    settings = {"model": model, "evaluations": 50}
     first = search(**settings).evaluations
     assert search(**settings).evaluations == first
     assert search(**settings, seed=1).evaluations != first
@@ -217,9 +194,8 @@ class Counted:
         return toy_fitness(subnet)
 
 
-@pytest.mark.parametrize("role", slow_but(ROLES, ROLES[0]))
-def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_path, role):
-    settings = {"role": role, "evaluations": 50, "archives": [str(archives / "another bin")]}
+def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_path):
+    settings = {"evaluations": 50, "archives": [str(archives / "another bin")]}
     search(Counted(), folder=tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
         search(Counted(stop_at=43), folder=tmp_path / "twice", **settings)
@@ -307,10 +283,8 @@ def test_archive_of_a_search_that_found_nothing_yet_is_as_none(tmp_path):
     ("settings", "message"),
     [
         ({"evaluations": 0}, "evaluations must be at least 1, got 0"),
-        ({"inner_generations": 0}, "inner_generations must be at least 1, got 0"),
         ({"pool": 9, "num_offspring": 10}, "pool must be at least num_offspring, 10, got 9"),
         ({"model": "linear"}, "model must be one of random-forest, gradient-boosting, got 'linear'"),
-        ({"role": "judge"}, "role must be one of filter, objective, got 'judge'"),
         ({"mutation_rate": 1.5}, "mutation_rate must lie between 0 and 1, got 1.5"),
     ],
 )

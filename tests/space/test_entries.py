@@ -360,8 +360,8 @@ def test_search_with_other_scores_or_another_temperature_is_another_search(tmp_p
         ({"temperature": -0.1}, "temperature must be a number from 0, got -0.1"),
         ({"temperature": math.nan}, "temperature must"),
         ({"temperature": math.inf}, "temperature must"),
-        ({"importance": replace(IMPORTANCE, layers=np.ones(4))}, "these scores are of a model with"),
-        ({"importance": replace(IMPORTANCE, channels=np.ones(31))}, "these scores are of a model with Shape("),
+        ({"importance": replace(IMPORTANCE, layers=np.ones(4))}, "these scores are for a model with"),
+        ({"importance": replace(IMPORTANCE, channels=np.ones(31))}, "these scores are for a model with Shape("),
         ({"importance": replace(IMPORTANCE, heads=(np.ones(3),) * 5)}, "got one with Shape("),
     ],
 )

@@ -262,7 +262,7 @@ def test_same_seed_gives_the_same_subnets(kind):
     assert walk(3) != walk(4)
 
 
-# What the operations do
+# Effects of the moves
 
 
 @given(SEEDS)

@@ -1,4 +1,4 @@
-"""Search algorithms, one a file, behind the interface of `search.algorithm`."""
+"""Search algorithms with the interface of `search.algorithm`."""
 
 from ..algorithm import SearchConfig
 from .additive import AdditiveSearchConfig
@@ -23,4 +23,4 @@ ALGORITHMS: dict[str, type[SearchConfig]] = {
         SurrogateSearchConfig,
     )
 }
-"""The settings of every algorithm by its name."""
+"""Settings of every algorithm by its name; `experimental.ALGORITHMS` has more."""

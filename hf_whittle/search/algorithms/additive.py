@@ -1,44 +1,34 @@
-"""Additive scores: replace one thing at a time in the full super-network, then solve for the best sum in the bin.
-
-The scores of all replacements are added as if they did not depend on each other. Which of them to make is then a
-mixed-integer linear program for each number of channels, solved to 0.01% of its score by `scipy.optimize.milp`.
-"""
+"""Additive scores: replace one thing at a time in the full super-network, then solve for the best sum in the bin."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
 from ...cost.bins import Bin
-from ...space.reach import heads_for
 from ...space.search_space import SearchSpace
 from ...subnet import Kept, Shape, SubnetConfig
 from ..algorithm import Candidate, Evaluation
+from .additive_program import Program, Replacement, evenly_spread, full_size
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
-
-_OPTIONS = {
-    "mip_rel_gap": 1e-4,
-    "node_limit": 2000,  # a limit of time would make the answer depend on the machine
-    "presolve": False,  # presolving, HiGHS prints lines
-}
 
 
 @dataclass
 class AdditiveSearchConfig(MultiFidelityConfig):
-    """How the search by additive scores runs: it scores, solves, evaluates the best answers, and evolves them.
+    """Settings of the search by additive scores: it scores, solves, evaluates the best answers and evolves them.
 
-    The evolution is multi-fidelity evolution; with `generations=0`, the answers are all there is.
+    The evolution is multi-fidelity evolution; with `generations=0`, the search ends after the answers.
     """
 
     name: ClassVar[str] = "additive"
 
-    head_options: int = field(default=4, metadata={"help": "Numbers of heads tried in each layer, with the full one."})
-    neuron_options: int = field(
-        default=4, metadata={"help": "Numbers of neurons tried in each layer, with the full one."}
+    head_options: int = field(
+        default=4, metadata={"help": "Numbers of heads tried in each layer, the full one among them."}
     )
-    channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried, with the full one."})
+    neuron_options: int = field(
+        default=4, metadata={"help": "Numbers of neurons tried in each layer, the full one among them."}
+    )
+    channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried, the full one among them."})
     score_share: float = field(default=1.0, metadata={"help": "Share of the tokens that replacements are scored on."})
     levels: int = field(default=16, metadata={"help": "Sizes of a dimension that the program chooses from."})
     answers: int = field(default=8, metadata={"help": "Best answers of the program that are evaluated."})
@@ -53,24 +43,13 @@ class AdditiveSearchConfig(MultiFidelityConfig):
         return AdditiveSearch(space, bin, self)
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """One change to the full super-network: another size of a dimension; `layer` is -1 for the channels.
-
-    A layer of size 0 is left out.
-    """
-
-    dimension: str
-    layer: int
-    size: int
-
-
 class AdditiveSearch(MultiFidelitySearch):
-    """Scores of single replacements, the answers of the program, and evolution from these."""
+    """Evaluate single replacements, then the answers of the program, then evolve these."""
+
+    config: AdditiveSearchConfig
 
     def __init__(self, space: SearchSpace, bin: Bin, config: AdditiveSearchConfig):
         super().__init__(space, bin, config)
-        self.config: AdditiveSearchConfig = config
         self._channels = sorted({channels for channels, _ in space.reachable_pairs(bin)})
         self._full = Shape.from_config(space.config)
         self._replacements = self._all_replacements()
@@ -86,9 +65,8 @@ class AdditiveSearch(MultiFidelitySearch):
         self._stage += 1
         if self._stage == 1:
             changed = [SubnetConfig.full(self._full), *map(self._with, self._replacements)]
-            return [
-                Candidate(subnet, "replacement", share=self.config.score_share, in_space=False) for subnet in changed
-            ]
+            share = self.config.score_share
+            return [Candidate(subnet, "replacement", share=share, in_space=False) for subnet in changed]
         if self._stage == 2:
             answers = [Candidate(subnet, "answer") for subnet in self._answers()]
             return self._breeder.first_new(answers, self.config.answers)
@@ -103,24 +81,19 @@ class AdditiveSearch(MultiFidelitySearch):
         else:
             super().tell(evaluations)
 
+    # Replacements
+
     def _all_replacements(self) -> list[Replacement]:
-        space, layers = self.space, range(self._full.num_hidden_layers)
-        found = [Replacement("channels", -1, size) for size in _some(space.hidden_size, self.config.channel_options)]
+        space, config, layers = self.space, self.config, range(self._full.num_hidden_layers)
+        channels = evenly_spread(space.hidden_size, config.channel_options)
+        heads = evenly_spread(space.num_attention_heads, config.head_options)
+        neurons = evenly_spread(space.intermediate_size, config.neuron_options)
+        found = [Replacement("channels", -1, size) for size in channels]
         if len(layers) > 1:
             found += [Replacement("layer", layer, 0) for layer in layers]
-        for name, sizes, options in (
-            ("heads", space.num_attention_heads, self.config.head_options),
-            ("neurons", space.intermediate_size, self.config.neuron_options),
-        ):
-            found += [Replacement(name, layer, size) for layer in layers for size in _some(sizes, options)]
-        return [one for one in found if one.size < self._full_size(one.dimension, one.layer)]
-
-    def _full_size(self, dimension: str, layer: int) -> int:
-        if dimension == "layer":
-            return 1
-        if dimension == "channels":
-            return self._full.hidden_size
-        return (self._full.num_attention_heads if dimension == "heads" else self._full.intermediate_size)[layer]
+        found += [Replacement("heads", layer, size) for layer in layers for size in heads]
+        found += [Replacement("neurons", layer, size) for layer in layers for size in neurons]
+        return [one for one in found if one.size < full_size(self._full, one.dimension, one.layer)]
 
     def _with(self, replacement: Replacement) -> SubnetConfig:
         """The full super-network with one replacement."""
@@ -136,100 +109,23 @@ class AdditiveSearch(MultiFidelitySearch):
         (heads if replacement.dimension == "heads" else neurons)[replacement.layer] = kept
         return SubnetConfig(full.hidden_size, full.num_hidden_layers, tuple(heads), tuple(neurons))
 
-    # The program
+    # Answers
 
     def _answers(self) -> list[SubnetConfig]:
-        """The best subnet for each of some numbers of channels, from the lowest predicted score up."""
-        most = max(self.config.levels, self.config.answers)
-        solved = [self._solve(channels) for channels in _some(self._channels, most)]
-        found = sorted((answer for answer in solved if answer is not None), key=lambda pair: pair[0])
-        return [subnet for _, subnet in found]
+        """The best subnet for each of some numbers of channels, in the order of their predicted scores."""
+        program = Program(self.space, self.bin, self._scores, self.config.levels)
+        found = []
+        for channels in evenly_spread(self._channels, max(self.config.levels, self.config.answers)):
+            solved = program.solve(channels)
+            if solved is None:
+                continue
+            subnet = self._assemble(channels, solved[1])
+            if self.space.contains(subnet) and self.bin.contains(self.space.config, subnet):
+                found.append((solved[0], subnet))  # else numbers of layers have a step, or a sum is rounded at an end
+        return [subnet for _, subnet in sorted(found, key=lambda pair: pair[0])]
 
-    def _solve(self, channels: int) -> tuple[float, SubnetConfig] | None:
-        """The best heads and neurons of each layer for a number of channels, with its predicted score."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        columns = self._columns(channels)
-        solution = milp(
-            np.array([column.score for column in columns]),
-            integrality=np.ones(len(columns)),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(*self._constraints(channels, columns)),
-            options=_OPTIONS,
-        )
-        if solution.x is None:
-            return None
-        chosen = [column for column, value in zip(columns, solution.x, strict=True) if value > 0.5]
-        subnet = self._assemble(channels, chosen)
-        if not (self.space.contains(subnet) and self.bin.contains(self.space.config, subnet)):
-            return None  # numbers of layers are a range with a step, or the ends of the bin within rounding
-        return solution.fun + self._score("channels", -1, channels), subnet
-
-    def _columns(self, channels: int) -> list["_Column"]:
-        """What the program may choose, with its score and price: sizes of each layer, or leaving it out."""
-        cost = self.bin.cost(self.space.config)
-        layer_price = cost.base(channels, 1) - cost.base(channels, 0)
-        per_head, per_neuron = cost.per_head(channels), cost.per_neuron(channels)
-        heads = _some(heads_for(self.space, channels), self.config.levels)
-        neurons = _some(self.space.intermediate_size, self.config.levels)
-        columns = []
-        for layer in range(self._full.num_hidden_layers):
-            if self._full.num_hidden_layers > 1:
-                columns.append(_Column("layer", layer, 0, self._score("layer", layer, 0), 0))
-            for name, sizes, price, fixed in (
-                ("heads", heads, per_head, layer_price),
-                ("neurons", neurons, per_neuron, 0),
-            ):
-                columns += [
-                    _Column(name, layer, size, self._score(name, layer, size), fixed + size * price) for size in sizes
-                ]
-        if not self.space.layer_wise:  # one choice for all layers
-            columns += [_Column("all heads", -1, size, 0, 0) for size in heads]
-            columns += [_Column("all neurons", -1, size, 0, 0) for size in neurons]
-        return columns
-
-    def _constraints(
-        self, channels: int, columns: Sequence["_Column"]
-    ) -> tuple[np.ndarray, Sequence[float], Sequence[float]]:
-        """Rows of the program, each with its least and its greatest value."""
-        layers, low, high = self._full.num_hidden_layers, self.bin.low, self.bin.high
-        spent = self.bin.cost(self.space.config).base(channels, 0)
-        rows: list[tuple[np.ndarray, float, float]] = []
-
-        def where(layer: int | None, *dimensions: str, size: int | None = None) -> np.ndarray:
-            """1 for the columns of these dimensions, of a layer and of a size unless it is `None`."""
-            found = [
-                column.dimension in dimensions and layer in (None, column.layer) and size in (None, column.size)
-                for column in columns
-            ]
-            return np.array(found, dtype=float)
-
-        prices = np.array([column.price for column in columns], dtype=float)
-        scale = prices.max() or 1.0  # since the solver's tolerance is absolute
-        rows.append((prices / scale, (low - spent) / scale, (high - spent) / scale))
-        for layer in range(layers):  # it is left out, or has one number of heads and one of neurons
-            rows += [(where(layer, name, "layer"), 1, 1) for name in ("heads", "neurons")]
-        kept = self.space.num_hidden_layers
-        rows.append((where(None, "layer"), layers - kept[-1], layers - kept[0]))
-        if self.space.granularity == "coarse":  # the last layers are left out
-            rows += [(where(i + 1, "layer") - where(i, "layer"), 0, 1) for i in range(layers - 1)]
-        for name in () if self.space.layer_wise else ("heads", "neurons"):
-            rows.append((where(None, f"all {name}"), 1, 1))
-            for size in sorted({column.size for column in columns if column.dimension == f"all {name}"}):
-                for_all = where(None, f"all {name}", size=size)
-                rows.append((where(None, name, size=size) - layers * for_all, -math.inf, 0))
-        coefficients, least, greatest = zip(*rows, strict=True)
-        return np.stack(coefficients), least, greatest
-
-    def _score(self, dimension: str, layer: int, size: int) -> float:
-        """The score of a replacement, linear in the size between those that were tried."""
-        tried = {r.size: s for r, s in self._scores.items() if (r.dimension, r.layer) == (dimension, layer)}
-        tried[self._full_size(dimension, layer)] = 0.0
-        sizes = sorted(tried)
-        return float(np.interp(size, sizes, [tried[known] for known in sizes]))
-
-    def _assemble(self, channels: int, chosen: Sequence["_Column"]) -> SubnetConfig:
-        sizes = {(column.dimension, column.layer): column.size for column in chosen}
+    def _assemble(self, channels: int, sizes: dict[tuple[str, int], int]) -> SubnetConfig:
+        """A subnet of these sizes by dimension and layer."""
         layers = [layer for layer in range(self._full.num_hidden_layers) if ("heads", layer) in sizes]
         rng, entries = self._breeder.rng, self.space.entries
         kept_channels = entries("channels").choose(rng, channels)
@@ -242,22 +138,15 @@ class AdditiveSearch(MultiFidelitySearch):
         return SubnetConfig(kept_channels, tuple(layers), *kept)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A choice of the program."""
-
-    dimension: str
-    layer: int
-    size: int
-    score: float
-    price: float
-
-
 def additive_scores(full: float, others: Sequence[float]) -> list[float]:
-    """What each replacement costs in fitness, at least 0.
+    """Increase in fitness by each replacement, at least 0.
 
-    A fitness that is nowhere below 1, as perplexity, is compared by its logarithm, in which replacements add up. One
-    that is not finite costs ten times the worst of the others.
+    Fitness that is nowhere below 1, such as perplexity, is compared by its logarithm, in which replacements add up. An
+    increase that is not finite counts as ten times the greatest finite one, plus 1.
+
+    Args:
+        full (`float`): fitness of the full super-network.
+        others (`Sequence[float]`): fitness with each replacement.
     """
     if min(full, *others, math.inf) >= 1:
         full, others = math.log(full), [math.log(other) for other in others]
@@ -266,12 +155,3 @@ def additive_scores(full: float, others: Sequence[float]) -> list[float]:
     scores = [max(other - full, 0.0) for other in others]
     worst = 10 * max((score for score in scores if math.isfinite(score)), default=0.0) + 1
     return [score if math.isfinite(score) else worst for score in scores]
-
-
-def _some(sizes: Sequence[int], number: int) -> list[int]:
-    """At most `number` of the sizes, evenly spread, the least among them and, of several, the greatest."""
-    if len(sizes) <= number:
-        return list(sizes)
-    if number == 1:
-        return [sizes[0]]
-    return [sizes[round(i * (len(sizes) - 1) / (number - 1))] for i in range(number)]

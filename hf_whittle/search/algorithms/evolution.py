@@ -1,4 +1,4 @@
-"""The paper's evolutionary search: elites of a population in a bin, mutated and crossed over."""
+"""Evolutionary search of the paper: elites of a population in a bin are mutated and crossed over."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,7 +10,7 @@ from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchC
 
 @dataclass
 class EvolutionConfig(SearchConfig):
-    """How the evolutionary search runs.
+    """Settings of the evolutionary search.
 
     The defaults are those of "Where to Begin: Efficient Pretraining via Subnetwork Selection and Distillation"
     (arXiv 2510.07227): 100 generations of 50 after an initial population, about 5,050 evaluations.
@@ -38,13 +38,13 @@ class EvolutionConfig(SearchConfig):
 class EvolutionarySearch(SearchAlgorithm):
     """Evolution with elites: the best candidates so far are the parents of every new generation.
 
-    The same subnet is never asked for twice. A generation is smaller than asked where the space has no more subnets
+    No subnet is asked for twice. A generation is smaller than `num_offspring` where the space has fewer new subnets
     to give, and the search ends when it has none.
 
     Args:
-        space (`SearchSpace`): where to search.
-        bin (`Bin`): what the subnets must lie in.
-        config (`EvolutionConfig`): how to search.
+        space (`SearchSpace`): space to search.
+        bin (`Bin`): bin that the subnets must lie in.
+        config (`EvolutionConfig`): settings.
     """
 
     def __init__(self, space: SearchSpace, bin: Bin, config: EvolutionConfig):

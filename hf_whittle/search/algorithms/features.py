@@ -10,22 +10,21 @@ from ...subnet import Kept, Shape, SubnetConfig, count, indices
 
 
 def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | None = None) -> np.ndarray:
-    """A vector that describes what a subnet of a super-network keeps.
+    """Describe a subnet by numbers that compare between super-networks of different sizes.
 
-    All of it is shares of the super-network, and statistics of shares: the channels, layers, heads, neurons and cost
-    that are kept; where kept layers begin, end and lie, their longest run and gap; for heads and neurons their mean,
-    spread, least, most and slope over the kept layers, where kept entries lie, and the width of every layer (0 where
-    it is left out). So super-networks of different sizes compare.
+    All are shares of the super-network, or statistics of shares: kept channels, layers, heads, neurons and cost; first,
+    last and mean kept layer, longest run and gap of layers; for heads and neurons their mean, spread, minimum, maximum
+    and slope over the kept layers, the location of kept entries, and the width of every layer (0 where it is left out).
 
     Args:
         subnet (`SubnetConfig`): the subnet.
         full (`Shape`): sizes of the super-network.
-        cost (`Polynomial`): what the bin bounds.
-        depth (`int`, *optional*): layers to describe widths at; those of another depth are read at the same relative
-            positions. By default the layers of the super-network.
+        cost (`Polynomial`): cost that the bin bounds.
+        depth (`int`, *optional*): number of layers to describe the widths of, read at the same relative positions
+            where the super-network has another depth; by default its own.
 
     Returns:
-        `np.ndarray`: `(features,)`, `float64`; their number depends on `depth` only.
+        `np.ndarray`: `(features,)`, `float64`; the number of features depends on `depth` only.
     """
     shape, layers, total = subnet.shape, subnet.layers, full.num_hidden_layers
     values = [
@@ -50,7 +49,7 @@ def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | N
 
 
 def _layout(layers: Sequence[int], total: int) -> list[float]:
-    """Of the kept layers: where they begin, end and lie on average, and their longest run and gap, as shares."""
+    """First, last (from the end) and mean kept layer, longest run, longest gap and number of gaps, as shares."""
     gaps = [after - before - 1 for before, after in pairwise((-1, *layers, total))]
     run = longest = 1
     for gap in gaps[1:-1]:
@@ -62,7 +61,7 @@ def _layout(layers: Sequence[int], total: int) -> list[float]:
 
 
 def _statistics(widths: Sequence[float]) -> list[float]:
-    """Mean, standard deviation, least, most, slope over the layers, and the means of the first and second half."""
+    """Mean, standard deviation, minimum, maximum, slope over the layers, and means of the first and second half."""
     mean = sum(widths) / len(widths)
     deviation = (sum((width - mean) ** 2 for width in widths) / len(widths)) ** 0.5
     middle = (len(widths) - 1) / 2
@@ -74,7 +73,7 @@ def _statistics(widths: Sequence[float]) -> list[float]:
 
 
 def _location(kept: Kept, total: int) -> list[float]:
-    """Where kept entries lie: their mean index, and the share of them that is among the first as many."""
+    """Mean index of `k` kept entries, as a share, and the share of them among the first `k`."""
     size = count(kept)
     if isinstance(kept, int):
         return [(size - 1) / 2 / total, 1.0]

@@ -1,4 +1,4 @@
-"""Multi-fidelity evolution: many offspring on few tokens, the survivors on more (EvoPress, arXiv 2410.14649)."""
+"""Multi-fidelity evolution (EvoPress, arXiv 2410.14649): many offspring on few tokens, the best of them on more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchC
 
 @dataclass
 class MultiFidelityConfig(SearchConfig):
-    """How multi-fidelity evolution runs.
+    """Settings of multi-fidelity evolution.
 
     In each generation `sizes[0]` offspring are evaluated on `shares[0]` of the tokens, the best `sizes[1]` of them on
-    `shares[1]`, and so on; those that come to the last share, 1, may become elites. The first generation takes
+    `shares[1]`, and so on; those that reach the last share, 1, may become elites. The first generation takes
     `initial` times as many, drawn at random.
 
     Raises:
@@ -31,7 +31,7 @@ class MultiFidelityConfig(SearchConfig):
     sizes: list[int] = field(
         default_factory=lambda: [32, 8, 2], metadata={"help": "Candidates evaluated on each share, descending."}
     )
-    initial: int = field(default=4, metadata={"help": "How many times as many the first generation has."})
+    initial: int = field(default=4, metadata={"help": "Size of the first generation, as a multiple of `sizes`."})
     num_elites: int = field(default=4, metadata={"help": "Best candidates so far that become parents."})
     mutation_rate: float = field(default=0.5, metadata={"help": "Share of offspring made by mutation, not crossover."})
 
@@ -57,7 +57,7 @@ class MultiFidelityConfig(SearchConfig):
 
 
 class MultiFidelitySearch(SearchAlgorithm):
-    """Evolution whose generations are weeded out on ever more tokens."""
+    """Evolution that evaluates the best of each generation on ever more tokens."""
 
     def __init__(self, space: SearchSpace, bin: Bin, config: MultiFidelityConfig):
         self.space, self.bin, self.config = space, bin, config
@@ -93,7 +93,7 @@ class MultiFidelitySearch(SearchAlgorithm):
         self._elites = best([*self._elites, *full], self.config.num_elites)
 
     def begin_from(self, evaluations: list[Evaluation]) -> None:
-        """Start with these as elites instead of random draws."""
+        """Start from these elites instead of random draws."""
         self.inform(evaluations)
         self._generation = 1
 

@@ -1,4 +1,4 @@
-"""NSGA-II for fitness against a cost, by `pymoo`: the Pareto front within a bin."""
+"""NSGA-II for fitness against a cost, with `pymoo`: the Pareto front within a bin."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -7,17 +7,16 @@ import numpy as np
 
 from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
-from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 
 
 @dataclass
-class NSGA2Config(SearchConfig):
-    """How NSGA-II runs; the second objective is the cost that the bin bounds."""
+class NSGA2Config(BudgetedConfig):
+    """Settings of NSGA-II, whose second objective is the cost that the bin bounds."""
 
     name: ClassVar[str] = "nsga2"
 
-    evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
-    population_size: int = field(default=50, metadata={"help": "Candidates alive, and made in a generation."})
+    population_size: int = field(default=50, metadata={"help": "Candidates alive, and bred in a generation."})
     mutation_rate: float = field(default=0.5, metadata={"help": "Share of offspring made by mutation, not crossover."})
 
     def __post_init__(self) -> None:
@@ -28,45 +27,38 @@ class NSGA2Config(SearchConfig):
         return NSGA2Search(space, bin, self)
 
 
-class NSGA2Search(SearchAlgorithm):
-    """Non-dominated sorting and crowding distance choose who survives and who breeds.
+class NSGA2Search(BudgetedSearch):
+    """Evolution whose survivors and parents are chosen by non-dominated sorting and crowding distance.
 
-    Survival, ranks and tournaments are pymoo's; offspring come from the space, so that they lie in the bin.
+    pymoo sorts and selects the survivors; offspring come from the space, so that they lie in the bin.
     """
+
+    config: NSGA2Config
 
     def __init__(self, space: SearchSpace, bin: Bin, config: NSGA2Config):
         try:
             from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
         except ImportError as error:
             raise ImportError("NSGA-II needs pymoo: pip install 'hf_whittle[search]'") from error
-        self.config = config
-        self._breeder = Breeder(space, bin, config.seed)
+        super().__init__(space, bin, config)
         self._cost = bin.cost(space.config)
         self._survival = RankAndCrowding()
         self._population: Any = None
-        self._asked = 0
 
-    @property
-    def max_evaluations(self) -> int:
-        return self.config.evaluations
-
-    def ask(self) -> list[Candidate]:
-        size = min(self.config.population_size, self.config.evaluations - self._asked)
+    def _next(self, most: int) -> list[Candidate]:
         draw = self._breed if self._asked else self._breeder.sample
-        batch = self._breeder.batch(size, draw)
-        self._asked += len(batch)
-        return batch
+        return self._breeder.batch(min(self.config.population_size, most), draw)
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         from pymoo.core.individual import Individual
         from pymoo.core.population import Population
         from pymoo.core.problem import Problem
 
-        told = Population.create()
+        new = Population.create()
         for evaluation in evaluations:
             objectives = np.array([min(evaluation.fitness, 1e300), self._cost(evaluation.subnet)])
-            told = Population.merge(told, Population.create(Individual(X=evaluation, F=objectives)))
-        merged = told if self._population is None else Population.merge(self._population, told)
+            new = Population.merge(new, Population.create(Individual(X=evaluation, F=objectives)))
+        merged = new if self._population is None else Population.merge(self._population, new)
         problem = Problem(n_var=1, n_obj=2)
         self._population = self._survival.do(
             problem, merged, n_survive=self.config.population_size, random_state=np.random.default_rng(self.config.seed)
@@ -80,7 +72,7 @@ class NSGA2Search(SearchAlgorithm):
         return self._breeder.breed([self._tournament(), self._tournament()], self.config.mutation_rate)
 
     def _tournament(self) -> Evaluation:
-        """The better of two at random: of lower rank, or less crowded."""
+        """Draw two and take the one of lower rank, or the less crowded one."""
         first, second = (self._breeder.rng.choice(self._population) for _ in range(2))
         better = min(first, second, key=lambda one: (one.get("rank"), -one.get("crowding")))
         return better.X

@@ -1,4 +1,4 @@
-"""Regularised evolution (arXiv 1802.01548): tournaments choose parents, the oldest die."""
+"""Regularized evolution (arXiv 1802.01548): tournaments choose parents, the oldest die."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,16 +6,15 @@ from typing import ClassVar
 
 from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
-from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 
 
 @dataclass
-class RegularizedEvolutionConfig(SearchConfig):
-    """How regularised evolution runs; `num_offspring=1` is as published, more of them evaluate in parallel."""
+class RegularizedEvolutionConfig(BudgetedConfig):
+    """Settings of regularized evolution; `num_offspring=1` is as published, more are evaluated in parallel."""
 
     name: ClassVar[str] = "regularized-evolution"
 
-    evaluations: int = field(default=5050, metadata={"help": "Candidates to evaluate."})
     population_size: int = field(default=100, metadata={"help": "Candidates alive."})
     tournament_size: int = field(default=10, metadata={"help": "Candidates drawn, the best of which has offspring."})
     num_offspring: int = field(default=10, metadata={"help": "Offspring made before any of them is evaluated."})
@@ -27,27 +26,19 @@ class RegularizedEvolutionConfig(SearchConfig):
         return RegularizedEvolution(space, bin, self)
 
 
-class RegularizedEvolution(SearchAlgorithm):
-    """Mutants of tournament winners replace the oldest candidates, whatever these are worth."""
+class RegularizedEvolution(BudgetedSearch):
+    """Mutants of tournament winners replace the oldest candidates, however good these are."""
+
+    config: RegularizedEvolutionConfig
 
     def __init__(self, space: SearchSpace, bin: Bin, config: RegularizedEvolutionConfig):
-        self.config = config
-        self._breeder = Breeder(space, bin, config.seed)
+        super().__init__(space, bin, config)
         self._population: deque[Evaluation] = deque(maxlen=config.population_size)
-        self._asked = 0
 
-    @property
-    def max_evaluations(self) -> int:
-        return self.config.evaluations
-
-    def ask(self) -> list[Candidate]:
-        left = self.config.evaluations - self._asked
+    def _next(self, most: int) -> list[Candidate]:
         if self._population:
-            batch = self._breeder.batch(min(self.config.num_offspring, left), self._mutant)
-        else:
-            batch = self._breeder.batch(min(self.config.population_size, left), self._breeder.sample)
-        self._asked += len(batch)
-        return batch
+            return self._breeder.batch(min(self.config.num_offspring, most), self._mutant)
+        return self._breeder.batch(min(self.config.population_size, most), self._breeder.sample)
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         self._population.extend(evaluations)

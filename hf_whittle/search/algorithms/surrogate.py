@@ -1,12 +1,12 @@
-"""Evolution with a surrogate: a regression on what is known predicts mutants, and the best predicted are evaluated.
+"""Evolution with a surrogate: a regression predicts the fitness of new subnets, and the best predicted are evaluated.
 
 After "Transferrable surrogates" (arXiv 2504.12971) with features in the manner of GRAF (arXiv 2403.13613).
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,21 +16,20 @@ from ...cost.bins import Bin
 from ...files.paths import expanded
 from ...space.search_space import SearchSpace
 from ...subnet import Shape, SubnetConfig
-from ..algorithm import Breeder, Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 from ..result import CANDIDATES_FILE, SearchResult
 from .features import features
 
 
 @dataclass
-class SurrogateSearchConfig(SearchConfig):
-    """How search with a surrogate runs.
+class SurrogateSearchConfig(BudgetedConfig):
+    """Settings of search with a surrogate.
 
-    `role="filter"`: of `pool` new subnets bred from the elites the `num_offspring` that are predicted best are
-    evaluated. `role="objective"`: evolution goes on for `inner_generations` on predictions alone before they are.
+    Of `pool` new subnets bred from the elites, the `num_offspring` that are predicted best are evaluated.
 
     Args:
-        archives (`list[str]`): folders of earlier searches, of any bin and super-network, whose evaluations the
-            surrogate learns from as well; targets of each are scaled to 0 to 1.
+        archives (`list[str]`): folders of earlier searches, in any bin and super-network, whose evaluations the
+            surrogate learns from as well; fitness is scaled to 0 to 1 within each.
     """
 
     name: ClassVar[str] = "surrogate"
@@ -42,27 +41,22 @@ class SurrogateSearchConfig(SearchConfig):
     num_elites: int = field(default=10, metadata={"help": "Best candidates so far that become parents."})
     mutation_rate: float = field(default=0.5, metadata={"help": "Share of offspring made by mutation, not crossover."})
     model: Literal["random-forest", "gradient-boosting"] = field(
-        default="gradient-boosting", metadata={"help": "The regression, of scikit-learn."}
+        default="gradient-boosting", metadata={"help": "Regression of scikit-learn."}
     )
-    role: Literal["filter", "objective"] = field(default="filter", metadata={"help": "What predictions are used for."})
-    inner_generations: int = field(default=10, metadata={"help": "Generations on predictions, as an objective."})
     archives: list[str] = field(default_factory=list, metadata={"help": "Folders of earlier searches to learn from."})
 
     def __post_init__(self) -> None:
-        self.require_at_least(
-            evaluations=1, population_size=1, pool=1, num_offspring=1, num_elites=1, inner_generations=1
-        )
+        self.require_at_least(evaluations=1, population_size=1, pool=1, num_offspring=1, num_elites=1)
         if self.pool < self.num_offspring:
             raise ValueError(f"pool must be at least num_offspring, {self.num_offspring}, got {self.pool}")
-        for name, known in (("model", tuple(_MODELS)), ("role", ("filter", "objective"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.model not in _MODELS:
+            raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {self.model!r}")
         self.require_shares("mutation_rate")
         self.archives = [expanded(folder) for folder in self.archives]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """With a hash of what is in the archives."""
+        """All fields, with a hash of each archive's evaluations."""
         files = [(Path(folder) / CANDIDATES_FILE) for folder in self.archives]
         known = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
         return {**super().settings, **({"contents_of_archives": known} if known else {})}
@@ -75,11 +69,15 @@ class Surrogate:
     """A regression from features of subnets to their fitness, scaled to 0 to 1 within each task.
 
     Args:
-        space (`SearchSpace`): where the subnets come from.
-        bin (`Bin`): the bin, whose cost is a feature.
-        model (`str`): `"random-forest"` or `"gradient-boosting"`.
-        seed (`int`): of the regression.
-        archives (`Sequence[SearchResult]`): earlier searches, of any bin and super-network, to learn from as well.
+        space (`SearchSpace`): space of the subnets.
+        bin (`Bin`): bin whose cost is a feature.
+        model (`str`, *optional*, defaults to `"gradient-boosting"`): `"random-forest"` or `"gradient-boosting"`.
+        seed (`int`, *optional*, defaults to 0): seed of the regression.
+        archives (`Sequence[SearchResult]`, *optional*): earlier searches, in any bin and super-network, to learn from
+            as well.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Surrogate:
     ):
         self._full = Shape.from_config(space.config)
         self._cost = bin.cost(space.config)
-        _ensemble()  # says before the search if it is missing
+        _ensemble()  # raises before the search if it is missing
         self._model, self._seed = model, seed
         self._transferred = [self._task(archive) for archive in archives if archive.answers]
         self._regression: Any = None
@@ -102,10 +100,10 @@ class Surrogate:
         return np.stack([features(subnet, self._full, self._cost) for subnet in subnets])
 
     def fit(self, described: np.ndarray | None = None, fitness: Sequence[float] = ()) -> bool:
-        """Fit on features `(n, features)` and the fitness of each, and on the archives.
+        """Fit to features `(n, features)` with their fitness `(n,)`, and to the archives.
 
         Returns:
-            `bool`: whether there was anything to fit on.
+            `bool`: whether there was anything to fit to.
         """
         own = [] if described is None or not len(described) else [(described, scaled(np.array(fitness)))]
         tasks = own + self._transferred
@@ -115,11 +113,11 @@ class Surrogate:
         return bool(tasks)
 
     def predict(self, described: np.ndarray) -> np.ndarray:
-        """Predicted fitness, on a scale of its own: the lower, the better."""
+        """Predicted fitness `(n,)` on a scale of its own; the lower, the better."""
         return self._regression.predict(described)
 
     def _task(self, archive: SearchResult) -> tuple[np.ndarray, np.ndarray]:
-        """Features and scaled fitness of an earlier search, each share of the super-network it was made on."""
+        """Features `(n, features)` and scaled fitness `(n,)` of an earlier search, as shares of its super-network."""
         sizes, answers = archive.settings["space"]["supernet"], archive.answers
         layers, heads, neurons = (sizes[n] for n in ("num_hidden_layers", "num_attention_heads", "intermediate_size"))
         full = Shape(sizes["hidden_size"], (heads,) * layers, (neurons,) * layers)
@@ -148,7 +146,7 @@ _MODELS: dict[str, Callable[[int], Any]] = {"random-forest": _random_forest, "gr
 
 
 def scaled(fitness: np.ndarray) -> np.ndarray:
-    """Logarithms scaled to 0 to 1; what is infinite counts as the worst that is not."""
+    """Logarithms of fitness scaled to 0 to 1; an infinite one counts as the worst finite one."""
     finite = np.isfinite(fitness)
     if not finite.any():
         return np.ones(len(fitness))
@@ -157,32 +155,22 @@ def scaled(fitness: np.ndarray) -> np.ndarray:
     return values / (values.max() or 1.0)
 
 
-class SurrogateSearch(SearchAlgorithm):
-    """Evolution that evaluates only what a surrogate predicts to be good."""
+class SurrogateSearch(BudgetedSearch):
+    """Evolution that evaluates only the subnets that a surrogate predicts to be best."""
+
+    config: SurrogateSearchConfig
 
     def __init__(self, space: SearchSpace, bin: Bin, config: SurrogateSearchConfig):
-        self.config = config
-        self._breeder = Breeder(space, bin, config.seed)
+        super().__init__(space, bin, config)
         archives = [SearchResult.load(folder) for folder in config.archives]
         self._surrogate = Surrogate(space, bin, config.model, config.seed, archives)
         self._known: list[Evaluation] = []
         self._described: list[np.ndarray] = []
-        self._asked = 0
 
-    @property
-    def max_evaluations(self) -> int:
-        return self.config.evaluations
-
-    def ask(self) -> list[Candidate]:
-        left = self.config.evaluations - self._asked
-        if left <= 0:
-            return []
+    def _next(self, most: int) -> list[Candidate]:
         if not self._asked:
-            batch = self._first(min(self.config.population_size, left))
-        else:
-            batch = self._predicted_best(min(self.config.num_offspring, left))
-        self._asked += len(batch)
-        return batch
+            return self._first(min(self.config.population_size, most))
+        return self._predicted_best(min(self.config.num_offspring, most))
 
     def tell(self, evaluations: list[Evaluation]) -> None:
         self.inform(evaluations)
@@ -194,29 +182,28 @@ class SurrogateSearch(SearchAlgorithm):
             self._described += list(self._surrogate.describe([evaluation.subnet for evaluation in full]))
 
     def _first(self, size: int) -> list[Candidate]:
-        """Draws; where archives tell of other searches, those of many draws that they predict to be best."""
+        """Random draws; with archives, those of many draws that are predicted best from them."""
         if not self._surrogate.fit():
             return self._breeder.batch(size, self._breeder.sample)
         drawn = [self._breeder.sample() for _ in range(max(size, self.config.pool))]
-        predicted = self._surrogate.predict(self._surrogate.describe([candidate.subnet for candidate in drawn]))
-        return self._breeder.first_new([drawn[i] for i in predicted.argsort(kind="stable")], size)
+        return self._breeder.first_new([candidate for _, candidate in self._predicted(drawn)], size)
 
     def _predicted_best(self, size: int) -> list[Candidate]:
         self._surrogate.fit(np.stack(self._described), [evaluation.fitness for evaluation in self._known])
         parents = sorted(self._known, key=lambda e: e.fitness)[: self.config.num_elites]
-        rounds = self.config.inner_generations if self.config.role == "objective" else 1
-        pool: dict[str, tuple[float, Candidate]] = {}
-        for _ in range(rounds):
-            bred = [self._breeder.breed(parents, self.config.mutation_rate) for _ in range(self.config.pool)]
-            bred = [candidate for candidate in bred if candidate.subnet.digest not in pool]
-            if bred:
-                predicted = self._surrogate.predict(self._surrogate.describe([c.subnet for c in bred]))
-                pool |= {c.subnet.digest: (value, c) for value, c in zip(predicted.tolist(), bred, strict=True)}
-            ranked = sorted(pool.values(), key=lambda pair: pair[0])
-            parents = [_as_parent(candidate) for _, candidate in ranked[: self.config.num_elites]]
-        best = [candidate for _, candidate in ranked]
-        return self._breeder.first_new(best, size)
+        return self._breeder.first_new([candidate for _, candidate in self._offspring(parents)], size)
 
+    def _offspring(self, parents: Sequence[Evaluation | Candidate]) -> list[tuple[float, Candidate]]:
+        """Subnets bred from parents, each with its predicted fitness, the best first."""
+        return self._predicted(self._bred(parents))
 
-def _as_parent(candidate: Candidate) -> Evaluation:
-    return Evaluation(candidate.subnet, math.inf, 0, 0, (), 0, candidate.origin, candidate.parents)
+    def _bred(self, parents: Sequence[Evaluation | Candidate]) -> list[Candidate]:
+        bred = [self._breeder.breed(parents, self.config.mutation_rate) for _ in range(self.config.pool)]
+        return list({candidate.subnet.digest: candidate for candidate in bred}.values())
+
+    def _predicted(self, candidates: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+        """Candidates with their predicted fitness, the best first."""
+        if not candidates:
+            return []
+        predicted = self._surrogate.predict(self._surrogate.describe([candidate.subnet for candidate in candidates]))
+        return sorted(zip(predicted.tolist(), candidates, strict=True), key=itemgetter(0))
