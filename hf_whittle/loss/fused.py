@@ -137,9 +137,8 @@ def _loss(
     else:
         function = _forward_kl if weights.divergence == "forward_kl" else _by_autograd
         teacher = targets.logits(rows, logits.shape[-1], weights.temperature).to(logits)
-    tile = len(rows)
-    if logits.device.type == "cpu":
-        tile = max(1, torch.get_num_threads() * _TILE_ENTRIES // logits.shape[1])
+    on_cpu = logits.device.type == "cpu"
+    tile = max(1, torch.get_num_threads() * _TILE_ENTRIES // logits.shape[1] if on_cpu else len(rows))
     sums = logits.new_zeros(3)
     for start in range(0, len(rows), tile):
         at = slice(start, start + tile)

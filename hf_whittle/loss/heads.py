@@ -13,6 +13,9 @@ from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
 from .targets import DenseTargets, Head
 
+_PLAIN = (nn.Linear.forward, ElasticLinear.forward)
+"""Forward methods of linear layers and nothing else; FSDP2 makes a layer an instance of another class that has them."""
+
 
 def output_module(model: nn.Module) -> nn.Module | None:
     """Return the linear layer whose output, unchanged, is a model's logits; `None` if there is no such layer.
@@ -25,7 +28,7 @@ def output_module(model: nn.Module) -> nn.Module | None:
     """
     whole: Any = model
     head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
-    if type(head) not in (nn.Linear, ElasticLinear):
+    if getattr(type(head), "forward", None) not in _PLAIN:
         return None
     if any(map(is_partitioned, whole.parameters())):
         return head if has_architecture(whole.config) else None
