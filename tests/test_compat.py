@@ -39,7 +39,8 @@ PUBLIC_MODULES = {
     "accelerate", "accelerate.utils", "datasets", "datasets.config", "datasets.exceptions", "datasets.fingerprint",
     "huggingface_hub", "huggingface_hub.constants", "huggingface_hub.dataclasses", "huggingface_hub.errors",
     "huggingface_hub.repocard", "huggingface_hub.utils", "peft", "torch", "torch.autograd.function",
-    "torch.distributed.tensor", "torch.nn.functional", "torch.optim.lr_scheduler", "transformers",
+    "torch.distributed.tensor", "torch.nn.functional", "torch.optim.lr_scheduler", "torch.utils.hooks",
+    "transformers",
     "transformers.tokenization_utils_base", "transformers.trainer", "transformers.trainer_callback",
     "transformers.trainer_utils", "transformers.utils",
 }  # fmt: skip
