@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-kernels quality style bench model-cards clean
+.PHONY: demo test test-slow test-kernels quality style bench gpu model-cards clean
 
 demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
@@ -32,6 +32,10 @@ style: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
+
+# On a GPU within five minutes, on a CPU with smaller sizes; the result is gpu.json.
+gpu: .venv/installed
+	$(BIN)/python -m tests.gpu
 
 model-cards: .venv/installed
 	$(BIN)/python model_cards/render.py

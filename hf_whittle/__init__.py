@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .healing.config import HealingConfig
     from .hub.archive import push_search_archive
     from .hub.card import SubnetModelCardData
-    from .hub.publication import save_student
     from .hub.push import push_subnet_to_hub
+    from .hub.saving import save_student
     from .importance.scores import ImportanceScores, score_importance
     from .importance.sorting import sort_by_importance
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
@@ -87,7 +87,7 @@ _MODULES = {
     "measure_latency": "cost.latency",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
-    "save_student": "hub.publication",
+    "save_student": "hub.saving",
     "score_importance": "importance.scores",
     "search_subnets": "search.runner",
     "sort_by_importance": "importance.sorting",

@@ -1,4 +1,4 @@
-"""Models on fixed blocks of tokens: what the blocks must be, and the cross-entropy there."""
+"""Evaluation of models on fixed blocks of tokens: checks of the blocks, and cross-entropy on them."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-_PACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' `Linear4bit`
+_PACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' `Linear4bit`
 
 
 def perplexity(loss: float) -> float:
@@ -28,7 +28,7 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
     """Mean cross-entropy of next-token prediction.
 
     Args:
-        model (`PreTrainedModel`): a causal language model; its training mode is restored.
+        model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
         input_ids (`torch.Tensor`): token ids, `(blocks, block_size)`.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
 
@@ -50,9 +50,9 @@ def sum_over_batches(
     batch_size: int,
     value: Callable[[int, torch.Tensor], torch.Tensor],
 ) -> float:
-    """Sum, in order, of a value of each batch's logits: `value(first_block, logits)`.
+    """Sum of `value(first_block, logits)` over the batches, in their order.
 
-    The processes of a sharded model take the batches in turn, and each gets the same sum.
+    The processes of a sharded model take the batches in turn, and all get the same sum.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -62,7 +62,7 @@ def sum_over_batches(
     values = []
     with evaluating(model):
         for first in range(0, len(starts), processes):
-            start = starts[min(first + own, len(starts) - 1)]  # one too many is run, since all must run together
+            start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits).double())
     if sharded:
@@ -79,10 +79,10 @@ def next_token_logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Te
 
 @contextlib.contextmanager
 def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Put a model in evaluation mode inside the block; after it, every module is as it was.
+    """Put a model in evaluation mode inside the block, and every module back in its own mode after it.
 
-    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights at their first use in that mode, in place and with
-    rounded scales, for a kernel that asserts multiples of 32 outputs. Inside the block they stay as they are.
+    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights at their first use in evaluation mode, in place and with
+    rounded scales, for a kernel that asserts multiples of 32 outputs. Inside the block this is switched off.
     """
     training = [module for module in model.modules() if module.training]
     packing = [module for module in model.modules() if getattr(module, _PACKS, False)]
@@ -102,27 +102,28 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int, *, ignore_la
     """Blocks as one `int64` tensor `(blocks, block_size)`, checked against a vocabulary.
 
     Args:
-        blocks (`datasets.Dataset` or `torch.Tensor`): token ids, all of which count.
+        blocks (`datasets.Dataset` or `torch.Tensor`): token ids without padding.
         vocab_size (`int`): entries of the vocabulary.
-        ignore_labels (`bool`, *optional*, defaults to `False`): whether a column of labels does not matter.
+        ignore_labels (`bool`, *optional*, defaults to `False`): whether to accept any column `labels`.
 
     Raises:
-        DataError: if there are none, they differ in length, or a column says that some tokens do not count.
+        DataError: if there are no blocks, their lengths differ, or a column masks tokens.
         VocabularyError: if an id is not in the vocabulary.
     """
     if isinstance(blocks, torch.Tensor):
         input_ids = blocks
     else:
-        if not hasattr(blocks, "with_format") or not hasattr(blocks, "__len__"):
-            if blocks is None:
-                raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
+        if blocks is not None and not (hasattr(blocks, "with_format") and hasattr(blocks, "__len__")):
             raise DataError(f"expected a datasets.Dataset or a tensor of token ids, got a {type(blocks).__name__}")
-        if len(blocks) == 0:
+        if blocks is None or len(blocks) == 0:
             raise DataError("there are no blocks of text to evaluate on; give a dataset of packed tokens")
         input_ids = _column(blocks, "input_ids")
-        _check_that_all_count(blocks, input_ids, ignore_labels)
+        _check_unmasked(blocks, input_ids, ignore_labels)
     if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
-        raise DataError(f"expected token ids of shape (blocks, block_size), got {tuple(input_ids.shape)}")
+        raise DataError(
+            f"expected token ids of shape (blocks, block_size), got {tuple(input_ids.shape)}; give at least one block "
+            "of 2 tokens or more"
+        )
     if input_ids.min() < 0 or input_ids.max() >= vocab_size:
         raise VocabularyError(
             f"the text has token ids from {input_ids.min()} to {input_ids.max()}, the model's vocabulary has "
@@ -142,8 +143,8 @@ def _column(blocks: "Dataset", name: str) -> torch.Tensor:
         ) from error
 
 
-def _check_that_all_count(blocks: "Dataset", input_ids: torch.Tensor, ignore_labels: bool) -> None:
-    """Raise `DataError` if a column says otherwise."""
+def _check_unmasked(blocks: "Dataset", input_ids: torch.Tensor, ignore_labels: bool) -> None:
+    """Raise `DataError` if a column masks tokens, or moves or relabels them."""
     if input_ids.ndim != 2:
         return
     plain = {"attention_mask": torch.ones_like(input_ids), "position_ids": torch.arange(input_ids.shape[1])}
@@ -153,6 +154,6 @@ def _check_that_all_count(blocks: "Dataset", input_ids: torch.Tensor, ignore_lab
         given = _column(blocks, name)
         if given.shape != input_ids.shape or not bool((given == plain[name])[:, 1:].all()):
             raise DataError(
-                f"the column {name!r} says that not all tokens of these blocks count alike, and here all of them do: "
-                "give blocks of which all tokens count, or remove the column"
+                f"the column {name!r} masks, moves or relabels tokens, and every token is evaluated as it stands; "
+                "remove the column, or give blocks without such tokens"
             )

@@ -1,4 +1,4 @@
-"""What a tokenizer, a checkpoint, a model and token ids are, told by their contents rather than their names."""
+"""Hashes of the contents of tokenizers, checkpoints, models and token ids."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ import torch
 from datasets.fingerprint import Hasher
 
 from .files.paths import expanded
-from .models.weights import at_hand, full_config, uncompiled
+from .models.weights import at_hand, check_can_be_gathered, full_config, uncompiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONFIG = "tokenizer_config.json"
-_NOT_WEIGHTS = "training_args.bin"  # of a Trainer
-_WEIGHTS = ("*.safetensors", "*.bin")  # the latter are not read where there are the former
+_NOT_WEIGHTS = "training_args.bin"  # written by Trainer
+_WEIGHTS = ("*.safetensors", "*.bin")  # the second pattern counts only where the first finds nothing
 _CONFIGS = ("config.json", "adapter_config.json")
 _NOT_FINGERPRINTED = {
     "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache", "rotary_pct",
@@ -30,35 +30,35 @@ _NOT_FINGERPRINTED = {
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A hash of all that tells which ids a tokenizer gives to a text."""
+    """A hash of everything that decides which ids a tokenizer gives to a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        told = json.loads(backend.to_str())
-        for name in ("truncation", "padding"):  # of the last call
-            told.pop(name, None)
-        return _hash(json.dumps(told, sort_keys=True).encode())
-    if not hasattr(tokenizer, "save_pretrained"):  # of a class of the user's
+        settings = json.loads(backend.to_str())
+        for name in ("truncation", "padding"):  # set by the last call
+            settings.pop(name, None)
+        return _hash(json.dumps(settings, sort_keys=True).encode())
+    if not hasattr(tokenizer, "save_pretrained"):  # a class of the user's own
         return Hasher.hash(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return _hash(*(_of_tokenizer(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()))
+        return _hash(*(_tokenizer_file(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()))
 
 
-def _of_tokenizer(path: Path) -> bytes:
-    """A file of a tokenizer, without what tells where it was loaded from."""
+def _tokenizer_file(path: Path) -> bytes:
+    """Name and content of a tokenizer's file, without settings that depend on where it was loaded from."""
     if path.name != _CONFIG:
         return path.name.encode() + path.read_bytes()
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name in ("is_local", "local_files_only", "model_max_length"):
-        told.pop(name, None)
-    return json.dumps(told, sort_keys=True).encode()
+        settings.pop(name, None)
+    return json.dumps(settings, sort_keys=True).encode()
 
 
 def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
-    """A hash of the configuration and the weights of a checkpoint, as they are in its files.
+    """A hash of a checkpoint's files of configuration and weights.
 
     Args:
-        source (`str` or `Path`): a folder, or a name on the Hub, from where what is not in the cache is downloaded.
+        source (`str` or `Path`): a folder or a name on the Hub; files that are not in the cache are downloaded.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -72,12 +72,12 @@ def checkpoint_fingerprint(source: str | os.PathLike[str]) -> str:
 
 
 def _sha256(path: Path) -> bytes:
-    """Of what is in a file. In the cache of the Hub, large ones are called so, and need not be read."""
+    """Hash of a file's content. The Hub's cache names large files by it, so that these are not read."""
     blob = path.resolve()
     if path.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
         return bytes.fromhex(blob.name)
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _checkpoint_files(source: str) -> Iterator[Path]:
@@ -106,19 +106,23 @@ def fingerprint(input_ids: torch.Tensor) -> str:
 
 
 def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> str:
-    """A short hash of a model: its configuration and its parameters.
+    """A short hash of a model's configuration and weights.
 
     Args:
-        model (`PreTrainedModel`): the model.
-        dtype (`torch.dtype`, *optional*): the hash that the same weights have in this precision.
+        model (`PreTrainedModel`): the model. The processes of a model sharded by FSDP2 must all call this.
+        dtype (`torch.dtype`, *optional*): precision to convert the weights to before they are hashed.
+
+    Raises:
+        WeightsError: if the model is sharded by FSDP1 or DeepSpeed ZeRO-3.
     """
     model = uncompiled(model)
+    check_can_be_gathered(model)
     config = full_config(model).to_diff_dict()
-    told = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
-    states = model.state_dict()  # of a quantized model, with scales and with weights no kernel has packed
+    settings = {name: value for name, value in config.items() if name not in _NOT_FINGERPRINTED}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    others = {name: value for name, value in states.items() if name not in parameters}
+    # The state dict of a quantized model adds scales, and weights as they were before a kernel packed them.
+    others = {name: value for name, value in model.state_dict().items() if name not in parameters}
     for name, tensor in (*model.named_parameters(), *sorted(others.items())):
         if not torch.is_tensor(tensor):
             continue

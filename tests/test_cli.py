@@ -403,7 +403,9 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     uneven_subnet.save_pretrained(tmp_path)
     bad = shutil.copytree(teacher_folder, tmp_path / "bad")
     (bad / "generation_config.json").write_text('{"temperature": 0.5}')
-    monkeypatch.setattr("hf_whittle.extraction.extraction._cut_from_disk", lambda *_: pytest.fail("it was cut"))
+    monkeypatch.setattr(
+        "hf_whittle.extraction.extraction.extract_from_checkpoint", lambda *_: pytest.fail("it was extracted")
+    )
     command = ["extract", str(bad), "--subnet", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     assert main(command) == 1
     assert "generation configuration contradicts itself" in capsys.readouterr().err

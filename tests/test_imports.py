@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "record": "files healing subnet",
     "extraction": "cost errors evaluation files healing models record subnet",
     "fitness": "checks cost errors evaluation extraction fingerprints healing loss models subnet",
-    "search": "checks cost errors files fitness models plots processes space subnet",
+    "search": "checks cost errors files fitness models plots processes record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
     "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
     "hub": "cost data errors files healing models plots record search subnet training",

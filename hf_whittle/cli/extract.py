@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..extraction.extraction import check_new_folder, extract_subnet
+    from ..extraction.extraction import extract_subnet
+    from ..extraction.folder import check_new_folder
     from ..files.paths import expanded
 
     logging.disable_progress_bar()
@@ -69,7 +70,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _size(text: str) -> int | str:
     """A size of files as `extract_subnet` takes it."""
-    from ..extraction.extraction import check_shard_size
+    from ..extraction.folder import check_shard_size
 
     size = int(text) if text.isdecimal() else text
     try:

@@ -1,4 +1,4 @@
-"""A safetensors checkpoint on disk or on the Hub, its tensors mapped one at a time."""
+"""A safetensors checkpoint on disk or on the Hub, read one tensor at a time."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint by name. Nothing is held: each access maps the tensor from its file anew.
+    """The tensors of a checkpoint by name. None is kept in memory: each access maps a tensor from its file.
 
     Args:
         source (`str` or `Path`): a local folder or a name on the Hub.
@@ -31,8 +31,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             `PreTrainedModel.from_pretrained`.
 
     Raises:
-        CheckpointError: if it cannot be found or read.
-        ArchitectureError: if it is of an architecture without a table.
+        CheckpointError: if the checkpoint cannot be found or read.
+        ArchitectureError: if its architecture has no table.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
-        """The checkpoint's own or, where it has none, what its configuration says, as `from_pretrained` does."""
+        """The checkpoint's own or, without one, that which `from_pretrained` makes of its configuration."""
         if self.find("generation_config.json"):
             return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
         return self._reading(
@@ -93,7 +93,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """What `from_pretrained` would load the weights in: as the configuration says, else as the first is stored."""
+        """Precision that `from_pretrained` loads in: that of the configuration, or else of the first tensor."""
         stated = self.config.dtype
         if stated is None:
             floating = (tensor.dtype for name in self if (tensor := self[name]).is_floating_point())
@@ -107,7 +107,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @cached_property
     def _files(self) -> dict[str, str]:
         """The file that holds each tensor."""
-        if self.find(SAFE_WEIGHTS_NAME) is not None:  # an index beside it is older
+        if self.find(SAFE_WEIGHTS_NAME) is not None:  # an index beside it is a leftover
             with self._open(SAFE_WEIGHTS_NAME) as file:
                 return dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
         index = self.find(SAFE_WEIGHTS_INDEX_NAME)
@@ -142,7 +142,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self._files)
 
     def fetch(self, names: list[str]) -> None:
-        """Make sure that the files of these tensors are here and whole; others are not downloaded."""
+        """Download the files of these tensors, and no others, and check that they can be read."""
         for file in dict.fromkeys(self._files[name] for name in names):
             with self._open(file):
                 pass
@@ -162,7 +162,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             ) from error
 
     def find(self, file: str) -> Path | None:
-        """Path of a file of the checkpoint, downloaded if it must be; `None` if there is no such file."""
+        """Path of a file of the checkpoint, downloaded if need be; `None` if there is no such file."""
         found = self._reading(cached_file, self.source, file, _raise_exceptions_for_missing_entries=False, **self._hub)
         return None if found is None else Path(found)
 

@@ -1,19 +1,21 @@
-"""Put back in closed form what slicing took away: no gradient step, no change of architecture.
+"""Healing: recover in closed form what slicing lost, without gradient steps or changes of architecture.
 
 Teacher and student read the same calibration text, layer by layer:
 
-- basis: the student's stream carries the principal components of the teacher's normalised stream, not some of its
-  channels. Layer norms subtract the mean and divide by the standard deviation, so that any orthonormal basis of the
-  vectors of mean 0 does, and a stock model holds the result: the norms' weights move into what reads them.
-- inputs: the student's normalised stream predicts the teacher's, with all its channels; the prediction is folded into
-  the matrices that read it (query, key and value, the first of the MLP).
-- outputs: from the inputs of the output projections (concatenated heads, MLP neurons, 1 for the bias), the stream after
-  the layer is to be the teacher's before the *next kept* layer, so that layers that were left out are absorbed. Where
-  the MLP reads what attention wrote (sequential residual), attention is fitted first, to what the teacher's wrote.
-- head: the student's final state predicts the teacher's, folded into the output matrix.
+- basis: the student's hidden states carry principal components of the teacher's normalized hidden states instead of
+  some of their channels. Layer norms subtract the mean and divide by the standard deviation, so any orthonormal basis
+  of the vectors of mean 0 will do, and a stock model holds the result: weights of norms move into the matrices that
+  read their output.
+- inputs: all channels of the student's normalized hidden states predict the teacher's; the prediction is folded into
+  the matrices that read them (query, key and value, and the first of the MLP).
+- outputs: the inputs of the output projections (concatenated heads, MLP neurons, and 1 for the bias) predict the
+  teacher's hidden states before the *next kept* layer, which absorbs the layers in between. Where the MLP reads what
+  attention wrote (sequential residual), attention is fitted first, to the output of the teacher's attention.
+- head: the student's last hidden states predict the teacher's; the prediction is folded into the output matrix.
 
-Each but the first is a ridge regression on what the student computes with everything before it healed, centred on the
-sliced weights.
+Each step but the first is a ridge regression on activations of the student as healed so far, centered on the sliced
+weights. `healer` heals one student in this way. `supernet_moments` and `from_moments` heal any number of students
+approximately, from second moments of the super-network that are gathered once.
 
-Shapes: B blocks, T tokens of a block, D channels of the teacher, d of the student.
+Shapes: B blocks, T tokens of a block, D channels of the teacher, d channels of the student.
 """

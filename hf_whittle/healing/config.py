@@ -1,4 +1,4 @@
-"""How a student is healed, and what that did."""
+"""Settings of healing, and the report on it."""
 
 import math
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ BASES = ("principal", "channels")
 
 @dataclass(frozen=True)
 class HealingConfig:
-    """How a student is healed.
+    """Settings of healing.
 
     Args:
-        basis (`str`, *optional*, defaults to `"principal"`): what the student's stream carries: the principal
-            components of the teacher's, or its kept `"channels"`, as with tied embeddings it always does.
-        inputs (`bool`, *optional*, defaults to `True`): whether to heal what reads the stream.
-        outputs (`bool`, *optional*, defaults to `True`): whether to heal what writes to the stream.
-        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix; not with tied embeddings.
-        ridge (`Sequence[float]`, *optional*): strengths that each regression chooses from by held-out error.
-        held_out (`float`, *optional*, defaults to 0.2): share of the calibration blocks that nothing is fitted to, by
-            which strengths are chosen and the student is judged.
-        batch_size (`int`, *optional*, defaults to 16): blocks at a time.
+        basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: principal
+            components of the teacher's, or kept `"channels"`. With tied embeddings it is always the latter.
+        inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states.
+        outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
+        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied.
+        ridge (`Sequence[float]`, *optional*): strengths to choose from for each regression, by its held-out error.
+        held_out (`float`, *optional*, defaults to 0.2): share of the calibration blocks that are not fitted to;
+            strengths are chosen and the student is judged by them.
+        batch_size (`int`, *optional*, defaults to 16): blocks in a forward pass.
 
     Raises:
         ValueError: if a value is out of range.
@@ -51,17 +51,18 @@ class HealingConfig:
 
 @dataclass(frozen=True)
 class HealingReport:
-    """What healing did.
+    """Report on the healing of a student.
 
     Args:
-        is_healed (`bool`): whether the healed weights were kept, for they were better on held-out text.
-        perplexity_before (`float`): on the held-out text, as sliced.
-        perplexity_after (`float`): on the held-out text, healed, whether or not that was kept.
+        is_healed (`bool`): whether the healed weights were kept, because they were better on held-out text.
+        perplexity_before (`float`): of the sliced student, on held-out text.
+        perplexity_after (`float`): of the healed student, on held-out text, whether or not it was kept.
         tokens (`int`): calibration tokens fitted to.
-        held_out_tokens (`int`): those chosen by and judged on.
-        fits (`list[dict]`): for every regression its layer in the super-network, what it healed, the strength (`None`
-            where none was better than the sliced weights) and the relative squared error before and after.
-        settings (`dict`): the `HealingConfig`.
+        held_out_tokens (`int`): calibration tokens held out.
+        fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its
+            strength `ridge` (`None` where none was better than the sliced weights), and the relative squared error
+            `before` and `after`.
+        settings (`dict`): the `HealingConfig` as a dictionary.
     """
 
     is_healed: bool

@@ -1,4 +1,4 @@
-"""The parts of a model that healing changes: the basis of its stream, and the matrices that read and write it."""
+"""Parts of a model that healing changes: the basis of its hidden states, and the matrices that read and write them."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Basis:
-    """How the student's stream stands to the teacher's.
+    """Maps between the hidden states of teacher and student.
 
     Args:
-        down (`torch.Tensor`): `(d, D)`; the student's stream is `down` times the teacher's.
-        up (`torch.Tensor`, *optional*): `(D, d)`, from the student's normalised stream to the teacher's; `None` where
-            the student keeps channels, and its norms.
+        down (`torch.Tensor`): `(d, D)`, from the teacher's hidden states to the student's.
+        up (`torch.Tensor`, *optional*): `(D, d)`, from the student's normalized hidden states to the teacher's; `None`
+            where the student keeps channels and their norms.
     """
 
     down: torch.Tensor
@@ -28,15 +28,15 @@ class Basis:
 
     @classmethod
     def channels(cls, subnet: SubnetConfig, size: int, device: torch.device) -> "Basis":
-        """The kept ones of `size` channels."""
+        """The basis of a student that keeps some of `size` channels."""
         return cls(torch.eye(size, device=device)[list(indices(subnet.hidden_size))])
 
     @classmethod
     def principal(cls, gram: torch.Tensor, size: int) -> "Basis":
-        """The first `size - 1` principal components, in an orthonormal basis of the vectors of `size` and mean 0.
+        """The first `size - 1` principal components, in an orthonormal basis of the vectors of `size` with mean 0.
 
         Args:
-            gram (`torch.Tensor`): `(D, D)`, products of channels of the teacher's normalised stream.
+            gram (`torch.Tensor`): `(D, D)`, Gram matrix of the channels of the teacher's normalized hidden states.
             size (`int`): channels of the student.
         """
         from scipy.linalg import helmert
@@ -44,21 +44,21 @@ class Basis:
         values, vectors = torch.linalg.eigh(gram.double())
         components, energies = vectors.flip(1)[:, : size - 1], values.flip(0)
         share = energies[: size - 1].sum() / energies.sum()
-        centred = torch.from_numpy(helmert(size)).to(components)  # orthonormal rows, each of sum 0
-        up = components @ centred
+        centered = torch.from_numpy(helmert(size)).to(components)  # orthonormal rows, each of sum 0
+        up = components @ centered
         return cls(up.T.float(), (up * math.sqrt(len(gram) * share / size)).float())
 
 
 @dataclass(frozen=True)
 class Projections:
-    """The matrices of a layer that read a stream, and those that write back to it, by their names in layer 0."""
+    """Matrices of a layer that read the same hidden states, and those that add to hidden states after them."""
 
     readers: tuple[Weight, ...]
     writers: tuple[Weight, ...]
 
 
 def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
-    """The projections of a layer: all together where attention and MLP read the same stream, else in turn."""
+    """The projections of a layer: one group where attention and MLP read the same hidden states, else one for each."""
     table = get_architecture(config)
     of_dimension = []
     for dimension in (Dimension.HEADS, Dimension.NEURONS):
@@ -77,17 +77,17 @@ def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
 
 
 def module_of(weight: Weight, layer: int = 0) -> str:
-    """The module a matrix belongs to, in a layer."""
+    """Name of the module of a matrix in a layer."""
     return weight.name.format(layer=layer).removesuffix(".weight")
 
 
 def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:
-    """The layer of the super-network before which the stream is to be right again: the next kept one, or the end."""
+    """Layer of the super-network before which hidden states are to match again: the next kept one, or the end."""
     return (*subnet.layers, num_hidden_layers)[position + 1]
 
 
 def output_matrix(config: "PreTrainedConfig") -> Weight | None:
-    """The output matrix, where it is a tensor of its own."""
+    """The output matrix; `None` if it is tied to the embedding."""
     for weight in get_architecture(config).weights:
         if weight.is_matmul and not weight.in_layer and not weight.is_shared(config):
             return weight
@@ -95,8 +95,7 @@ def output_matrix(config: "PreTrainedConfig") -> Weight | None:
 
 
 def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
-    """For each layer of a model of these sizes, the inputs of each group of its writers, and 1."""
-
+    """For each layer of a model with the sizes `shape`, the number of inputs of each group of writers, plus 1."""
     return [
         tuple(
             1 + sum(entries(weight, 1, config, shape, layer) for weight in group.writers)
@@ -107,6 +106,6 @@ def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int,
 
 
 def entries(weight: Weight, axis: int, config: "PreTrainedConfig", shape: Shape, layer: int) -> int:
-    """Rows of a weight's axis of heads or neurons in a layer of a model of these sizes."""
+    """Rows of a weight along an axis of heads or neurons, in a layer of a model with the sizes `shape`."""
     dimension, block = weight.axes[axis].dimension, weight.axes[axis].block_size(head_dim(config))
     return getattr(shape, dimension.value)[layer] * block

@@ -1,4 +1,4 @@
-"""Ridge regression from second moments, gathered a batch at a time, with its strength chosen on held-out tokens."""
+"""Ridge regression from second moments that are gathered batch by batch, its strength chosen on held-out tokens."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 
 _ROUNDING = 1e-6
-"""What a relative error may differ by since products are summed in single precision."""
+"""Rounding of a relative error, since products are summed in single precision."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a regression came to.
+    """Result of a regression.
 
     Args:
-        weight (`torch.Tensor`): `(targets, features)`, double precision; the start, where no strength was better.
-        ridge (`float`, *optional*): the strength chosen.
+        weight (`torch.Tensor`): `(targets, features)`, in double precision; the start if no strength was better.
+        ridge (`float`, *optional*): the chosen strength; `None` if no strength was better than the start.
         before (`float`): squared error of the start on held-out tokens, relative to the square of the targets.
-        after (`float`): that of `weight`.
+        after (`float`): the same of `weight`.
     """
 
     weight: torch.Tensor
@@ -31,7 +31,7 @@ class Moments:
     """Second moments of features and targets. Memory does not depend on the number of tokens.
 
     Args:
-        constant (`bool`): whether a feature that is always 1 is added as the last.
+        constant (`bool`): whether to append a feature that is always 1.
     """
 
     def __init__(self, constant: bool):
@@ -41,10 +41,10 @@ class Moments:
 
     @classmethod
     def known(cls, gram: torch.Tensor, cross: torch.Tensor) -> "Moments":
-        """Moments that were gathered before, nothing held out.
+        """Moments from known sums, with nothing held out.
 
         Args:
-            gram (`torch.Tensor`): `(features, features)`, a constant among them if there is one.
+            gram (`torch.Tensor`): `(features, features)`, a constant feature included if there is one.
             cross (`torch.Tensor`): `(targets, features)`.
         """
         moments = cls(constant=False)
@@ -52,28 +52,38 @@ class Moments:
         return moments
 
     def add(self, features: torch.Tensor, targets: torch.Tensor, held_out: bool) -> None:
-        """Add tokens: `(..., features)` and `(..., targets)`."""
+        """Add tokens.
+
+        Args:
+            features (`torch.Tensor`): `(..., features)`.
+            targets (`torch.Tensor`): `(..., targets)`.
+            held_out (`bool`): whether they are held out.
+        """
         x, y = features.flatten(0, -2), targets.flatten(0, -2)
         if self.constant:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         (self._held_out if held_out else self._fitted).add(x, y)
 
     def mapped(self, matrix: torch.Tensor) -> "Moments":
-        """The moments of `matrix` times the features, `(new features, features)`; none of them is constant."""
+        """Moments of the features `matrix @ features`; no constant is appended to them.
+
+        Args:
+            matrix (`torch.Tensor`): `(new features, features)`.
+        """
         moments = Moments(constant=False)
         moments._fitted, moments._held_out = self._fitted.mapped(matrix), self._held_out.mapped(matrix)
         return moments
 
     def fit(self, start: torch.Tensor, ridges: Sequence[float]) -> Fit:
-        """Minimise the squared error plus `ridge` times the squared distance from a start, by feature.
+        """Minimize the squared error plus `ridge` times the squared distance of the weights from `start`.
 
-        A feature's distance counts by its square, so that a strength means the same for features of any scale. The
-        strength with the lowest error on held-out tokens is taken; the start, if that is lower still or as low up to
-        rounding. Where nothing was held out, it is the first strength that can be solved for.
+        Each feature's distance is weighted by its mean square, so that a strength means the same at any scale. The
+        strength with the lowest held-out error is chosen, or the start if its error is as low up to rounding. With
+        nothing held out, the first strength for which the equations can be solved is chosen.
 
         Args:
             start (`torch.Tensor`): `(targets, features)`.
-            ridges (`Sequence[float]`): strengths, relative to the square of each feature.
+            ridges (`Sequence[float]`): strengths, relative to the mean square of each feature.
         """
         start = start.double()
         if self._held_out.gram is None:
@@ -93,7 +103,7 @@ class Moments:
 
 
 class _Sums:
-    """Sums over tokens of the products of features, of targets and features, and of targets."""
+    """Sums over tokens: products of features, products of targets and features, squares of targets."""
 
     def __init__(self) -> None:
         self.gram: torch.Tensor | None = None
@@ -127,13 +137,13 @@ class _Sums:
 
 
 def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float) -> torch.Tensor | None:
-    """The weights `(targets, features)` of a ridge regression centred on `start`; `None` if it is singular.
+    """Weights `(targets, features)` of a ridge regression centered on `start`; `None` if it is singular.
 
     Args:
         gram (`torch.Tensor`): `(features, features)`, sums of products of features.
         cross (`torch.Tensor`): `(targets, features)`, sums of products of targets and features.
         start (`torch.Tensor`): `(targets, features)`.
-        ridge (`float`): strength, relative to the square of each feature.
+        ridge (`float`): strength, relative to the mean square of each feature.
     """
     squares = gram.diagonal()
     scale = (squares + 1e-6 * squares.mean()).sqrt()  # a feature that is always 0 keeps its start

@@ -1,4 +1,4 @@
-"""What a table of an architecture is: which axis of which weight runs along which dimension of a subnet.
+"""Tables of architectures: which axis of which weight runs along which dimension of a subnet.
 
 Slicing, extraction and counting all read the table; nothing else knows where a dimension lies in a weight.
 """
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ARCHITECTURES = {"gpt_neox": "gpt_neox", "whittle_gpt_neox": "gpt_neox"}
-"""Folder under `hf_whittle.models` that holds the table of a `model_type`."""
+"""For each `model_type`, the folder under `hf_whittle.models` that holds its table."""
 
 
 class Dimension(Enum):
-    """What a subnet can keep a part of, or, for `VOCABULARY`, keeps whole."""
+    """A dimension that a subnet can keep a part of; `VOCABULARY` is always kept whole."""
 
     VOCABULARY = "vocab_size"
     CHANNELS = "hidden_size"
@@ -29,9 +29,9 @@ class Dimension(Enum):
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a weight: entry `i` of the dimension is the rows `i * block` to `(i + 1) * block - 1`.
+    """An axis of a weight: entry `i` of the dimension takes the rows `i * block` to `(i + 1) * block - 1`.
 
-    `heads_wide` axes hold `block` rows for each of the `head_dim` channels of a head.
+    A `heads_wide` axis has `block` rows for each of the `head_dim` channels of a head.
     """
 
     dimension: Dimension
@@ -44,16 +44,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight: its axes, and what multiplies them.
+    """A weight of an architecture.
 
     Args:
-        name (`str`): name in the state dict, `{layer}` for the layer.
+        name (`str`): its name in the state dict, with `{layer}` for the index of the layer.
         axes (`tuple[Axis, ...]`): one for each axis of the tensor.
-        is_matmul (`bool`): whether a token is multiplied with it; an embedding is looked up.
+        is_matmul (`bool`): whether tokens are multiplied with it; in an embedding they are looked up.
         exists_if (`str`, *optional*): attribute of the configuration that must be true for the weight to exist.
-        shared_if (`str`, *optional*): attribute of the configuration under which the weight is another one's tensor.
+        shared_if (`str`, *optional*): attribute of the configuration that, if true, ties the weight to the embedding.
         file_name (`str`, *optional*): its name in files, where that differs from the state dict.
-        norm (`str`, *optional*): the norm whose output it multiplies.
+        norm (`str`, *optional*): the norm whose output the weight multiplies.
     """
 
     name: str
@@ -77,13 +77,18 @@ class Weight:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The table of an architecture and the names its modules go by."""
+    """The table of an architecture.
+
+    Args:
+        weights (`tuple[Weight, ...]`): every weight.
+        layers (`str`): name of the list of layers in the model.
+        parallel_if (`str`, *optional*): attribute of the configuration that, if true, has attention and MLP read the
+            same hidden states; otherwise the MLP reads what attention wrote.
+    """
 
     weights: tuple[Weight, ...]
     layers: str
-    """Name of the list of layers in the model."""
     parallel_if: str | None = None
-    """Attribute of the configuration under which attention and MLP read the same stream; else the MLP comes after."""
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
@@ -93,16 +98,16 @@ class Architecture:
 
 
 def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
-    """The table for a model configuration or a `model_type`.
+    """The table of a configuration or a `model_type`.
 
     Raises:
-        ArchitectureError: if there is none.
+        ArchitectureError: if there is no table for it.
     """
     return architecture_module(source, "table").ARCHITECTURE
 
 
 def architecture_module(source: "PreTrainedConfig | str", name: str) -> Any:
-    """The module `name` of the architecture's folder under `hf_whittle.models`."""
+    """The module `name` in the folder of an architecture, imported when first asked for."""
     return _module(source if isinstance(source, str) else source.model_type, name)
 
 
@@ -123,10 +128,10 @@ def check_model_type(model_type: str | None, source: object = None) -> None:
 
 
 def has_architecture(config: "PreTrainedConfig") -> bool:
-    """Whether there is a table for a configuration."""
+    """Whether the architecture of a configuration has a table."""
     return config.model_type in ARCHITECTURES
 
 
 def head_dim(config: "PreTrainedConfig") -> int:
-    """Channels of an attention head."""
+    """Number of channels of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,7 +1,7 @@
-"""Index-aware modules: what a stock forward calls, reading only the slice of its weights that is active.
+"""Modules for a stock forward that read only the active slice of their weights.
 
-A prefix is read through a view (`narrow`), any other choice through `index_select`. What is left out costs nothing
-and gets no gradient. While no gradient is recorded, what was gathered is kept for the next forward.
+A prefix is read through a view (`narrow`), any other choice of rows through `index_select`. Rows that are left out cost
+nothing and get no gradient. While no gradient is recorded, gathered rows are kept for the next forward.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from ..subnet import Kept
 
 
 def rows(kept: Kept, block: int = 1, device: torch.device | str | None = None) -> int | torch.Tensor:
-    """Rows of an axis that kept entries of `block` adjacent rows each take.
+    """Rows of the kept entries of an axis, where each entry takes `block` adjacent rows.
 
     Returns:
-        `int` or `torch.Tensor`: how many first rows, or an `int64` vector of row indices.
+        `int` or `torch.Tensor`: the number of first rows, or an `int64` vector of row indices.
     """
     if isinstance(kept, int):
         return kept * block
@@ -27,7 +27,7 @@ def rows(kept: Kept, block: int = 1, device: torch.device | str | None = None) -
 
 
 def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> torch.Tensor:
-    """The chosen rows of an axis: all (`None`), the first ones (`int`, a view), or any (`torch.Tensor`, a copy)."""
+    """The chosen rows of an axis: all of them (`None`), the first (`int`, a view), or any (`torch.Tensor`, a copy)."""
     if chosen is None:
         return tensor
     if isinstance(chosen, int):
@@ -36,14 +36,14 @@ def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> 
 
 
 class Elastic:
-    """Mixin of the index-aware modules."""
+    """Mixin of modules that can run a slice of their weights."""
 
     _chosen: tuple[int | torch.Tensor | None, ...] | None = None
     _gathered: dict[str, tuple[torch.Tensor, int, torch.Tensor]] | None = None
 
     @property
     def chosen(self) -> tuple[int | torch.Tensor | None, ...] | None:
-        """For each axis of the weight, the rows in use as `take` reads them; `None` while all are."""
+        """For each axis of the weight, the rows in use in the form that `take` expects; `None` while all are in use."""
         return self._chosen
 
     @chosen.setter
@@ -51,10 +51,10 @@ class Elastic:
         self._chosen, self._gathered = chosen, None
 
     def in_use(self, name: str) -> torch.Tensor:
-        """The part in use of the parameter `name`; its axes are the first axes of the weight.
+        """The slice in use of the parameter `name`; a bias is sliced as the first axis of the weight is.
 
-        What was gathered is not kept where the parameter is another or was changed since, as its version tells. A
-        change through `parameter.data` does not tell: leave the block of the subnet before one.
+        A gathered slice is used again until the parameter is replaced or its version counter moves. Changes through
+        `parameter.data` do not move the counter: leave the `active_subnet` block before making them.
         """
         whole: torch.Tensor = getattr(self, name)
         chosen = (self._chosen or ())[: whole.ndim]
@@ -73,7 +73,9 @@ class Elastic:
             self._gathered[name] = whole, whole._version, part
         return part
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts parameters without a new version
+    def _apply(
+        self, *args: Any, **kwargs: Any
+    ) -> Any:  # moves and casts parameters without moving their version counter
         self._gathered = None
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
@@ -88,7 +90,7 @@ def _take_all(tensor: torch.Tensor, chosen: tuple[int | torch.Tensor | None, ...
 
 
 class ElasticLinear(Elastic, nn.Linear):
-    """A linear layer some output and input features of which are in use."""
+    """A linear layer that can run on some of its output and input features."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.chosen is None:
@@ -97,7 +99,7 @@ class ElasticLinear(Elastic, nn.Linear):
 
 
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
-    """A layer norm over the channels in use: its statistics are theirs alone."""
+    """A layer norm with statistics over the channels in use alone."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.chosen is None:
@@ -107,7 +109,7 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):
-    """An embedding some channels of which are in use; the vocabulary is kept whole."""
+    """An embedding that can give some of its channels; the vocabulary is kept whole."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         embeddings = super().forward(input)
@@ -118,10 +120,10 @@ _ELASTIC = {nn.Linear: ElasticLinear, nn.LayerNorm: ElasticLayerNorm, nn.Embeddi
 
 
 def make_elastic(module: nn.Module, name: str = "a module") -> None:
-    """Turn a stock module into its index-aware twin, in place: parameters, hooks and buffers stay what they are.
+    """Change the class of a stock module to its elastic one, in place; parameters, hooks and buffers stay.
 
     Raises:
-        WeightsError: if there is no twin of it.
+        WeightsError: if its class has no elastic one.
     """
     if isinstance(module, Elastic):
         return

@@ -1,4 +1,4 @@
-"""Sizes of a student padded to layers that are all alike."""
+"""Sizes of a student that is padded so that all of its layers are alike."""
 
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
-    """The sizes of a student in the `padded` format: layers all alike, and heads that fill the hidden size.
+    """The sizes of a student in the `padded` format: all layers alike, with heads that fill the hidden size.
 
     Raises:
-        SubnetError: if the hidden size does not have room for the heads, or is not a multiple of a head's channels.
+        SubnetError: if the heads are wider than the hidden size, or that is not a multiple of a head's channels.
     """
     subnet.validate(config)
     shape, width = subnet.shape, head_dim(config)

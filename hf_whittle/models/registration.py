@@ -1,7 +1,7 @@
-"""Teach `AutoConfig` and `AutoModel*` our classes once they are imported, without importing them ourselves.
+"""Register our classes with `AutoConfig` and `AutoModel*` as soon as a program imports these.
 
-Configurations and auto classes of transformers import each other, so what is registered waits until none of the
-modules concerned is half way through its import.
+Transformers' configurations and auto classes import each other, so registration waits until none of the modules
+concerned is half-way through its import.
 """
 
 import importlib.abc
@@ -17,7 +17,7 @@ _OURS = "hf_whittle.models.gpt_neox."
 
 
 def register() -> None:
-    """Register now with the auto classes that are imported already, and with the others when they are."""
+    """Register with auto classes that are imported already now, and with the others once they are."""
     watcher = next((finder for finder in sys.meta_path if isinstance(finder, _Watcher)), None)
     if watcher is None:
         watcher = _Watcher()
@@ -40,14 +40,14 @@ def _register_with_imported() -> None:
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds modules as Python does, and registers after the outermost import of transformers' or ours."""
+    """Finds modules as Python does, and registers after the outermost import of a watched module."""
 
     def __init__(self) -> None:
         self.depth = 0
         self._registered: set[str] = set()
 
     def settle(self) -> None:
-        """Register, unless a module is half way through its import or nothing is new."""
+        """Register, unless a watched module is half-way through its import or nothing is new."""
         present = {_CONFIGURATION_AUTO, _MODELING_AUTO} & sys.modules.keys()
         if self.depth == 0 and present != self._registered:
             self.depth += 1
@@ -69,7 +69,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A watched module's own loader, which counts how deep the imports are nested."""
+    """Wraps a watched module's own loader to count how deeply imports are nested."""
 
     def __init__(self, loader: Any, watcher: _Watcher):
         self._loader = loader

@@ -1,7 +1,6 @@
-"""Run a model a layer at a time, so that only one layer's weights need be at hand."""
+"""One layer of a model, run alone, so that only its weights need be in memory."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,83 +9,71 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..subnet import SubnetConfig
+from .activations import Activations, recorded_activations
 from .architecture import Dimension, architecture_module, get_architecture
+from .source import Source
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one layer did with a stream.
+class LayerOutput:
+    """The output of one layer.
 
     Args:
-        stream (`torch.Tensor`): `(B, T, channels)`, after the layer.
-        final (`torch.Tensor`): the same, normalised by the model's last norm.
-        inputs, outputs (`dict[str, torch.Tensor]`): of the modules that were asked for.
+        hidden_states (`torch.Tensor`): `(B, T, channels)`, after the layer.
+        normalized (`torch.Tensor`): the same after the model's last norm.
+        activations (`Activations`): of the modules that were asked for.
     """
 
-    stream: torch.Tensor
-    final: torch.Tensor
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
+    hidden_states: torch.Tensor
+    normalized: torch.Tensor
+    activations: Activations
 
 
 def single_precision_attention(config: PreTrainedConfig) -> str | None:
-    """The attention kernel of a model, or one that takes single precision where that does not."""
+    """The attention kernel of a model, or `"sdpa"` where that does not run in single precision."""
     kernel = config._attn_implementation
     return "sdpa" if kernel is not None and "flash" in kernel else kernel
 
 
 class SingleLayer:
-    """A model of one of the layers of another, in single precision; single precision weights are shared.
+    """A model with one of the layers of another, in single precision; weights of that precision are shared.
 
-    Modules go by their names in layer 0.
+    Its modules have the names of layer 0.
 
     Args:
-        weights (`Mapping[str, torch.Tensor]`): of the whole model, by the names of the table.
-        config (`PreTrainedConfig`): its configuration.
-        layer (`int`): the layer.
-        device (`torch.device`): where it runs.
+        source (`Source`): the whole model.
+        layer (`int`): index of the layer.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], config: PreTrainedConfig, layer: int, device: torch.device):
+    def __init__(self, source: Source, layer: int):
+        config = source.config
         architecture, table = architecture_module(config, "student"), get_architecture(config)
         small = architecture.student_config(config, SubnetConfig.full(config).with_layers([layer]))
-        small.vocab_size, small.tie_word_embeddings = 1, False  # streams go in and come out, not tokens
+        small.vocab_size, small.tie_word_embeddings = 1, False  # it reads hidden states, not tokens
         small._attn_implementation = single_precision_attention(config)
         with no_init_weights():
             self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
-        state = {
-            weight.name.format(layer=0): weights[weight.name.format(layer=layer)].detach().to(device, torch.float32)
+        state_dict = {
+            weight.name.format(layer=0): source.weight(weight.name, layer)
             for weight in table.weights
             if weight.exists(config) and all(axis.dimension is not Dimension.VOCABULARY for axis in weight.axes)
         }
-        self.model.load_state_dict(state, strict=False, assign=True)
-        self.model.to(device)
-        self._layer = self.model.get_submodule(table.layers)[0]
+        self.model.load_state_dict(state_dict, strict=False, assign=True)
+        self.model.to(source.device)
+        self._name = f"{table.layers}.0"
 
     def module(self, name: str) -> Any:
         return self.model.get_submodule(name)
 
     @torch.no_grad()
-    def __call__(self, stream: torch.Tensor, watched: Iterable[str] = ()) -> Pass:
+    def __call__(self, hidden_states: torch.Tensor, recorded: Iterable[str] = ()) -> LayerOutput:
         """Run the layer.
 
         Args:
-            stream (`torch.Tensor`): `(B, T, channels)`, before the layer.
-            watched (`Iterable[str]`): modules whose inputs and outputs are wanted.
+            hidden_states (`torch.Tensor`): `(B, T, channels)`, before the layer.
+            recorded (`Iterable[str]`): modules to record inputs and outputs of.
         """
-        inputs: dict[str, torch.Tensor] = {}
-        outputs: dict[str, torch.Tensor] = {}
-
-        def watch(name: str) -> Any:
-            def keep(module: Any, arguments: Any, output: Any) -> None:
-                inputs[name] = arguments[0]
-                outputs[name] = output[0] if isinstance(output, tuple) else output
-
-            return keep
-
-        with ExitStack() as hooks:
-            for name in watched:
-                hooks.callback(self.module(name).register_forward_hook(watch(name)).remove)
-            hooks.callback(self._layer.register_forward_hook(watch("layer")).remove)
-            final = self.model.base_model(inputs_embeds=stream, use_cache=False).last_hidden_state
-        return Pass(outputs.pop("layer"), final, inputs, outputs)
+        recorded = list(recorded)
+        with recorded_activations(self.model, recorded, [*recorded, self._name]) as activations:
+            normalized = self.model.base_model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state
+        return LayerOutput(activations.outputs.pop(self._name), normalized, activations)

@@ -1,4 +1,4 @@
-"""The weights that a subnet keeps of a model's, and the model that holds them."""
+"""Slices of a model's weights that a subnet keeps, and the student that holds them."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -33,18 +33,18 @@ def slice_weights(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The student's state dict: copies of what the subnet keeps, layers numbered anew.
+    """Copy the weights that a subnet keeps into the state dict of its student, with layers renumbered.
 
     Args:
-        weights (`Mapping[str, torch.Tensor]`): of the model, under the names of the table or those in old files.
+        weights (`Mapping[str, torch.Tensor]`): the model's, by their names in the table or in old files.
         config (`PreTrainedConfig`): the model's.
-        subnet (`SubnetConfig`): what to keep.
+        subnet (`SubnetConfig`): the subnet.
         padded (`bool`, *optional*, defaults to `False`): whether to pad heads and neurons to `padded_shape`.
-        dtype (`torch.dtype`, *optional*): of the copies; that of each weight by default.
+        dtype (`torch.dtype`, *optional*): precision of the copies; by default each keeps its own.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Raises:
-        CheckpointError: if a weight is missing, of another shape than the configuration says, or not finite.
+        CheckpointError: if a weight is missing, has another shape than the configuration says, or contains NaN or Inf.
     """
     full = Shape.from_config(config)
     target = padded_shape(config, subnet) if padded else subnet.shape
@@ -52,13 +52,7 @@ def slice_weights(
     for weight, layer, position in tqdm(kept_weights(config, subnet), "extract", unit="tensor", disable=not progress):
         name = stored_name(weights, weight, layer)
         tensor = weights[name].detach()
-        expected = weight_shape(weight, config, full, layer)
-        if tensor.shape != expected:
-            raise CheckpointError(
-                f"{name} has the shape {tuple(tensor.shape)}, the configuration says {expected}; the checkpoint "
-                "contradicts its configuration"
-            )
-        check_finite(name, tensor)
+        _check_tensor(name, tensor, weight_shape(weight, config, full, layer))
         for dim, axis in enumerate(weight.axes):
             tensor = take(tensor, dim, axis_rows(axis, subnet, position, head_dim(config), tensor.device))
         shape = weight_shape(weight, config, target, position)
@@ -66,16 +60,25 @@ def slice_weights(
     return sliced
 
 
+def _check_tensor(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{name} has the shape {tuple(tensor.shape)}, the configuration says {expected}; the checkpoint "
+            "contradicts its configuration"
+        )
+    check_finite(name, tensor)
+
+
 def student_model(
     config: "PreTrainedConfig", subnet: SubnetConfig, state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> Any:
-    """A student for use within the process: its weights are those given where they are of the type already.
+    """Build an in-memory student; tensors already in `dtype` are shared.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
-        subnet (`SubnetConfig`): what the student keeps.
+        subnet (`SubnetConfig`): the student's.
         state_dict (`Mapping[str, torch.Tensor]`): its weights.
-        dtype (`torch.dtype`): of its weights.
+        dtype (`torch.dtype`): precision of its weights.
     """
     architecture = architecture_module(config, "student")
     own = architecture.student_config(config, subnet)
@@ -89,7 +92,7 @@ def student_model(
 
 
 def fill(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A copy of a tensor, with zeros around it where the shape is larger."""
+    """A copy of a tensor, padded with zeros at the ends of its axes up to `shape`."""
     make = torch.empty if tensor.shape == shape else torch.zeros
     copy = make(shape, dtype=dtype, device=tensor.device)
     copy[tuple(slice(size) for size in tensor.shape)] = tensor
@@ -97,10 +100,10 @@ def fill(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> to
 
 
 class Renamed(Mapping[str, torch.Tensor]):
-    """Weights under the names of the table, whatever a checkpoint calls them.
+    """The tensors of a checkpoint by their names in the table.
 
     Raises:
-        CheckpointError: if some are missing.
+        CheckpointError: if a weight is missing.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], config: "PreTrainedConfig"):
@@ -125,10 +128,10 @@ class Renamed(Mapping[str, torch.Tensor]):
 
 
 def as_stored(config: "PreTrainedConfig", checkpoint: Mapping[str, torch.Tensor]) -> "PreTrainedConfig":
-    """The configuration of what transformers makes of a checkpoint, where the two contradict each other.
+    """The configuration that a checkpoint has once transformers has loaded it.
 
-    Where the configuration ties two matrices and the checkpoint holds different ones, they are not tied. Tensors that
-    the configuration has no place for are left out. Both give a warning.
+    Matrices that the configuration ties and that differ in the checkpoint are untied, with a warning. Tensors without a
+    place in the configuration are left out, with a warning.
     """
     weights = get_architecture(config).weights
     for weight in weights:
@@ -141,15 +144,15 @@ def as_stored(config: "PreTrainedConfig", checkpoint: Mapping[str, torch.Tensor]
             config = copy.deepcopy(config)
             setattr(config, str(weight.shared_if), False)
     names = {name.format(layer=layer) for weight, layer in all_weights(config) for name in _names(weight)}
-    stale = architecture_module(config, "student").LEFTOVERS
-    others = [name for name in checkpoint if name not in names and not stale.search(name)]
+    leftovers = architecture_module(config, "student").LEFTOVERS
+    others = [name for name in checkpoint if name not in names and not leftovers.search(name)]
     if others:
         logger.warning(f"the configuration has no place for {in_words(others)} of the checkpoint: they are left out")
     return config
 
 
 def kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple[Weight, int, int]]:
-    """The weights a student has: each with its layer in the model and its layer in the student, 0 outside layers."""
+    """The weights of a student, each with its layer in the model and in the student; 0 and 0 outside of layers."""
     kept: list[tuple[Weight, int, int]] = []
     for weight in get_architecture(config).weights:
         if weight.exists(config) and not weight.is_shared(config):
@@ -159,7 +162,7 @@ def kept_weights(config: "PreTrainedConfig", subnet: SubnetConfig) -> list[tuple
 
 
 def stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
-    """The name of a weight in a checkpoint, if it is there; of two, that which transformers takes."""
+    """The name of a weight in a checkpoint, or `None`; where both names are there, the one that transformers takes."""
     return next((name for each in _names(weight) if (name := each.format(layer=layer)) in weights), None)
 
 
@@ -170,7 +173,11 @@ def _names(weight: Weight) -> list[str]:
 def stored_name(
     weights: Mapping[str, torch.Tensor], weight: Weight, layer: int, config: "PreTrainedConfig | None" = None
 ) -> str:
-    """The name of a weight in a checkpoint; that of a weight which shares its tensor, where only that is there."""
+    """The name of a weight in a checkpoint, or else that of a weight tied to it.
+
+    Raises:
+        CheckpointError: if the checkpoint has neither.
+    """
     name = stored_as(weights, weight, layer)
     if name is None and config is not None and weight is embedding(config):
         sharing = (each for each in get_architecture(config).weights if each.is_shared(config))
@@ -178,7 +185,7 @@ def stored_name(
     if name is None:
         wanted = " or ".join(each.format(layer=layer) for each in reversed(_names(weight)))
         raise CheckpointError(
-            f"the checkpoint lacks the tensor {wanted}; download it again. If it is of a model without a head for "
-            "causal language modeling, load it with AutoModelForCausalLM and save that"
+            f"the checkpoint lacks the tensor {wanted}; download it again. If its model has no head for causal "
+            "language modeling, load it with AutoModelForCausalLM and save that"
         )
     return name

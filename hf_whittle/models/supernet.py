@@ -1,4 +1,4 @@
-"""What makes a model a super-network: its slices run as models of their own."""
+"""Super-networks: models whose slices run as models of their own."""
 
 import contextlib
 import os
@@ -21,9 +21,9 @@ from .weights import all_weights, check_no_subnet, check_plain, load_whole
 
 
 class ElasticModuleList(nn.ModuleList):
-    """A list of layers that is as long as the active ones, which are what it is indexed, sliced and iterated over.
+    """A list of layers whose length, items, slices and iterator are those of the active layers.
 
-    All stay registered under their names: what goes by these, as `state_dict` and `named_modules` do, sees all of them.
+    All layers stay registered under their names, by which `state_dict` and `named_modules` see all of them.
     """
 
     active: tuple[int, ...] | None = None
@@ -50,7 +50,7 @@ class ElasticModuleList(nn.ModuleList):
         self._check_whole()
         super().__setitem__(index, module)
 
-    def __delitem__(self, index: int | slice) -> None:  # as does `pop`
+    def __delitem__(self, index: int | slice) -> None:  # also called by `pop`
         self._check_whole()
         super().__delitem__(index)
 
@@ -58,7 +58,7 @@ class ElasticModuleList(nn.ModuleList):
         self._check_whole()
         super().insert(index, module)
 
-    def add_module(self, name: str, module: nn.Module | None) -> None:  # as do `append`, `extend` and `+=`
+    def add_module(self, name: str, module: nn.Module | None) -> None:  # also called by `append`, `extend` and `+=`
         self._check_whole()
         super().add_module(name, module)
 
@@ -66,7 +66,7 @@ class ElasticModuleList(nn.ModuleList):
 class SuperNetModel(PreTrainedModel):
     """Base class that adds `active_subnet` to a causal language model whose architecture has a table.
 
-    The modules of the stock model become index-aware in place; its forward is the stock one.
+    Its sliced modules become elastic in place; its forward is the stock one.
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -82,9 +82,9 @@ class SuperNetModel(PreTrainedModel):
 
         Raises:
             ArchitectureError: if the checkpoint is of an architecture without a table.
-            CheckpointError: if it lacks weights, or some are of another shape than its configuration says, or not
-                finite.
-            WeightsError: if it is quantized, or is to be.
+            CheckpointError: if a weight is missing, has another shape than the configuration says, or contains NaN or
+                Inf.
+            WeightsError: if the checkpoint is quantized, or a `quantization_config` is given.
         """
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         hub = {name: kwargs[name] for name in names if name in kwargs}
@@ -106,13 +106,13 @@ class SuperNetModel(PreTrainedModel):
 
     @contextlib.contextmanager
     def active_subnet(self, subnet: SubnetConfig) -> Iterator["SuperNetModel"]:
-        """Run, train and generate as a subnet inside the block; the full model is back after it.
+        """Run, train and generate as a subnet inside the block; after it, the full model is active again.
 
         The subnet always refers to the full super-network, also inside another `active_subnet` block.
 
         Raises:
-            SubnetError: if the subnet keeps what the super-network does not have.
-            WeightsError: if some weights are quantized, offloaded or adapted.
+            SubnetError: if the subnet does not fit the super-network.
+            WeightsError: if a weight is quantized, offloaded or adapted.
         """
         subnet.validate(self.full_config)
         sliced = self._make_elastic()
@@ -127,7 +127,7 @@ class SuperNetModel(PreTrainedModel):
 
     @property
     def full_config(self) -> PreTrainedConfig:
-        """The super-network's own configuration, also while `config` is that of an active subnet."""
+        """The super-network's configuration, also while `config` is that of an active subnet."""
         return self._full_config or self.config
 
     def save_pretrained(
@@ -138,8 +138,8 @@ class SuperNetModel(PreTrainedModel):
         Args:
             save_directory (`str` or `Path`): the folder.
             is_main_process (`bool`, *optional*, defaults to `True`): whether this process writes the configuration.
-            args: as in `PreTrainedModel.save_pretrained`.
-            kwargs: likewise.
+            args: other arguments of `PreTrainedModel.save_pretrained`.
+            kwargs: other arguments of `PreTrainedModel.save_pretrained`.
         """
         with self._whole():
             make_portable(self)
@@ -148,19 +148,19 @@ class SuperNetModel(PreTrainedModel):
             self._name_stock_class(save_directory)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upload what `save_pretrained` wrote, which it does with `push_to_hub=True` before it returns."""
+        """Name the stock class before `save_pretrained(push_to_hub=True)` uploads the files."""
         self._name_stock_class(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _name_stock_class(self, folder: str | os.PathLike[Any]) -> None:
-        """Have the configuration in a folder say that this is a stock model."""
+        """Write the configuration of a stock model to a folder that has a configuration."""
         path, config = Path(folder) / CONFIG_NAME, self.full_config
         if path.is_file():
             config.architectures = [architecture_module(config, "student").student_class(config).__name__]
             config.to_json_file(path)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        """Set the whole super-network's, also while a subnet is active; arguments as in `PreTrainedModel`."""
+        """Set the attention kernel of the whole super-network, also while a subnet is active."""
         with self._whole():
             super().set_attn_implementation(*args, **kwargs)
 
@@ -184,7 +184,7 @@ class SuperNetModel(PreTrainedModel):
         self._make_elastic()
 
     def weights_in_use(self) -> Iterator[torch.Tensor]:
-        """The weights of the active subnet's matrices and norms, without biases; all of them if none is active."""
+        """The weights of the active subnet's matrices and norms, or else of the model's; biases are left out."""
         for _, layer, module in self._sliced_modules():
             if layer is None or self._layers.active is None or layer in self._layers.active:
                 yield module.in_use("weight")
@@ -197,14 +197,14 @@ class SuperNetModel(PreTrainedModel):
         return self.get_submodule(get_architecture(self.config).layers)
 
     def _sliced_modules(self) -> Iterator[tuple[Weight, int | None, Any]]:
-        """Every module with a weight of the table: the weight, its layer and the module."""
+        """Each weight of the table that is not a bias, its layer and its module."""
         for weight, layer in all_weights(self.full_config):
-            if weight.name.endswith(".weight"):  # a bias follows the output axis of its weight
+            if weight.name.endswith(".weight"):  # its module slices the bias with it
                 yield weight, layer, self.get_submodule(weight.name.format(layer=layer).removesuffix(".weight"))
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """No subnet is active inside the block; the one that was is after it."""
+        """Deactivate the active subnet inside the block."""
         before = self._active
         try:
             self._activate(None)
@@ -213,7 +213,7 @@ class SuperNetModel(PreTrainedModel):
             self._activate(before)
 
     def _make_elastic(self) -> list[tuple[Weight, int | None, Any]]:
-        """Make the sliced modules index-aware, also those that took the place of others."""
+        """Make the sliced modules elastic, also those that replaced others since."""
         sliced = list(self._sliced_modules())
         for weight, layer, module in sliced:
             make_elastic(module, weight.name.format(layer=layer).removesuffix(".weight"))
@@ -254,14 +254,14 @@ class SuperNetModel(PreTrainedModel):
 
 
 def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: int, device: Any = None) -> Any:
-    """Rows of a weight's axis that a subnet keeps, as `elastic.take` reads them.
+    """Rows of a weight's axis that a subnet keeps, in the form that `elastic.take` expects.
 
     Args:
-        axis (`Axis`): from the table.
-        subnet (`SubnetConfig`): what is kept.
-        position (`int` or `None`): the weight's layer, counted among the kept ones; `None` outside the layers.
+        axis (`Axis`): the axis.
+        subnet (`SubnetConfig`): the subnet.
+        position (`int` or `None`): the weight's layer, counted among the kept layers; `None` outside of layers.
         head_dim (`int`): channels of a head.
-        device (*optional*): where an index vector is to lie.
+        device (*optional*): device for a vector of indices.
     """
     kept: Kept | None = None
     if axis.dimension is Dimension.CHANNELS:

@@ -1,7 +1,7 @@
-"""What weights must be for a slice of them to be a model: plain, at hand, finite, and those the configuration says."""
+"""Weights of a model by its table: names, shapes, and checks that slices of them can be taken."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -13,25 +13,29 @@ from ..subnet import Shape
 from .architecture import Dimension, Weight, get_architecture, head_dim
 
 _WHAT_TO_DO = (
-    "what is run in slices, scored, sorted or cut needs plain floating-point weights: load the model without "
-    "quantization, and merge adapters into it (merge_and_unload)"
+    "slices can be taken of plain floating-point weights only: load the model without quantization, and merge adapters "
+    "into it (merge_and_unload)"
 )
+_SHARD_ATTRIBUTES = ("full_tensor", "_is_flat_param", "ds_id")
+"""Attributes that only shards have: of FSDP2 (`DTensor`), FSDP1 (`FlatParameter`) and DeepSpeed ZeRO-3."""
+_FSDP1_MARK = "_fsdp_use_orig_params"
+"""Attribute of every module whose parameters FSDP1 manages."""
 _OFFLOADED = (
-    "is not in memory but offloaded; load the model without a device_map that offloads layers. extract_subnet also "
-    "takes a checkpoint's folder or name, and reads one tensor at a time"
+    "is not in memory but offloaded; load the model without a device_map that offloads layers, or give extract_subnet "
+    "the checkpoint's folder or name, which it reads one tensor at a time"
 )
 
 
 def check_plain_weights(model: Any) -> None:
-    """Raise an error unless slices of a model can be taken: its weights are those of the table, plain and here.
+    """Raise an error unless slices of a model can be taken: its weights are those of the table, plain and in memory.
 
     Args:
         model (`PreTrainedModel`): a super-network, a stock model or a student.
 
     Raises:
-        WeightsError: if some are quantized, offloaded, adapted, of another shape than the configuration says, or not
-            known to the table.
-        ArchitectureError: if some are missing, or there is no table.
+        WeightsError: if a weight is quantized, offloaded, adapted, not in the table, or of another shape than the
+            configuration says.
+        ArchitectureError: if a weight is missing, or the architecture has no table.
     """
     model = uncompiled(model)
     config = full_config(model)
@@ -40,18 +44,12 @@ def check_plain_weights(model: Any) -> None:
         raise WeightsError(f"this {type(model).__name__} is quantized; {_WHAT_TO_DO}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = {weight.name.format(layer=layer): (weight, layer) for weight, layer in all_weights(config)}
-    missing = next((name for name in expected if name not in parameters), None)
-    others = sorted((name for name in parameters if name not in expected), key=lambda name: ".base_layer." not in name)
-    if others and (missing is None or ".base_layer." in others[0]):
-        raise WeightsError(f"this {type(model).__name__} has {others[0]}, which no slice would have; {_WHAT_TO_DO}")
-    if missing is not None:
-        raise ArchitectureError(
-            f"a {type(model).__name__} has no {missing}; give a model for causal language modeling, unwrapped"
-        )
+    _check_names(type(model).__name__, parameters.keys(), expected.keys())
     for name, (weight, layer) in expected.items():
         check_plain(name, parameters[name])
-        size, stated = tuple(parameters[name].shape), weight_shape(weight, config, shape, layer or 0)
-        if size != stated and not hasattr(parameters[name], "ds_id"):
+        size = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))  # a shard's own is 0
+        stated = weight_shape(weight, config, shape, layer or 0)
+        if size != stated:
             raise WeightsError(
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
                 "resize_token_embeddings, or load the model anew"
@@ -59,29 +57,53 @@ def check_plain_weights(model: Any) -> None:
     _check_sharing(config, table.weights, parameters)
 
 
+def _check_names(model: str, names: Set[str], expected: Set[str]) -> None:
+    missing = next((name for name in expected if name not in names), None)
+    others = sorted((name for name in names if name not in expected), key=lambda name: ".base_layer." not in name)
+    if others and (missing is None or ".base_layer." in others[0]):
+        raise WeightsError(f"this {model} has {others[0]}, which no slice would have; {_WHAT_TO_DO}")
+    if missing is not None:
+        raise ArchitectureError(f"a {model} has no {missing}; give a model for causal language modeling, unwrapped")
+
+
 def full_config(model: Any) -> Any:
-    """The configuration of a whole model, of a super-network whatever subnet is active in it."""
+    """The configuration of the whole model, also while a subnet is active in it."""
     return getattr(model, "full_config", model.config)
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether the parameters of a model are spread over processes, so that all must run it together."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
+    """Whether parameters of a model are spread over processes, which must then run it together.
 
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    Where FSDP1 keeps the original parameters (`use_orig_params`), only the modules are marked.
+    """
+    marked = (hasattr(module, _FSDP1_MARK) for module in model.modules())
+    return any(map(is_shard, model.parameters())) or any(marked)
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a parameter is sharded by FSDP or DeepSpeed ZeRO-3, so that this process holds a part of it, or none."""
+    return any(hasattr(tensor, name) for name in _SHARD_ATTRIBUTES)
+
+
+def check_can_be_gathered(model: Any) -> None:
+    """Raise `WeightsError` if a model is sharded by FSDP1 or DeepSpeed ZeRO-3; `at_hand` gathers shards of FSDP2."""
+    shards = [parameter for parameter in model.parameters() if is_shard(parameter)]
+    if is_sharded(model) and not (shards and all(hasattr(shard, "full_tensor") for shard in shards)):
+        raise WeightsError(
+            f"the weights of this {type(model).__name__} are sharded by FSDP1 or DeepSpeed ZeRO-3 and no process has "
+            "them whole; give a model that is not sharded, or shard it with FSDP2"
+        )
 
 
 def check_no_subnet(model: Any) -> None:
-    """Raise `SubnetError` if a model is a super-network in which a subnet is active."""
+    """Raise `SubnetError` if a subnet is active in a model."""
     if full_config(model) is not model.config:
         raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 
 def check_plain(name: str, parameter: torch.Tensor) -> None:
-    """Raise `WeightsError` unless a parameter is a plain floating-point tensor, or a shard of one, that is here."""
-    plain = type(parameter.detach()) is torch.Tensor or hasattr(parameter, "full_tensor")
+    """Raise `WeightsError` unless a parameter is a plain floating-point tensor in memory, or a shard of one."""
+    plain = type(parameter.detach()) is torch.Tensor or is_shard(parameter)
     if not plain or not parameter.is_floating_point() or parameter.element_size() < 2:
         kind = f"{type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
         raise WeightsError(f"{name} is a {kind}; {_WHAT_TO_DO}")
@@ -90,7 +112,7 @@ def check_plain(name: str, parameter: torch.Tensor) -> None:
 
 
 def check_not_offloaded(model: nn.Module) -> None:
-    """Raise `WeightsError` if some layers of a model that is to be trained were offloaded by accelerate."""
+    """Raise `WeightsError` if accelerate has offloaded a module of a model, which could not be trained."""
     from accelerate.utils import has_offloaded_params
 
     name = next((name for name, module in model.named_modules() if has_offloaded_params(module)), None)
@@ -104,8 +126,7 @@ def _check_sharing(
     for weight in weights:
         if weight.is_shared(config):
             own, shared = parameters[weight.name], parameters[embedding(config).name]
-            spread = hasattr(own, "ds_id") or hasattr(own, "full_tensor")
-            if own is not shared and not spread and not torch.equal(own, shared):
+            if own is not shared and not is_shard(own) and not torch.equal(own, shared):
                 raise WeightsError(
                     f"the configuration says {weight.shared_if}, and {weight.name} is another matrix than "
                     f"{embedding(config).name}; set model.config.{weight.shared_if} = False"
@@ -113,7 +134,7 @@ def _check_sharing(
 
 
 def all_weights(config: PreTrainedConfig) -> Iterator[tuple[Weight, int | None]]:
-    """Every weight of a model, with its layer; the shared ones, too."""
+    """Every weight of a model, tied ones included, with its layer; `None` outside of layers."""
     for weight in get_architecture(config).weights:
         if weight.exists(config):
             for layer in range(config.num_hidden_layers) if weight.in_layer else (None,):
@@ -121,13 +142,13 @@ def all_weights(config: PreTrainedConfig) -> Iterator[tuple[Weight, int | None]]
 
 
 def embedding(config: PreTrainedConfig) -> Weight:
-    """What tokens are looked up in; a weight that is shared is this one."""
+    """The token embedding, which tied weights share."""
     weights = get_architecture(config).weights
     return next(w for w in weights if not w.is_matmul and w.axes[0].dimension is Dimension.VOCABULARY)
 
 
 def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: int) -> tuple[int, ...]:
-    """The shape of a weight in a model of these sizes."""
+    """The shape of a weight in a model with the sizes `shape`."""
     sizes = {
         Dimension.VOCABULARY: config.vocab_size,
         Dimension.CHANNELS: shape.hidden_size,
@@ -138,39 +159,40 @@ def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: 
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `CheckpointError` if a plain tensor contains NaN or infinite values."""
+    """Raise `CheckpointError` if a tensor contains NaN or Inf; quantized ones are not looked at."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     tensor = tensor.detach()
-    if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.element_size() < 2:  # quantized
+    if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.element_size() < 2:
         return
     if tensor.is_meta or tensor.numel() == 0:
         return
     if not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise CheckpointError(
-            f"{name} contains NaN or infinite values; the checkpoint is damaged or of a training that diverged: use "
-            "another, or an earlier one"
+            f"{name} contains NaN or infinite values; the checkpoint is damaged or its training diverged: use another "
+            "or an earlier one"
         )
 
 
 def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Load a model all of whose weights come from its checkpoint.
+    """Load a model and check that its checkpoint has all of its weights.
 
-    transformers draws missing weights at random, with a warning. Where a configuration ties two matrices and the
-    checkpoint holds different ones, it leaves them untied, with a warning; the model's configuration then says so.
+    transformers only warns where weights are missing, and draws them at random. Where a configuration ties two matrices
+    and the checkpoint has two different ones, transformers warns and unties them; the loaded model's configuration
+    then says so.
 
     Args:
-        load (`Callable`): `from_pretrained` of a model.
-        source (*optional*): what it loads.
-        *args: other arguments.
-        **options: other arguments.
+        load (`Callable`): `from_pretrained` of a model's class.
+        source (*optional*): folder or name of the checkpoint.
+        *args: other arguments of `load`.
+        **options: other arguments of `load`.
 
     Returns:
-        `tuple`: the model, and what `from_pretrained(output_loading_info=True)` tells.
+        `tuple`: the model, and the loading info of `from_pretrained(output_loading_info=True)`.
 
     Raises:
-        CheckpointError: if weights are missing or not finite, or, without `ignore_mismatched_sizes`, of another shape
-            than the configuration says.
+        CheckpointError: if a weight is missing, contains NaN or Inf or, without `ignore_mismatched_sizes`, has another
+            shape than the configuration says.
     """
     where = f"the checkpoint {str(source)!r}" if source else "the state dict"
     any_size = options.pop("ignore_mismatched_sizes", False)
@@ -183,6 +205,17 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
             f"the configuration of {where} says tie_word_embeddings, and the output matrix there has another shape "
             "than the embedding; the checkpoint contradicts its configuration"
         ) from error
+    _check_complete(info, where, any_size)
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)
+    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
+        head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is not tokens.weight:
+            model.config.tie_word_embeddings = False
+    return model, info
+
+
+def _check_complete(info: dict[str, Any], where: str, any_size: bool) -> None:
     if info["missing_keys"]:
         raise CheckpointError(
             f"{where} lacks {in_words(info['missing_keys'])}, which its configuration says it has; download it again, "
@@ -194,29 +227,22 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
             f"{name} of {where} has the shape {tuple(found)}, the configuration says {tuple(stated)}; the checkpoint "
             "contradicts its configuration"
         )
-    for name, parameter in model.named_parameters():
-        check_finite(name, parameter)
-    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
-        head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
-        if head is not None and head.weight is not tokens.weight:
-            model.config.tie_word_embeddings = False
-    return model, info
 
 
 def in_words(names: Any, most: int = 3) -> str:
-    """Some names, and how many more there are."""
+    """The first names, in order, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def uncompiled(model: Any) -> Any:
-    """The model around which `torch.compile` put another, whose weights have other names; else the model itself."""
+    """The model that `torch.compile` wrapped, whose weights have their own names; a model not compiled as it is."""
     return getattr(model, "_orig_mod", model)
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model reads its tokens: of an offloaded embedding, where it is run."""
+    """The device on which a model reads tokens; if its embedding is offloaded, the device that runs it."""
     embedding = model.get_input_embeddings()
     if not embedding.weight.is_meta:
         return embedding.weight.device
@@ -225,7 +251,13 @@ def input_device(model: Any) -> torch.device:
 
 @contextlib.contextmanager
 def at_hand(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
-    """A tensor of a model's state dict, whole inside the block if it is of a shard or was offloaded by accelerate."""
+    """A tensor of a model's state dict, whole inside the block: loaded if offloaded, gathered if sharded by FSDP2.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        name (`str`): name in its state dict.
+        tensor (`torch.Tensor`): the tensor of that name.
+    """
     from accelerate.utils import align_module_device
 
     with contextlib.ExitStack() as stack:

@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, WhittleError
-from ..extraction.extraction import extract_subnet, without_bars
+from ..extraction.extraction import extract_subnet
+from ..extraction.folder import without_bars
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
 from ..models.architecture import architecture_module
-from ..models.generation import check_generation_config
+from ..models.portable import check_generation_config
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint

@@ -7,7 +7,7 @@ from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from ..files.disk import disk_errors
-from ..models.generation import check_generation_config
+from ..models.portable import check_generation_config
 from ..processes import lock_in_first
 
 

@@ -218,7 +218,7 @@ def test_perplexity_takes_columns_that_say_nothing():
 )
 def test_perplexity_refuses_columns_that_leave_tokens_out(column, value):
     supernet = GPTNeoXSuperNetForCausalLM(copy.deepcopy(make_teacher().config))
-    with pytest.raises(DataError, match=f"the column '{column}' says that not all tokens of these blocks count alike"):
+    with pytest.raises(DataError, match=f"the column '{column}' masks, moves or relabels tokens"):
         Perplexity(supernet, with_columns(**{column: value}))
 
 

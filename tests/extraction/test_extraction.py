@@ -1,4 +1,4 @@
-"""Extraction: the student is a copy of the slice, in the class and state that were asked for."""
+"""Extraction from memory: the student is a copy of the slice, in the class and precision asked for."""
 
 import copy
 import json

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_whittle import DistillationConfig, DistillationTrainer, SearchSpace, extract_subnet
 from hf_whittle.cli import main
 from hf_whittle.data import pack_documents
-from hf_whittle.hub.publication import publication_of_folder, save_student
+from hf_whittle.hub.publication import publication_of_folder
+from hf_whittle.hub.saving import save_student
 from hf_whittle.run import run
 
 MODELS = ("tokenizer.model", "spiece.model")

@@ -1,4 +1,4 @@
-"""Healed perplexity: its students against least squares on what the super-network computes."""
+"""Healed perplexity: its students compared with least squares on activations of the super-network."""
 
 import argparse
 import copy
@@ -26,7 +26,7 @@ RIDGE = 1e-2
 
 @pytest.fixture(scope="module")
 def text(supernet, sample_text):
-    """Calibration text of the super-network's own, and other text."""
+    """Calibration text sampled from the super-network, and other text of it."""
     return sample_text(supernet, 96).split([64, 32])
 
 
@@ -43,7 +43,7 @@ def perplexity_of(model, blocks):
 
 @torch.no_grad()
 def seen(model, input_ids):
-    """What goes into and comes out of every module, `(tokens, features)`."""
+    """Input and output of every module, `(tokens, features)`."""
     found = {}
 
     def keep(name):
@@ -69,7 +69,7 @@ def with_one(x):
 
 
 def ridge_least_squares(x, y, start):
-    """By numpy; the ridge is rows of their own below the tokens."""
+    """Ridge regression by numpy's least squares, with the penalty as rows below the tokens."""
     squares = x.square().sum(0)
     penalty = (RIDGE * (squares + 1e-6 * squares.mean())).sqrt().diag()
     rows, targets = torch.cat([x, penalty]), torch.cat([y, penalty @ start.T])
@@ -84,7 +84,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("variant_supernet", [{}, {"attention_bias": False}], indirect=True)
-def test_outputs_of_a_layer_are_least_squares_of_what_the_super_network_writes(variant_supernet, sample_text):
+def test_outputs_of_a_layer_are_least_squares_of_those_of_the_super_network(variant_supernet, sample_text):
     calibration = sample_text(variant_supernet, 60)
     subnet = SubnetConfig(32, [0, 1, 4], [4, [1, 3], 4], [64, 30, 64])
     student = HealedPerplexity(variant_supernet, calibration[:2], calibration, 16).student(subnet)
@@ -128,7 +128,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
         parts = [linear.weight[:, columns], *([] if linear.bias is None else [linear.bias[:, None]])]
         return torch.cat(parts, 1).detach().double()
 
-    if first == 1:  # what layer 0 wrote, attention and MLP write together
+    if first == 1:  # attention and MLP together write the output of layer 0
         together = torch.cat([heads[:, :16], neurons], 1)
         share = ridge_least_squares(together, before - embedded, torch.zeros(32, 47, dtype=torch.float64))
         attention = attention + heads @ torch.cat([share[:, :16], share[:, 46:]], 1)[:, : heads.shape[1]].T
@@ -162,24 +162,24 @@ def test_basis_inputs_and_head_are_principal_components_and_least_squares_in_the
     share = (energies[: size - 1] ** 2).sum() / (energies**2).sum()
 
     def least_squares(norm, normal):
-        """From the student's normalised stream and a constant to what the norm of the super-network makes of it."""
-        stream = normal @ down.T
-        x = with_one(stream / stream.square().mean().sqrt())
+        """Fit of the output of the super-network's norm to the student's normalized hidden states and 1."""
+        reduced = normal @ down.T
+        x = with_one(reduced / reduced.square().mean().sqrt())
         scale, shift = (part.detach().double() for part in (norm.weight, norm.bias))
         start = torch.cat([scale[:, None] * down.T * math.sqrt(32 * share / size), shift[:, None]], 1)
         return ridge_least_squares(x, normal * scale + shift, start)
 
-    centring = torch.eye(size, dtype=torch.float64) - 1 / size
+    centering = torch.eye(size, dtype=torch.float64) - 1 / size
     expected = least_squares(supernet.gpt_neox.final_layer_norm, normals[-1])
     head, matrix = (model.lm_head.weight.detach().double() for model in (student, supernet))
-    close(head @ centring, matrix @ expected[:, :-1] @ centring)
+    close(head @ centering, matrix @ expected[:, :-1] @ centering)
     constant = head @ student.gpt_neox.final_layer_norm.bias.detach().double()
     close(constant, matrix @ expected[:, -1])
 
     full, own = supernet.gpt_neox.layers[2], student.gpt_neox.layers[1]
     expected = least_squares(full.input_layernorm, normals[1])
     matrix, bias = (p.detach().double()[:48] for p in full.attention.query_key_value.parameters())
-    close(own.attention.query_key_value.weight.detach().double() @ centring, matrix @ expected[:, :-1] @ centring)
+    close(own.attention.query_key_value.weight.detach().double() @ centering, matrix @ expected[:, :-1] @ centering)
     close(own.attention.query_key_value.bias, bias + matrix @ expected[:, -1])
 
 
@@ -192,7 +192,7 @@ def test_full_subnet_stays_what_it_is(variant_supernet, sample_text):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["parallel", "sequential"])
 def trained(request, make_supernet):
-    """A small super-network that was trained for seconds on Python source, and other source of the same kind."""
+    """A small super-network trained for seconds on Python source, some of that source, and other source."""
     source = torch.frombuffer(bytearray(Path(argparse.__file__).read_bytes()[:98_304]), dtype=torch.uint8).long() % 128
     blocks = source.view(-1, 32)[torch.randperm(3072, generator=torch.Generator().manual_seed(0))]
     torch.manual_seed(0)
@@ -260,7 +260,7 @@ def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_
     for seed in range(16):
         subnet = draw_within(Shape.from_config(supernet.config), seed)
         ratios.append(healed(subnet) / plain(subnet))
-        # One channel says nothing, and what layers before the first kept one write is absorbed in part only.
+        # Only one channel is too little, and the output of layers before the first kept one is absorbed in part only.
         if subnet.layers[0] == 0 and subnet.shape.hidden_size > 1:
             assert ratios[-1] < 1
     assert sum(ratio < 1 for ratio in ratios) >= 12
@@ -319,7 +319,7 @@ def test_tokens_are_those_evaluated_on_and_preparation_those_gathered_on(healed)
     assert healed.preparation["tokens"] == 64 * 16
 
 
-# Of 12 of 32 channels in 3 layers, 2 heads of 8 and 20 neurons; 99 tokens are in the vocabulary.
+# FLOPs of readers with 12 of 32 channels, 3 layers, 2 heads of 8 channels, 20 neurons and a vocabulary of 99.
 READING = 7 * (12**3 // 3 + 6 * 12**2 * 32 + 6 * 12 * 32**2 + 2 * 32**3) + 2 * 32 * 12 * (3 * (48 + 20) + 99)
 
 
@@ -428,7 +428,7 @@ def test_weights_that_are_no_numbers_are_an_error_that_names_the_layer(supernet,
     with torch.no_grad():
         broken.state_dict()[f"gpt_neox.{name}"][:, 3] = math.nan
     layer = 3 if "layers" in name else 0
-    with pytest.raises(HealingError, match=f"super-network computes values that are not finite in layer {layer}; use"):
+    with pytest.raises(HealingError, match=f"of the super-network contain NaN or Inf after layer {layer}; use"):
         HealedPerplexity(broken, *text)
 
 
@@ -459,6 +459,6 @@ def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gather
     numbers = sum(value.numel() for value in held)
     assert 0.7 < fitness._moments.bytes / (4 * numbers) < 1.3
     free = SimpleNamespace(available=fitness._moments.bytes - 1)
-    monkeypatch.setattr("hf_whittle.fitness.healed.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("hf_whittle.healing.supernet_moments.psutil.virtual_memory", lambda: free)
     with pytest.raises(WhittleError, match=r"healed perplexity needs .* GB for moments .*; search by perplexity"):
         HealedPerplexity(supernet, other, calibration)

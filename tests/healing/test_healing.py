@@ -1,4 +1,4 @@
-"""Healed students: against least squares on the streams themselves, and never worse than they were."""
+"""Healed students: compared with least squares on hidden states themselves, and never worse than sliced ones."""
 
 import copy
 import filecmp
@@ -21,11 +21,13 @@ from transformers import AutoModelForCausalLM
 from hf_whittle import HealingConfig, SearchSpace, SubnetConfig, extract_subnet
 from hf_whittle.errors import DataError, HealingError, VocabularyError
 from hf_whittle.extraction.checkpoint import Checkpoint
-from hf_whittle.healing.healer import _Stream, split_blocks
+from hf_whittle.healing.healer import split_blocks
+from hf_whittle.healing.hidden_states import HiddenStatesFile
 from hf_whittle.healing.parts import Basis, output_matrix, projections
 from hf_whittle.healing.student_weights import StudentWeights
 from hf_whittle.models.single_layer import SingleLayer
 from hf_whittle.models.slicing import slice_weights, student_model
+from hf_whittle.models.source import Source
 from hf_whittle.subnet import Shape
 
 CPU = torch.device("cpu")
@@ -37,7 +39,7 @@ SHALLOW = SubnetConfig(32, [0, 3], 4, 64)
 
 @pytest.fixture(scope="module")
 def text(supernet, sample_text):
-    """Calibration text of the super-network's own, and other text."""
+    """Calibration text sampled from the super-network, and other text of it."""
     return sample_text(supernet, 120).split([80, 40])
 
 
@@ -54,7 +56,7 @@ def heal(model, subnet, text, output_dir=None, format="auto", dtype=None, **chan
 
 
 def perplexity_of(model, blocks):
-    """By the loss of transformers."""
+    """Perplexity by the loss of transformers."""
     with torch.no_grad():
         return math.exp(min(700.0, model(blocks, labels=blocks, use_cache=False).loss.double()))
 
@@ -68,7 +70,7 @@ def assert_same_weights(found, expected, atol=0):
 
 @torch.no_grad()
 def states(model, input_ids):
-    """Streams before every layer and after the last one, and the last state, normalised: each `(tokens, channels)`."""
+    """Hidden states `(tokens, channels)` before every layer, after the last one, and those normalized."""
     seen = []
     hooks = [layer.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for layer in model.gpt_neox.layers]
     hooks.append(model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda _, a: seen.append(a[0])))
@@ -95,7 +97,7 @@ def with_one(x):
 
 
 def predicted(x, y, of):
-    """What least squares of `y` on `x` says about other rows, by numpy."""
+    """Prediction for the rows `of` by numpy's least squares of `y` on `x`."""
     return of @ torch.from_numpy(np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0])
 
 
@@ -104,7 +106,7 @@ def predicted(x, y, of):
 
 @pytest.fixture
 def normal():
-    """Normalised vectors of 12 channels that lie near a plane."""
+    """Normalized vectors of 12 channels that lie near a plane."""
     generator = torch.Generator().manual_seed(0)
     plane = torch.randn(500, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
     return F.layer_norm(plane + 0.3 * torch.randn(500, 12, generator=generator), (12,))
@@ -121,17 +123,17 @@ def test_principal_basis_keeps_what_the_first_components_keep(normal, size):
 @pytest.mark.parametrize("size", [2, 5, 11, 12])
 def test_principal_basis_is_orthonormal_among_the_vectors_of_mean_zero(normal, size):
     down = Basis.principal(normal.T @ normal, size).down
-    centring = torch.eye(size) - torch.ones(size, size) / size
-    torch.testing.assert_close(down @ down.T, centring, rtol=0, atol=1e-5)
+    centering = torch.eye(size) - torch.ones(size, size) / size
+    torch.testing.assert_close(down @ down.T, centering, rtol=0, atol=1e-5)
     torch.testing.assert_close(down.mean(0), torch.zeros(12), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 5, 11, 12])
 def test_way_back_from_the_principal_basis_undoes_the_scale_of_the_norm(normal, size):
     basis = Basis.principal(normal.T @ normal, size)
-    stream = normal @ basis.down.T
-    normalised = stream / stream.square().mean().sqrt()
-    torch.testing.assert_close(normalised @ basis.up.T, stream @ basis.down, rtol=0, atol=5e-5)
+    reduced = normal @ basis.down.T
+    normalized = reduced / reduced.square().mean().sqrt()
+    torch.testing.assert_close(normalized @ basis.up.T, reduced @ basis.down, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,9 @@ def test_way_back_from_the_principal_basis_undoes_the_scale_of_the_norm(normal, 
 def test_all_components_change_nothing_but_the_basis(variant_supernet, input_ids):
     config, weights = variant_supernet.config, variant_supernet.state_dict()
     subnet = SubnetConfig.full(config)
-    student = StudentWeights(weights, config, subnet, slice_weights(weights, config, subnet), (1e-3,), CPU)
-    normal = torch.cat([F.layer_norm(stream, (32,)) for stream in states(variant_supernet, input_ids)])
+    sliced = slice_weights(weights, config, subnet)
+    student = StudentWeights(Source(weights, config, CPU), subnet, sliced, (1e-3,))
+    normal = torch.cat([F.layer_norm(one, (32,)) for one in states(variant_supernet, input_ids)])
     student.change_basis(normal.T @ normal)
     for group in projections(config):
         for position in range(5):
@@ -154,7 +157,7 @@ def test_all_components_change_nothing_but_the_basis(variant_supernet, input_ids
         torch.testing.assert_close(changed(input_ids).logits, variant_supernet(input_ids).logits, rtol=0, atol=2e-4)
 
 
-# The regressions, against least squares on streams of the whole models
+# The regressions, compared with least squares on hidden states of the whole models
 
 RAW = {"basis": "channels", "inputs": False, "outputs": False, "head": False, "ridge": [1e-6]}
 
@@ -162,7 +165,9 @@ RAW = {"basis": "channels", "inputs": False, "outputs": False, "head": False, "r
 @pytest.mark.parametrize(
     "variant_supernet", [{}, {"attention_bias": False}, {"tie_word_embeddings": True}], indirect=True
 )
-def test_outputs_of_a_layer_are_least_squares_of_the_stream_before_the_next_kept_layer(variant_supernet, variant_text):
+def test_outputs_of_a_layer_are_least_squares_of_the_hidden_states_before_the_next_kept_layer(
+    variant_supernet, variant_text
+):
     calibration, other = variant_text
     subnet = SubnetConfig([*range(20), 25, 31], [0, 2, 4], 2, 20)
     student = heal(variant_supernet, subnet, calibration, **{**RAW, "outputs": True})
@@ -189,7 +194,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
     attention, mlp = "gpt_neox.layers.0.attention.dense", "gpt_neox.layers.0.mlp.dense_4h_to_h"
 
     (x, _), (of, _) = (inputs_of(unhealed, [attention], blocks)[0] for blocks in (fitted, other))
-    target = inputs_of(supernet, [attention], fitted)[0][1]  # the stream before it is the same
+    target = inputs_of(supernet, [attention], fitted)[0][1]  # the hidden states before it are the same
     (_, found) = inputs_of(student, [attention], other)[0]
     torch.testing.assert_close(found, predicted(with_one(x), target, with_one(of)), rtol=0, atol=2e-3)
 
@@ -202,7 +207,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
 @pytest.mark.parametrize(
     "variant_supernet", [{}, {"use_parallel_residual": False}, {"attention_bias": False}], indirect=True
 )
-def test_inputs_of_the_first_layer_are_least_squares_of_the_normalised_stream(variant_supernet, variant_text):
+def test_inputs_of_the_first_layer_are_least_squares_of_the_normalized_hidden_states(variant_supernet, variant_text):
     calibration, other = variant_text
     subnet, name = SubnetConfig(22, 3, 2, 20), "gpt_neox.layers.0.attention.query_key_value"
     student = heal(variant_supernet, subnet, calibration, ridge=RAW["ridge"])
@@ -230,11 +235,11 @@ def test_head_is_least_squares_of_the_last_state(supernet, text):
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
-# What healing is for
+# Healed students are better
 
 
 def assert_healed(supernet, subnet, text):
-    """The same model as the student that is not healed, and better on other text."""
+    """Assert that healing changes weights alone, and improves perplexity on other text."""
     calibration, other = text
     healed, unhealed = heal(supernet, subnet, calibration), extract_subnet(supernet, subnet)
     assert type(healed) is type(unhealed)
@@ -441,7 +446,7 @@ def test_same_call_gives_the_same_bytes_and_the_folder_the_student(supernet, tex
     )
 
 
-def test_report_says_what_was_fitted(supernet, text, uneven_subnet):
+def test_report_lists_the_fits(supernet, text, uneven_subnet):
     report = heal(supernet, uneven_subnet, text[0], held_out=0.25, ridge=[1e-3, 1e-2]).healing
     assert (report.tokens, report.held_out_tokens) == (60 * 16, 20 * 16)
     layer = "gpt_neox.layers.{}."
@@ -463,7 +468,7 @@ def test_student_that_is_not_healed_has_no_report(supernet, uneven_subnet, tmp_p
     assert not (tmp_path / "student" / "healing.json").exists()
 
 
-# What stays as it is
+# Nothing else changes
 
 
 @pytest.mark.parametrize("subnet", [STOCK, SubnetConfig(32, 5, 4, 64)], ids=["healed", "full"])
@@ -505,16 +510,16 @@ def test_weights_of_the_teacher_are_read_from_disk_a_layer_at_a_time(make_stock,
     assert layer < most <= 2 * layer + embedding
 
 
-def test_streams_are_in_files_and_no_tensor_holds_that_of_the_whole_text(supernet, text, monkeypatch):
+def test_hidden_states_are_in_files_and_no_tensor_holds_those_of_the_whole_text(supernet, text, monkeypatch):
     blocks, largest, call = text[0], 0, SingleLayer.__call__
 
-    def counted(self, stream, watched=()):
+    def counted(self, hidden_states, recorded=()):
         nonlocal largest
         if counted.calls % 97 == 0:
             tensors = [held for held in gc.get_objects() if type(held) is torch.Tensor and held.dtype == torch.float32]
             largest = max(largest, *(tensor.numel() for tensor in tensors if tensor.shape[:1] != (99,)))
         counted.calls += 1
-        return call(self, stream, watched)
+        return call(self, hidden_states, recorded)
 
     counted.calls = 0
     monkeypatch.setattr(SingleLayer, "__call__", counted)
@@ -524,15 +529,15 @@ def test_streams_are_in_files_and_no_tensor_holds_that_of_the_whole_text(superne
     assert 0 < largest < blocks.numel() * 32 / 4
 
 
-def test_stream_is_read_as_it_was_written():
-    values, stream = torch.randn(7, 3, 5), _Stream((7, 3, 5), CPU)
+def test_hidden_states_are_read_as_they_were_written():
+    values, file = torch.randn(7, 3, 5), HiddenStatesFile((7, 3, 5), CPU)
     for blocks in (range(3, 7), range(3)):
-        stream.write(blocks, values[blocks.start : blocks.stop])
-    stream.write(range(1, 2), values[4:5].transpose(1, 2).contiguous().transpose(1, 2))
+        file.write(blocks, values[blocks.start : blocks.stop])
+    file.write(range(1, 2), values[4:5].transpose(1, 2).contiguous().transpose(1, 2))
     expected = values.clone()
     expected[1] = values[4]
-    assert torch.equal(stream.read(range(7)), expected) and torch.equal(stream.read(range(2, 4)), expected[2:4])
-    stream.close()
+    assert torch.equal(file.read(range(7)), expected) and torch.equal(file.read(range(2, 4)), expected[2:4])
+    file.close()
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")
@@ -572,7 +577,7 @@ def broken(supernet, name="gpt_neox.layers.3.mlp.dense_4h_to_h.weight", value=ma
 )
 def test_values_that_are_not_finite_are_an_error_that_names_the_layer(supernet, text, basis, name, layer, value):
     message = (
-        rf"the teacher computes values that are not finite in layer {layer}; use a teacher whose weights are whole"
+        rf"the hidden states of the teacher contain NaN or Inf after layer {layer}; use a checkpoint whose weights"
     )
     model = broken(supernet, f"gpt_neox.{name}", value)
     with pytest.raises(HealingError, match=message):

@@ -1,4 +1,4 @@
-"""Ridge regression from moments against least squares on the tokens themselves."""
+"""Ridge regression from moments, compared with least squares on the tokens themselves."""
 
 import math
 
@@ -25,7 +25,7 @@ def tokens():
 
 
 def least_squares(x, y, start, ridge):
-    """Minimises the squared error plus the ridge's by numpy: the ridge is rows of their own below the tokens."""
+    """Ridge regression by numpy's least squares, with the penalty as rows below the tokens."""
     x, y, start = (part.numpy() for part in (x, y, start))
     squares = (x**2).sum(0)
     penalty = np.sqrt(ridge) * np.diag(np.sqrt(squares + 1e-6 * squares.mean()))
@@ -56,7 +56,7 @@ def test_solution_is_that_of_least_squares_on_the_tokens(tokens, ridge):
 def test_solution_does_not_depend_on_the_scales_of_the_features(tokens):
     x, y, start = tokens
     scale = torch.logspace(0.5, -0.5, FEATURES, dtype=torch.float64)
-    x = x / x.square().sum(0).sqrt()  # so that what is added to the squares is the same
+    x = x / x.square().sum(0).sqrt()  # so that the same is added to all squares
     scaled = solve(x * scale, y, start / scale, 0.1) * scale
     torch.testing.assert_close(scaled, solve(x, y, start, 0.1), rtol=1e-3, atol=1e-3)
 

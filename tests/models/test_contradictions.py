@@ -1,4 +1,4 @@
-"""Checkpoints whose configuration and weights contradict each other: every reader says the same of them.
+"""Checkpoints whose configuration and weights contradict each other: every reader treats them alike.
 
 What stock transformers makes of a file is the reference, unless that is a model of random or NaN weights.
 """
@@ -52,7 +52,7 @@ def make_checkpoint(make_stock, tmp_path_factory):
 
 @pytest.fixture
 def warnings(caplog):
-    """What is logged by transformers and hf_whittle, as one text."""
+    """Log of transformers and hf_whittle, as one text."""
     for name in ("transformers", "hf_whittle"):
         logging.getLogger(name).addHandler(caplog.handler)
     yield lambda: caplog.text
@@ -83,7 +83,7 @@ def written(folder, subnet):
     )
 
 
-# Resolved as stock transformers does
+# Contradictions that are resolved as in stock transformers
 
 
 def twice(tensors):
@@ -207,7 +207,7 @@ def test_untied_super_network_is_saved_as_it_is(make_checkpoint, warnings, input
     torch.testing.assert_close(logits(again, input_ids), logits(supernet, input_ids))
 
 
-# Refused by every reader
+# Contradictions that every reader refuses
 
 
 def without(*names):

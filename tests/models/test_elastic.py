@@ -1,4 +1,4 @@
-"""What is gathered for a subnet is kept while nothing changes, and never used when something did."""
+"""Gathered slices are kept while no weight changes, and gathered anew after a change."""
 
 import copy
 import gc
@@ -38,14 +38,14 @@ def logits(model, input_ids, mode=torch.no_grad):
 
 
 def assert_is_the_student(model, subnet, input_ids, mode=torch.no_grad):
-    """Inside the block of a subnet: the model computes what a student that is cut out of it now computes."""
+    """Assert that the active subnet computes the same as a student extracted now."""
     student = extract_subnet(model, subnet)
     of_subnet, of_student = logits(model, input_ids, mode), logits(student, input_ids)
     torch.testing.assert_close(of_subnet, of_student, rtol=0, atol=ROUNDING[model.dtype])
 
 
 def gathered(model):
-    """By name, all that is in use of a parameter and no view of it."""
+    """Gathered slices in use that are not views of their parameters, by name."""
     parts = {}
     for name, module in model.named_modules():
         if not isinstance(module, Elastic) or isinstance(module, nn.Embedding) or module.chosen is None:
@@ -56,7 +56,7 @@ def gathered(model):
     return parts
 
 
-# Kept
+# Slices that are kept
 
 
 @each_subnet
@@ -94,7 +94,7 @@ def test_prefixes_are_views_and_not_kept(model):
         assert module.in_use("bias").data_ptr() == module.bias.data_ptr()
 
 
-# Gathered anew
+# Slices that are gathered anew
 
 
 def train(model, input_ids, **settings):
@@ -161,7 +161,7 @@ def test_parameters_lent_for_one_call_are_used_in_this_call_alone(model, input_i
 
 
 def test_copy_made_in_the_block_runs_on_its_own_weights(model, input_ids):
-    scale(model, torch.no_grad)  # so that the copy comes to as many changes as the original has seen
+    scale(model, torch.no_grad)  # so that both have the same version counter
     with model.active_subnet(SUBNET):
         before = logits(model, input_ids)
         twin = copy.deepcopy(model)
@@ -170,11 +170,11 @@ def test_copy_made_in_the_block_runs_on_its_own_weights(model, input_ids):
         assert torch.equal(logits(model, input_ids), before)
 
 
-# Dropped
+# Slices that are dropped
 
 
 def watched(model, input_ids, mode=torch.no_grad):
-    """Weak references to what is gathered."""
+    """Weak references to gathered slices."""
     with mode():
         model(input_ids)
         return [weakref.ref(part) for part in gathered(model).values()]

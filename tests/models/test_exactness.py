@@ -29,11 +29,11 @@ TRAINED_CLOSE = {"rtol": 0, "atol": 1e-4}
 EQUAL = {"rtol": 0, "atol": 0}
 
 
-# What is drawn
+# Random models and calls
 
 
 class Kind(NamedTuple):
-    """What may differ between two GPT-NeoX models."""
+    """Settings in which two GPT-NeoX models may differ."""
 
     attention: str
     parallel_residual: bool
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     rope_type: str
 
     def changes(self):
-        """Keyword arguments of `make_stock`; what is the same for all kinds is not the default, lest a student lose it.
+        """Keyword arguments of `make_stock`; constant ones are no defaults, so that a student that loses one fails.
 
         Dropout only matters in training mode.
         """
@@ -75,7 +75,7 @@ SEEDS = st.integers(0, 2**16)
 
 
 class Call(NamedTuple):
-    """How a model is called."""
+    """Arguments of a call of a model."""
 
     rows: int
     padding: str
@@ -91,7 +91,7 @@ class Call(NamedTuple):
 
     @property
     def attention_mask(self):
-        """Where there is padding, the last two rows may lack tokens."""
+        """Attention mask; with padding, the last two rows may lack tokens."""
         mask, rng = torch.ones(self.rows, self.tokens, dtype=torch.long), Random(self.seed)
         for row in mask[-2:]:
             missing = rng.randrange(self.tokens)
@@ -156,7 +156,7 @@ def draw_from(request, draw):
     return lambda supernet, seed: draw(SearchSpace.from_config(supernet.config, **request.param), seed)
 
 
-# What is compared
+# Comparisons
 
 
 @torch.no_grad()
@@ -455,7 +455,7 @@ def test_subnet_of_a_subnet_is_the_composed_subnet(supernet_of, draw_from, draw_
         assert_same_outputs(run(supernet, **inputs), run(twice, **inputs), **CLOSE)
 
 
-# The full subnet: equal bits may be asked of the same operations on the same memory alone
+# The full subnet; equal bits can be expected only of the same operations on the same memory
 
 
 def stock_on_the_weights_of(supernet):
@@ -502,11 +502,11 @@ def test_full_subnet_trains_and_generates_as_the_stock_model_bit_by_bit(supernet
             assert torch.equal(cached_logits(supernet, **inputs, lengths=[1] * call.tokens), steps)
 
 
-# What the models share, and what is left behind
+# Memory that the models share, and state after a block
 
 
 def memory(model):
-    """Where the tensors of a model lie."""
+    """Addresses of the tensors of a model."""
     tensors = [*model.parameters(), *model.buffers()]
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk, in the cache of the Hub and on a server, and who can load them."""
+"""Loading of checkpoints from disk, from the cache of the Hub and from a server, with and without hf_whittle."""
 
 import copy
 import hashlib
@@ -56,7 +56,7 @@ def assert_same_weights(model, other):
 
 
 def assert_same_model(model, other, input_ids):
-    """The same weights, and the same logits but for roundings: what is read from a file begins elsewhere in memory."""
+    """Assert equal weights, and equal logits up to rounding, which depends on the alignment of weights in memory."""
     assert_same_weights(model, other)
     expected = logits(other, input_ids)
     atol = 8 * torch.finfo(expected.dtype).eps * expected.abs().max().item()
@@ -111,7 +111,7 @@ def _leftovers(layers):
 
 
 def _save_sharded(tensors, folder, shards=3):
-    """Tensors dealt out in turn, as no later save would do it."""
+    """Tensors distributed over shards in turn, unlike any save does."""
     names = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(tensors)}
     for file in set(names.values()):
         part = {name: tensor for name, tensor in tensors.items() if names[name] == file}
@@ -121,7 +121,7 @@ def _save_sharded(tensors, folder, shards=3):
 
 
 def _save_as_pythia(stock, folder, *, output_matrix="embed_out.weight", sharded=False, dtype=torch.float16):
-    """Write a stock model as EleutherAI's Pythia lies on the Hub: names, files and configuration of its time."""
+    """Write a stock model like EleutherAI's Pythia on the Hub: names, files and configuration of its time."""
     config = stock.config.to_dict()
     rope = config.pop("rope_parameters")
     config |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": int(rope["rope_theta"])}
@@ -201,7 +201,7 @@ def test_model_saved_whole_over_its_shards_is_the_one_that_loads(make_stock, une
 
 @pytest.fixture(scope="module")
 def padded_folder(make_stock, teacher_folder, tmp_path_factory):
-    """A model of 320 entries with a tokenizer of 300, as Pythia's 50304 stand beside 50277."""
+    """A model with a vocabulary of 320 and a tokenizer of 300, as Pythia has 50304 and 50277."""
     folder = tmp_path_factory.mktemp("padded")
     _save_as_pythia(make_stock(vocab_size=320), folder, dtype=torch.float32)
     AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(folder)
@@ -254,7 +254,7 @@ LOADERS = [pytest.param(kind, loader, id=loader.__name__) for kind in CLASSES fo
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """Models are looked for in folders and caches alone."""
+    """Make loaders look in folders and caches only."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -417,7 +417,7 @@ TOKEN = "hf_NobodyMayReadThis0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def online(run_python, hub_cache):
-    """What each loader asked of the server, and what it raised."""
+    """Requests and error of each loader."""
     return json.loads(run_python(ONLINE, TOKEN, hub_cache).splitlines()[-1])
 
 
@@ -512,7 +512,7 @@ with open(uneven + "/found.json", "w") as file:
 
 @pytest.fixture(scope="module")
 def elsewhere(bare_python, supernet, uneven_subnet, input_ids, tmp_path_factory):
-    """What happened to an uneven and to a stock student where hf_whittle is not installed, and their folders."""
+    """Results of loading an uneven and a stock student without hf_whittle, and their folders."""
     uneven, stock = tmp_path_factory.mktemp("uneven"), tmp_path_factory.mktemp("stock")
     extract_subnet(supernet, uneven_subnet).save_pretrained(uneven)
     extract_subnet(supernet, STOCK_SUBNET).save_pretrained(stock)

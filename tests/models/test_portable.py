@@ -1,4 +1,4 @@
-"""Names and settings in the files we write are those of stock files, by whatever way they were saved."""
+"""Saved files have the names and settings of stock files, however they were saved."""
 
 import copy
 import json
@@ -65,7 +65,7 @@ def logits(model, input_ids):
 
 
 def assert_as_stock(folder, model, input_ids):
-    """The names in a folder are those a stock model writes, and the model it holds is this one."""
+    """Assert that a folder has the names that a stock model writes, and holds this model."""
     assert IN_FILES in names_in(folder) and IN_MODELS not in names_in(folder)
     loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
@@ -82,7 +82,7 @@ def student(request, supernet):
 
 @pytest.fixture
 def loaded_student(student, tmp_path):
-    """A student loaded from a file that has the output matrix under its name in the model."""
+    """A student loaded from a file in which the output matrix has its name in the model."""
     student.save_pretrained(tmp_path / "before")
     return AutoModelForCausalLM.from_pretrained(rename(tmp_path / "before"))
 

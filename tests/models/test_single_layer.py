@@ -5,9 +5,10 @@ import torch
 
 from hf_whittle import SubnetConfig, extract_subnet
 from hf_whittle.models.single_layer import SingleLayer
+from hf_whittle.models.source import Source
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-WATCHED = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+RECORDED = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 CPU = torch.device("cpu")
 
 
@@ -21,36 +22,36 @@ def model(request, variant_supernet, uneven_subnet):
 
 @torch.no_grad()
 def run(model, input_ids):
-    """Streams before and after every layer, the last state, and what goes into and out of every matrix."""
-    inputs, outputs, streams = {}, {}, []
+    """Hidden states before and after every layer, the normalized last ones, and inputs and outputs of every matrix."""
+    inputs, outputs, before = {}, {}, []
     hooks = []
     for index, layer in enumerate(model.gpt_neox.layers):
-        for name in WATCHED:
+        for name in RECORDED:
 
             def keep(module, arguments, output, key=(index, name)):
                 inputs[key], outputs[key] = arguments[0], output
 
             hooks.append(layer.get_submodule(name).register_forward_hook(keep))
-        hooks.append(layer.register_forward_pre_hook(lambda module, arguments: streams.append(arguments[0])))
-    hooks.append(model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda _, a: streams.append(a[0])))
+        hooks.append(layer.register_forward_pre_hook(lambda module, arguments: before.append(arguments[0])))
+    hooks.append(model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda _, a: before.append(a[0])))
     state = model.gpt_neox(input_ids, use_cache=False).last_hidden_state
     for hook in hooks:
         hook.remove()
-    return streams, state, inputs, outputs
+    return before, state, inputs, outputs
 
 
 def test_layer_by_layer_is_the_whole_model(model, input_ids):
-    streams, state, inputs, outputs = run(model, input_ids)
-    weights, stream = model.state_dict(), streams[0]
-    names = [f"gpt_neox.layers.0.{name}" for name in WATCHED]
+    before, state, inputs, outputs = run(model, input_ids)
+    weights, hidden_states = model.state_dict(), before[0]
+    names = [f"gpt_neox.layers.0.{name}" for name in RECORDED]
     for index in range(len(model.gpt_neox.layers)):
-        done = SingleLayer(weights, model.config, index, CPU)(stream, names)
-        stream = done.stream
-        torch.testing.assert_close(stream, streams[index + 1], **CLOSE)
-        for name, watched in zip(WATCHED, names, strict=True):
-            torch.testing.assert_close(done.inputs[watched], inputs[index, name], **CLOSE)
-            torch.testing.assert_close(done.outputs[watched], outputs[index, name], **CLOSE)
-    torch.testing.assert_close(done.final, state, **CLOSE)
+        done = SingleLayer(Source(weights, model.config, CPU), index)(hidden_states, names)
+        hidden_states = done.hidden_states
+        torch.testing.assert_close(hidden_states, before[index + 1], **CLOSE)
+        for name, recorded in zip(RECORDED, names, strict=True):
+            torch.testing.assert_close(done.activations.inputs[recorded], inputs[index, name], **CLOSE)
+            torch.testing.assert_close(done.activations.outputs[recorded], outputs[index, name], **CLOSE)
+    torch.testing.assert_close(done.normalized, state, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -64,40 +65,40 @@ def test_layer_by_layer_is_the_whole_model(model, input_ids):
 )
 def test_nothing_of_the_configuration_is_lost(make_stock, input_ids, changes):
     stock = make_stock(**changes)
-    streams = run(stock, input_ids)[0]
-    done = SingleLayer(stock.state_dict(), stock.config, 1, CPU)(streams[1])
-    torch.testing.assert_close(done.stream, streams[2], **CLOSE)
+    before = run(stock, input_ids)[0]
+    done = SingleLayer(Source(stock.state_dict(), stock.config, CPU), 1)(before[1])
+    torch.testing.assert_close(done.hidden_states, before[2], **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_layer_runs_in_single_precision_whatever_the_weights_are_in(make_stock, input_ids, dtype):
     stock = make_stock().to(dtype)
     weights = stock.state_dict()
-    streams = run(stock.float(), input_ids)[0]
-    stream = SingleLayer(weights, stock.config, 2, CPU)(streams[2]).stream
-    assert stream.dtype == torch.float32
-    torch.testing.assert_close(stream, streams[3], **CLOSE)
+    before = run(stock.float(), input_ids)[0]
+    hidden_states = SingleLayer(Source(weights, stock.config, CPU), 2)(before[2]).hidden_states
+    assert hidden_states.dtype == torch.float32
+    torch.testing.assert_close(hidden_states, before[3], **CLOSE)
 
 
 def test_layer_shares_weights_sees_their_changes_and_leaves_configuration_and_random_numbers_alone(make_stock):
     stock, generator = make_stock(), torch.get_rng_state()
     before, weights = stock.config.to_dict(), stock.state_dict()
-    layer, stream = SingleLayer(weights, stock.config, 3, CPU), torch.randn(2, 5, 32)
+    layer, hidden_states = SingleLayer(Source(weights, stock.config, CPU), 3), torch.randn(2, 5, 32)
     name = "mlp.dense_4h_to_h.weight"
     held = layer.model.gpt_neox.layers[0].get_parameter(name)
     assert held.data_ptr() == weights[f"gpt_neox.layers.3.{name}"].data_ptr()
-    first = layer(stream).stream
+    first = layer(hidden_states).hidden_states
     with torch.no_grad():
         weights[f"gpt_neox.layers.3.{name}"].zero_()
-    assert not torch.equal(layer(stream).stream, first)
+    assert not torch.equal(layer(hidden_states).hidden_states, first)
     assert stock.config.to_dict() == before
     torch.set_rng_state(generator)
-    SingleLayer(weights, stock.config, 3, CPU)
+    SingleLayer(Source(weights, stock.config, CPU), 3)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_hooks_are_gone_after_the_call_and_after_an_error(supernet):
-    layer = SingleLayer(supernet.state_dict(), supernet.config, 0, CPU)
+    layer = SingleLayer(Source(supernet.state_dict(), supernet.config, CPU), 0)
     names = ["gpt_neox.layers.0.mlp.dense_h_to_4h"]
     layer(torch.randn(1, 3, 32), names)
     with pytest.raises(RuntimeError):

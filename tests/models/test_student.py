@@ -1,4 +1,4 @@
-"""A student on disk: which class holds it, and that it runs the same wherever it is loaded."""
+"""A student on disk: its class, and equal outputs wherever it is loaded."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A super-network: what it shares with the stock model, what a block leaves behind, and what it loads."""
+"""A super-network: equality with the stock model, state after `active_subnet` blocks, and loading."""
 
 import copy
 import re
@@ -80,7 +80,7 @@ def test_copy_of_a_super_network_runs_the_subnet_on_its_own_weights(supernet, un
     torch.testing.assert_close(of_subnet, logits(student_of(twin, uneven_subnet), input_ids), **CLOSE)
 
 
-# What is left behind
+# State after a block
 
 
 def _state(supernet):
@@ -173,7 +173,7 @@ def test_checkpoint_of_another_architecture_is_an_error_that_names_it(tmp_path):
         GPTNeoXSuperNetForCausalLM.from_pretrained(tmp_path)
 
 
-# The list of layers: whichever way a forward goes through it, it meets the active ones
+# The list of layers gives the active ones, in whichever way a forward iterates over it
 
 WAYS = {
     "iterated": lambda model: model.layers,
@@ -194,7 +194,7 @@ SUBNETS = [
 
 @pytest.fixture
 def through(supernet):
-    """A function that copies the super-network and lets its forward go through the layers some way."""
+    """A function that copies the super-network and sets the way in which its forward iterates over layers."""
 
     def build(way):
         def forward(self, input_ids, **_):

@@ -1,6 +1,6 @@
-"""Models whose weights are not plain: resized, spread, hooked, offloaded, quantized, adapted, of other modules.
+"""Models with unusual weights: resized, on several devices, hooked, offloaded, quantized, adapted, of other modules.
 
-Each runs in slices as its student does, or is refused at once wherever slices of it are run, scored, sorted or cut.
+Their slices run as their students do, or they are refused wherever a model is run, scored, sorted or extracted from.
 """
 
 import copy
@@ -187,7 +187,7 @@ def test_fitness_of_a_compiled_super_network_is_that_of_the_one_it_wraps(model, 
     assert compiled.settings == plain.settings
 
 
-def test_compiled_super_network_is_scored_sorted_and_cut_as_the_one_it_wraps(model, input_ids):
+def test_compiled_super_network_is_scored_sorted_and_extracted_from_as_the_one_it_wraps(model, input_ids):
     compiled = torch.compile(model, backend="eager")
     options = {"layer_criterion": "removal", "progress": False}
     scores = score_importance(compiled, input_ids, **options)
@@ -197,7 +197,7 @@ def test_compiled_super_network_is_scored_sorted_and_cut_as_the_one_it_wraps(mod
     assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
 
 
-# What cannot be sliced
+# Models that cannot be sliced
 
 
 class Packed(torch.Tensor):
@@ -284,7 +284,7 @@ def refused(request, saved, tmp_path):
 
 
 def uses_of(model, ids, scores, folder):
-    """Everything that takes a super-network and runs, scores, sorts or cuts slices of it."""
+    """Every function that takes a super-network and runs, scores, sorts or extracts slices of it."""
     args = SupernetConfig(str(folder), use_cpu=True, report_to=[], max_steps=1)
     fitnesses = (Perplexity, KLDivergence, GradientNorm, Snip, JacobianCovariance)
     space = SearchSpace.from_config(GPTNeoXForCausalLM.config_class.from_dict(model.config.to_dict()))
@@ -371,7 +371,7 @@ def test_model_without_a_head_is_an_error_everywhere(stock, input_ids):
 
 
 class Quantized(torch.Tensor):
-    """Knows no operation but those that loading needs, as tensors of torchao do."""
+    """A tensor that supports only the operations needed for loading, like those of torchao."""
 
     @staticmethod
     def __new__(cls, stored):
@@ -427,11 +427,11 @@ def test_teacher_in_which_a_subnet_is_active_is_an_error_where_its_words_are_kep
                 use()
 
 
-# What is lent is given back
+# Functions leave a model as it was
 
 
 def state_of(model):
-    """All of a model that an entry may turn, but its weights."""
+    """State of a model that a function may change, without its weights."""
     modules = {
         name: (module.training, type(module), sorted(vars(module)), len(module._forward_hooks))
         for name, module in model.named_modules()
@@ -468,7 +468,7 @@ def lent(model):
     model.gpt_neox.layers[1].eval()
     model.gpt_neox.layers[2].requires_grad_(False)
     model.config.use_cache = False
-    with model.active_subnet(FINE):  # what a block leaves behind on modules is there before
+    with model.active_subnet(FINE):  # so that attributes set by a block are there before
         pass
     return model
 

@@ -3,7 +3,7 @@
 import transformers
 
 OLDEST_TRANSFORMERS = "5.15"
-"""The first version whose configurations may differ by layer."""
+"""The first version of transformers with configurations that may differ by layer."""
 
 if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, OLDEST_TRANSFORMERS.split("."))):
     raise ImportError(
@@ -20,7 +20,7 @@ _BY_LAYER = ("num_attention_heads", "intermediate_size")
 @strict
 class WhittleGPTNeoXConfig(GPTNeoXConfig):
     r"""
-    A `GPTNeoXConfig` with `head_dim` of its own, and with sizes that may differ by layer.
+    A `GPTNeoXConfig` with a `head_dim`, and with sizes that may differ by layer.
 
     Args:
         head_dim (`int`, *optional*): channels of an attention head; `hidden_size // num_attention_heads` if `None`.
@@ -70,7 +70,7 @@ class WhittleGPTNeoXConfig(GPTNeoXConfig):
                     raise ValueError(f"{name} of layer {index} must be a whole number of at least 1, got {value!r}")
 
     def validate_rope(self) -> None:
-        """As the stock configuration; all layers rotate alike."""
+        """Validate the rotary settings as the stock configuration does; all layers share them."""
         super(WhittleGPTNeoXConfig, self.per_layer_config[0]).validate_rope()  # type: ignore[misc]
 
 

@@ -18,7 +18,7 @@ from .configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
 
 
 class WhittleGPTNeoXAttention(GPTNeoXAttention):
-    """GPT-NeoX attention over the `num_attention_heads * head_dim` channels of its layer, whatever the hidden size."""
+    """GPT-NeoX attention whose heads are `num_attention_heads * head_dim` channels wide, for any hidden size."""
 
     def __init__(self, config: WhittleGPTNeoXConfig, layer_idx: int):
         nn.Module.__init__(self)
@@ -57,7 +57,7 @@ class WhittleGPTNeoXPreTrainedModel(GPTNeoXPreTrainedModel):
     _can_record_outputs = {"hidden_states": WhittleGPTNeoXLayer, "attentions": WhittleGPTNeoXAttention}
 
     def save_pretrained(self, *args, **kwargs):
-        """Save for both auto classes, whichever of them this is; arguments as in `PreTrainedModel`."""
+        """Save with an `auto_map` for all auto classes; arguments as in `PreTrainedModel`."""
         module = __name__.rpartition(".")[2]
         self.config.auto_map = {
             "AutoConfig": f"{WhittleGPTNeoXConfig.__module__.rpartition('.')[2]}.WhittleGPTNeoXConfig",
@@ -95,7 +95,7 @@ class WhittleGPTNeoXForCausalLM(WhittleGPTNeoXPreTrainedModel, GPTNeoXForCausalL
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs):
-        """Save under the names that files have, whatever those in the file loaded were; as in `PreTrainedModel`."""
+        """Save tensors by their names in files of the Hub; arguments as in `PreTrainedModel`."""
         used = getattr(self, "_weight_conversions", None) or []
         patterns = {pattern for conversion in used for pattern in conversion.source_patterns}
         renamings = get_checkpoint_conversion_mapping("WhittleGPTNeoXForCausalLM")
@@ -104,7 +104,7 @@ class WhittleGPTNeoXForCausalLM(WhittleGPTNeoXPreTrainedModel, GPTNeoXForCausalL
 
 
 def _read_file_name(model, state_dict, prefix, *_):
-    """Take the output matrix under its name in files, as `Trainer` gives it when it resumes."""
+    """Rename the output matrix if it has its name in files, as in state dicts of a `Trainer` that resumes."""
     if f"{prefix}embed_out.weight" in state_dict:
         state_dict[f"{prefix}lm_head.weight"] = state_dict.pop(f"{prefix}embed_out.weight")
 

@@ -1,4 +1,4 @@
-"""Which configuration and class hold a student cut from GPT-NeoX."""
+"""Configuration and class of a student extracted from GPT-NeoX."""
 
 import re
 from typing import Any
@@ -18,23 +18,23 @@ _NOT_INHERITED = {
 }  # fmt: skip
 
 LEFTOVERS = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-"""Tensors in files of older releases that transformers passes over without a word."""
+"""Tensors in files of older releases, which transformers skips without a warning."""
 _FORMER_SETTINGS = {"rotary_pct": ("partial_rotary_factor", 0.25), "rotary_emb_base": ("rope_theta", 10_000)}
 """Settings of transformers 4: their names among today's `rope_parameters`, and their defaults."""
 
 
 def fits_stock(config: GPTNeoXConfig, subnet: SubnetConfig) -> bool:
-    """Whether a stock `GPTNeoXForCausalLM` can hold the student: uniform, and heads that fill the hidden size."""
+    """Whether a stock `GPTNeoXForCausalLM` can hold a student: it is uniform and its heads fill the hidden size."""
     shape = subnet.shape
     return subnet.is_uniform and shape.num_attention_heads[0] * head_dim(config) == shape.hidden_size
 
 
 def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "auto") -> GPTNeoXConfig:
-    """The configuration of the student.
+    """The configuration of a subnet's student.
 
     Args:
         config (`GPTNeoXConfig`): the super-network's.
-        subnet (`SubnetConfig`): what is kept of it.
+        subnet (`SubnetConfig`): the subnet.
         format (`str`): `"stock"`, `"whittle"`, `"padded"`, or `"auto"` for stock where that can hold the student.
 
     Raises:
@@ -68,10 +68,10 @@ def student_config(config: GPTNeoXConfig, subnet: SubnetConfig, format: str = "a
 
 
 def add_former_settings(config: GPTNeoXConfig) -> None:
-    """State how a stock student rotates also as transformers 4 reads it, where its defaults are others.
+    """Add the rotary settings of a stock student under the names that transformers 4 reads, where not its defaults.
 
-    Newer versions go by `rope_parameters`. Version 4 does not see there that the rotation is scaled, and would compute
-    something else; empty `rope_scaling`, which newer versions pass over, is where it stops.
+    Newer versions read `rope_parameters`. Version 4 does not, and would ignore a scaled rotation; an empty
+    `rope_scaling`, which newer versions ignore, makes it stop with an error instead.
     """
     rotary: dict[str, Any] = dict(config.rope_parameters or {})
     settings: dict[str, Any] = {
@@ -88,7 +88,7 @@ def add_former_settings(config: GPTNeoXConfig) -> None:
 
 
 def oldest_transformers(config: dict[str, Any]) -> str:
-    """The oldest version of transformers that reads a student with what is in this `config.json`."""
+    """The oldest version of transformers that reads a student with this content of `config.json`."""
     if config["model_type"] == WhittleGPTNeoXConfig.model_type:
         return OLDEST_TRANSFORMERS
     rotary = config.get("rope_parameters") or {}

@@ -1,0 +1,167 @@
+"""Build a student from the weights that a subnet keeps of a model in memory or of a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..cost.counts import num_parameters
+from ..errors import DataError, SubnetError
+from ..evaluation import as_input_ids
+from ..healing.config import HealingConfig, HealingReport
+from ..healing.healer import heal_weights
+from ..models.architecture import architecture_module
+from ..models.padding import padded_shape
+from ..models.portable import make_portable
+from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
+from ..models.source import Source
+from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..record.facts import TrainingFacts
+from ..record.lineage import Lineage
+from ..record.results import Results
+from ..record.source import checkpoint_facts
+from ..subnet import SubnetConfig
+from .checkpoint import Checkpoint
+from .folder import without_bars
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+Format = Literal["auto", "stock", "whittle", "padded"]
+FORMATS = ("auto", "stock", "whittle", "padded")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A student that is to be extracted.
+
+    Args:
+        subnet (`SubnetConfig`): the subnet.
+        format (`str`): one of `FORMATS`.
+        dtype (`torch.dtype`, *optional*): precision of the weights; that of the source by default.
+        healing (`HealingConfig`, *optional*): how to heal the student.
+        calibration (`datasets.Dataset` or `torch.Tensor`, *optional*): token ids to heal it on.
+        progress (`bool`): whether to show a progress bar.
+
+    Raises:
+        SubnetError: if the format or the subnet is none.
+        DataError: if one of `healing` and `calibration` is given without the other.
+    """
+
+    subnet: SubnetConfig
+    format: Format
+    dtype: torch.dtype | None
+    healing: HealingConfig | None
+    calibration: "Dataset | torch.Tensor | None"
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise SubnetError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        if not isinstance(self.subnet, SubnetConfig):
+            raise SubnetError(
+                f"subnet must be a SubnetConfig, got a {type(self.subnet).__name__}; make one with "
+                "SubnetConfig.from_dict or SubnetConfig.from_pretrained"
+            )
+        if self.healing is not None and self.calibration is None:
+            raise DataError("healing needs text: give blocks of tokens as calibration_dataset")
+        if self.healing is None and self.calibration is not None:
+            raise DataError("calibration_dataset has no effect without heal; give heal=True, or leave it out")
+
+
+def as_healing(heal: HealingConfig | bool) -> HealingConfig | None:
+    """The settings that `heal` stands for; `None` for no healing."""
+    settings = HealingConfig() if heal is True else heal or None
+    if not isinstance(settings, HealingConfig | None):
+        raise TypeError(f"heal must be a HealingConfig, True or False, got {heal!r}")
+    return settings
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The precision that a name stands for; `None` for the default.
+
+    Raises:
+        SubnetError: if it is not a floating-point type.
+    """
+    known = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if known is None or known == "auto":
+        return None
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise SubnetError(f"dtype must be a floating-point type such as torch.bfloat16 or 'bfloat16', got {dtype!r}")
+    return known
+
+
+def extract_from_memory(model: "PreTrainedModel", extraction: Extraction) -> "PreTrainedModel":
+    """Extract a student from a model, on the model's device."""
+    model = uncompiled(model)
+    config = full_config(model)
+    check_plain_weights(model)
+    generation_config = model.generation_config if model.can_generate() else None
+    source = Source(model.state_dict(), config, model.device, model.dtype, generation_config)
+    student = _extract(source, extraction, progress=extraction.progress and extraction.healing is not None)
+    student.set_attn_implementation(config._attn_implementation)
+    return student.to(model.device)
+
+
+def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "PreTrainedModel":
+    """Extract a student from a checkpoint, reading a tensor at a time; healing runs on a GPU if there is one."""
+    config, subnet, is_healed = checkpoint.config, extraction.subnet, extraction.healing is not None
+    subnet.validate(config)
+    architecture_module(config, "student").student_config(config, subnet, extraction.format)  # fails before a download
+    config = as_stored(config, checkpoint)
+    weights = Renamed(checkpoint, config)
+    needed = kept_weights(config, SubnetConfig.full(config) if is_healed else subnet)
+    checkpoint.fetch([weights.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
+    device = torch.device("cuda" if torch.cuda.is_available() and is_healed else "cpu")
+    source = Source(weights, config, device, checkpoint.dtype, checkpoint.generation_config)
+    return _extract(source, extraction, progress=extraction.progress).cpu()
+
+
+def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
+    subnet, dtype = extraction.subnet, extraction.dtype or source.dtype
+    subnet.validate(source.config)
+    architecture = architecture_module(source.config, "student")
+    config = architecture.student_config(source.config, subnet, extraction.format)
+    state_dict, report = _student_weights(source, extraction, dtype, progress)
+    with without_bars():
+        student = architecture.student_class(config).from_pretrained(
+            None, config=config, state_dict=state_dict, dtype=dtype
+        )
+    student.config._name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
+    make_portable(student)
+    facts = checkpoint_facts(source.config)
+    results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
+    Lineage(subnet, report, results).attach(student)
+    if source.generation_config is not None:
+        generation_config = source.generation_config
+        student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
+    return student
+
+
+def _student_weights(
+    source: Source, extraction: Extraction, dtype: torch.dtype, progress: bool
+) -> tuple[dict[str, torch.Tensor], HealingReport | None]:
+    """The student's state dict and, if it was healed, the report on that."""
+    config, subnet, is_padded = source.config, extraction.subnet, extraction.format == "padded"
+    if extraction.healing is None:
+        return slice_weights(source.weights, config, subnet, padded=is_padded, dtype=dtype, progress=progress), None
+    assert extraction.calibration is not None
+    sliced = slice_weights(source.weights, config, subnet, dtype=dtype)
+    input_ids = as_input_ids(extraction.calibration, config.vocab_size)
+    healed, report = heal_weights(source, subnet, sliced, extraction.healing, input_ids, progress)
+    return _filled(healed, source, extraction, dtype), report
+
+
+def _filled(
+    state_dict: Mapping[str, torch.Tensor], source: Source, extraction: Extraction, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Healed weights in the student's precision, padded if its format is."""
+    config, subnet = source.config, extraction.subnet
+    shape = padded_shape(config, subnet) if extraction.format == "padded" else subnet.shape
+    return {
+        name: fill(state_dict[name], weight_shape(weight, config, shape, position), dtype)
+        for weight, _, position in kept_weights(config, subnet)
+        for name in (weight.name.format(layer=position),)
+    }

@@ -1,0 +1,161 @@
+"""Healing of a student from moments of its super-network, without running either."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..models.architecture import Weight, head_dim
+from ..models.slicing import slice_weights, student_model
+from ..models.source import Source
+from ..models.supernet import axis_rows
+from ..subnet import SubnetConfig
+from .parts import layer_after
+from .regression import Moments
+from .student_weights import StudentWeights
+from .supernet_moments import SupernetMoments
+
+
+@torch.no_grad()
+def student_healed_from(moments: SupernetMoments, teacher: Source, subnet: SubnetConfig, ridge: float) -> Any:
+    """A subnet's healed student, in single precision.
+
+    The student's hidden states are approximated by the super-network's in the student's basis, so that layers are
+    healed independently of each other.
+
+    Args:
+        moments (`SupernetMoments`): moments of the super-network.
+        teacher (`Source`): the super-network.
+        subnet (`SubnetConfig`): the subnet.
+        ridge (`float`): strength of the regressions, relative to the mean square of each feature.
+    """
+    sliced = slice_weights(teacher.weights, teacher.config, subnet, dtype=torch.float32)
+    student = StudentWeights(teacher, subnet, sliced, (ridge,))
+    _Healing(moments, student, subnet).run()
+    return student_model(teacher.config, subnet, student.tensors, torch.float32)
+
+
+class _Healing:
+    """Steps of healing one student, and the moments that its regressions need."""
+
+    def __init__(self, moments: SupernetMoments, student: StudentWeights, subnet: SubnetConfig):
+        self._moments, self._student, self._subnet = moments, student, subnet
+
+    def run(self) -> None:
+        student, moments = self._student, self._moments
+        if student.can_change_basis:
+            student.change_basis(self._gram())
+        for position, layer in enumerate(self._subnet.layers):
+            for number, group in enumerate(moments.groups):
+                for weight in group.readers:
+                    student.heal_reader(weight, position, self._of_reader(weight, position, layer))
+                student.heal_writers(group.writers, position, self._of_writers(position, number))
+        if moments.head is not None:
+            last = len(self._subnet.layers) - 1
+            student.heal_reader(moments.head, last, self._of_reader(moments.head, last, moments.layers[-1]))
+
+    def _gram(self) -> torch.Tensor:
+        """Gram matrix of the channels of the normalized hidden states where the student reads them."""
+        moments = self._moments
+        assert moments.head is not None
+        read = [(moments.readers[0].norm, layer) for layer in self._subnet.layers]
+        read.append((moments.head.norm, moments.layers[-1]))
+        zero = torch.zeros((), device=moments.normal[read[0]].device)
+        return sum((moments.normal[key][:-1, :-1] for key in read), zero)
+
+    def _of_reader(self, weight: Weight, position: int, layer: int) -> Moments:
+        """Moments of normalized hidden states and 1: features of the student, targets of the teacher.
+
+        The student's hidden states are approximated by the teacher's in its basis; at the first kept layer, they are
+        the embedding.
+        """
+        normal, with_target = self._normal(weight, position, layer)
+        own = (self._student.tensors[f"{weight.norm}.{part}".format(layer=position)] for part in ("weight", "bias"))
+        scale, shift = (part.double() for part in own)
+        scale_of_teacher, shift_of_teacher = (p.double() for p in self._student.norm_of_teacher(weight, layer))
+        normalized = _normalized(self._student.basis.down.double(), normal)
+        features = F.pad(torch.cat([scale[:, None] * normalized, shift[:, None]], 1), (0, 0, 0, 1))
+        features[-1, -1] = 1
+        targets = torch.cat([scale_of_teacher.diag(), shift_of_teacher[:, None]], 1)
+        return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T)
+
+    def _normal(self, weight: Weight, position: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Moments of the normalized hidden states that approximate the student's, alone and with the teacher's."""
+        moments = self._moments
+        if position == 0 and layer > 0 and weight.in_layer:  # only the embedding comes before it
+            normal, with_target = moments.normal[moments.readers[0].norm, 0], moments.normal_from_embedding
+            return normal.double(), with_target[weight.norm, layer].double()
+        normal = moments.normal[weight.norm, layer].double()
+        return normal, normal
+
+    def _of_writers(self, position: int, number: int) -> Moments:
+        """Moments of the kept inputs of a group's writers as features, and of their output-to-be as targets.
+
+        Together with the groups before it, which are healed by then, a group is to write the output of these groups of
+        the super-network. The last group of a layer is to write everything until the next kept layer. The first kept
+        layer is also to write the output of the layers before it.
+        """
+        student, moments, layer = self._student, self._moments, self._subnet.layers[position]
+        *before, group = moments.groups[: number + 1]
+        gram, chosen = moments.features[layer], self._chosen(self._subnet, position, group.writers)
+        down = student.basis.down.double()
+        if group is moments.groups[-1]:
+            left = down @ self._written_until_next(position, chosen).double()
+        else:
+            left = down @ self._written_by_teacher(layer, number, chosen)
+            if position == 0 and layer > 0:
+                left += self._share_of_before(chosen) @ gram[chosen][:, chosen].double()
+        for other in before:
+            others = self._chosen(self._subnet, position, other.writers)
+            left -= student.matrix(other.writers, position).double() @ gram[others][:, chosen].double()
+        return Moments.known(gram[chosen][:, chosen], left)
+
+    def _written_until_next(self, position: int, chosen: torch.Tensor) -> torch.Tensor:
+        """Moments of the output of all layers until the next kept one with the chosen features."""
+        layer, moments = self._subnet.layers[position], self._moments
+        later = range(layer, layer_after(self._subnet, position, len(moments.layers)))
+        written = sum(moments.written[layer, other][:, chosen] for other in later)
+        return written + moments.written_before[layer][:, chosen] if position == 0 else written
+
+    def _written_by_teacher(self, layer: int, number: int, chosen: torch.Tensor) -> torch.Tensor:
+        """Moments of the output of a layer's groups up to `number` in the super-network with the chosen features."""
+        moments = self._moments
+        writers = [weight for group in moments.groups[: number + 1] for weight in group.writers]
+        every = self._chosen(SubnetConfig.full(moments.config), layer, writers)
+        matrix = self._student.matrix_of_teacher(writers, layer).double()
+        return matrix @ moments.features[layer][every][:, chosen].double()
+
+    def _share_of_before(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Columns of the chosen features in a fit of all features to the output before the first kept layer."""
+        moments, layer = self._moments, self._subnet.layers[0]
+        every = self._chosen(self._subnet, 0, moments.writers)
+        written = self._student.basis.down.double() @ moments.written_before[layer][:, every].double()
+        known = Moments.known(moments.features[layer][every][:, every], written)
+        return known.fit(torch.zeros_like(written), self._student.ridges).weight[:, torch.isin(every, chosen)]
+
+    def _chosen(self, subnet: SubnetConfig, position: int, weights: Sequence[Weight]) -> torch.Tensor:
+        """Indices, among a layer's features, of the kept inputs of some writers, and of 1 if they have a bias."""
+        student, chosen, first = self._student, [], 0
+        for weight in self._moments.writers:
+            rows = axis_rows(weight.axes[1], subnet, position, head_dim(self._moments.config))
+            if weight in weights:
+                chosen.append(first + (torch.arange(rows) if isinstance(rows, int) else rows))
+            first += student.teacher.weights[weight.name.format(layer=subnet.layers[position])].shape[1]
+        if student.biases(weights, 0):
+            chosen.append(torch.tensor([first]))
+        return torch.cat(chosen).to(student.embedding.device)
+
+
+def _normalized(down: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+    """Map `(d, D)` from normalized hidden states of the teacher to those of the student.
+
+    Args:
+        down (`torch.Tensor`): `(d, D)`, basis of the student's hidden states.
+        normal (`torch.Tensor`): `(D + 1, D + 1)`, moments of the teacher's normalized hidden states and 1.
+    """
+    tokens = normal[-1, -1]
+    centered = down - down.mean(0)
+    variance = ((centered @ normal[:-1, :-1]) * centered).sum() / len(down) / tokens
+    variance += 1 - normal.diagonal()[:-1].mean() / tokens  # the same share of eps as in the teacher's variance
+    return centered / variance.sqrt()
