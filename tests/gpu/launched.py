@@ -3,11 +3,11 @@
 torchrun --nproc-per-node 1 launched.py WAY FOLDER
 """
 
-import atexit
 import sys
 
 import torch
-from distillation.uneven_training import logged_numbers, make_trainer, say_whether_the_group_was_ended
+from fixtures_distillation import logged_numbers, make_trainer
+from fixtures_processes import print_at_exit_whether_the_group_was_ended
 from training.small_supernet_training import losses_of
 from training.small_supernet_training import make_trainer as make_supernet_trainer
 
@@ -51,5 +51,5 @@ def main(way, folder):
 
 
 if __name__ == "__main__":
-    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
+    print_at_exit_whether_the_group_was_ended()
     main(*sys.argv[1:])

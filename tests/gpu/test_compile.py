@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distillation.uneven_training import logged_numbers, make_trainer
+from fixtures_distillation import logged_numbers, make_trainer
 
 from .comparing import DEVICE, HAS_GPU, SUBNETS, assert_near, needs_gpu, on_device
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distillation.uneven_training import LENGTH, logged_numbers, make_model, make_trainer
+from fixtures_distillation import LENGTH, logged_numbers, make_model, make_trainer
 from transformers import GPTNeoXForCausalLM
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, KLDivergence, Perplexity, extract_subnet, store_targets

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from distillation.uneven_training import (
+from fixtures_distillation import (
     SUBNET,
     VOCABULARY,
     logged_numbers,
