@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from .cost.latency import LatencyBin, LatencyModel
     from .cost.timing import measure_latency
     from .distillation.config import DistillationConfig
-    from .distillation.rerank import rerank
-    from .distillation.store.writer import LogitStore, store_targets
+    from .distillation.store.reader import LogitStore
+    from .distillation.store.writer import store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
     from .fitness.divergence import KLDivergence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .healing.config import HealingConfig
     from .hub.archive import push_search_archive
     from .hub.card import SubnetModelCardData
-    from .hub.publication import save_student
     from .hub.push import push_subnet_to_hub
+    from .hub.saving import save_student
     from .importance.scores import ImportanceScores, score_importance
     from .importance.sorting import sort_by_importance
     from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
@@ -62,7 +62,7 @@ _MODULES = {
     "LatencyBin": "cost.latency",
     "LatencyModel": "cost.latency",
     "LocalSearchConfig": "search.algorithms.local",
-    "LogitStore": "distillation.store.writer",
+    "LogitStore": "distillation.store.reader",
     "MultiFidelityConfig": "search.algorithms.multi_fidelity",
     "NSGA2Config": "search.algorithms.nsga2",
     "ParameterBin": "cost.bins",
@@ -88,8 +88,7 @@ _MODULES = {
     "measure_latency": "cost.timing",
     "push_search_archive": "hub.archive",
     "push_subnet_to_hub": "hub.push",
-    "rerank": "distillation.rerank",
-    "save_student": "hub.publication",
+    "save_student": "hub.saving",
     "score_importance": "importance.scores",
     "search_subnets": "search.runner",
     "sort_by_importance": "importance.sorting",
@@ -137,7 +136,6 @@ __all__ = [
     "measure_latency",
     "push_search_archive",
     "push_subnet_to_hub",
-    "rerank",
     "save_student",
     "score_importance",
     "search_subnets",

@@ -1,4 +1,4 @@
-"""The errors a user can meet; each is also the builtin error it refines."""
+"""Errors that a user can meet; each is also the builtin error it refines."""
 
 
 class WhittleError(Exception):
@@ -6,56 +6,56 @@ class WhittleError(Exception):
 
 
 class SubnetError(WhittleError, ValueError):
-    """A sub-network that contradicts itself or does not fit its super-network."""
+    """A subnet contradicts itself or does not fit its super-network."""
 
 
 class BinError(WhittleError, ValueError):
-    """A bin that no sub-network of a search space can reach."""
+    """No subnet of a search space lies in a bin."""
 
 
 class DataError(WhittleError, ValueError):
-    """Text that is missing, empty or too short for what was asked of it."""
+    """Text is missing, empty, too short, or not text at all."""
 
 
 class ArchitectureError(WhittleError, ValueError):
-    """A checkpoint of an architecture that `hf_whittle` does not know."""
+    """A checkpoint has an architecture that `hf_whittle` does not know."""
 
 
 class CheckpointError(WhittleError, OSError):
-    """A checkpoint that cannot be found or read."""
+    """A checkpoint cannot be found, read or saved, or contradicts its configuration."""
 
 
 class WeightsError(WhittleError, ValueError):
-    """A model whose weights are quantized, offloaded or adapted, or not those its configuration says."""
+    """Weights of a model are quantized, offloaded or adapted, or contradict its configuration."""
 
 
 class VocabularyError(WhittleError, ValueError):
-    """Teacher and student, or model and tokenizer, that do not speak the same tokens."""
+    """Teacher and student, or model and tokenizer, do not have the same tokens."""
 
 
 class RecipeError(WhittleError, ValueError):
-    """A recipe with an unknown key, a value of the wrong type, or one that is out of range."""
+    """A recipe has an unknown key, or a value of the wrong type or out of range."""
 
 
 class OutputError(WhittleError, OSError):
-    """An output folder that cannot be written, or that holds another run."""
+    """An output folder cannot be written, or holds another run."""
 
 
 class OtherSearchError(OutputError):
-    """A folder that holds another search than the one that is to go on in it."""
+    """A folder holds another search than the one to resume in it."""
 
 
 class NonFiniteLossError(WhittleError, ArithmeticError):
-    """A training loss that is NaN or infinite."""
+    """A training loss is NaN or Inf."""
 
 
 class StoreError(WhittleError, ValueError):
-    """Stored predictions of a teacher that are missing, damaged, or made for something else."""
+    """Stored predictions of a teacher are missing, damaged, or made for other text or another teacher."""
 
 
 class HealingError(WhittleError, ArithmeticError):
-    """A teacher or a student that computes what is not a number while the student is healed."""
+    """A teacher or a student computes NaN or Inf while the student is healed."""
 
 
 class HubError(WhittleError, OSError):
-    """A repository of the Hub that cannot be read or written, or that holds something else."""
+    """A repository on the Hub cannot be read or written, or holds something else."""

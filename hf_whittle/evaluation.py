@@ -9,14 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .compat import without_packing
 from .errors import DataError, VocabularyError
 from .models.weights import input_device, is_sharded
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
-
-_PACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' `Linear4bit`
 
 
 def perplexity(loss: float) -> float:
@@ -81,21 +80,16 @@ def next_token_logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Te
 def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     """Put a model in evaluation mode inside the block, and every module back in its own mode after it.
 
-    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights at their first use in evaluation mode, in place and with
-    rounded scales, for a kernel that asserts multiples of 32 outputs. Inside the block this is switched off.
+    Inside the block, bitsandbytes leaves 4-bit weights as they are, which it would otherwise pack with rounding.
     """
     training = [module for module in model.modules() if module.training]
-    packing = [module for module in model.modules() if getattr(module, _PACKS, False)]
     model.eval()
-    for module in packing:
-        setattr(module, _PACKS, False)
     try:
-        yield
+        with without_packing(model):
+            yield
     finally:
         for module in training:
             module.training = True
-        for module in packing:
-            setattr(module, _PACKS, True)
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int, *, ignore_labels: bool = False) -> torch.Tensor:

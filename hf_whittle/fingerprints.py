@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets.fingerprint import Hasher
 
+from .compat import find_file, uncompiled
 from .files.paths import expanded
-from .models.weights import at_hand, check_can_be_gathered, full_config, uncompiled
+from .models.weights import at_hand, check_can_be_gathered, full_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,16 +88,22 @@ def _checkpoint_files(source: str) -> Iterator[Path]:
         found = (list(Path(source).glob(pattern)) for pattern in _WEIGHTS)
         yield from (path for path in next(filter(None, found), []) if path.name != _NOT_WEIGHTS)
         return
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+    from transformers.utils import (
+        SAFE_WEIGHTS_INDEX_NAME,
+        SAFE_WEIGHTS_NAME,
+        WEIGHTS_INDEX_NAME,
+        WEIGHTS_NAME,
+        cached_file,
+    )
 
     config: Any = cached_file(source, "config.json")
     yield Path(config)
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        path = find_file(source, name)
         if path is not None:
             is_index = name.endswith(".index.json")
-            yield from map(Path, get_checkpoint_shard_files(source, path)[0] if is_index else [path])
+            shards = set(json.loads(Path(path).read_bytes())["weight_map"].values()) if is_index else [name]
+            yield from (Path(str(cached_file(source, shard))) for shard in sorted(shards))
             return
 
 

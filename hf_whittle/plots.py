@@ -1,4 +1,4 @@
-"""Pictures of what a subnet keeps and of training curves."""
+"""Pictures of subnets and of training curves, and the look that all pictures share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ _LINES = ("#2f6fde", "#6b7280", "#e07b39")
 
 
 def plot_architecture(subnet: SubnetConfig, supernet: Mapping[str, int], path: str | Path) -> None:
-    """Draw which heads, neurons and channels of each layer a subnet keeps, into a PNG file.
+    """Draw the heads, neurons and channels of each layer that a subnet keeps, into a PNG file.
 
     Args:
         subnet (`SubnetConfig`): the subnet.
-        supernet (`Mapping[str, int]`): sizes of the super-network, as `SearchSpace.to_dict()["supernet"]` holds them.
+        supernet (`Mapping[str, int]`): sizes of the super-network, as in `SearchSpace.to_dict()["supernet"]`.
         path (`str` or `Path`): the file.
     """
     layers = supernet["num_hidden_layers"]
@@ -61,24 +61,26 @@ def plot_training(
         path (`str` or `Path`): the file.
         target (`float`, *optional*): a perplexity to mark with a line.
     """
-    figure, axes = _axes()
-    for (name, points), colour in zip(curves.items(), _LINES, strict=False):
-        axes.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.8, marker=".", markersize=4)
+    figure, axes = new_axes()
+    for (name, points), color in zip(curves.items(), _LINES, strict=False):
+        axes.plot(*zip(*points, strict=True), color=color, label=name, linewidth=1.8, marker=".", markersize=4)
     if target is not None:
         axes.axhline(target, color="#9aa5b1", linestyle=":", label=f"baseline's final perplexity, {target:.4g}")
     axes.set_yscale("log")
-    _plain_log_ticks(axes)
-    axes.xaxis.set_major_formatter(lambda tokens, _: _in_units(tokens))
+    use_plain_log_ticks(axes)
+    axes.xaxis.set_major_formatter(lambda tokens, _: in_units(tokens))
     axes.set(xlabel="training tokens", ylabel="held-out perplexity (log scale)")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
-def _axes() -> tuple[Figure, Axes]:
+def new_axes() -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _plain_log_ticks(axes: Axes) -> None:
+def use_plain_log_ticks(axes: Axes) -> None:
+    """Label a logarithmic y-axis with plain numbers, between powers of ten too if its range is small."""
     formatter = ScalarFormatter()
     formatter.set_scientific(False)
     axes.yaxis.set_major_formatter(formatter)
@@ -86,14 +88,16 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(formatter if high < 30 * low else NullFormatter())
 
 
-def _in_units(number: float) -> str:
+def in_units(number: float) -> str:
+    """A number with `B`, `M` or `k` for billions, millions and thousands."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
             return f"{number / unit:g}{name}"
     return f"{number:g}"
 
 
-def _finish(figure: Figure, axes: Axes, path: str | Path) -> None:
+def finish(figure: Figure, axes: Axes, path: str | Path) -> None:
+    """Add grid and legend, and write a PNG file."""
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

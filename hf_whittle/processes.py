@@ -1,20 +1,22 @@
-"""The processes that a launcher started together, and the end of their group."""
+"""Processes that a launcher started together: their number, ranks and shares of work, and the end of their group."""
 
 import atexit
 import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import OutputError
 from .files.locks import folder_lock
 
+Item = TypeVar("Item")
+
 
 def num_launched() -> int:
-    """Number of processes that a launcher started together, 1 without a launcher."""
+    """Number of processes that a launcher started together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -24,7 +26,7 @@ def is_first() -> bool:
 
 
 def launched_processes() -> Any:
-    """The `PartialState` of accelerate where several processes were launched, else `None`."""
+    """The `PartialState` of accelerate if several processes were launched, else `None`."""
     if num_launched() < 2:
         return None
     import torch
@@ -35,8 +37,32 @@ def launched_processes() -> Any:
     return state
 
 
+def own_share(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's share of items that are dealt out in turn to the launched processes."""
+    state = launched_processes()
+    return items if state is None else items[state.process_index :: state.num_processes]
+
+
+def own_device() -> Any:
+    """The `torch.device` of this process: its accelerator if there is one, else the CPU."""
+    import torch
+
+    state = launched_processes()
+    if state is not None:
+        return state.device
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")  # a build for GPUs names an accelerator even if there is none
+
+
+def wait_for_all() -> None:
+    """Wait until every launched process has called this."""
+    state = launched_processes()
+    if state is not None:
+        state.wait_for_everyone()
+
+
 def from_first(value: Any) -> Any:
-    """The first process' value, in every process."""
+    """Return the first process's value in every process."""
     if launched_processes() is None:
         return value
     from accelerate.utils import broadcast_object_list
@@ -46,7 +72,10 @@ def from_first(value: Any) -> Any:
 
 @contextlib.contextmanager
 def lock_in_first(folder: str | Path) -> Iterator[None]:
-    """Hold `folder_lock` in the first process. Every process has to come here: an error in that one is one in all."""
+    """Hold `folder_lock` in the first process; if that fails, raise its error in all.
+
+    Every launched process must call this.
+    """
     state = launched_processes()
     with contextlib.ExitStack() as held:
         error = None
@@ -62,9 +91,9 @@ def lock_in_first(folder: str | Path) -> Iterator[None]:
 
 
 def end_group_at_exit() -> None:
-    """End the process group, if there is one, when the program ends well and has not ended it itself.
+    """At exit, end a process group that the program has not ended itself, unless the program ends with an exception.
 
-    Threads of a group that outlive the interpreter abort the process, after its work is done.
+    A group's threads that outlive the interpreter abort a process whose work is done.
     """
     import torch
 
@@ -77,6 +106,6 @@ def _end_group() -> None:
     import torch
     from accelerate import PartialState
 
-    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):  # of an exception: others may wait
-        gc.collect()  # models in shards or under DDP, which hold the group
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):  # an exception: others may wait
+        gc.collect()  # sharded models and those under DDP hold the group
         PartialState().destroy_process_group()

@@ -1,4 +1,4 @@
-"""SubnetConfig: which layers, attention heads, MLP neurons and residual channels of a super-network are kept."""
+"""SubnetConfig: the layers, attention heads, MLP neurons and residual channels that a subnet keeps."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compat import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Kept = int | tuple[int, ...]
-"""What is kept of a dimension: its first `k` entries, or the entries with these indices."""
+"""Kept entries of a dimension: the first `k`, or those with these indices."""
 
 SUBNET_FILE = "subnet.json"
 
 
 class Ascending(tuple[int, ...]):
-    """Indices that are known to be whole, not negative and strictly ascending, so that they are not checked again."""
+    """Indices known to be whole numbers of at least 0, strictly ascending; `SubnetConfig` does not check them again."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that a subnet is cut from, or of the student it gives; every layer may have its own."""
+    """Sizes of a super-network or a student; every layer may have its own."""
 
     hidden_size: int
     num_attention_heads: tuple[int, ...]
@@ -42,29 +43,28 @@ class Shape:
 
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "Shape":
-        """The sizes a model configuration describes, layer by layer where it is heterogeneous."""
-        if getattr(config, "is_heterogeneous", False):
-            heads = tuple(layer.num_attention_heads for layer in config.per_layer_config)
-            neurons = tuple(layer.intermediate_size for layer in config.per_layer_config)
-        else:
-            layers = config.num_hidden_layers
-            heads, neurons = (config.num_attention_heads,) * layers, (config.intermediate_size,) * layers
-        return cls(config.hidden_size, heads, neurons)
+        """Read the sizes of a model configuration, layer by layer if layers differ."""
+        layers = layer_configs(config) or [config] * config.num_hidden_layers
+        return cls(
+            hidden_size=config.hidden_size,
+            num_attention_heads=tuple(layer.num_attention_heads for layer in layers),
+            intermediate_size=tuple(layer.intermediate_size for layer in layers),
+        )
 
 
 @dataclass(frozen=True)
 class SubnetConfig:
-    """The kept entries of every dimension of a super-network.
+    """The entries of each dimension of a super-network that a subnet keeps.
 
-    A dimension keeps either its first `k` entries, written as the number `k`, or the entries whose indices are given,
-    strictly ascending. Indices that are a prefix are stored as a number, so that equal subnets compare, hash and
-    serialise equal.
+    A dimension keeps its first `k` entries, written as the number `k`, or the entries with given indices, strictly
+    ascending. Indices `0` to `k - 1` are stored as the number `k`, so that equal subnets compare, hash and serialize
+    equal.
 
     Args:
         hidden_size (`int` or `Sequence[int]`): kept channels of the residual stream.
         num_hidden_layers (`int` or `Sequence[int]`): kept layers.
-        num_attention_heads (`int` or `Sequence[int | Sequence[int]]`): kept heads, one entry for each kept layer; a
-            single number stands for all layers.
+        num_attention_heads (`int` or `Sequence[int | Sequence[int]]`): kept heads, one entry for each kept layer, or
+            a single number for all layers.
         intermediate_size (`int` or `Sequence[int | Sequence[int]]`): kept MLP neurons, likewise.
 
     Raises:
@@ -98,7 +98,7 @@ class SubnetConfig:
 
     @classmethod
     def full(cls, config: "PreTrainedConfig | Shape") -> "SubnetConfig":
-        """The subnet that keeps everything."""
+        """Return the subnet that keeps everything."""
         shape = _shape(config)
         return cls(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
 
@@ -124,14 +124,14 @@ class SubnetConfig:
 
     @property
     def digest(self) -> str:
-        """A short name: the first 12 hexadecimal digits of the SHA-256 of the JSON form."""
+        """A short name: the first 12 hexadecimal digits of the SHA-256 of its JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def validate(self, config: "PreTrainedConfig | Shape") -> None:
         """Check that a super-network has every entry this subnet keeps.
 
         Raises:
-            SubnetError: naming the dimension, the layer, what was got and what is allowed.
+            SubnetError: names the dimension, the layer, the entry that was got and the allowed ones.
         """
         shape = _shape(config)
         _check_within(self.hidden_size, shape.hidden_size, "hidden_size", "channels")
@@ -142,7 +142,7 @@ class SubnetConfig:
             _check_within(self.intermediate_size[position], neurons, "intermediate_size", "neurons", layer)
 
     def with_layers(self, layers: Sequence[int]) -> "SubnetConfig":
-        """The same subnet with only these of its layers, given by their indices in the super-network."""
+        """Return the subnet with only some of its layers, given by their indices in the super-network."""
         positions = [position for position, layer in enumerate(self.layers) if layer in set(layers)]
         if len(positions) != len(layers):
             raise SubnetError(
@@ -156,7 +156,7 @@ class SubnetConfig:
         )
 
     def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
-        """The subnet of the super-network that `inner`, a subnet of this one's student, amounts to."""
+        """Map `inner`, a subnet of this one's student, to a subnet of the super-network."""
         inner.validate(self.shape)
         positions = inner.layers
 
@@ -187,7 +187,7 @@ class SubnetConfig:
         return cls(**values)
 
     def to_json(self) -> str:
-        """One line of JSON, the same bytes for equal subnets."""
+        """Return one line of JSON, the same bytes for equal subnets."""
         return json.dumps(self.to_dict(), separators=(",", ":"))
 
     @classmethod
@@ -203,22 +203,22 @@ class SubnetConfig:
         """Read `subnet.json` of a student.
 
         Args:
-            source (`str` or `Path`): its folder, or its name on the Hub.
+            source (`str` or `Path`): folder or repository of the student.
             hub: `revision`, `token`, `cache_dir` and `local_files_only`, as in `PreTrainedModel.from_pretrained`.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if it has no `subnet.json`, or cannot be found.
         """
         return cls.from_dict(read_json(fetch_folder(source, [SUBNET_FILE], **hub) / SUBNET_FILE))
 
 
 def count(kept: Kept) -> int:
-    """How many entries are kept."""
+    """Return the number of kept entries."""
     return kept if isinstance(kept, int) else len(kept)
 
 
 def indices(kept: Kept) -> tuple[int, ...]:
-    """The kept entries as indices."""
+    """Return the kept entries as indices."""
     return tuple(range(kept)) if isinstance(kept, int) else kept
 
 

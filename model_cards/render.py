@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from hf_whittle.files.atomic import atomic_folder
-from hf_whittle.hub.publication import describe, publication_of_folder
-from hf_whittle.record.source import CARD_FILE
+from hf_whittle.hub.publication import publication_of_folder
+from hf_whittle.hub.saving import describe
+from hf_whittle.record.files import CARD_FILE
 
 HERE = Path(__file__).parent
 RESULT_FILES = (

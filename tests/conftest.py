@@ -1,6 +1,6 @@
-"""Tiny models, spaces and subnets that the tests share, and the Hub they speak to."""
+"""Tiny models, spaces and subnets that the tests share, and a Hub on loopback."""
 
-# ruff: noqa: E402 (the Hub is up before its clients are imported)
+# ruff: noqa: E402 (the Hub starts before its clients are imported)
 
 import atexit
 import os
@@ -10,7 +10,7 @@ import tempfile
 
 from hub.server import WRITE, HubServer
 
-# The Hub is one of this process: its address is read when huggingface_hub is imported, and never again.
+# The Hub runs in this process; huggingface_hub reads its address once, when it is imported.
 assert "huggingface_hub" not in sys.modules
 HUB = HubServer()
 HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
@@ -93,7 +93,7 @@ The quick brown fox jumps over the lazy dog; the five boxing wizards jump quickl
 
 
 def _randomize(model, seed):
-    """Give every parameter values of its own: stock biases are 0 and norms 1, which would hide a wrong slice."""
+    """Give every parameter random values: stock biases are 0 and norms 1, which would hide a wrong slice."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,8 +102,8 @@ def _randomize(model, seed):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def imports_are_no_garbage():
-    """Every training begins with a search for garbage, which takes half a second in all that is imported."""
+def freeze_imports():
+    """Exclude imported modules from garbage collection, which takes half a second at the start of each training."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -111,7 +111,7 @@ def imports_are_no_garbage():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path_factory):
-    """An empty Hub. Its client is `me`, has an empty cache, uploads by LFS, and tries again without waiting."""
+    """An empty Hub. Its client is `me`, has an empty cache, uploads by LFS, and retries without waiting."""
     HUB.reset()
     HfFileSystem.clear_instance_cache()
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -126,7 +126,7 @@ def hub(monkeypatch, tmp_path_factory):
 
 @pytest.fixture(params=["lfs", "xet"])
 def any_hub(request, hub, monkeypatch):
-    """`hub` with a client that uploads by LFS, and with one that uploads by Xet."""
+    """`hub`, once with a client that uploads by LFS and once with one that uploads by Xet."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
     return hub
 
@@ -137,8 +137,7 @@ def make_stock():
 
     def build(seed=0, attn_implementation="sdpa", **changes):
         torch.manual_seed(seed)
-        config = GPTNeoXConfig(**{**TINY, **changes})
-        config._attn_implementation = attn_implementation
+        config = GPTNeoXConfig(**{**TINY, **changes}, attn_implementation=attn_implementation)
         return _randomize(GPTNeoXForCausalLM(config), seed)
 
     return build
@@ -178,7 +177,7 @@ def supernet(stock, make_supernet):
 
 @pytest.fixture(scope="session", params=VARIANTS.values(), ids=VARIANTS)
 def variant_supernet(request, make_stock, make_supernet):
-    """Super-networks of every kind of GPT-NeoX."""
+    """A super-network of each variant of GPT-NeoX."""
     return make_supernet(make_stock(**request.param))
 
 
@@ -196,7 +195,7 @@ def draw():
 
 @pytest.fixture(scope="session")
 def draw_within():
-    """A function that draws any subnet of a `Shape`, also of one whose layers differ."""
+    """A function that draws a subnet of any `Shape`, even one whose layers differ."""
 
     def some(rng, size):
         return sorted(rng.sample(range(size), rng.randint(1, size)))
@@ -232,7 +231,7 @@ def input_ids():
 
 @pytest.fixture(scope="session")
 def sample_text():
-    """A function that draws blocks of text from a model, so that there is something in it to learn."""
+    """A function that samples blocks of tokens from a model, so that they can be learned."""
 
     def build(model, blocks, length=16, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -248,7 +247,7 @@ def sample_text():
 
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory):
-    """A function that runs a script in another Python process and gives its output."""
+    """A function that runs a script in another Python process and returns its output."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")), "OMP_NUM_THREADS": "1"}
 
     def run(script, *arguments):
@@ -276,7 +275,7 @@ def _byte_level_tokenizer(vocab_size):
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory, make_stock):
-    """A saved tiny GPT-NeoX with a byte-level tokenizer of its own, 300 entries."""
+    """A folder with a tiny GPT-NeoX and its byte-level tokenizer of 300 entries."""
     folder = tmp_path_factory.mktemp("teacher")
     tokenizer = _byte_level_tokenizer(300)
     end = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""A recipe of the whole job that a tiny teacher does in seconds."""
+"""A recipe of a whole run that takes a tiny teacher seconds."""
 
 import copy
 import sysconfig
@@ -39,7 +39,7 @@ def write_modules(folder, number=40):
 
 
 def make_recipe(teacher, texts, output_dir, **sections):
-    """The tiny recipe; a section given replaces keys of it, anything else a key of the recipe."""
+    """Return the tiny recipe; a given section replaces some of its keys, any other value a key of the recipe."""
     values = copy.deepcopy(RECIPE) | {"teacher": str(teacher), "output_dir": str(output_dir)}
     values["data"]["files"] = [f"{texts}/*.txt"]
     for name, value in sections.items():

@@ -1,4 +1,4 @@
-"""Sizes to search without a model, and a bin among their subnets."""
+"""Sizes to search without a model, a bin of their subnets, and comparisons of searches."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -21,14 +21,14 @@ BIN = ParameterBin(20_000, 22_000)
 
 
 def assert_same_search(found, expected):
-    """The same candidates, of the same fitness but for rounding: the same weights lie elsewhere in memory."""
+    """Check that candidates are equal and fitnesses close, since kernels depend on where weights lie in memory."""
     for ours, theirs in zip(found.evaluations, expected.evaluations, strict=True):
         assert dataclasses.replace(ours, fitness=0) == dataclasses.replace(theirs, fitness=0)
         assert ours.fitness == pytest.approx(theirs.fitness, rel=1e-5)
 
 
 class StopsAt:
-    """A fitness that is interrupted at one of its evaluations; a search tells it from the whole one by nothing."""
+    """A fitness that is interrupted at one of its evaluations and otherwise looks like the one it wraps."""
 
     def __init__(self, fitness, stop_at):
         self._fitness, self._left = fitness, stop_at

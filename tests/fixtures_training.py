@@ -1,4 +1,4 @@
-"""A tiny super-network trained by the plain `Trainer` with a search in it; run as a script, on several processes.
+"""A tiny super-network trained by the plain `Trainer` and searched; as a script, on several processes.
 
 torchrun --nproc-per-node 2 fixtures_training.py FOLDER
 """

@@ -416,7 +416,7 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     [
         (["--draws", "0"], "draws must be at least 1, got 0"),
         (["--kind", "top-k", "--k", "0"], "k must be at least 1, got 0"),
-        (["--seed", "-1"], "seed must be a number from 0"),
+        (["--seed", "-1"], "seed must be an integer from 0"),
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--output-dir", "in-the-way/store"], "in the way there"),
     ],

@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is optional says which extra it is in."""
+"""Every imported package is declared, and errors name the extra of a missing optional one."""
 
 import ast
 import itertools
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EVERY = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-"""Of modules that are called otherwise; elsewhere `_` is `-`."""
+"""Distributions of modules with another name; for the others, `_` becomes `-`."""
 WITHOUT_EXTRA = {"deepspeed": "imported where its launcher already did"}
 OF_DEPENDENCIES = {"tokenizers": "transformers", "hf-xet": "huggingface-hub", "httpx2": "huggingface-hub"}
 
@@ -46,7 +46,7 @@ def imported(folder, at_module_level=False):
 
 
 def test_what_the_package_imports_is_declared():
-    extras = set().union(*(declared(extra) for extra in ("adapters", "liger", "search")))
+    extras = set().union(*(declared(extra) for extra in ("adapters", "search")))
     assert imported("hf_whittle") - declared() - WITHOUT_EXTRA.keys() == extras
     assert not imported("hf_whittle", at_module_level=True) - declared()
 
@@ -58,8 +58,7 @@ def test_what_is_declared_is_used():
 @pytest.mark.parametrize("folder", ["tests", "examples", "model_cards"])
 def test_what_tests_and_examples_import_is_declared(folder):
     own = {path.stem.replace("_", "-") for path in (ROOT / "tests").rglob("*")}
-    may = declared() | declared("test") | declared("liger") | OF_DEPENDENCIES.keys() | WITHOUT_EXTRA.keys()
-    assert imported(folder) - own <= may
+    assert imported(folder) - own <= declared() | declared("bench") | OF_DEPENDENCIES.keys() | WITHOUT_EXTRA.keys()
 
 
 def test_every_requirement_has_a_lower_bound():
@@ -88,8 +87,7 @@ def search_with(config):
 
 def train_with(**given):
     def work(tiny_config, stock, tmp_path):
-        arguments = {"loss_impl": given.pop("loss_impl")} if "loss_impl" in given else {}
-        args = DistillationConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **arguments)
+        args = DistillationConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
         DistillationTrainer(model=stock, teacher_model=stock, args=args, **given)
 
     return work
@@ -101,7 +99,6 @@ def train_with(**given):
         ("pymoo", "search", search_with(NSGA2Config)),
         ("sklearn", "search", search_with(SurrogateSearchConfig)),
         ("peft", "adapters", train_with(peft_config=object())),
-        ("liger_kernel", "liger", train_with(loss_impl="liger")),
     ],
 )
 def test_an_optional_package_that_is_missing_is_told_before_any_work(

@@ -20,28 +20,30 @@ FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_
 MAY_IMPORT = {
     "errors": "",
     "checks": "",
-    "files": "errors",
-    "subnet": "errors files",
+    "compat": "",
+    "files": "compat errors",
+    "subnet": "compat errors files",
     "plots": "files subnet",
     "processes": "errors files",
-    "models": "errors files subnet",
-    "fingerprints": "files models",
-    "evaluation": "errors models",
+    "models": "compat errors files subnet",
+    "fingerprints": "compat files models",
+    "evaluation": "compat errors models",
     "cost": "errors evaluation files models subnet",
-    "data": "errors files fingerprints",
-    "importance": "errors evaluation files fingerprints models subnet",
+    "data": "compat errors files fingerprints",
+    "importance": "compat errors evaluation files fingerprints models subnet",
     "space": "cost errors importance models subnet",
-    "loss": "evaluation models subnet",
-    "healing": "checks cost errors evaluation files models subnet",
-    "record": "files healing subnet",
-    "extraction": "cost errors evaluation files healing models record subnet",
-    "fitness": "checks cost errors evaluation extraction fingerprints healing loss models subnet",
-    "search": "checks cost errors files fitness models plots processes space subnet",
+    "loss": "compat evaluation models subnet",
+    "healing": "checks compat cost errors evaluation files models subnet",
+    "record": "compat files healing subnet",
+    "extraction": "compat cost errors evaluation files healing models record subnet",
+    "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
+    "search": "checks cost errors files fitness models plots processes record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
-    "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
-    "hub": "cost data errors files healing models plots record search subnet training",
-    "distillation": "checks cost data errors evaluation extraction files fingerprints hub loss models processes record "
-    "search subnet training",
+    "training": "checks compat cost data errors evaluation files fitness loss models processes record search space "
+    "subnet",
+    "hub": "compat cost data errors files healing models plots record search subnet training",
+    "distillation": "checks compat cost data errors evaluation extraction files fingerprints hub loss models "
+    "processes record search subnet training",
     "recipe": "checks cost distillation errors files fitness healing search",
     "run": "cost data distillation errors evaluation experimental extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space training",
@@ -132,7 +134,8 @@ def test_a_trainer_of_students_loads_neither_pictures_nor_recipes_nor_search_alg
         import sys
         from hf_whittle import DistillationTrainer
         loaded = [name for name in sys.modules if name.startswith("hf_whittle.")]
-        heavy = ("hf_whittle.recipe", "hf_whittle.search.algorithms", "hf_whittle.run", "hf_whittle.experimental")
+        rooms = ("recipe", "search.algorithms", "search.runner", "fitness", "plots", "run", "cli", "experimental")
+        heavy = tuple(f"hf_whittle.{room}" for room in rooms)
         print("matplotlib" in sys.modules, [name for name in loaded if name.startswith(heavy)])
     """
     assert run_python(script) == "False []\n"

@@ -1,4 +1,4 @@
-"""The cards in `model_cards/` are what their result files say today."""
+"""The cards in `model_cards/` are those rendered from their result files today."""
 
 import re
 import shutil
@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
-from hf_whittle.hub.publication import describe
-from hf_whittle.record.lineage import Lineage
+from hf_whittle.hub.saving import describe
+from hf_whittle.record.results import Results
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
 FOLDERS = sorted(path.parent for path in MODEL_CARDS.glob("*/results.json"))
@@ -24,7 +24,7 @@ def folder(request):
 
 @pytest.fixture
 def rendered(folder, tmp_path):
-    """The folder, its page and pictures made anew."""
+    """A copy of the folder with page and pictures made again."""
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("README.md", "*.png"))
     describe(copy)
@@ -38,13 +38,13 @@ def test_there_are_cards_of_a_stock_a_layer_wise_and_a_recovered_student():
     assert len([page for page in pages.values() if "LoRA adapters" in page]) >= 1
 
 
-def test_a_page_is_what_is_rendered_now(folder, rendered):
+def test_a_page_is_the_one_rendered_now(folder, rendered):
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in rendered.iterdir()}
     assert (folder / "README.md").read_text("utf-8") == (rendered / "README.md").read_text("utf-8")
 
 
-def test_pictures_are_what_is_drawn_now(folder, rendered):
+def test_pictures_are_those_drawn_now(folder, rendered):
     pictures = sorted(path.name for path in folder.glob("*.png"))
     assert {"search.png", "architecture.png", "training.png"} <= set(pictures)
     for name in pictures:
@@ -54,7 +54,7 @@ def test_pictures_are_what_is_drawn_now(folder, rendered):
 
 def test_a_page_has_the_numbers_of_its_results_and_no_path(folder):
     page = (folder / "README.md").read_text(encoding="utf-8")
-    last = Lineage.load(folder).results["student"]["curve"][-1]["perplexity"]
+    last = Results.load(folder).student.curve[-1].perplexity
     assert f"{last:.4g}" in page
     assert ModelCard(page).data.eval_results[0].metric_value == pytest.approx(last, abs=1e-4)
     for path in folder.iterdir():

@@ -21,9 +21,11 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.cli import main
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.distillation.teacher import load_teacher
-from hf_whittle.hub.publication import publication_of_folder, save_student
+from hf_whittle.hub.publication import publication_of_folder
+from hf_whittle.hub.saving import save_student
 from hf_whittle.search.algorithms import ALGORITHMS
 
 ODD = "my files [1] é 日本"

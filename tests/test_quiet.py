@@ -49,8 +49,8 @@ SAID = {
         "Interrupted: saving a checkpoint after this step. Press Ctrl-C again to stop at once.",
         "hf-whittle: interrupted; run the same command again to go on",
     ],
-    "push": ["the license is not known and left out of the card: what the student was cut from states none that "
-             "could be read. Give it as card_data=SubnetModelCardData(license=...), or with --license"],
+    "push": ["the card states no license: none could be read for the checkpoint that the student was extracted from. "
+             "Give one as card_data=SubnetModelCardData(license=...), or with --license"],
 }  # fmt: skip
 
 

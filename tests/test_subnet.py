@@ -1,4 +1,4 @@
-"""SubnetConfig: canonical form, JSON, composition, and every error in its words."""
+"""SubnetConfig: canonical form, JSON, composition, and the message of every error."""
 
 import pickle
 import re
@@ -47,7 +47,7 @@ def test_single_number_stands_for_all_layers():
     assert SubnetConfig(3, [0, 2], 2, 5) == SubnetConfig(3, [0, 2], [2, 2], [5, 5])
 
 
-def test_equal_subnets_are_equal_hash_equal_and_serialise_equal():
+def test_equal_subnets_are_equal_hash_equal_and_serialize_equal():
     by_index = SubnetConfig([0, 1, 2], [0, 1], [[0, 1], [1, 2]], [[0, 1, 2], 4])
     by_number = SubnetConfig(3, 2, ((0, 1), (1, 2)), (3, 4))
     assert by_index == by_number
@@ -132,7 +132,7 @@ def test_uniform_means_equal_sizes_not_equal_entries(subnet, uniform):
 
 
 def _picked(names, subnet):
-    """What a subnet keeps of a nested table of names."""
+    """Pick the kept entries from a nested table of names."""
     channels, layers = names
     return (
         [channels[i] for i in indices(subnet.hidden_size)],

@@ -1,4 +1,4 @@
-"""Text to packed blocks of tokens, and blocks to batches, with `datasets`."""
+"""Load documents, pack them into blocks of tokens, and stack blocks into batches, with `datasets`."""
 
 from .batches import DocumentCollator, collate_blocks
 from .documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents

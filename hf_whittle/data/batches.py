@@ -1,4 +1,4 @@
-"""Packed blocks to batches: which columns are read, and which tokens count."""
+"""Stack packed blocks into batches; check which columns are read and which tokens count."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,26 +8,26 @@ import torch
 from ..errors import DataError
 
 READ_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
-_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # of other libraries: what is learned, said in another way
+_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # masks of other libraries, for tokens that count
 
 
 def check_columns(*datasets: Any) -> None:
-    """Raise `DataError` if datasets say by a column that no collator reads which tokens count."""
+    """Raise `DataError` if datasets mask tokens by a column that no collator reads."""
     for dataset in datasets:
         for each in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
             found = [name for name in _MASKS if name in (getattr(each, "column_names", None) or ())]
             if found:
                 raise DataError(
-                    f"the column {found[0]!r} would not be read: say which tokens count by a column 'labels', with "
-                    "-100 where one does not, or leave it out"
+                    f"the column {found[0]!r} would not be read: mask tokens by a column 'labels' that is -100 "
+                    "where one does not count, or remove the column"
                 )
 
 
 def items_that_count(number: Any, is_training: bool) -> Any:
-    """What a loss is divided by: the labels that count, or 1 where none does while training.
+    """Return the divisor of a summed loss: the number of labels that count, at least 1.
 
     Raises:
-        DataError: if none does in an evaluation, whose loss would be that of nothing.
+        DataError: if no label counts in an evaluation, whose loss would be undefined.
     """
     if number is None:
         return None
@@ -39,19 +39,18 @@ def items_that_count(number: Any, is_training: bool) -> Any:
 def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack blocks of one length into a batch.
 
-    `labels`, `attention_mask` and `position_ids` of the blocks count. Labels that are not given are the inputs,
-    end-of-text tokens included, but for what the mask leaves out. A mask that leaves nothing out is dropped, unless
-    there are positions.
+    `labels`, `attention_mask` and `position_ids` of the blocks are kept. Missing labels are the inputs, end-of-text
+    tokens included, and -100 where the mask is 0. A mask without zeros is dropped, unless there are positions.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids`, `labels` and what else is given, `int64`, `(batch, block_size)`.
+        `dict[str, torch.Tensor]`: `input_ids`, `labels` and the other given columns, `int64`, `(batch, block_size)`.
 
     Raises:
-        DataError: if the blocks differ in length, or have a column that would not be read.
+        DataError: if the blocks differ in length, or have a column that is not read.
     """
     names = list(dict.fromkeys(name for block in blocks for name in block))
     batch = {name: _stack(name, blocks) for name in names if name in (*READ_COLUMNS, "token_type_ids")}
-    if "token_type_ids" in batch and not batch["token_type_ids"].any():  # as tokenizers give them unasked
+    if "token_type_ids" in batch and not batch["token_type_ids"].any():  # tokenizers add them unasked
         names.remove("token_type_ids")
     unread = [name for name in names if name not in READ_COLUMNS]
     if unread:
@@ -71,7 +70,7 @@ def collate_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def _stack(name: str, blocks: list[dict[str, Any]]) -> torch.Tensor:
-    """A column of a batch, as long as the inputs."""
+    """Stack a column of blocks, which must be as long as their inputs."""
     try:
         rows = [torch.as_tensor(block[name], dtype=torch.long) for block in blocks]
         lengths = [len(row) for row in rows]
@@ -89,13 +88,13 @@ def _stack(name: str, blocks: list[dict[str, Any]]) -> torch.Tensor:
 
 
 class DocumentCollator:
-    """Stacks packed blocks so that no document sees another: positions start anew after each end-of-text token.
+    """Stack packed blocks so that no document attends to another: positions restart after each end-of-text token.
 
-    `transformers` reads positions that start anew as documents apart and masks attention between them. The first token
-    of a document is not to be predicted from another one: its label does not count.
+    `transformers` masks attention between stretches of positions. The label of a document's first token does not
+    count, since another document precedes it.
 
     Args:
-        eos_token_id (`int`): the token after each document.
+        eos_token_id (`int`): token after each document.
 
     Raises:
         DataError: as `collate_blocks`, and if the blocks have positions or a mask.
@@ -105,7 +104,7 @@ class DocumentCollator:
         self.eos_token_id = eos_token_id
 
     def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels` and `position_ids`, `int64`, `(batch, block_size)`."""
+        """Return `input_ids`, `labels` and `position_ids`, `int64`, `(batch, block_size)`."""
         batch = collate_blocks(blocks)
         given = [name for name in ("attention_mask", "position_ids") if name in batch]
         if given:

@@ -1,4 +1,4 @@
-"""Documents of a dataset or of files, told by their contents and held out by document."""
+"""Load documents of a dataset or of files, identify them by contents, and split them by document."""
 
 import glob
 import hashlib
@@ -10,6 +10,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 
+from ..compat import dataset_fingerprint
 from ..errors import DataError
 from ..files.disk import disk_errors
 from ..files.paths import expanded
@@ -27,19 +28,19 @@ def load_documents(
     *,
     text_column: str = "text",
 ) -> Dataset:
-    """Documents of a dataset or of files, one a row. What is cached of local files is found by their contents.
+    """Load documents of a dataset or of files, one in each row. Local files are cached by their contents.
 
     Args:
         dataset (`str`, *optional*): name on the Hub, a folder of data files or one written by `save_to_disk`, or
             `"python-standard-library"`.
-        files (`list[str]`, *optional*): files or patterns of them, instead of a dataset: text files, each a document,
-            and tables, each row one: `.jsonl`, `.json`, `.csv` and `.parquet`. Either may be packed.
+        files (`list[str]`, *optional*): files or patterns of them, instead of a dataset: a text file is one document,
+            a table (`.jsonl`, `.json`, `.csv`, `.parquet`) has one in each row. Either may be compressed.
         config (`str`, *optional*): configuration of the dataset.
         split (`str`, *optional*, defaults to `"train"`): its split.
-        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables among `files`.
+        text_column (`str`, *optional*, defaults to `"text"`): text column of tables among `files`.
 
     Raises:
-        DataError: if a pattern matches no file, a file is not what it is called, or the dataset has no such split.
+        DataError: if no file matches a pattern, a file is not what its suffix says, or there is no such split.
     """
     if files is not None:
         return load_files(files, text_column)
@@ -68,22 +69,22 @@ def load_documents(
 def documents_fingerprint(
     documents: Callable[[], Dataset], dataset: str | None = None, files: Paths | None = None
 ) -> str:
-    """A hash of the contents of local text; of any other, a hash of what `datasets` tells it by.
+    """Hash the contents of local text; for any other, return the fingerprint of `datasets`.
 
     Args:
-        documents (`Callable`): gives what `load_documents` does, where that must be loaded to tell.
-        dataset (`str`, *optional*): what it is loaded from.
-        files (`list[str]`, *optional*): or files or patterns of them.
+        documents (`Callable`): loads the documents; called only if they are not local.
+        dataset (`str`, *optional*): their name on the Hub, or a folder.
+        files (`list[str]`, *optional*): files or patterns of them, instead of a dataset.
     """
     if files is not None:
         return files_digest(files)
     if dataset is not None and Path(expanded(dataset)).is_dir():
         return _folder_digest(Path(expanded(dataset)))
-    return documents()._fingerprint
+    return dataset_fingerprint(documents())
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files of a dataset, with neither hidden ones nor what `datasets` cached beside them."""
+    """Return the files of a dataset, without hidden ones and cache files of `datasets`."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -99,7 +100,7 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _linked(folder: Path, target: Path) -> str:
-    """Links to the files of a folder whose path `datasets` would take for a pattern."""
+    """Link the files of a folder whose path `datasets` would take for a pattern; return the path of the links."""
     shutil.rmtree(target, ignore_errors=True)
     for path in _data_files(folder):
         link = target / path.relative_to(folder)
@@ -109,22 +110,21 @@ def _linked(folder: Path, target: Path) -> str:
 
 
 def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str | None = None) -> dict[str, Dataset]:
-    """Split a dataset by document, so that the split depends on each document alone.
+    """Split a dataset by the SHA-256 of each document's key.
 
-    A document falls into a split by the SHA-256 of its key: neither its position, nor the other documents, nor the
-    Python version change where it goes.
+    The split of a document depends neither on its position, nor on other documents, nor on the Python version.
 
     Args:
-        documents (`datasets.Dataset`): one row a document.
-        fractions (`Mapping[str, float]`): share of the documents each held-out split gets, by name, e.g.
-            `{"search": 0.05, "test": 0.05}`. What is left is the split `"train"`.
-        key (`str`, *optional*): column that names a document; the text itself where it is `None`.
+        documents (`datasets.Dataset`): one document in each row.
+        fractions (`Mapping[str, float]`): share of the documents in each held-out split, by name, e.g.
+            `{"search": 0.05, "test": 0.05}`. The rest is the split `"train"`.
+        key (`str`, *optional*): column with the name of a document; `"text"` if `None`.
 
     Returns:
         `dict[str, datasets.Dataset]`: `"train"` and the named splits.
 
     Raises:
-        DataError: if the column is missing, the fractions leave nothing to train on, or a split comes out empty.
+        DataError: if the column is missing, the fractions leave nothing to train on, or a split is empty.
     """
     if "train" in fractions or any(share <= 0 for share in fractions.values()) or sum(fractions.values()) >= 1:
         raise DataError(
@@ -148,7 +148,7 @@ def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str
 
 
 def _split_at(position: float, fractions: Mapping[str, float]) -> str:
-    """The split whose interval of [0, 1) holds `position`; the rest is `"train"`."""
+    """Return the split whose interval of [0, 1) contains `position`; the rest is `"train"`."""
     for name, share in fractions.items():
         if position < share:
             return name

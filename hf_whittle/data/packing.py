@@ -1,4 +1,4 @@
-"""Documents to packed blocks of tokens, cached, by several processes or as a stream."""
+"""Pack documents into blocks of tokens: cached, by several processes, or as a stream."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,7 @@ from datasets import Features, IterableDataset, List, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
+from ..compat import dataset_fingerprint, with_features
 from ..errors import DataError
 from ..files.disk import disk_errors
 from ..fingerprints import tokenizer_fingerprint
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _DOCUMENTS_PER_PACKING_BATCH = 10_000
 _DOCUMENTS_PER_STREAMED_BATCH = 1000
 _TOKENS = Features({"input_ids": List(Value("int32"))})
-_RULES = 2  # of tokenizing and packing; to be raised with every change of them
+_RULES = 2  # version of tokenizing and packing in cache keys; raise it with every change of them
 
 
 @disk_errors(HF_DATASETS_CACHE)
@@ -33,17 +34,17 @@ def pack_documents(
 ) -> Any:
     """Tokenize documents and pack them into blocks without padding, an end-of-text token after each document.
 
-    The blocks do not depend on `num_proc`: only tokenization, which treats each document alone, is spread over
-    processes. Both steps are cached by `datasets`. At most `block_size - 1` tokens are dropped for every 10,000
-    documents, every 1,000 of a stream.
+    The blocks do not depend on `num_proc`: processes share tokenization alone, which treats each document by itself.
+    `datasets` caches both steps. At most `block_size - 1` tokens are dropped for every 10,000 documents, every 1,000
+    of a stream.
 
     Args:
-        documents (`datasets.Dataset` or `datasets.IterableDataset`): one row a document, its text in `text_column`; a
-            streamed one is packed while it is read.
+        documents (`datasets.Dataset` or `datasets.IterableDataset`): one document in each row; a streamed one is
+            packed while it is read.
         tokenizer: a tokenizer with an `eos_token_id`.
         block_size (`int`): tokens in a block.
-        text_column (`str`, *optional*, defaults to `"text"`): the column of the text.
-        num_proc (`int`, *optional*): processes that tokenize.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the text.
+        num_proc (`int`, *optional*): number of processes that tokenize.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: one column, `input_ids`, each row
@@ -53,7 +54,7 @@ def pack_documents(
         DataError: if there is no text, or less than one block of it.
     """
     if isinstance(documents, IterableDataset) and documents.column_names is None:
-        documents = documents._resolve_features()
+        documents = with_features(documents)
     if text_column not in (documents.column_names or ()):
         raise DataError(f"the dataset has no column {text_column!r}, only {documents.column_names}; name one of these")
     check_holds_text(documents.features, text_column)
@@ -66,7 +67,8 @@ def pack_documents(
         return _pack_stream(documents, tokenizing, block_size)
     if len(documents) == 0:
         raise DataError("the dataset has no documents; check the paths, the split and the text column")
-    key = [documents._fingerprint, tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, text_column, _RULES]
+    source = dataset_fingerprint(documents)
+    key = [source, tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, text_column, _RULES]
     tokens = documents.map(
         _tokenize,
         batched=True,
@@ -123,7 +125,7 @@ def _pack_stream(documents: IterableDataset, tokenizing: dict[str, Any], block_s
 
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any, text_column: str, eos_token_id: int) -> dict[str, list]:
     texts = [text for text in batch[text_column] if text]
-    if not texts:  # which a tokenizer refuses
+    if not texts:  # tokenizers refuse an empty list
         return {"input_ids": []}
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return {"input_ids": [np.asarray([*ids, eos_token_id], dtype=np.int32) for ids in encoded]}
@@ -132,6 +134,6 @@ def _tokenize(batch: dict[str, list[str]], tokenizer: Any, text_column: str, eos
 def _pack(batch: dict[str, list[list[int]]], block_size: int) -> dict[str, Any]:
     if not batch["input_ids"]:
         return {"input_ids": []}
-    stream = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]])
-    blocks = len(stream) // block_size
-    return {"input_ids": stream[: blocks * block_size].reshape(blocks, block_size)}
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]])
+    blocks = len(tokens) // block_size
+    return {"input_ids": tokens[: blocks * block_size].reshape(blocks, block_size)}

@@ -1,4 +1,4 @@
-"""Files as documents: text, packed or not, each file a document, and tables with a column of text, each row one."""
+"""Read files as documents: a text file is one, a table has one in each row; either may be compressed."""
 
 import bz2
 import codecs
@@ -18,28 +18,29 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from ..compat import set_dataset_fingerprint
 from ..errors import DataError
 from ..files.paths import expanded
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""The builder of `datasets` that reads files of a suffix; any other file is text."""
-_UNPACK: dict[str, Any] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+"""Builder of `datasets` for each suffix; any other file is text."""
+_DECOMPRESS: dict[str, Any] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # which begins as UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""The encoding that a byte-order mark stands for."""
+"""Encoding of each byte-order mark."""
 
 
 def find_files(patterns: Paths) -> list[str]:
-    """Files that are named, or match a pattern, each once, in the order of their paths.
+    """Return files by name or pattern, each once, sorted by path.
 
-    A path that is there is that path, whatever characters are in it.
+    A path that exists is taken literally, whatever characters are in it.
 
     Raises:
         DataError: if a pattern matches no file.
@@ -62,7 +63,7 @@ _FILES_OR_PATTERNS = "give files, or patterns such as 'texts/**/*.txt'"
 
 
 def _as_pattern(path: str) -> str:
-    """A pattern in which all that exists stands for itself."""
+    """Return a pattern in which the part of the path that exists is escaped."""
     parts = Path(path).parts
     for number in range(len(parts), 0, -1):
         known = str(Path(*parts[:number]))
@@ -72,22 +73,21 @@ def _as_pattern(path: str) -> str:
 
 
 def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
-    """Documents of files: a text file is one, a table has one in each row.
+    """Load documents of files: a text file is one, a table has one in each row.
 
     Args:
         patterns: files, or patterns of them. `.jsonl`, `.json`, `.csv` and `.parquet` are tables, any other file is
-            text; either may be packed by gzip, bzip2 or xz.
-        text_column (`str`, *optional*, defaults to `"text"`): column of the text in tables; that of text files, too,
-            where there are both.
+            text; either may be compressed with gzip, bzip2 or xz.
+        text_column (`str`, *optional*, defaults to `"text"`): text column of tables, and of text files beside them.
 
     Returns:
-        `datasets.Dataset`: the columns that all of them have; of text files, the text alone.
+        `datasets.Dataset`: the columns that all files share; only the text, if a text file is among them.
 
     Raises:
-        DataError: if a pattern matches no file, or a file is not what it is called.
+        DataError: if a pattern matches no file, or a file is not what its suffix says.
     """
     found = find_files(patterns)
-    return _told_by(_documents_of(found, text_column), files_digest(found), text_column)
+    return _identified_by(_documents_of(found, text_column), files_digest(found), text_column)
 
 
 def _documents_of(found: list[str], text_column: str) -> Dataset:
@@ -109,23 +109,20 @@ def _documents_of(found: list[str], text_column: str) -> Dataset:
     return concatenate_datasets([part.select_columns(common) for part in parts])
 
 
-def _told_by(documents: Dataset, *told: object) -> Dataset:
-    """Documents that `datasets` tells from others, and caches what is made of them, by what determines them.
-
-    By itself it goes by paths and times of change.
-    """
-    documents._fingerprint = hashlib.sha256(json.dumps([*told, _RULES]).encode()).hexdigest()[:32]
+def _identified_by(documents: Dataset, *values: object) -> Dataset:
+    """Let `datasets` cache results of documents by these values, not by paths and modification times."""
+    set_dataset_fingerprint(documents, hashlib.sha256(json.dumps([*values, _RULES]).encode()).hexdigest()[:32])
     return documents
 
 
 def files_digest(patterns: Paths) -> str:
-    """A hash of the contents of files, of how they are read, and of their order."""
-    told = [(file_digest(path), _kind(path), _packing(path)) for path in find_files(patterns)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    """Hash the contents of files, how they are read, and their order."""
+    parts = [(file_digest(path), _kind(path), _compression(path)) for path in find_files(patterns)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of what is in a file, which a process reads once unless it changes.
+    """Return the SHA-256 of a file, which a process reads again only if it changes.
 
     Raises:
         DataError: if it cannot be read.
@@ -144,23 +141,23 @@ def _digest(path: str, *state: int) -> str:
 
 
 def cache_of(digest: str) -> Path:
-    """Where `datasets` keeps what it makes of files with these contents.
+    """Return the cache folder for files with these contents.
 
-    By itself it tells local files by path and time of change.
+    By default, `datasets` identifies local files by path and modification time.
     """
     return Path(config.HF_DATASETS_CACHE) / "hf_whittle" / digest
 
 
 def _kind(path: str) -> str | None:
-    """The builder that reads a file; `None` if it is text."""
-    inner = Path(path).with_suffix("") if _packing(path) else Path(path)
+    """Return the builder that reads a file; `None` if it is text."""
+    inner = Path(path).with_suffix("") if _compression(path) else Path(path)
     return _TABLES.get(inner.suffix.lower())
 
 
-def _packing(path: str) -> str | None:
-    """The suffix that says how a file is packed, if it is."""
+def _compression(path: str) -> str | None:
+    """Return the suffix of a compressed file; `None` of any other."""
     suffix = Path(path).suffix.lower()
-    return suffix if suffix in _UNPACK else None
+    return suffix if suffix in _DECOMPRESS else None
 
 
 def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
@@ -170,10 +167,10 @@ def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
         escaped = [glob.escape(os.path.abspath(path)) for path in paths]
         marked = {"encoding": "utf-8-sig"} if kind == "json" and any(map(_has_mark, paths)) else {}
         table = load_dataset(kind, data_files=escaped, split="train", cache_dir=str(cache), **marked)
-    except Exception as error:  # each reader has errors of its own
+    except Exception as error:  # every builder raises errors of its own
         cause = error.__cause__ or error
         reason = "no rows" if isinstance(cause, StopIteration) else " ".join(str(cause).split()) or repr(cause)
-        raise DataError(f"cannot read {names} as {kind}: {reason}; mend it, or leave it out") from error
+        raise DataError(f"cannot read {names} as {kind}: {reason}; correct it, or leave it out") from error
     if text_column not in table.column_names:
         raise DataError(
             f"{names} has no column {text_column!r}, only {table.column_names}; name one of these as text_column"
@@ -188,35 +185,35 @@ def _has_mark(path: str) -> bool:
 
 
 def check_holds_text(features: Mapping[str, Any], column: str) -> None:
-    """Raise `DataError` unless a column is of text; one without any value is."""
+    """Raise `DataError` unless a column holds text or no values at all."""
     kind = getattr(features[column], "dtype", None)
     if kind not in ("string", "large_string", "string_view", "null"):
         raise DataError(f"the column {column!r} holds {kind or features[column]}, not text; name a column of text")
 
 
 def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Dataset:
-    """Text files as documents, cached by their contents.
+    """Load text files as documents, cached by their contents.
 
     Args:
         files (`Mapping[str, str]`): path of each document, by its name.
-        errors (`str`, *optional*, defaults to `"strict"`): what to do with bytes that are not text, as for `open`.
+        errors (`str`, *optional*, defaults to `"strict"`): how to treat bytes that are not text, as for `open`.
 
     Returns:
         `datasets.Dataset`: columns `name` and `text`, in the order of `files`.
 
     Raises:
-        DataError: if a file cannot be read, or is not text: UTF-8, or of the encoding its byte-order mark says.
+        DataError: if a file cannot be read, or is not text in UTF-8 or the encoding of its byte-order mark.
     """
-    told = [(name, str(path), file_digest(path)) for name, path in files.items()]
+    found = [(name, str(path), file_digest(path)) for name, path in files.items()]
     try:
-        # Cached by these arguments alone, so they hold what determines the text, the rules of reading among it.
-        documents = Dataset.from_generator(_read_files, gen_kwargs={"files": told, "errors": errors, "rules": _RULES})
+        # Cached by these arguments alone, so they include everything that determines the text.
+        documents = Dataset.from_generator(_read_files, gen_kwargs={"files": found, "errors": errors, "rules": _RULES})
     except DatasetGenerationError as error:
         raise DataError(str(error.__cause__)) from error
-    return _told_by(documents, [(name, digest) for name, _, digest in told], errors)
+    return _identified_by(documents, [(name, digest) for name, _, digest in found], errors)
 
 
-_RULES = 2  # of reading a file; to be raised with every change of them
+_RULES = 2  # version of reading files in cache keys; raise it with every change
 
 
 def _read_files(files: list[tuple[str, str, str]], errors: str, rules: int) -> Iterator[dict[str, str]]:
@@ -230,16 +227,16 @@ def _read_text(path: str, digest: str, errors: str) -> str:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise DataError(f"{path} was changed while it was read; start again when it is written")
+        raise DataError(f"{path} was changed while it was read; start again when it is complete")
     try:
-        data = _UNPACK.get(Path(path).suffix.lower(), bytes)(data)
+        data = _DECOMPRESS.get(Path(path).suffix.lower(), bytes)(data)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} cannot be unpacked: {error}; pack it again, or leave it out") from error
+        raise DataError(f"{path} cannot be decompressed: {error}; compress it again, or leave it out") from error
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
         text = io.TextIOWrapper(io.BytesIO(data), encoding, errors).read()
     except UnicodeError as error:
         raise DataError(f"{path} is not {encoding} text: {error}; convert it, or leave it out") from error
     if errors == "strict" and "\0" in text:
-        raise DataError(f"{path} is not text, it has bytes of value 0; convert it, or leave it out")
+        raise DataError(f"{path} is not text, since it contains null bytes; convert it, or leave it out")
     return text

@@ -1,1 +1,1 @@
-"""The demo: its text, its teacher and its recipe."""
+"""Files of the demo: its teacher and its recipe."""

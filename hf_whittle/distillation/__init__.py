@@ -1,1 +1,1 @@
-"""Distillation: its loss, its configuration and a `Trainer` for it."""
+"""Distillation: its configuration, teachers and their stored targets, and a `Trainer` for it."""

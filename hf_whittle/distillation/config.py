@@ -1,4 +1,4 @@
-"""DistillationConfig: `TrainingArguments` with the parts of the distillation loss."""
+"""DistillationConfig: `TrainingArguments` with the settings of the distillation loss."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,6 @@ from ..loss.divergences import DIVERGENCES, LossWeights
 from ..loss.hidden import HIDDEN_LOSSES
 from ..training.arguments import check_arguments
 
-LOSS_IMPLEMENTATIONS = ("fused", "naive", "liger")
 NON_FINITE = ("stop", "skip")
 
 
@@ -18,8 +17,8 @@ NON_FINITE = ("stop", "skip")
 class DistillationConfig(TrainingArguments):
     """`TrainingArguments` plus the distillation loss `alpha * CE + beta * temperature**2 * D(teacher, student)`.
 
-    Defaults as in arXiv 2510.07227: full logits, forward KL. The tokens seen are counted and logged. A perplexity as
-    `metric_for_best_model` is better the lower it is.
+    Defaults are those of arXiv 2510.07227: full logits, forward KL. Tokens seen are counted and logged. With a
+    perplexity as `metric_for_best_model`, the model with the lowest one is best.
 
     Raises:
         ValueError: if a value is out of range, or `greater_is_better` would keep the worst model.
@@ -37,35 +36,29 @@ class DistillationConfig(TrainingArguments):
         default=0.5, metadata={"help": "The teacher's weight in jensen_shannon, between 0 and 1."}
     )
     hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the loss between hidden states; needs the subnet of the student."}
+        default=0.0, metadata={"help": "Weight of the loss between hidden states; needs the student's subnet."}
     )
     hidden_loss: str = field(default="mse", metadata={"help": f"One of {', '.join(HIDDEN_LOSSES)}."})
-    loss_impl: str = field(
-        default="fused",
-        metadata={
-            "help": "fused never holds all logits; naive does; liger is the chunked loss of liger-kernel. All agree."
-        },
-    )
     loss_chunk_size: int | None = field(
         default=None,
-        metadata={"help": "Tokens whose logits are held at a time; by default 256 on a CPU, else 1024."},
+        metadata={"help": "Tokens whose logits are held at a time; 256 on a CPU and 1024 elsewhere by default."},
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Arguments of from_pretrained for a teacher given by name, as a dict or JSON: dtype, device_map, "
-            "revision, load_in_4bit, load_in_8bit and others."
+            "help": "Arguments of from_pretrained for a teacher given as a checkpoint, as a dict or JSON: dtype, "
+            "device_map, revision, load_in_4bit, load_in_8bit and others."
         },
     )
     non_finite_loss: str = field(
         default="stop",
-        metadata={"help": "What to do at a NaN or infinite loss: stop with an error, or skip the batch."},
+        metadata={"help": "Reaction to a NaN or infinite loss: stop with an error, or skip the batch."},
     )
     hub_overwrite: bool = field(
-        default=False, metadata={"help": "Whether to publish over a model of another architecture on the Hub."}
+        default=False, metadata={"help": "Whether to overwrite a model of another architecture on the Hub."}
     )
     include_num_input_tokens_seen: str | bool = field(
-        default=True, metadata={"help": "Which tokens to count and log: all (or true), non_padding, no (or false)."}
+        default=True, metadata={"help": "Tokens to count and log: all (or true), non_padding, no (or false)."}
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +71,6 @@ class DistillationConfig(TrainingArguments):
         for name, allowed in (
             ("divergence", tuple(DIVERGENCES)),
             ("hidden_loss", HIDDEN_LOSSES),
-            ("loss_impl", LOSS_IMPLEMENTATIONS),
             ("non_finite_loss", NON_FINITE),
         ):
             if getattr(self, name) not in allowed:
@@ -95,5 +87,5 @@ class DistillationConfig(TrainingArguments):
 
     @property
     def loss_weights(self) -> LossWeights:
-        """The parts of the loss, as `losses` takes them."""
+        """Weights of the parts of the loss."""
         return LossWeights(self.alpha, self.beta, self.temperature, self.divergence, self.jsd_weight)

@@ -1,4 +1,4 @@
-"""A teacher that answers while the student trains: loaded, placed, checked, and asked for its targets."""
+"""A teacher that runs while its student trains: load it, check it, place it on devices, compute its targets."""
 
 import os
 from typing import Any
@@ -8,26 +8,27 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..compat import set_commit_hash, shard_with_fsdp2
 from ..errors import VocabularyError
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of
-from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.heads import dense_targets, output_module
 from ..loss.targets import DenseTargets
-from ..models.weights import input_device, load_whole
+from ..models.weights import input_device, is_sharded, load_whole
 
 
 def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = None) -> PreTrainedModel:
     """Load a teacher with `AutoModelForCausalLM`.
 
     Args:
-        name (`str` or `Path`): on the Hub, or a folder.
+        name (`str` or `Path`): a repository of the Hub, or a folder.
         options (`dict`, *optional*): arguments of `from_pretrained`, such as `dtype`, `device_map` or `revision`;
             `load_in_4bit` and `load_in_8bit` quantize with bitsandbytes.
 
     Raises:
-        ImportError: if it is to be quantized and bitsandbytes is not there.
-        CheckpointError: if weights are missing, not finite, or of another shape than its configuration says.
+        ImportError: if it is to be quantized and bitsandbytes is not installed.
+        CheckpointError: if weights are missing, contain NaN or Inf, or have another shape than in its configuration.
     """
     name, options = expanded(name), dict(options or {})
     bits = {key: options.pop(key) for key in list(options) if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
@@ -36,7 +37,7 @@ def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = 
 
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
-    teacher.config._commit_hash = commit_of(name, **options)
+    set_commit_hash(teacher.config, commit_of(name, **options))
     return teacher
 
 
@@ -46,9 +47,9 @@ def check_vocabulary(
     student_tokenizer: PreTrainedTokenizerBase | None,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    """Raise `VocabularyError` unless two configurations speak the same tokens.
+    """Raise `VocabularyError` unless student and teacher have the same tokens.
 
-    Vocabularies of different sizes, padded differently, are fine if the tokenizers are known to be the same.
+    Vocabularies of different sizes are accepted if the tokenizers are given and equal: the rest is padding.
     """
     if student_tokenizer is not None and teacher_tokenizer is not None:
         check_same_tokens(student_tokenizer, teacher_tokenizer)
@@ -74,73 +75,61 @@ def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedToken
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise `ValueError` if a teacher has parameters of its student, so that it would change while that is trained."""
+    """Raise `ValueError` if a teacher shares trainable parameters with its student, and would change with it."""
     trained = {_storage(parameter): name for name, parameter in student.named_parameters() if parameter.requires_grad}
     shared = next((name for name, parameter in teacher.named_parameters() if _storage(parameter) in trained), None)
     if shared is not None:
         which = "is the student" if student is teacher else f"shares {shared} with the student"
         raise ValueError(
-            f"the teacher {which} and would change as that is trained; give a teacher of its own, such as "
-            "copy.deepcopy(model). SupernetTrainer trains subnets by what their own super-network says"
+            f"the teacher {which} and would change in its training; give a separate teacher, such as "
+            "copy.deepcopy(model). To distil a super-network into its own subnets, use SupernetTrainer"
         )
 
 
 def _storage(parameter: torch.Tensor) -> int:
-    """What is the same for parameters in the same memory; of empty ones, their own identity."""
+    """Address of a parameter's memory; the identity of a parameter that has none in this process."""
     if parameter.is_meta or parameter.numel() == 0 or hasattr(parameter, "full_tensor"):
         return id(parameter)
     return parameter.untyped_storage().data_ptr()
 
 
 class Teacher:
-    """A model that tells what follows each token. It runs in evaluation mode and gets no gradient; left as it was.
+    """A model that predicts the token after each token, in evaluation mode and without gradients.
 
-    It goes to the accelerator's device, unless it was placed by a device map, offloaded, quantized or sharded before;
-    under FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
+    It is moved to the accelerator's device, unless it was placed by a device map, offloaded, quantized or sharded
+    before; under FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
 
     Args:
         model (`PreTrainedModel`): the teacher.
-        accelerator (`Accelerator`): the trainer's.
+        accelerator (`Accelerator`): the trainer's accelerator.
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         self._accelerator = accelerator
         self._head = output_module(model)
         self.model: Any = model
-        self._run = _place(model, accelerator)  # the model, or what runs it
+        self._run = _place(model, accelerator)  # the model, or its DeepSpeed engine
 
     @torch.no_grad()
-    def targets(self, inputs: dict[str, Any], size: int) -> DenseTargets:
-        """Targets of all rows of a batch, in their order; its logits as they are where the model has no plain head.
+    def targets(self, inputs: dict[str, Any]) -> DenseTargets:
+        """Compute targets of all rows of a batch, in their order.
 
         Args:
-            inputs (`dict`): what the model's forward takes, `input_ids` of shape `(batch, length)` among it.
-            size (`int`): entries of the student's vocabulary.
+            inputs (`dict`): arguments of the model's forward, with `input_ids` of shape `(batch, length)`.
         """
         device = input_device(self.model)
         inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         with self._accelerator.autocast(), evaluating(self.model):
-            if self._head is None:
-                return DenseTargets(self._run(**inputs).logits.flatten(0, 1)[:, :size])
-            with in_place_of(self._head, _unchanged):
-                states = self._run(**inputs).logits.flatten(0, 1)
-        return DenseTargets(states, head_of(self._head))
-
-
-def _unchanged(states: torch.Tensor) -> torch.Tensor:
-    return states
+            return dense_targets(self._run, self._head, **inputs)
 
 
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
-    sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     offloaded = any(parameter.is_meta for parameter in model.parameters())
-    if sharded or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+    if is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
         return model
     if accelerator.is_fsdp2:
         model.requires_grad_(False)
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        return fsdp2_prepare_model(accelerator, model)
+        return shard_with_fsdp2(accelerator, model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         model.requires_grad_(False)

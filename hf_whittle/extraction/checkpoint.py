@@ -10,8 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
-from transformers.utils.hub import cached_file
 
+from ..compat import find_file, set_commit_hash
 from ..errors import CheckpointError, WeightsError
 from ..files.paths import expanded
 from ..files.sources import commit_of
@@ -69,7 +69,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if found.get("quantization_config"):
             raise WeightsError(f"the checkpoint {self.source!r} is quantized; give the one it was made from")
         config = self._reading(AutoConfig.from_pretrained, self.source, **self._hub)
-        config._commit_hash = commit_of(self.source, **self._hub)
+        set_commit_hash(config, commit_of(self.source, **self._hub))
         return config
 
     @cached_property
@@ -77,13 +77,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """The checkpoint's own or, without one, that which `from_pretrained` makes of its configuration."""
         if self.find("generation_config.json"):
             return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
-        return self._reading(
-            GenerationConfig.from_pretrained,
-            self.source,
-            config_file_name="config.json",
-            _from_model_config=True,
-            **self._hub,
-        )
+        found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
+        return self._reading(GenerationConfig.from_model_config, found)
 
     @property
     def tokenizer_files(self) -> dict[str, Path]:
@@ -163,7 +158,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def find(self, file: str) -> Path | None:
         """Path of a file of the checkpoint, downloaded if need be; `None` if there is no such file."""
-        found = self._reading(cached_file, self.source, file, _raise_exceptions_for_missing_entries=False, **self._hub)
+        found = self._reading(find_file, self.source, file, **self._hub)
         return None if found is None else Path(found)
 
     def _reading(self, read: Any, *args: Any, **kwargs: Any) -> Any:

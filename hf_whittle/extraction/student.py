@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..compat import attention_kernel, uncompiled
 from ..cost.counts import num_parameters
 from ..errors import DataError, SubnetError
 from ..evaluation import as_input_ids
@@ -16,7 +17,10 @@ from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
 from ..models.source import Source
-from ..models.weights import check_plain_weights, full_config, uncompiled, weight_shape
+from ..models.weights import check_plain_weights, full_config, weight_shape
+from ..record.facts import TrainingFacts
+from ..record.lineage import Lineage
+from ..record.results import Results
 from ..record.source import checkpoint_facts
 from ..subnet import SubnetConfig
 from .checkpoint import Checkpoint
@@ -98,7 +102,7 @@ def extract_from_memory(model: "PreTrainedModel", extraction: Extraction) -> "Pr
     generation_config = model.generation_config if model.can_generate() else None
     source = Source(model.state_dict(), config, model.device, model.dtype, generation_config)
     student = _extract(source, extraction, progress=extraction.progress and extraction.healing is not None)
-    student.set_attn_implementation(config._attn_implementation)
+    student.set_attn_implementation(attention_kernel(config))
     return student.to(model.device)
 
 
@@ -126,14 +130,11 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
-    student.config._name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
+    student.config.name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
     make_portable(student)
-    student.subnet, student.healing = subnet, report
     facts = checkpoint_facts(source.config)
-    student.results = {
-        **({"supernet": facts} if facts else {}),
-        "student": {"parameters": num_parameters(config)},
-    }
+    results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
+    Lineage(subnet, report, results).attach(student)
     if source.generation_config is not None:
         generation_config = source.generation_config
         student.generation_config = type(generation_config).from_dict(generation_config.to_dict())

@@ -1,1 +1,1 @@
-"""Files: written whole, locked while they are written, and read from disk or from the Hub."""
+"""Write files whole, lock folders, and find files on disk or on the Hub."""

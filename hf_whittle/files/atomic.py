@@ -14,13 +14,13 @@ from .locks import file_lock
 from .paths import expanded
 
 _PARTIAL = "_partial-"
-"""Begins the names of what is being written or removed; a process that is killed leaves it behind.
+"""Prefix of files and folders that are being written or removed; a killed process leaves them behind.
 
-`Trainer` uploads its folder but for what begins with `_`.
+`Trainer` does not upload names that begin with `_`.
 """
 _BEFORE, _LOCK = ".before", ".lock"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""How file systems say that they do not know `fsync`, some of folders alone."""
+"""Errors of file systems without `fsync`, or without `fsync` of folders."""
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it if the block succeeds and removed if it does not.
 
     Raises:
-        OutputError: if the folder cannot be written or the disk is full; what stood at `path` stays as it was.
+        OutputError: if the folder cannot be written or the disk is full; the file at `path` stays as it was.
     """
     path = Path(expanded(path))
     temporary = None
@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            _synchronise(temporary)
+            _synchronize(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
@@ -51,11 +51,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, renamed to it if the block succeeds and removed if it does not.
 
-    What a killed process left of it is removed first; one that lives keeps others from the same folder.
+    Leftovers of a killed process are removed first. Only one process at a time may write the folder.
 
     Args:
         path (`str` or `Path`): the folder; unless `replace`, there must be none, or an empty one.
-        replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`.
+        replace (`bool`, *optional*, defaults to `False`): whether to replace a folder at `path`.
 
     Raises:
         OutputError: if the folder cannot be written, is not empty, another process writes it, or the disk is full.
@@ -74,16 +74,16 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path, *, replace: bool = False) -> None:
-    """Rename a finished folder to `path`, once all of it is on disk.
+    """Rename a finished folder to `path` after syncing all of its files to disk.
 
     Args:
         temporary (`Path`): the folder, on the same file system.
         path (`Path`): unless `replace`, there must be none, or an empty one.
-        replace (`bool`, *optional*, defaults to `False`): whether to remove what stands at `path`. A process killed in
-            between leaves either; `remove_leftovers` and the next `atomic_folder` see to it.
+        replace (`bool`, *optional*, defaults to `False`): whether to replace a folder at `path`. If the process is
+            killed in between, `remove_leftovers` and the next `atomic_folder` restore the old one.
     """
     for written in [*temporary.rglob("*"), temporary]:
-        _synchronise(written)
+        _synchronize(written)
     before = _before(path)
     if replace and path.exists():
         _remove(before)
@@ -91,12 +91,12 @@ def put_in_place(temporary: Path, path: Path, *, replace: bool = False) -> None:
     elif path.exists():
         shutil.copymode(path, temporary)
     temporary.replace(path)
-    _synchronise(path.parent)
+    _synchronize(path.parent)
     _remove(before)
 
 
 def remove_folder(path: str | Path) -> None:
-    """Remove a folder, if there is one: all of it at once, as it is renamed first."""
+    """Remove a folder if it exists; it is renamed first, so that it disappears all at once."""
     path = Path(path)
     doomed = _partial(path)
     with disk_errors(path):
@@ -107,9 +107,9 @@ def remove_folder(path: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes were writing into a folder, and put back what they were about to replace.
+    """Remove unfinished files of killed processes from a folder, and restore the folders they were replacing.
 
-    To be called by the one that holds the lock of the folder. A folder in it that another process makes is left alone.
+    Call it while holding the lock of the folder. Folders that another process is writing are left alone.
     """
     folder = Path(folder)
     with disk_errors(folder):
@@ -133,17 +133,17 @@ def _partial(path: Path) -> Path:
 
 
 def _before(path: Path) -> Path:
-    """Where the folder at `path` stands while another is put into its place."""
+    """Return the path of the old folder while a new one takes its place."""
     return path.with_name(_PARTIAL + path.name + _BEFORE)
 
 
 def _lock_of(path: Path) -> Path:
-    """The file that is locked by the one that makes the folder at `path`."""
+    """Return the file to lock while writing the folder at `path`."""
     return path.with_name(_PARTIAL + path.name + _LOCK)
 
 
 def _put_back(path: Path) -> None:
-    """Bring back a folder whose replacement did not come about."""
+    """Restore a folder whose replacement was not finished."""
     if not path.exists() and _before(path).exists():
         _before(path).replace(path)
 
@@ -155,8 +155,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _synchronise(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # which Windows does not open
+def _synchronize(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:

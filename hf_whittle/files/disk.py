@@ -1,4 +1,4 @@
-"""A disk that refuses, in whatever words a library says so, as one error that says what to do."""
+"""Turn disk errors of any library into one error that says what to do."""
 
 import contextlib
 import errno
@@ -29,10 +29,10 @@ _ADVICE = {
     errno.ENOTEMPTY: _IN_THE_WAY,
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""What to do about an error of the disk."""
+"""Advice for each disk error."""
 _OF_A_CAUSE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
-"""What makes another error one of the disk, if it was its cause; the others may be what a program expects."""
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")  # libraries in Rust; pyarrow and copies of Python's
+"""Disk errors that explain an exception they caused; a program may expect and handle the others."""
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")  # of libraries in Rust; of pyarrow and Python
 _WITHOUT_REASON = re.compile(
     r"inline_container\.cc|PytorchStreamWriter|basic_ios::clear|iostream error"  # torch
     r"|^Parent directory .* does not exist|^File .* cannot be opened"  # torch too
@@ -45,8 +45,8 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     """Turn a full disk or a folder that cannot be written into an `OutputError` that says what to do.
 
     Args:
-        path (`str` or `Path`): what is written. Where an error names a file that lies elsewhere, a full disk is told of
-            that one, and other errors stay what they are: it may have been read.
+        path (`str` or `Path`): file or folder that is written. If an error names a file elsewhere, which may have been
+            read, a full or failing disk is reported for that file, and any other error is raised unchanged.
     """
     try:
         yield
@@ -54,14 +54,14 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         code, elsewhere = refusal(error, path), _elsewhere(error, path)
-        is_read = elsewhere is not None or str(error).startswith("Caught ")  # by a process that loads data
+        is_read = elsewhere is not None or str(error).startswith("Caught ")  # in a process that loads data
         if code is None or (is_read and code not in _OF_A_CAUSE):
             raise
         raise _could_not_write(elsewhere or path, code) from error
 
 
 def _elsewhere(error: Exception, path: str | Path) -> str | None:
-    """The file that an error names, if it does not lie beside or below a path."""
+    """Return the file that an error names, unless it lies beside or below a path."""
     named = getattr(error, "filename", None)
     if not isinstance(named, str | bytes | os.PathLike):
         return None
@@ -70,7 +70,7 @@ def _elsewhere(error: Exception, path: str | Path) -> str | None:
 
 
 def refusal(error: BaseException, path: str | Path) -> int | None:
-    """The number of the disk's error that an exception tells of, by itself or by its cause, if it does."""
+    """Return the `errno` of the disk error that an exception or its cause reports, or `None`."""
     code = _code(error)
     if code in _ADVICE:
         return code
@@ -97,7 +97,7 @@ def _code(error: BaseException) -> int | None:
 
 
 def _tried(path: Path) -> int:
-    """The error that writing a megabyte gives where a library could not write and does not say why."""
+    """Write a megabyte and return the `errno` of that, for a library that could not write and gave no reason."""
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -110,9 +110,9 @@ def _tried(path: Path) -> int:
 
 
 def _could_not_write(path: str | Path, code: int) -> OutputError:
-    advice = _ADVICE.get(code, "mend that")
+    advice = _ADVICE.get(code, "fix that")
     return OutputError(
         code,
-        f"could not write {path}: {os.strerror(code)}. What is on disk is kept: {advice}, then run the same command "
-        "again",
+        f"could not write {path}: {os.strerror(code)}. Files already written are kept: {advice}, then run the same "
+        "command again",
     )

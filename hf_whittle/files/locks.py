@@ -16,17 +16,17 @@ from .disk import disk_errors
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "_hf_whittle.lock"
-"""Begins like what `Trainer` leaves out when it uploads its folder."""
+"""Begins with `_`, since `Trainer` does not upload such files."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _held = threading.local()
 
 
 @contextlib.contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Keep other processes and threads from writing a folder, which is made if need be, inside the block.
+    """Keep other processes and threads from writing a folder inside the block; a missing folder is created.
 
-    A lock ends with its process, however that ends, and leaves nothing to be removed by hand. Blocks may be nested.
-    Where the file system knows no locks, a warning says so and the work goes on.
+    A lock ends with its process, even a killed one, and leaves nothing to remove by hand. Blocks may be nested. On a
+    file system without locks, a warning is logged and the block runs.
 
     Raises:
         OutputError: at once, if another process or thread writes the folder, or it cannot be written.
@@ -37,7 +37,12 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def file_lock(file: Path, written: str | Path) -> Iterator[None]:
-    """As `folder_lock`, with the file that is locked, and the name of what is written."""
+    """Lock a single file, as `folder_lock` does.
+
+    Args:
+        file (`Path`): the file to lock.
+        written (`str` or `Path`): file or folder that it protects, named in errors.
+    """
     path = Path(os.path.realpath(file.parent), file.name)
     key = os.getpid(), path
     held = _held.__dict__.setdefault("files", set())
@@ -51,13 +56,13 @@ def file_lock(file: Path, written: str | Path) -> Iterator[None]:
     finally:
         held.discard(key)
         if lock is not None:
-            with contextlib.suppress(OSError):  # on a disk that fails; on Windows, which removes no open file
+            with contextlib.suppress(OSError):  # a failing disk, or Windows, which cannot remove an open file
                 path.unlink(missing_ok=True)
             lock.release()
 
 
 def _acquire(path: Path, written: str | Path) -> BaseFileLock | None:
-    """The lock of a file; `None` where there are no locks."""
+    """Acquire the lock of a file; `None` on a file system without locks."""
     with disk_errors(written):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -73,8 +78,8 @@ def _acquire(path: Path, written: str | Path) -> BaseFileLock | None:
             except (NotImplementedError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                     raise
-                logger.warning(f"{written} lies on a file system without locks: see to it that nothing else writes it")
+                logger.warning(f"{written} lies on a file system without locks: make sure that nothing else writes it")
                 return None
             if path.exists():
                 return lock
-            lock.release()  # of a file that its last holder has removed since it was opened
+            lock.release()  # the last holder removed the file after it was opened

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..compat import commit_of_file
 from ..errors import CheckpointError
 from .paths import expanded
 
 
 def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
-    """The folder that holds these files: a local one, or of the Hub, downloaded if they must be, of one commit.
+    """Return a folder that holds these files: a local one, or one commit of a repository, downloaded if needed.
 
     Args:
-        source (`str` or `Path`): a folder, or a name on the Hub.
-        names (`Sequence[str]`): files of it.
+        source (`str` or `Path`): a folder, or the name of a repository.
+        names (`Sequence[str]`): the files.
         hub: `revision`, `token`, `cache_dir`, `local_files_only` and `repo_type`, as in
             `huggingface_hub.snapshot_download`.
 
@@ -39,19 +40,18 @@ def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
 
 
 def commit_of(source: str | Path, **hub: Any) -> str | None:
-    """The commit that a checkpoint was just loaded from, as the cache of the Hub says; transformers does not.
+    """Return the commit that a checkpoint was just loaded from, read off the Hub's cache.
 
     Args:
-        source (`str` or `Path`): what was loaded; a folder has no commit.
-        hub: what it was loaded with, as for `PreTrainedModel.from_pretrained`.
+        source (`str` or `Path`): the checkpoint; a folder has no commit.
+        hub: arguments with which it was loaded, as for `PreTrainedModel.from_pretrained`.
     """
-    from transformers.utils import CONFIG_NAME
-    from transformers.utils.hub import cached_file, extract_commit_hash
+    from transformers.utils import CONFIG_NAME, cached_file
 
     if Path(source).exists():
         return None
     where = {name: hub[name] for name in ("revision", "cache_dir", "subfolder") if name in hub}
     try:
-        return extract_commit_hash(cached_file(source, CONFIG_NAME, local_files_only=True, **where), None)
+        return commit_of_file(cached_file(source, CONFIG_NAME, local_files_only=True, **where))
     except (OSError, ValueError):  # not in the cache
         return None

@@ -1,4 +1,4 @@
-"""Text and JSON, each file whole or not there."""
+"""Text and JSON files, written atomically."""
 
 import json
 from pathlib import Path

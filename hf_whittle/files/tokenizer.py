@@ -1,4 +1,4 @@
-"""The files that a tokenizer consists of, whatever kind it is."""
+"""Save tokenizers of every kind with all of their files."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CHAT_TEMPLATE_DIR
-from transformers.utils.hub import cached_file, list_repo_templates
 
+from ..compat import find_file, template_names
 from .paths import expanded
 from .text import read_json, write_json
 
@@ -18,7 +18,7 @@ VOCABULARY_FILES = (
     "emoji.json", "normalizer.json", "byte_maps.json", "entity_vocab.json", "word_shape.json",
     "word_pronunciation.json", "vocab-src.json", "vocab-tgt.json", "target_vocab.json", "prophetnet.tokenizer",
 )  # fmt: skip
-"""Files that tokenizers of transformers are made from, SentencePiece models among them."""
+"""Files from which transformers builds tokenizers, SentencePiece models among them."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", *VOCABULARY_FILES,
@@ -27,32 +27,35 @@ TEMPLATES = f"{CHAT_TEMPLATE_DIR}/*.jinja"
 
 
 def names_of_templates(source: str, **hub: Any) -> list[str]:
-    """Names of the chat templates beside the first one, in a folder or on the Hub."""
+    """Return the names of additional chat templates in a folder or a repository."""
     if Path(source).is_dir():
         return [f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in sorted(Path(source).glob(TEMPLATES))]
     where = {name: hub.get(name) for name in ("revision", "cache_dir", "token")}
-    listed = list_repo_templates(source, local_files_only=bool(hub.get("local_files_only")), **where)
+    listed = template_names(source, local_files_only=bool(hub.get("local_files_only")), **where)
     return [f"{CHAT_TEMPLATE_DIR}/{Path(name).stem}.jinja" for name in listed]
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Save a tokenizer with all of its files, so that `transformers` 4 and other programs read it, too."""
+    """Save a tokenizer with all of its files, readable by `transformers` 4 and other programs."""
     tokenizer.save_pretrained(folder)
     complete_tokenizer(tokenizer, folder)
 
 
 def complete_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Make a tokenizer that was saved what `save_tokenizer` saves; anything else than a tokenizer saved nothing."""
+    """Complete a folder written by `tokenizer.save_pretrained` to what `save_tokenizer` writes.
+
+    `tokenizer` may be `None` or another processor, for which nothing is written.
+    """
     make_tokenizer_portable(folder)
     keep_vocabulary_files(tokenizer, folder)
 
 
 def make_tokenizer_portable(folder: str | Path) -> None:
-    """Write what a folder says of its tokenizer as `transformers` 4 reads it, too."""
+    """Rewrite `tokenizer_config.json` so that `transformers` 4 reads it, too."""
     path = Path(folder) / TOKENIZER_CONFIG_FILE
     try:
         values = read_json(path) if path.is_file() else {}
-    except ValueError:  # it was copied from a checkpoint that is damaged
+    except ValueError:  # copied from a damaged checkpoint
         return
     if not isinstance(values, dict):
         return
@@ -66,10 +69,10 @@ def make_tokenizer_portable(folder: str | Path) -> None:
 
 
 def keep_vocabulary_files(tokenizer: Any, folder: str | Path) -> None:
-    """Put beside a saved tokenizer the files it was loaded from that `save_pretrained` does not write.
+    """Copy the vocabulary files that a tokenizer was loaded from and that `save_pretrained` does not write.
 
-    Other programs need them, as those of llama.cpp do a SentencePiece model. Nothing is put there if the tokenizer has
-    other tokens than what lies where it was loaded from.
+    Other programs need them: llama.cpp, for one, reads SentencePiece models. Nothing is copied if the tokenizer lacks
+    a token of the folder it was loaded from, or has it under another id.
     """
     source = expanded(getattr(tokenizer, "name_or_path", "") or "")
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not source or Path(source) == Path(folder):
@@ -82,11 +85,11 @@ def keep_vocabulary_files(tokenizer: Any, folder: str | Path) -> None:
 
 
 def _known(source: str, name: str) -> str | None:
-    """Path of a file of a checkpoint that is on this machine."""
+    """Return the path of a checkpoint's file, if it is on this machine."""
     if Path(source).is_dir():
         return str(Path(source) / name) if (Path(source) / name).is_file() else None
     try:
-        return cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        return find_file(source, name, local_files_only=True)
     except (OSError, ValueError):
         return None
 

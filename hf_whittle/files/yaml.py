@@ -1,4 +1,4 @@
-"""Values of a YAML file as a person means them: YAML 1.2's numbers and words, with every key given once."""
+"""Read and write YAML with the numbers and words of YAML 1.2, and every key at most once."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,11 @@ _NUMBER = re.compile(
     re.X,
 )
 _WORDS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
-_MOST_ZEROS = 30  # of an exponent that gives a whole number
+_MOST_ZEROS = 30  # largest exponent of a number that is read as whole
 
 
 class Word(str):
-    """A word such as `no`, which is a truth value where one is expected, and text where text is."""
+    """A word such as `no`: a truth value where one is expected, text where text is."""
 
     @property
     def truth(self) -> bool:
@@ -27,7 +27,7 @@ class Word(str):
 
 
 def meant(value: Any) -> Any:
-    """A value in which words that may be truth values are."""
+    """Replace every `Word` in a value by its truth value."""
     if isinstance(value, Word):
         return value.truth
     if isinstance(value, dict):
@@ -71,7 +71,7 @@ def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | f
         return sign * int(digits)
     number = float(text)
     is_whole = "e" in text and abs(number) < 10**_MOST_ZEROS and number.is_integer()
-    return int(number) if is_whole else number  # 1e6 is as good as 1000000
+    return int(number) if is_whole else number  # 1e6 is read as 1000000
 
 
 def _construct_special(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -93,7 +93,7 @@ for tag, (pattern, beginnings, construct) in _KINDS.items():
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes whatever text `_Loader`, or a reader of YAML 1.1, would not take for text."""
+    """Quotes text that `_Loader` or a reader of YAML 1.1 would take for another type."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         mistaken = any(pattern.match(data) for pattern, _, _ in _KINDS.values())
@@ -104,17 +104,17 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Keys and values of a file.
+    """Read the keys and values of a file.
 
     Raises:
-        RecipeError: if it cannot be read, is not YAML, gives a key twice, or holds anything else.
+        RecipeError: if it cannot be read, is not YAML, gives a key twice, or is not a mapping.
     """
     try:
         values = yaml.load(Path(expanded(path)).read_bytes(), _Loader)  # a SafeLoader
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except yaml.constructor.ConstructorError as error:
-        raise RecipeError(f"{path}: {error.problem}; leave out one, or mend it") from error
+        raise RecipeError(f"{path}: {error.problem}; correct the file") from error
     except (yaml.YAMLError, UnicodeError, ValueError) as error:
         hint = "; indent by spaces, not by tabs" if r"'\t'" in str(error) else ""
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}{hint}") from error
@@ -124,5 +124,5 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def as_yaml(values: dict[str, Any]) -> str:
-    """Keys and values as a file that reads back as they are."""
+    """Return YAML that `read_yaml` reads as the same keys and values."""
     return yaml.dump(meant(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..compat import dataset_fingerprint
+
 _INSTALLED = {"site-packages", "dist-packages"}  # of an environment, of the user or of the system
 _LIBRARIES = tuple({str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")})
 _OWN = __name__.partition(".")[0]
@@ -165,7 +167,7 @@ class _Digest:
             import datasets
 
             if isinstance(value, datasets.Dataset):
-                return _mix(b"dataset", value._fingerprint.encode())
+                return _mix(b"dataset", dataset_fingerprint(value).encode())
         return None
 
     def _of_state(self, value: Any) -> bytes:

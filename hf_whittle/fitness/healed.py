@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..compat import uncompiled
 from ..cost.counts import flops_per_token
 from ..errors import WhittleError
 from ..evaluation import as_input_ids, cross_entropy, perplexity
@@ -13,7 +14,7 @@ from ..healing.cost import healing_flops_from_moments
 from ..healing.from_moments import student_healed_from
 from ..healing.supernet_moments import SupernetMoments
 from ..models.source import Source
-from ..models.weights import check_no_subnet, is_sharded, uncompiled
+from ..models.weights import check_no_subnet, is_sharded
 from ..subnet import SubnetConfig
 from .base import TokenFitness
 

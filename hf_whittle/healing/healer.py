@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..compat import attention_kernel, set_attention_kernel
 from ..errors import DataError
 from ..evaluation import cross_entropy, perplexity
 from ..models.architecture import Weight, architecture_module
@@ -45,7 +46,7 @@ class Healer:
         self._source, self._config, self._subnet, self._settings = teacher, teacher.config, subnet, settings
         self._groups = projections(self._config)
         self._student_config = architecture_module(self._config, "student").student_config(self._config, subnet)
-        self._student_config._attn_implementation = self._config._attn_implementation
+        set_attention_kernel(self._student_config, attention_kernel(self._config))
         self.fitted, self.held_out = split_blocks(input_ids, settings.held_out)
         self._input_ids = torch.cat([self.fitted, self.held_out])
         blocks, length = self._input_ids.shape

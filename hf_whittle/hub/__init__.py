@@ -1,1 +1,1 @@
-"""What a student is published with: its model card and pictures."""
+"""Publishing on the Hub: model cards, commits, and a `Trainer` that makes them."""

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from ..files.disk import disk_errors
-from ..record.source import CARD_FILE
+from ..record.files import CARD_FILE
 from ..search.facts import search_facts
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE, SearchResult
 from .card import sealed
@@ -35,7 +35,7 @@ def push_search_archive(
     """Publish every evaluation of a search as a dataset with a card, in one commit.
 
     `datasets.load_dataset(repo_id)` reads the evaluations, a row each, and
-    `SearchResult.from_pretrained(repo_id, repo_type="dataset")` the search, so that anyone can cut another of its
+    `SearchResult.from_pretrained(repo_id, repo_type="dataset")` the search, so that anyone can extract another of its
     subnets.
 
     Args:
@@ -43,9 +43,9 @@ def push_search_archive(
         repo_id (`str`): dataset to publish in; made if there is none.
         card_data (`DatasetCardData`, *optional*): metadata of the card, such as a license.
         private (`bool`, *optional*): whether a dataset that is made is private; the owner's setting by default.
-        token (`str` or `bool`, *optional*): by default that of `hf auth login` or `HF_TOKEN`.
+        token (`str` or `bool`, *optional*): token; by default that of `hf auth login` or `HF_TOKEN`.
         revision (`str`, *optional*): branch, made if there is none; `main` by default.
-        commit_message (`str`, *optional*): of the commit.
+        commit_message (`str`, *optional*): commit message.
         overwrite (`bool`, *optional*, defaults to `False`): whether to replace a card that was written by hand.
 
     Raises:

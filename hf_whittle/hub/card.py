@@ -1,4 +1,4 @@
-"""Model cards made of the files of a student's folder: what was measured, and nothing that is not known."""
+"""Model cards, rendered from the files of a student's folder: facts that were measured, and none that is not known."""
 
 import hashlib
 import json
@@ -7,48 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..data.documents import STANDARD_LIBRARY
-from ..errors import CheckpointError
-from ..files.paths import expanded
-from ..files.text import read_json, write_text
 from ..models.portable import oldest_transformers
+from ..record.facts import FitnessFacts
 from ..record.files import RECIPE_FILE
-from ..record.lineage import SECTIONS, Lineage
-from ..record.source import CARD_FILE, INHERITED
-from ..record.training import final_perplexity
+from ..record.lineage import Lineage
+from ..record.results import Results
+from ..record.source import INHERITED
 from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count
-from .lm_eval import LM_EVAL_FILE, LMEvalTask, read_lm_eval
+from .student_folder import StudentFolder
 from .wording import as_checkpoint, as_code, as_number, as_title
 
 TEMPLATE = "model_card.md.jinja"
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 PICTURES = ("training", "search", "pareto", "architecture")
 _FITNESSES = {
-    "kl": "mean divergence, in nats a token, of its predictions from the teacher's",
-    "healed-perplexity": "perplexity after linear fits to what the super-network computes, which put back part of what "
-    "slicing took away",
-    "probe": "perplexity of its student after {steps} steps of training",
-    "staged": "perplexity of its student after {steps} steps of training, among those that perplexity as sliced and "
-    "then healed had not weeded out",
-    "importance": "negative share of {criterion} importance retained",
-    "magnitude": "negative sum of absolute weights",
-    "gradient-norm": "negative norm of the gradient",
-    "snip": "negative sum of absolute products of weights and gradients",
-    "synflow": "negative logarithm of synaptic flow",
-    "jacobian-covariance": "likeness of the gradients of different blocks",
+    "perplexity": "perplexity",
+    "kl": "`kl`, the mean divergence of its predictions from the teacher's, in nats a token",
+    "healed-perplexity": "`healed-perplexity`, the perplexity after linear fits that recover part of what slicing lost",
+    "probe": "`probe`, the perplexity of the student after {steps} steps of training",
+    "staged": "`staged`, the perplexity of the student after {steps} steps of training, among the candidates left by "
+    "perplexity as sliced and then as healed",
+    "importance": "`importance`, the negative share of {criterion} importance retained",
+    "magnitude": "`magnitude`, the negative sum of absolute weights",
+    "gradient-norm": "`gradient-norm`, the negative norm of the gradients",
+    "snip": "`snip`, the negative sum of absolute products of weights and gradients",
+    "synflow": "`synflow`, the negative logarithm of synaptic flow",
+    "jacobian-covariance": "`jacobian-covariance`, the similarity of the gradients of different blocks",
 }
-"""What a search minimised, in words; perplexity needs none."""
+"""Fitnesses in words."""
 
 
 class SubnetModelCardData(ModelCardData):
-    """Metadata of a whittled student, as the Hub reads it; what is left out is filled in from the student's facts.
+    """Metadata of a student for the Hub; those left out are filled in from the facts of the student.
 
     Args:
         base_model (`str` or `list[str]`, *optional*): repositories of the super-network and of the teacher.
-        kwargs: as for `huggingface_hub.ModelCardData`: `license`, `language`, `datasets`, `tags`, `eval_results` ...
+        kwargs: as for `huggingface_hub.ModelCardData`, such as `license`, `language`, `datasets`, `eval_results`.
     """
 
     def __init__(self, *, base_model: str | list[str] | None = None, **kwargs: Any):
@@ -63,50 +60,34 @@ class SubnetModelCardData(ModelCardData):
 
         Args:
             folder (`str` or `Path`): the folder.
-            name (`str`, *optional*): of the model; the folder's by default.
+            name (`str`, *optional*): name of the model; the folder's by default.
         """
-        folder = Path(expanded(folder)).resolve()
-        results, is_adapter = Lineage.load(folder).results, (folder / ADAPTER_CONFIG_NAME).is_file()
-        source, data, student = (results.get(section, {}) for section in ("supernet", "data", "student"))
-        base_model = [each["name"] for each in (source, results.get("teacher", {})) if "on_hub" in each]
-        if is_adapter:
-            base_model = [read_json(folder / ADAPTER_CONFIG_NAME)["base_model_name_or_path"]]
-        base_model = list(dict.fromkeys(base_model))
-        dataset = data.get("dataset") if data.get("dataset") != STANDARD_LIBRARY else None
-        tags = [*TAGS]
-        if any(student.get("arguments", {}).get(weight) for weight in ("beta", "hidden_weight")):
-            tags.append("knowledge-distillation")
-        measured = _measured_perplexity(results, dataset) + [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=task.task,
-                dataset_name=task.title,
-                metric_type=task.metric,
-                metric_value=round(task.value, 6),
-            )
-            for task in _lm_eval(folder)
-        ]
-        values = {name: source[name] for name in INHERITED if name in source}
-        if base_model:
-            values["base_model"] = base_model[0] if len(base_model) == 1 else base_model
-            # The Hub takes two base models for a merge unless it is told.
-            values["base_model_relation"] = "adapter" if is_adapter else "finetune"
+        return cls.of(StudentFolder.load(folder), name=name)
+
+    @classmethod
+    def of(cls, student: StudentFolder, *, name: str | None = None) -> "SubnetModelCardData":
+        """Metadata of a student; arguments as for `from_folder`."""
+        results = student.lineage.results
+        dataset = _dataset(results)
+        measured = _eval_results(student, dataset)
+        source = {} if results.supernet is None else results.supernet.to_dict()
         return cls(
-            library_name="peft" if is_adapter else "transformers",
-            tags=tags,
+            library_name="peft" if student.is_adapter else "transformers",
+            tags=[*TAGS, *(["knowledge-distillation"] if _is_distilled(results) else [])],
             datasets=[dataset] if dataset else None,
-            model_name=(name or folder.name) if measured else None,
+            model_name=(name or student.name) if measured else None,
             eval_results=measured or None,
-            **values,
+            **_base_model(student),
+            **{name: source[name] for name in INHERITED if name in source},
         )
 
     def completed_by(self, other: ModelCardData) -> "SubnetModelCardData":
-        """These metadata, with those of `other` where there are none; tags and results of both."""
+        """These metadata, with those of `other` where these have none, and the tags and results of both."""
         tags = list(dict.fromkeys([*(other.tags or ()), *(self.tags or ())]))
         results = [*(other.eval_results or ()), *(self.eval_results or ())]
         values = {name: value for name, value in vars(self).items() if value is not None}
         known = vars(other)
-        if self.license is not None:  # of another license, these would be
+        if self.license is not None:  # these belong to the other license
             known = {name: value for name, value in known.items() if name not in ("license_name", "license_link")}
         merged = {**known, **values, "tags": tags, "eval_results": results or None}
         merged["library_name"] = other.library_name
@@ -115,108 +96,138 @@ class SubnetModelCardData(ModelCardData):
         return SubnetModelCardData(**merged)
 
 
-def _measured_perplexity(results: dict[str, Any], dataset: str | None) -> list[EvalResult]:
-    perplexity = final_perplexity(results.get("student", {}))
-    if perplexity is None:
-        return []
-    text = "held-out text" if "test_tokens" in results.get("teacher", {}) else "evaluation data"
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset or "text",
-            dataset_name=dataset or text,
-            metric_type="perplexity",
-            metric_value=round(perplexity, 4),
-        )
-    ]
+def _base_model(student: StudentFolder) -> dict[str, Any]:
+    """Repositories that a student comes from, and how: the Hub takes two of them for a merge unless that is stated."""
+    results = student.lineage.results
+    sources = [each.name for each in (results.supernet, results.teacher) if each is not None and each.on_hub]
+    names = list(dict.fromkeys([student.adapter_of] if student.is_adapter else sources))
+    if not names:
+        return {}
+    relation = "adapter" if student.is_adapter else "finetune"
+    return {"base_model": names[0] if len(names) == 1 else names, "base_model_relation": relation}
 
 
-def _lm_eval(folder: Path) -> list[LMEvalTask]:
-    path = folder / LM_EVAL_FILE
-    return read_lm_eval(path) if path.is_file() else []
+def _dataset(results: Results) -> str | None:
+    """Name of the data set on the Hub that a student was trained on."""
+    dataset = None if results.data is None else results.data.dataset
+    return None if dataset == STANDARD_LIBRARY else dataset
 
 
-def render_card(folder: str | Path, *, repo_id: str | None = None, card_data: SubnetModelCardData | None = None) -> str:
-    """The model card of the student in a folder.
+def _is_distilled(results: Results) -> bool:
+    arguments = None if results.student is None else results.student.arguments
+    return arguments is not None and bool(arguments.beta or arguments.hidden_weight)
 
-    It is a function of the folder's files: `config.json`, `subnet.json`, `results.json`, `healing.json`, `recipe.yaml`,
-    `lm_eval.json` and pictures, of which any but the first may be missing; what they do not say is left out.
+
+def _eval_results(student: StudentFolder, dataset: str | None) -> list[EvalResult]:
+    """Final perplexity, if it was measured, and results of `lm_eval`."""
+    results = student.lineage.results
+    perplexity = None if results.student is None else results.student.final_perplexity
+    measured = []
+    if perplexity is not None:
+        is_held_out = results.teacher is not None and results.teacher.test_tokens is not None
+        text = dataset or ("held-out text" if is_held_out else "evaluation data")
+        measured.append(_eval_result(dataset or "text", text, "perplexity", round(perplexity, 4)))
+    tasks = [_eval_result(task.task, task.title, task.metric, round(task.value, 6)) for task in student.tasks]
+    return [*measured, *tasks]
+
+
+def _eval_result(dataset_type: str, dataset_name: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset_type,
+        dataset_name=dataset_name,
+        metric_type=metric,
+        metric_value=value,
+    )
+
+
+def render_card(
+    student: StudentFolder, *, repo_id: str | None = None, card_data: SubnetModelCardData | None = None
+) -> str:
+    """Render the model card of a student: a function of the files of its folder, without facts that are not known.
 
     Args:
-        folder (`str` or `Path`): the folder.
+        student (`StudentFolder`): the student.
         repo_id (`str`, *optional*): its name on the Hub, for the snippet that loads it.
-        card_data (`SubnetModelCardData`, *optional*): metadata that count more than those of the folder.
-
-    Raises:
-        CheckpointError: if the folder holds no student.
+        card_data (`SubnetModelCardData`, *optional*): metadata that take precedence over those of the folder.
     """
-    folder = Path(expanded(folder)).resolve()
-    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
-    if not is_adapter and not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{folder} holds no student: {CONFIG_NAME} is missing")
-    name = repo_id.split("/")[-1] if repo_id else folder.name
-    derived = SubnetModelCardData.from_folder(folder, name=name)
-    lineage = Lineage.load(folder)
-    results, subnet = lineage.results, lineage.subnet
-    config = {} if is_adapter else read_json(folder / CONFIG_NAME)
-    context: dict[str, Any] = {section: results.get(section) for section in SECTIONS}
-    context |= {
-        "title": as_title(name),
-        "model": json.dumps(repo_id or ".", ensure_ascii=False),
-        "repo_id": repo_id,
-        "adapter_of": derived.base_model if is_adapter else None,
-        "is_stock": "auto_map" not in config,
-        "oldest_transformers": oldest_transformers(config),
-        "is_gpt_neox": config.get("model_type") == "gpt_neox",
-        "pictures": {picture for picture in PICTURES if (folder / f"{picture}.png").is_file()},
-        "has_recipe": (folder / RECIPE_FILE).is_file(),
-        "has_archive": (folder / CANDIDATES_FILE).is_file(),
-        "final": final_perplexity(results.get("student", {})),
-        "layers": None if subnet is None else _layer_rows(subnet),
-        "channels": None if subnet is None else count(subnet.hidden_size),
-        "carries_components": lineage.carries_components,
-        "minimised": _minimised(results.get("search")),
-        "tasks": _lm_eval(folder),
-        "number": as_number,
-        "code": as_code,
-        "checkpoint": as_checkpoint,
-    }
+    name = repo_id.split("/")[-1] if repo_id else student.name
+    data = SubnetModelCardData.of(student, name=name)
     with resources.as_file(resources.files(__package__).joinpath(TEMPLATE)) as path:
-        data = derived if card_data is None else card_data.completed_by(derived)
-        card = ModelCard.from_template(data, template_path=str(path), **context)
+        card = ModelCard.from_template(
+            data if card_data is None else card_data.completed_by(data),
+            template_path=str(path),
+            title=as_title(name),
+            model=json.dumps(repo_id or ".", ensure_ascii=False),
+            repo_id=repo_id,
+            adapter_of=student.adapter_of,
+            number=as_number,
+            code=as_code,
+            checkpoint=as_checkpoint,
+            **_about_files(student),
+            **_about_making(student.lineage),
+        )
     return sealed(str(card))
 
 
+def _about_files(student: StudentFolder) -> dict[str, Any]:
+    config = {} if student.is_adapter else dict(student.config)
+    return {
+        "is_stock": "auto_map" not in config,
+        "is_gpt_neox": config.get("model_type") == "gpt_neox",
+        "oldest_transformers": oldest_transformers(config),
+        "pictures": {picture for picture in PICTURES if f"{picture}.png" in student.files},
+        "has_recipe": RECIPE_FILE in student.files,
+        "has_archive": CANDIDATES_FILE in student.files,
+        "tasks": student.tasks,
+    }
+
+
+def _about_making(lineage: Lineage) -> dict[str, Any]:
+    results, subnet = lineage.results, lineage.subnet
+    return {
+        **vars(results),
+        "final": None if results.student is None else results.student.final_perplexity,
+        "layers": None if subnet is None else _layer_rows(subnet),
+        "channels": None if subnet is None else count(subnet.hidden_size),
+        "carries_components": lineage.carries_components,
+        "minimized": None if results.search is None else _minimized(results.search.fitness),
+        "is_best": _is_best(lineage),
+    }
+
+
+def _is_best(lineage: Lineage) -> bool:
+    """Whether the student is the best subnet of its search, as far as that is known."""
+    search, subnet = lineage.results.search, lineage.subnet
+    if search is None or subnet is None:
+        return True
+    return search.fitness.of_student is None and search.subnet == json.loads(subnet.to_json())
+
+
 def sealed(page: str) -> str:
-    """A page with a comment at its end that tells whether somebody changed it."""
+    """The page with a comment at its end that shows whether somebody changed it."""
     return f"{page}\n{_seal(page)}\n"
 
 
 def is_as_rendered(card: str) -> bool:
-    """Whether a card is as it was rendered: nobody changed it."""
+    """Whether nobody changed a card since it was rendered."""
     page, _, last = card.rstrip("\n").rpartition("\n")
     return last == _seal(page)
 
 
 def _seal(page: str) -> str:
-    """A comment that belongs to this page alone."""
+    """The comment that belongs to this page alone."""
     return f"<!-- made by hf_whittle, {hashlib.sha256(page.encode()).hexdigest()[:12]} -->"
 
 
-def write_card(folder: str | Path, **options: Any) -> None:
-    """Write `README.md` into the folder of a student; options as for `render_card`."""
-    write_text(Path(folder) / CARD_FILE, render_card(folder, **options))
-
-
 def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
-    """For each layer of the student: its number, the layer it was cut from, heads, neurons."""
+    """For each layer of the student: its number, the layer it was extracted from, heads, neurons."""
     sizes = zip(subnet.layers, subnet.num_attention_heads, subnet.intermediate_size, strict=True)
     return [(i, layer, count(heads), count(neurons)) for i, (layer, heads, neurons) in enumerate(sizes)]
 
 
-def _minimised(search: dict[str, Any] | None) -> str:
-    """What the search minimised, in words; nothing for perplexity and for what is not known."""
-    if search is None:
-        return ""
-    fitness = search["fitness"]
-    return _FITNESSES.get(fitness["name"], "").format_map({"steps": "some", "criterion": "measured", **fitness})
+def _minimized(fitness: FitnessFacts) -> str:
+    """The fitness that a search minimized, in words; one of the user's by its name."""
+    if fitness.name not in _FITNESSES:
+        return as_code(fitness.name)
+    return _FITNESSES[fitness.name].format(steps=fitness.steps or "some", criterion=fitness.criterion or "measured")

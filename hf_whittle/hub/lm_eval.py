@@ -1,4 +1,4 @@
-"""Results of the LM Evaluation Harness, reduced to what is published: tasks, shots, values and their errors."""
+"""Results of the LM Evaluation Harness, reduced for publication: tasks, shots, values and their errors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ class LMEvalTask:
 
     Args:
         task (`str`): the task's name.
-        title (`str`): as it is shown.
+        title (`str`): the task's name for people.
         shots (`int`, *optional*): examples in the prompt.
-        metric (`str`): what was measured.
+        metric (`str`): the metric.
         value (`float`): its value.
         error (`float`, *optional*): its standard error.
     """
@@ -35,7 +35,7 @@ def read_lm_eval(path: str | Path) -> list[LMEvalTask]:
     """Read a file that `lm_eval --output_path` wrote.
 
     Raises:
-        DataError: if it is none.
+        DataError: if `lm_eval` did not write it.
     """
     try:
         values = read_json(path)
@@ -64,7 +64,7 @@ def _rows(task: str, metrics: dict[str, Any], shots: int | None) -> list[LMEvalT
 
 
 def reduced(path: str | Path) -> dict[str, Any]:
-    """What is published of such a file: no paths, no settings of the machine it was made on."""
+    """The published part of such a file, without paths and settings of the machine it was made on."""
     read_lm_eval(path)
     values = read_json(path)
     return {name: values[name] for name in ("results", "n-shot", "versions") if name in values}

@@ -11,11 +11,12 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
 from ..errors import HubError
 from ..files.disk import disk_errors
-from ..record.source import CARD_FILE
+from ..record.files import CARD_FILE
 from ..subnet import SUBNET_FILE
 from .card import is_as_rendered
-from .publication import WEIGHTS, Publication, publication_of_folder, save_student
+from .publication import WEIGHTS, Publication, publication_of_folder
 from .repository import Content, Repository, read_content
+from .saving import save_student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "head_dim", "per_layer_config", "tie_word_embeddings", "base_model_name_or_path", "peft_type",
 )  # fmt: skip
-"""What of a configuration tells one architecture from another."""
+"""Settings that differ between architectures."""
 
 
 def push_subnet_to_hub(
@@ -52,9 +53,8 @@ def push_subnet_to_hub(
     """Publish a student with its model card, in one commit.
 
     Weights (safetensors), configurations, tokenizer, `subnet.json`, the archive and pictures of the search, the recipe
-    and `README.md` appear together or not at all. The modeling files go with a student that no stock model can hold,
-    and only with that. Run again after a fault, only what is missing is uploaded; with nothing changed, there is no
-    new commit.
+    and `README.md` appear together or not at all. Only a student that no stock model can hold is published with
+    modeling files. A second call after a fault uploads only what is missing; without changes, it makes no new commit.
 
     Args:
         student (`PreTrainedModel`, `str` or `Path`): a student, adapters of one, or the folder of either, such as
@@ -62,15 +62,15 @@ def push_subnet_to_hub(
         repo_id (`str`): repository to publish in; made if there is none.
         search_result (`SearchResult`, *optional*): the search that found a student in memory.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): the tokenizer of a student in memory.
-        card_data (`SubnetModelCardData`, *optional*): metadata of the card that count more than what is known, such as
-            a license. By default the license is that of what the student was cut from.
+        card_data (`SubnetModelCardData`, *optional*): metadata of the card that take precedence, such as
+            a license. By default the license is that of the checkpoint that the student was extracted from.
         lm_eval (`str` or `Path`, *optional*): results that `lm_eval --output_path` wrote, for the card.
         private (`bool`, *optional*): whether a repository that is made is private; the owner's setting by default.
-        token (`str` or `bool`, *optional*): by default that of `hf auth login` or `HF_TOKEN`.
+        token (`str` or `bool`, *optional*): token; by default that of `hf auth login` or `HF_TOKEN`.
         revision (`str`, *optional*): branch, made if there is none; `main` by default.
         create_pr (`bool`, *optional*, defaults to `False`): whether to open a pull request instead, on `main`.
-        commit_message (`str`, *optional*): of the commit.
-        commit_description (`str`, *optional*): of the commit.
+        commit_message (`str`, *optional*): commit message.
+        commit_description (`str`, *optional*): commit description.
         overwrite (`bool`, *optional*, defaults to `False`): whether to publish over a model of another architecture,
             and over a card that was written by hand.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights, of a student
@@ -83,7 +83,7 @@ def push_subnet_to_hub(
         HubError: if the Hub refuses or cannot be reached, or the repository holds another architecture. Nothing is
             published then.
         CheckpointError: if the folder holds no whole student, or the adapters' student is not on the Hub.
-        ValueError: for arguments that do not go together.
+        ValueError: if arguments contradict each other.
     """
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"a pull request is made on main, got revision={revision!r}; leave out create_pr or revision")
@@ -102,7 +102,7 @@ def push_subnet_to_hub(
         if search_result is not None or tokenizer is not None:
             raise ValueError("search_result and tokenizer go with a student in memory; a folder has its own files")
         return publish(repository, publication_of_folder(student, repository.id, **known), **options)
-    repository.exists()  # a token or a Hub that will not do is found before anything is written
+    repository.exists()  # finds a wrong token or an unreachable Hub before anything is written
     with disk_errors("a temporary folder"), tempfile.TemporaryDirectory() as folder:
         save_student(student, folder, search_result=search_result, tokenizer=tokenizer, max_shard_size=max_shard_size)
         return publish(repository, publication_of_folder(folder, repository.id, **known), **options)
@@ -144,7 +144,7 @@ def _is_another(repository: Repository, revision: str, publication: Publication)
 
 
 def without_card_of_others(repository: Repository, revision: str, files: dict[str, Content]) -> dict[str, Content]:
-    """Files to publish, but for the card where somebody wrote or changed the one that is there."""
+    """Files to publish, without the card if somebody wrote or changed the one in the repository."""
     if CARD_FILE not in repository.names(revision):
         return files
     there = repository.read(CARD_FILE, revision).decode(errors="replace")
@@ -157,7 +157,7 @@ def without_card_of_others(repository: Repository, revision: str, files: dict[st
 
 
 def check_architecture(repository: Repository, revision: str, config: dict[str, Any]) -> None:
-    """Raise `HubError` if a repository holds a model of another architecture than a configuration says."""
+    """Raise `HubError` if a repository holds a model of another architecture than that of a configuration."""
     names = {name for name in repository.names(revision) if "/" not in name}  # folders stay as they are
     there: dict[str, Any] = {}
     for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME):

@@ -1,4 +1,4 @@
-"""A recipe as it is published."""
+"""Recipes without paths of this machine, for publication."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ from ..files.yaml import as_yaml, read_yaml
 
 
 def publishable(path: str | Path) -> str:
-    """A recipe's file, as YAML in which paths of this machine are their last name, after `./`.
+    """A recipe as YAML in which each path of this machine is its last name after `./`.
 
-    It need not be one that can be run here.
+    The recipe need not be valid here.
 
     Raises:
-        RecipeError: if it is no recipe.
+        RecipeError: if the file is not YAML with keys and values.
     """
     values = _without_absolute_paths(read_yaml(path))
     data = values.get("data")

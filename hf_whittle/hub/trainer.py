@@ -10,30 +10,32 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PushInProgress, logging
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
+from ..compat import push_in_progress
 from ..files.atomic import remove_leftovers
 from ..files.locks import folder_lock
 from ..files.text import read_json, write_text
 from ..files.tokenizer import complete_tokenizer
 from ..models.portable import make_portable
+from ..record.files import CARD_FILE
 from ..record.lineage import Lineage
-from ..record.source import CARD_FILE
 from ..training.careful import CarefulTrainer
 from ..training.recording import RecordTraining
 from .card import SubnetModelCardData
-from .publication import describe, publication_of_folder, remove_adapters, using_cache
+from .publication import publication_of_folder
 from .push import check_architecture, publish
 from .repository import Content, Repository
+from .saving import describe, remove_adapters, using_cache
 
 logger = logging.get_logger(__name__)
 
 _PUSHING = ".push-"
-_JOBS = HfApi()  # whose thread works on one push after the other
+_JOBS = HfApi()  # its one thread does one push after the other
 
 
 class PublishingTrainer(CarefulTrainer):
-    """A `Trainer` that saves a student with what is known of it, and publishes it with its card in single commits.
+    """A `Trainer` that saves a student with its lineage, and publishes it with its card in single commits.
 
     `push_to_hub=True` and every `hub_strategy` work as in `Trainer`. A repository with a model of another architecture
     is an error before training, unless `hub_overwrite` is set.
@@ -55,7 +57,7 @@ class PublishingTrainer(CarefulTrainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         model: Any = self.accelerator.unwrap_model(self.model)
-        with folder_lock(folder):  # nobody else is at work there
+        with folder_lock(folder):  # no other process writes there
             remove_leftovers(folder)
         card = folder / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -68,7 +70,7 @@ class PublishingTrainer(CarefulTrainer):
         elif text is not None:
             write_text(card, text)
         else:
-            card.unlink(missing_ok=True)  # peft writes one of its own
+            card.unlink(missing_ok=True)  # peft writes its own
         self._save_lineage(folder)
 
     def _save_lineage(self, folder: Path) -> None:
@@ -78,14 +80,14 @@ class PublishingTrainer(CarefulTrainer):
         Lineage.of(model).save(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository `args.hub_model_id` and its branch, where there are none.
+        """Make the repository `args.hub_model_id` and its branch if there are none.
 
         Raises:
             HubError: if it holds a model of another architecture.
         """
         if not self.is_world_process_zero():
             return
-        for left_over in Path(str(self.args.output_dir)).glob(f"{_PUSHING}*"):  # by a process that was killed
+        for left_over in Path(str(self.args.output_dir)).glob(f"{_PUSHING}*"):  # of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
         repository = Repository(name, token=self.args.hub_token if token is None else token)
@@ -101,14 +103,14 @@ class PublishingTrainer(CarefulTrainer):
 
         Args:
             args: `language`, `license`, `tags` and `model_name`, as in `Trainer`.
-            kwargs: these too, and `dataset` for names of datasets on the Hub; others have no effect.
+            kwargs: the same by name, and `dataset` for names of data sets on the Hub; others have no effect.
         """
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
         if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
             self._save()
-        self._save_lineage(folder)  # what was measured since it was saved
+        self._save_lineage(folder)  # with what was measured since it was saved
         given = {**dict(zip(("language", "license", "tags", "model_name"), args, strict=False)), **kwargs}
         self._card_data = _card_data(given) or self._card_data
         describe(folder, self._card_data)
@@ -125,18 +127,19 @@ class PublishingTrainer(CarefulTrainer):
         """Publish the student and its tokenizer with a model card, in one commit.
 
         Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): of the commit.
+            commit_message (`str`, *optional*, defaults to `"End of training"`): commit message.
             blocking (`bool`, *optional*, defaults to `True`): whether to wait until it is published.
-            token (`str`, *optional*): instead of `args.hub_token`.
+            token (`str`, *optional*): token, instead of `args.hub_token`.
             revision (`str`, *optional*): branch, instead of `args.hub_revision`.
-            private (`bool`, *optional*): instead of `args.hub_private_repo`, for a repository that is made.
+            private (`bool`, *optional*): whether a repository that is made is private, instead of
+                `args.hub_private_repo`.
             kwargs: as for `create_model_card`.
 
         Returns:
             `CommitInfo`, or a `Future` of one if not `blocking`; `None` on all processes but the first.
 
         Raises:
-            HubError: if the Hub refuses or cannot be reached; the student is in the output folder then.
+            HubError: if the Hub refuses or cannot be reached; the student is in the output folder all the same.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
@@ -170,7 +173,7 @@ class PublishingTrainer(CarefulTrainer):
             beside = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
         # Links, since the checkpoint may be removed before it is uploaded.
         folder = tempfile.mkdtemp(dir=str(self.args.output_dir), prefix=_PUSHING)
-        ignore = shutil.ignore_patterns(TRAINING_ARGS_NAME)  # which may hold the token
+        ignore = shutil.ignore_patterns(TRAINING_ARGS_NAME)  # it may hold the token
         try:
             shutil.copytree(checkpoint_folder, folder, ignore=ignore, dirs_exist_ok=True, copy_function=_link)
         except OSError as error:  # shutil.Error is one
@@ -179,12 +182,12 @@ class PublishingTrainer(CarefulTrainer):
             return
         job: Any = _JOBS.run_as_future(self._publish_and_remove, folder, f"Training in progress, {when}", beside)
         if under_way is None or under_way.is_done():
-            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+            self.push_in_progress = push_in_progress(job)
         else:
             under_way.jobs.append(job)
 
     def _publish_and_remove(self, folder: str, message: str, beside: str | None) -> None:
-        """Publish what is of a checkpoint; all of it a second time in the folder `beside`, to train on from there."""
+        """Publish the student of a checkpoint, and the whole checkpoint in the folder `beside`, to resume from."""
         again: dict[str, Content] = {}
         if beside is not None:
             paths = [path for path in Path(folder).rglob("*") if path.is_file()]
@@ -192,11 +195,11 @@ class PublishingTrainer(CarefulTrainer):
             again[f"{beside}/{TRAINER_STATE_NAME}"] = _without_path_of_best(Path(folder) / TRAINER_STATE_NAME)
         card = Path(str(self.args.output_dir)) / CARD_FILE
         try:
-            if card.is_file():  # which somebody may have written
+            if card.is_file():  # perhaps written by hand
                 shutil.copyfile(card, Path(folder) / CARD_FILE)
             describe(folder)
             self._publish(folder, message=message, again=again)
-        except Exception as error:  # nobody looks at the result of this job
+        except Exception as error:  # nobody reads the result of this job
             logger.warning(f"The checkpoint was not published, training goes on: {error}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -211,7 +214,7 @@ class PublishingTrainer(CarefulTrainer):
         card_data: SubnetModelCardData | None = None,
         again: dict[str, Content] | None = None,
     ) -> Any:
-        """Publish a folder, and files of it under other names `again`."""
+        """Publish a folder, and some of its files `again` under other names."""
         token = self.args.hub_token if token is None else token
         repository = Repository(str(self.hub_model_id), token=token)
         publication = publication_of_folder(folder, repository.id, card_data=card_data, token=token)
@@ -235,7 +238,7 @@ def _card_data(given: dict[str, Any]) -> SubnetModelCardData | None:
 
 
 def _without_path_of_best(path: Path) -> bytes:
-    """A trainer's state whose best checkpoint is named without the folder it is in."""
+    """A trainer's state that names its best checkpoint without the folder it is in."""
     state = read_json(path)
     if state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name

@@ -1,8 +1,9 @@
-"""Names and numbers as a card's Markdown shows them; nothing a user wrote can break the page."""
+"""Names and numbers for the Markdown of a card, escaped so that no name breaks the page."""
 
 import math
 import re
-from typing import Any
+
+from ..record.facts import SourceFacts
 
 
 def as_title(name: str) -> str:
@@ -11,7 +12,7 @@ def as_title(name: str) -> str:
 
 
 def as_number(value: float) -> str:
-    """A number as a person reads it: three digits and a unit where it is large."""
+    """A number for people: three digits and a unit if it is large."""
     if not math.isfinite(value):
         return str(value)
     for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
@@ -20,15 +21,15 @@ def as_number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def as_checkpoint(facts: dict[str, Any]) -> str:
-    """A checkpoint's name, linked where it is one of the Hub."""
-    if "on_hub" in facts and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", facts["name"]):
-        return f"[{facts['name']}](https://huggingface.co/{facts['name']})"
-    return as_code(facts["name"])
+def as_checkpoint(source: SourceFacts) -> str:
+    """A checkpoint's name, with a link if the Hub has it."""
+    if source.on_hub and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", source.name):
+        return f"[{source.name}](https://huggingface.co/{source.name})"
+    return as_code(source.name)
 
 
 def as_code(text: object) -> str:
-    """Text of a user as a Markdown code span that nothing in it can end."""
+    """A user's text as a Markdown code span that nothing in it can end."""
     line = " ".join(str(text).split()).replace("|", "\\|")
     fence = "`"
     while fence in line:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..compat import uncompiled
 from ..errors import CheckpointError, SubnetError
 from ..evaluation import as_input_ids
 from ..files.atomic import atomic_path
@@ -18,7 +19,7 @@ from ..files.paths import expanded
 from ..fingerprints import fingerprint, model_fingerprint
 from ..models.architecture import Dimension
 from ..models.supernet import SuperNetModel
-from ..models.weights import check_finite, check_no_subnet, check_plain_weights, uncompiled
+from ..models.weights import check_finite, check_no_subnet, check_plain_weights
 from ..subnet import Shape
 from .criteria import Arrays, activations, key_of, magnitudes, removal, taylor
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..compat import uncompiled
 from ..errors import SubnetError
 from ..fingerprints import model_fingerprint
 from ..models.architecture import Dimension, head_dim
 from ..models.elastic import rows, take
-from ..models.weights import uncompiled
 from ..subnet import Kept, Shape, SubnetConfig, indices
 from .criteria import model_weights
 from .scores import ImportanceScores, check_whole

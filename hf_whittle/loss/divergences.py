@@ -1,4 +1,4 @@
-"""Divergences of token distributions, each once, and the plain form of the distillation loss.
+"""Divergences between token distributions, each defined once, and the plain form of the distillation loss.
 
 Shapes: `N` rows (tokens), `V` entries of the vocabulary. Logarithms are natural.
 """
@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100
-"""Label of a row that counts neither in cross-entropy nor in divergence."""
+"""Label of a row left out of cross-entropy and divergence."""
 
 
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of log-probabilities `(N, V)`, in nats for each row, `(N,)`; 0 to infinity."""
+    """KL(teacher || student) from log-probabilities `(N, V)`; `(N,)` in nats, 0 to infinity."""
     return (teacher.exp() * (teacher - student)).sum(-1)
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(student || teacher) of log-probabilities; 0 to infinity."""
+    """KL(student || teacher) from log-probabilities; 0 to infinity."""
     return forward_kl(teacher, student)
 
 
@@ -31,10 +31,10 @@ def symmetric_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
-    """Generalised Jensen-Shannon divergence: `weight * KL(teacher || m) + (1 - weight) * KL(student || m)`.
+    """Generalized Jensen-Shannon divergence: `weight * KL(teacher || m) + (1 - weight) * KL(student || m)`.
 
-    `m` is the mixture `weight * teacher + (1 - weight) * student` (arXiv 2306.13649). 0 to the entropy of the weights,
-    which is ln 2 at 0.5.
+    `m` is the mixture `weight * teacher + (1 - weight) * student` (arXiv 2306.13649). 0 to the entropy of the two
+    weights, which is ln 2 at 0.5.
     """
     mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))
     return weight * forward_kl(mixture, teacher) + (1 - weight) * forward_kl(mixture, student)
@@ -81,15 +81,15 @@ DIVERGENCES: dict[str, Divergence] = {
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of `alpha * CE + beta * temperature**2 * D`, the distributions of `D` softened by the temperature.
+    """Weights of `alpha * CE + beta * temperature**2 * D`, where `D` compares distributions at the temperature.
 
-    The factor `temperature**2` keeps the gradient of a KL divergence at the scale it has without a temperature (Hinton
-    et al., arXiv 1503.02531). Defaults: arXiv 2510.07227.
+    The factor `temperature**2` keeps the gradient of a KL divergence at its scale without a temperature (Hinton et al.,
+    arXiv 1503.02531). Defaults as in arXiv 2510.07227.
 
     Args:
-        alpha (`float`): of cross-entropy with the labels.
-        beta (`float`): of the divergence from the teacher.
-        temperature (`float`): what logits are divided by in the divergence.
+        alpha (`float`): weight of cross-entropy with the labels.
+        beta (`float`): weight of the divergence from the teacher.
+        temperature (`float`): divisor of all logits in the divergence.
         divergence (`str`): a name in `DIVERGENCES`.
         jsd_weight (`float`): the teacher's weight in `jensen_shannon`, between 0 and 1.
     """
@@ -102,7 +102,7 @@ class LossWeights:
 
     @property
     def function(self) -> Divergence:
-        """The divergence, of log-probabilities."""
+        """The divergence as a function of log-probabilities."""
         if self.divergence == "jensen_shannon":
             return partial(jensen_shannon, weight=self.jsd_weight)
         return DIVERGENCES[self.divergence]
@@ -110,13 +110,13 @@ class LossWeights:
 
 @dataclass
 class DistillationLoss:
-    """The loss summed over the rows that count, and its two parts, unweighted and detached.
+    """The loss summed over the rows with a label, and its two parts, unweighted and detached.
 
     Args:
         total (`torch.Tensor`): weighted sum, scalar, carries the gradient.
         cross_entropy (`torch.Tensor`): sum of cross-entropies, scalar.
-        divergence (`torch.Tensor`): sum of divergences at the temperature, scalar, without the factor of it.
-        rows (`torch.Tensor`): number of rows that count, scalar.
+        divergence (`torch.Tensor`): sum of divergences at the temperature, scalar, without the factor `temperature**2`.
+        rows (`torch.Tensor`): number of rows with a label, scalar.
     """
 
     total: torch.Tensor
@@ -128,13 +128,15 @@ class DistillationLoss:
 def naive_distillation_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, weights: LossWeights
 ) -> DistillationLoss:
-    """The loss as its formula reads, over all rows at once.
+    """The loss by its formula, on the logits of all rows at once.
+
+    The fused loss takes the gradient of most divergences from it, a chunk of rows at a time.
 
     Args:
         student_logits (`torch.Tensor`): `(N, V)`.
         teacher_logits (`torch.Tensor`): `(N, V)`.
-        labels (`torch.Tensor`): `(N,)`, the token each row is to predict; rows with `IGNORED` do not count.
-        weights (`LossWeights`): of the two parts.
+        labels (`torch.Tensor`): `(N,)`, the token each row predicts; rows with `IGNORED` are left out.
+        weights (`LossWeights`): weights of the two parts.
     """
     kept = labels != IGNORED
     student, teacher = (at_least_float32(logits[kept]) for logits in (student_logits, teacher_logits))
@@ -146,5 +148,5 @@ def naive_distillation_loss(
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in single precision, or as it is if it is in double."""
+    """The tensor in single precision; one in double precision is returned unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

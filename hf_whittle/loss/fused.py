@@ -1,6 +1,6 @@
-"""The distillation loss in chunks of rows, from states and output matrices, with gradients made in the forward pass.
+"""The distillation loss in chunks of rows, from hidden states and output matrices; gradients made in the forward pass.
 
-No tensor of all rows and the whole vocabulary is held, neither of the student nor of the teacher. Shapes: `N` rows
+No tensor of all rows and the whole vocabulary is held, neither for the student nor for the teacher. Shapes: `N` rows
 (tokens), `V` entries of the vocabulary, `C` channels.
 """
 
@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from .divergences import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
 from .targets import DenseTargets, Head, SparseTargets, Targets
 
-_TILE_ENTRIES = 2**18  # treated at a time by each thread of a CPU, to stay in its cache between operations
+_TILE_ENTRIES = 2**18  # per thread of a CPU and pass, to stay in its cache between operations
 
 
 def fused_distillation_loss(
-    states: torch.Tensor,
+    hidden_states: torch.Tensor,
     head: Head | None,
     targets: Targets,
     labels: torch.Tensor,
@@ -25,34 +25,38 @@ def fused_distillation_loss(
 ) -> DistillationLoss:
     """Cross-entropy with the labels plus the divergence from the teacher.
 
-    Multiplications run in the type of autocast where that is on, else in that of the output matrix; everything else in
-    single precision (double, if the states are).
+    Matrix products run in the type of autocast if that is on, else in the type of the output matrix; everything else
+    runs in single precision, or in double if the hidden states are in double.
 
     Args:
-        states (`torch.Tensor`): `(N, C)`, the student's last hidden states; its logits `(N, V)` without a head.
-        head (`Head`, *optional*): the student's output matrix; gets a gradient if it asks for one.
-        targets (`Targets`): what the teacher says about the same rows.
-        labels (`torch.Tensor`): `(N,)`, the token each row is to predict; rows with `IGNORED` do not count.
-        weights (`LossWeights`, *optional*): of the two parts.
+        hidden_states (`torch.Tensor`): the student's last hidden states, `(N, C)`; its logits `(N, V)` if there is no
+            head.
+        head (`Head`, *optional*): the student's output matrix; gets a gradient if it requires one.
+        targets (`Targets`): the teacher's targets for the same rows.
+        labels (`torch.Tensor`): `(N,)`, the token each row predicts; rows with `IGNORED` are left out.
+        weights (`LossWeights`, *optional*): weights of the two parts.
         chunk_size (`int`, *optional*, defaults to 256): rows whose logits are held at a time.
 
     Raises:
-        ValueError: if the shapes do not fit, or the divergence needs more of the teacher than the targets tell.
+        ValueError: if the shapes do not fit, or the divergence needs the whole distribution and the targets are sparse.
     """
     weights = weights or LossWeights()
-    if states.ndim != 2 or len(states) != len(targets) or labels.shape != states.shape[:1]:
+    if hidden_states.ndim != 2 or len(hidden_states) != len(targets) or labels.shape != hidden_states.shape[:1]:
         raise ValueError(
-            f"expected states (N, C), targets and labels of N rows, got {tuple(states.shape)}, {len(targets)} rows and "
-            f"labels {tuple(labels.shape)}"
+            f"expected hidden states (N, C), targets and labels of N rows, got {tuple(hidden_states.shape)}, "
+            f"{len(targets)} rows and labels {tuple(labels.shape)}"
         )
-    if head is not None and head.weight.shape[1] != states.shape[1]:
-        raise ValueError(f"states have {states.shape[1]} channels, the output matrix reads {head.weight.shape[1]}")
+    if head is not None and head.weight.shape[1] != hidden_states.shape[1]:
+        raise ValueError(
+            f"hidden states have {hidden_states.shape[1]} channels, the output matrix reads {head.weight.shape[1]}; "
+            "give both of one model"
+        )
     if isinstance(targets, SparseTargets) and weights.divergence != "forward_kl":
         raise ValueError(
-            f"{weights.divergence} needs the teacher's whole distribution; some of its entries allow forward_kl alone"
+            f"{weights.divergence} needs the teacher's whole distribution; with some entries of it, use forward_kl"
         )
     matrix, bias = (None, None) if head is None else (head.weight, head.bias)
-    total, cross_entropy, divergence = _Fused.apply(states, matrix, bias, targets, labels, weights, chunk_size)
+    total, cross_entropy, divergence = _Fused.apply(hidden_states, matrix, bias, targets, labels, weights, chunk_size)
     return DistillationLoss(total, cross_entropy, divergence, (labels != IGNORED).sum())
 
 
@@ -60,7 +64,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        states: torch.Tensor,
+        hidden_states: torch.Tensor,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
         targets: Targets,
@@ -68,15 +72,15 @@ class _Fused(torch.autograd.Function):
         weights: LossWeights,
         chunk_size: int,
     ) -> tuple[torch.Tensor, ...]:
-        device, exact = states.device, torch.promote_types(states.dtype, torch.float32)
-        dtype = states.dtype if weight is None else weight.dtype
+        device, exact = hidden_states.device, torch.promote_types(hidden_states.dtype, torch.float32)
+        dtype = hidden_states.dtype if weight is None else weight.dtype
         if torch.is_autocast_enabled(device.type):
             autocast = torch.get_autocast_dtype(device.type)
             dtype = dtype if weight is None else autocast
             targets = targets.cast(autocast) if isinstance(targets, DenseTargets) else targets
         sums = torch.zeros(3, dtype=exact, device=device)
-        of_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
-        of_weight, of_bias = (
+        grad_hidden = torch.zeros_like(hidden_states) if ctx.needs_input_grad[0] else None
+        grad_weight, grad_bias = (
             torch.zeros_like(tensor, dtype=exact) if tensor is not None and needed else None
             for tensor, needed in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
         )
@@ -84,7 +88,7 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(device.type, enabled=False):
             matrix = None if weight is None else weight.to(dtype)
             for rows in counted.split(chunk_size):
-                chunk = states[rows]  # a copy
+                chunk = hidden_states[rows]  # a copy
                 if matrix is None:
                     logits = chunk.to(exact)
                 else:
@@ -93,20 +97,20 @@ class _Fused(torch.autograd.Function):
                     if bias is not None:
                         logits += bias
                 sums += _loss(logits, targets, rows, labels[rows], weights)
-                slopes = logits.to(dtype)  # what were logits has become the gradient with respect to them
-                if of_states is not None:
-                    of_states[rows] = (slopes if matrix is None else slopes @ matrix).to(of_states.dtype)
-                if of_weight is not None:
+                grad_logits = logits.to(dtype)  # _loss replaced the logits by the gradient with respect to them
+                if grad_hidden is not None:
+                    grad_hidden[rows] = (grad_logits if matrix is None else grad_logits @ matrix).to(grad_hidden.dtype)
+                if grad_weight is not None:
                     if dtype == exact:
-                        of_weight.addmm_(slopes.T, chunk)
+                        grad_weight.addmm_(grad_logits.T, chunk)
                     else:
-                        of_weight += slopes.T @ chunk
-                if of_bias is not None:
-                    of_bias += logits.sum(0)
+                        grad_weight += grad_logits.T @ chunk
+                if grad_bias is not None:
+                    grad_bias += logits.sum(0)
         ctx.save_for_backward(
-            of_states,
-            of_weight if of_weight is None or weight is None else of_weight.to(weight.dtype),
-            of_bias if of_bias is None or bias is None else of_bias.to(bias.dtype),
+            grad_hidden,
+            grad_weight if grad_weight is None or weight is None else grad_weight.to(weight.dtype),
+            grad_bias if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         total, cross_entropy, divergence = sums.unbind()
         ctx.mark_non_differentiable(cross_entropy, divergence)
@@ -126,12 +130,12 @@ def _loss(
     labels: torch.Tensor,
     weights: LossWeights,
 ) -> torch.Tensor:
-    """Sums of total, cross-entropy and divergence of a chunk, whose logits become the gradient of the total."""
+    """Sum total, cross-entropy and divergence of a chunk; the gradient of the total overwrites its logits."""
     if isinstance(targets, SparseTargets):
-        function: Any = _of_entries
+        function: Any = _sparse_forward_kl
         teacher: Any = targets[rows]
     else:
-        function = _forward_kl if weights.divergence == "forward_kl" else _any
+        function = _forward_kl if weights.divergence == "forward_kl" else _by_autograd
         teacher = targets.logits(rows, logits.shape[-1], weights.temperature).to(logits)
     tile = len(rows)
     if logits.device.type == "cpu":
@@ -148,7 +152,7 @@ def _loss(
 def _forward_kl(
     logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and forward KL; `teacher`, divided by the temperature, is overwritten too."""
+    """Cross-entropy and forward KL; overwrites `teacher`, the logits divided by the temperature, as well."""
     logits.sub_(logits.amax(-1, keepdim=True))
     teacher.sub_(teacher.amax(-1, keepdim=True))
     soft = logits / weights.temperature
@@ -159,12 +163,12 @@ def _forward_kl(
     q_sum = q.sum(-1, keepdim=True)
     divergence += q_sum.log()
     cross_entropy = _cross_entropy(logits, labels, weights.alpha)
-    slope = weights.beta * weights.temperature  # the temperature's square, over it for the inner derivative
+    slope = weights.beta * weights.temperature  # temperature**2, divided by it as the inner derivative
     logits.addcmul_(q, slope / q_sum).addcmul_(p, -slope / p_sum)
     return cross_entropy, divergence.sum()
 
 
-def _of_entries(
+def _sparse_forward_kl(
     logits: torch.Tensor, labels: torch.Tensor, teacher: SparseTargets, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and forward KL from some entries of the teacher's distribution."""
@@ -186,7 +190,7 @@ def _of_entries(
         rest_q = q.scatter_(1, teacher.ids, 0).sum(-1, keepdim=True) / q_sum
         log_rest_q = rest_q.clamp(min=torch.finfo(q.dtype).tiny).log()
         divergence += torch.special.xlogy(rest_p, rest_p) - rest_p * log_rest_q
-        # An entry of the rest gets q - q * rest_p / rest_q, one that is given gets q - p.
+        # The gradient is q - q * rest_p / rest_q for an entry of the tail, q - p for a given one.
         scale = 1 - torch.where(rest_q > 0, rest_p / rest_q, 0)
         p = p - q_of_ids
     cross_entropy = _cross_entropy(logits, labels, weights.alpha)
@@ -196,7 +200,7 @@ def _of_entries(
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sum of cross-entropies; the logits, whose maximum is 0, become its gradient times `alpha`."""
+    """Sum of cross-entropies; its gradient times `alpha` overwrites the logits, whose maximum must be 0."""
     of_labels = logits.gather(1, labels)
     logits.exp_()
     total = logits.sum(-1, keepdim=True)
@@ -204,10 +208,10 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> 
     return (total.log() - of_labels).sum()
 
 
-def _any(
+def _by_autograd(
     logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and any divergence, with the gradient that autograd finds."""
+    """Cross-entropy and any divergence, with the gradient from autograd."""
     with torch.enable_grad():
         leaf = logits.clone().requires_grad_()
         loss = naive_distillation_loss(leaf, teacher * weights.temperature, labels[:, 0], weights)

@@ -1,4 +1,4 @@
-"""Reach what a causal language model multiplies with its output matrix, through its own forward."""
+"""Run a function in place of the output layer, inside the forward pass of a causal language model."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,28 +7,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat import is_partitioned
 from ..evaluation import evaluating
 from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
-from .targets import Head
+from .targets import DenseTargets, Head
 
 
 def output_module(model: nn.Module) -> nn.Module | None:
-    """The linear layer whose output, unchanged, is a model's logits; `None` where there is no such layer.
+    """Return the linear layer whose output, unchanged, is a model's logits; `None` if there is no such layer.
 
-    A model that scales or caps its logits has none, nor has one whose output layer is adapted or quantized. Runs the
-    model on two tokens to see, unless its weights are spread by DeepSpeed: then a known architecture is believed.
+    There is none in a model that scales or caps its logits, or whose output layer has adapters or is quantized. To find
+    out, the model runs on two tokens; if DeepSpeed shards its weights, an architecture with a table is trusted.
 
     Args:
-        model (`nn.Module`): unwrapped; processes that share its weights must all call this.
+        model (`nn.Module`): the unwrapped model; all processes that hold shards of it must call this together.
     """
     whole: Any = model
     head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
     if type(head) not in (nn.Linear, ElasticLinear):
         return None
-    if any(hasattr(parameter, "ds_id") for parameter in whole.parameters()):
+    if any(map(is_partitioned, whole.parameters())):
         return head if has_architecture(whole.config) else None
-    if head.weight.is_meta:  # offloaded: it is there during its own forward alone
+    if head.weight.is_meta:  # offloaded: its weight is loaded only during its own forward
         return None
     seen: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -43,9 +44,9 @@ def output_module(model: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def in_place_of(head: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside the block, the model's forward returns what `function` makes of the states, instead of logits.
+    """Inside the block, the model's forward returns `function(hidden_states)` as its logits.
 
-    The call stays inside the model's forward, where a wrapper that shards weights has them at hand.
+    `function` runs within the model's forward, where wrappers that shard weights have gathered them.
     """
     before = vars(head).get("forward")
     head.forward = function
@@ -59,10 +60,10 @@ def in_place_of(head: nn.Module, function: Callable[[torch.Tensor], torch.Tensor
 
 
 def head_of(module: nn.Module) -> Head:
-    """The output matrix of `output_module`; gathered, if its shards lie on several processes."""
+    """Return the output matrix of the layer that `output_module` found, gathered if it is sharded."""
     weight: Any = module.weight
     bias: Any = module.bias
-    if hasattr(weight, "ds_id") and weight.numel() == 0:  # else DeepSpeed has just gathered it for the forward
+    if is_partitioned(weight) and weight.numel() == 0:  # in a forward pass, DeepSpeed has gathered it already
         import deepspeed
 
         parts = [part for part in (weight, bias) if part is not None]
@@ -72,3 +73,16 @@ def head_of(module: nn.Module) -> Head:
         weight, bias = module.in_use("weight"), None if module.bias is None else module.in_use("bias")
     whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in (weight, bias)]
     return Head(*whole)
+
+
+def dense_targets(run: Callable[..., Any], head: nn.Module | None, **inputs: Any) -> DenseTargets:
+    """Run a teacher on a batch; targets of all rows, from hidden states if it has an output layer, else from logits.
+
+    Args:
+        run (`Callable`): the teacher, or a wrapper of it.
+        head (`nn.Module`, *optional*): its output layer, found by `output_module`.
+        inputs: arguments of its forward.
+    """
+    with contextlib.nullcontext() if head is None else in_place_of(head, lambda hidden_states: hidden_states):
+        outputs = run(**inputs).logits.flatten(0, 1)
+    return DenseTargets(outputs, None if head is None else head_of(head))

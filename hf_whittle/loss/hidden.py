@@ -1,4 +1,4 @@
-"""Losses between hidden states: each kept layer's output and that of the teacher's layer it was cut from."""
+"""Losses between hidden states: the output of each student layer and of the teacher layer it was extracted from."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ HIDDEN_LOSSES = ("mse", "cosine")
 
 
 class HiddenStateLoss(nn.Module):
-    """Distance of projected student states from the teacher's, summed over rows and averaged over layers.
+    """Distance of the student's projected hidden states from the teacher's, summed over rows, averaged over layers.
 
-    A projection, learned with the student and no part of it, takes a layer's states to the teacher's channels; it
-    starts as the choice of channels that cut the student.
+    Each layer has a projection to the teacher's channels, trained with the student but no part of it. At first it puts
+    every channel of the student in the place of the teacher channel it was extracted from.
 
     Args:
-        subnet (`SubnetConfig`): what the student keeps of the teacher: its layers, and for the start its channels.
+        subnet (`SubnetConfig`): layers and channels of the teacher that the student was extracted from.
         sizes (`tuple[int, int]`): channels of the student and of the teacher.
         kind (`str`): `"mse"`, mean squared difference over channels (arXiv 1909.10351), or `"cosine"`, 1 minus the
             cosine.
@@ -42,16 +42,16 @@ class HiddenStateLoss(nn.Module):
     def forward(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], rows: torch.Tensor
     ) -> torch.Tensor:
-        """Sum over the rows that count, scalar.
+        """Sum over the given rows, scalar.
 
         Args:
-            student (`Sequence[torch.Tensor]`): a layer's output each, `(batch, length, channels)`.
-            teacher (`Sequence[torch.Tensor]`): the same of all the teacher's layers.
-            rows (`torch.Tensor`): indices of the rows that count, among `batch * length`.
+            student (`Sequence[torch.Tensor]`): the output of each student layer, `(batch, length, channels)`.
+            teacher (`Sequence[torch.Tensor]`): the output of every teacher layer, in the same form.
+            rows (`torch.Tensor`): indices of rows with a label, among `batch * length`.
         """
         total = torch.zeros((), device=rows.device)
-        for states, layer, projection in zip(student, self.layers, self.projections, strict=True):
-            own = projection(states.flatten(0, 1)[rows].float()).float()
+        for hidden_states, layer, projection in zip(student, self.layers, self.projections, strict=True):
+            own = projection(hidden_states.flatten(0, 1)[rows].float()).float()
             other = teacher[layer].to(rows.device).flatten(0, 1)[rows].float()
             if self.kind == "mse":
                 total = total + F.mse_loss(own, other, reduction="none").mean(-1).sum()
@@ -62,7 +62,7 @@ class HiddenStateLoss(nn.Module):
 
 @contextlib.contextmanager
 def layer_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Inside the block, the output of every layer of a forward pass, in order, is appended to the list."""
+    """Inside the block, a forward pass appends the output of each layer to the list, in order."""
     outputs: list[torch.Tensor] = []
 
     def append(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -77,5 +77,5 @@ def layer_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _layers(model: Any) -> Iterator[nn.Module]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of adapters
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # without adapters
     return iter(base.base_model.layers)

@@ -1,6 +1,6 @@
-"""What a teacher says about rows of tokens: everything, through its output matrix, or some entries of it.
+"""Targets of distillation: the teacher's whole next-token distribution, or some of its entries.
 
-Shapes: `N` rows (tokens), `V` entries of the vocabulary, `K` entries given for a row, `C` channels.
+Shapes: `N` rows (tokens), `V` entries of the vocabulary, `K` entries kept for a row, `C` channels.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 NEVER = -1e4
-"""Logit of an entry that the teacher does not have; its probability is 0 in any precision."""
+"""Logit of an entry beyond the teacher's vocabulary; its probability is 0 in any precision."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output matrix: logits are `states @ weight.T + bias`.
+    """An output matrix: logits are `hidden_states @ weight.T + bias`.
 
     Args:
         weight (`torch.Tensor`): `(V, C)`.
@@ -26,48 +26,48 @@ class Head:
 
     @property
     def size(self) -> int:
-        """Entries of the vocabulary."""
+        """Number of entries of the vocabulary."""
         return self.weight.shape[0]
 
     def first(self, size: int) -> "Head":
-        """The head of the first `size` entries."""
+        """The head restricted to the first `size` entries."""
         return self if size >= self.size else Head(self.weight[:size], None if self.bias is None else self.bias[:size])
 
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The teacher's whole distribution, from states and its output matrix, or from logits at hand.
+    """The teacher's whole distribution, as hidden states and an output matrix, or as logits.
 
     Args:
-        states (`torch.Tensor`): `(N, C)`, or logits `(N, V)` without a head.
+        hidden_states (`torch.Tensor`): last hidden states, `(N, C)`; logits `(N, V)` if there is no head.
         head (`Head`, *optional*): the teacher's output matrix.
     """
 
-    states: torch.Tensor
+    hidden_states: torch.Tensor
     head: Head | None = None
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self.hidden_states)
 
     def cast(self, dtype: torch.dtype) -> "DenseTargets":
-        """The same with an output matrix of another type, which is then that of the multiplication."""
+        """The same targets with the output matrix in another type, in which logits are then computed."""
         if self.head is None:
             return self
         bias = None if self.head.bias is None else self.head.bias.to(dtype)
-        return DenseTargets(self.states, Head(self.head.weight.to(dtype), bias))
+        return DenseTargets(self.hidden_states, Head(self.head.weight.to(dtype), bias))
 
     def logits(self, rows: torch.Tensor, size: int, temperature: float = 1.0) -> torch.Tensor:
-        """Logits of some rows divided by the temperature, in a tensor of their own, `(n, size)`.
+        """Logits of some rows divided by the temperature, in a new tensor `(n, size)`.
 
-        Entries beyond the teacher's vocabulary get `NEVER`; a larger one is cut, as its last entries belong to no
-        token.
+        A smaller vocabulary is padded with `NEVER`; a larger one is truncated, as its last entries are padding and
+        belong to no token.
         """
-        states = self.states[rows.to(self.states.device)]
+        hidden_states = self.hidden_states[rows.to(self.hidden_states.device)]
         if self.head is None:
-            logits = states[:, :size] / temperature
+            logits = hidden_states[:, :size] / temperature
         else:
             head = self.head.first(size)
-            logits = (states / temperature).to(head.weight) @ head.weight.T
+            logits = (hidden_states / temperature).to(head.weight) @ head.weight.T
             if head.bias is not None:
                 logits += head.bias / temperature
         return (
@@ -81,16 +81,16 @@ class DenseTargets:
 class SparseTargets:
     """Some entries of the teacher's distribution at the temperature of the loss.
 
-    With `tail`, the probability that is left over is compared with the student's of all other entries together, as one
-    entry: KL of the two distributions with those entries merged, never above the whole one. Without, the probabilities
-    given sum to 1 by themselves, as frequencies of samples do; an entry may occur more than once.
+    With `tail`, all other entries are merged into one, in both distributions; the KL divergence of these is at most
+    that of the whole distributions. Without `tail`, the given probabilities sum to 1, as frequencies of samples do, and
+    an entry may occur more than once.
 
     Args:
         ids (`torch.Tensor`): `(N, K)`, `int64`.
         probabilities (`torch.Tensor`): `(N, K)`, single precision.
-        tail (`bool`): whether what is left to 1 is that of the other entries.
-        entropy (`torch.Tensor`, *optional*): `(N,)`, of the whole distribution in nats, where the given entries do not
-            tell it; makes the value of the divergence, not its gradient, right.
+        tail (`bool`): whether the rest of the probability belongs to the other entries.
+        entropy (`torch.Tensor`, *optional*): `(N,)`, entropy of the whole distribution in nats, if the entries given do
+            not determine it; it corrects the value of the divergence and leaves its gradient as it is.
     """
 
     ids: torch.Tensor

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..compat import version_of
 from ..errors import WeightsError
 from ..subnet import Kept
 
@@ -68,9 +69,9 @@ class Elastic:
         if self._gathered is None:
             self._gathered = {}
         source, version, part = self._gathered.get(name, (None, None, whole))
-        if source is not whole or version != whole._version:
+        if source is not whole or version != version_of(whole):
             part = _take_all(whole, chosen)
-            self._gathered[name] = whole, whole._version, part
+            self._gathered[name] = whole, version_of(whole), part
         return part
 
     def _apply(

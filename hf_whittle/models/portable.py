@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.core_model_loading import WeightRenaming
 
+from ..compat import add_renamings
 from ..errors import CheckpointError
 from .architecture import ARCHITECTURES, architecture_module, get_architecture, has_architecture
 
@@ -44,13 +44,11 @@ def make_portable(model: Any) -> None:
 
 
 def _write_file_names(model: Any) -> None:
-    conversions = list(getattr(model, "_weight_conversions", None) or ())
-    known = [pattern for conversion in conversions for pattern in conversion.source_patterns]
-    for weight in _renamed(model.config.model_type):
-        pattern = rf"^{weight.file_name.removesuffix('.weight')}\."
-        if pattern not in known:
-            conversions.append(WeightRenaming(pattern, weight.name.removesuffix("weight")))
-    model._weight_conversions = conversions
+    renamings = {
+        rf"^{weight.file_name.removesuffix('.weight')}\.": weight.name.removesuffix("weight")
+        for weight in _renamed(model.config.model_type)
+    }
+    add_renamings(model, renamings)
 
 
 def _read_file_names(model: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

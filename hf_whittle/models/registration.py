@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
-_MODELING_AUTO = "transformers.models.auto.modeling_auto"
+from ..compat import CONFIGURATION_AUTO, MODELING_AUTO
+
 _OURS = "hf_whittle.models.gpt_neox."
 
 
@@ -26,15 +26,15 @@ def register() -> None:
 
 
 def _register_with_imported() -> None:
-    if _CONFIGURATION_AUTO in sys.modules:
+    if CONFIGURATION_AUTO in sys.modules:
         from .gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
 
-        auto_config = sys.modules[_CONFIGURATION_AUTO].AutoConfig
+        auto_config = sys.modules[CONFIGURATION_AUTO].AutoConfig
         auto_config.register(WhittleGPTNeoXConfig.model_type, WhittleGPTNeoXConfig, exist_ok=True)
-    if _MODELING_AUTO in sys.modules:
+    if MODELING_AUTO in sys.modules:
         from .gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
 
-        auto = sys.modules[_MODELING_AUTO]
+        auto = sys.modules[MODELING_AUTO]
         auto.AutoModel.register(WhittleGPTNeoXConfig, WhittleGPTNeoXModel, exist_ok=True)
         auto.AutoModelForCausalLM.register(WhittleGPTNeoXConfig, WhittleGPTNeoXForCausalLM, exist_ok=True)
 
@@ -48,7 +48,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
 
     def settle(self) -> None:
         """Register, unless a watched module is half-way through its import or nothing is new."""
-        present = {_CONFIGURATION_AUTO, _MODELING_AUTO} & sys.modules.keys()
+        present = {CONFIGURATION_AUTO, MODELING_AUTO} & sys.modules.keys()
         if self.depth == 0 and present != self._registered:
             self.depth += 1
             try:

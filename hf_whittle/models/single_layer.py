@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.initialization import no_init_weights
 
+from ..compat import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
 from .activations import Activations, recorded_activations
 from .architecture import Dimension, architecture_module, get_architecture
@@ -31,7 +31,7 @@ class LayerOutput:
 
 def single_precision_attention(config: PreTrainedConfig) -> str | None:
     """The attention kernel of a model, or `"sdpa"` where that does not run in single precision."""
-    kernel = config._attn_implementation
+    kernel = attention_kernel(config)
     return "sdpa" if kernel is not None and "flash" in kernel else kernel
 
 
@@ -50,7 +50,7 @@ class SingleLayer:
         architecture, table = architecture_module(config, "student"), get_architecture(config)
         small = architecture.student_config(config, SubnetConfig.full(config).with_layers([layer]))
         small.vocab_size, small.tie_word_embeddings = 1, False  # it reads hidden states, not tokens
-        small._attn_implementation = single_precision_attention(config)
+        set_attention_kernel(small, single_precision_attention(config))
         with no_init_weights():
             self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
         state_dict = {

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from ..compat import no_init_weights, set_attention_kernel
 from ..errors import CheckpointError
 from ..subnet import Shape, SubnetConfig
 from .architecture import Weight, architecture_module, get_architecture, head_dim
@@ -82,7 +82,7 @@ def student_model(
     """
     architecture = architecture_module(config, "student")
     own = architecture.student_config(config, subnet)
-    own._attn_implementation = single_precision_attention(config)
+    set_attention_kernel(own, single_precision_attention(config))
     with torch.device("cpu"), no_init_weights():
         student = architecture.student_class(own)(own)
     student.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False, assign=True)

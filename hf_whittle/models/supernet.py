@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ..compat import attention_kernel, set_attention_kernel, set_commit_hash, set_layer_index
 from ..errors import SubnetError, WeightsError
 from ..files.sources import commit_of
 from ..subnet import Kept, SubnetConfig
@@ -101,7 +102,7 @@ class SuperNetModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            model.config._commit_hash = commit_of(pretrained_model_name_or_path, **hub)
+            set_commit_hash(model.config, commit_of(pretrained_model_name_or_path, **hub))
         return (model, info) if wants_info else model
 
     @contextlib.contextmanager
@@ -243,9 +244,7 @@ class SuperNetModel(PreTrainedModel):
         self._set_config(full if subnet is None else _active_config(full, subnet))
         self._layers.active = None if subnet is None else kept_layers
         for position, active_layer in enumerate(self._layers):
-            for module in active_layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = position
+            set_layer_index(active_layer, position)
 
     def _set_config(self, config: PreTrainedConfig) -> None:
         for module in self.modules():
@@ -273,5 +272,5 @@ def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: 
 
 def _active_config(full: PreTrainedConfig, subnet: SubnetConfig) -> PreTrainedConfig:
     config = architecture_module(full, "student").student_config(full, subnet)
-    config._attn_implementation = full._attn_implementation
+    set_attention_kernel(config, attention_kernel(full))
     return config

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..compat import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device, has_tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape
 from .architecture import Dimension, Weight, get_architecture, head_dim
@@ -16,10 +17,6 @@ _WHAT_TO_DO = (
     "slices can be taken of plain floating-point weights only: load the model without quantization, and merge adapters "
     "into it (merge_and_unload)"
 )
-_SHARD_ATTRIBUTES = ("full_tensor", "_is_flat_param", "ds_id")
-"""Attributes that only shards have: of FSDP2 (`DTensor`), FSDP1 (`FlatParameter`) and DeepSpeed ZeRO-3."""
-_FSDP1_MARK = "_fsdp_use_orig_params"
-"""Attribute of every module whose parameters FSDP1 manages."""
 _OFFLOADED = (
     "is not in memory but offloaded; load the model without a device_map that offloads layers, or give extract_subnet "
     "the checkpoint's folder or name, which it reads one tensor at a time"
@@ -47,7 +44,7 @@ def check_plain_weights(model: Any) -> None:
     _check_names(type(model).__name__, parameters.keys(), expected.keys())
     for name, (weight, layer) in expected.items():
         check_plain(name, parameters[name])
-        size = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))  # a shard's own is 0
+        size = whole_shape(parameters[name])
         stated = weight_shape(weight, config, shape, layer or 0)
         if size != stated:
             raise WeightsError(
@@ -76,13 +73,13 @@ def is_sharded(model: Any) -> bool:
 
     Where FSDP1 keeps the original parameters (`use_orig_params`), only the modules are marked.
     """
-    marked = (hasattr(module, _FSDP1_MARK) for module in model.modules())
+    marked = (hasattr(module, FSDP1_MARK) for module in model.modules())
     return any(map(is_shard, model.parameters())) or any(marked)
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
     """Whether a parameter is sharded by FSDP or DeepSpeed ZeRO-3, so that this process holds a part of it, or none."""
-    return any(hasattr(tensor, name) for name in _SHARD_ATTRIBUTES)
+    return any(hasattr(tensor, name) for name in SHARD_ATTRIBUTES)
 
 
 def check_can_be_gathered(model: Any) -> None:
@@ -208,7 +205,7 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
     _check_complete(info, where, any_size)
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
-    if getattr(model.config, "tie_word_embeddings", False) and not model.all_tied_weights_keys:
+    if getattr(model.config, "tie_word_embeddings", False) and not has_tied_weights(model):
         head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
         if head is not None and head.weight is not tokens.weight:
             model.config.tie_word_embeddings = False
@@ -236,17 +233,12 @@ def in_words(names: Any, most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def uncompiled(model: Any) -> Any:
-    """The model that `torch.compile` wrapped, whose weights have their own names; a model not compiled as it is."""
-    return getattr(model, "_orig_mod", model)
-
-
 def input_device(model: Any) -> torch.device:
     """The device on which a model reads tokens; if its embedding is offloaded, the device that runs it."""
     embedding = model.get_input_embeddings()
     if not embedding.weight.is_meta:
         return embedding.weight.device
-    return torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu"))
+    return torch.device(execution_device(embedding))
 
 
 @contextlib.contextmanager

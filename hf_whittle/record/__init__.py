@@ -1,1 +1,1 @@
-"""Facts of a student's making, as `results.json` holds them."""
+"""Record of a student: its origin and facts of its making, as `results.json` holds them."""

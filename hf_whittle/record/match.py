@@ -2,36 +2,51 @@
 
 from typing import Any
 
+from .facts import CurvePoint, MatchFacts, StudentFlops
+from .results import Results
 
-def to_match(results: dict[str, Any]) -> dict[str, Any] | None:
-    """Tokens and FLOPs the student and the baseline need to reach the baseline's final perplexity.
 
-    A run has reached it at the first evaluation that is at or below it. The student's FLOPs are those of the search, of
-    healing where there was some, of its own training and of the teacher's forward passes; what it did not reach is
-    left out. `None` if the baseline diverged, so that there is nothing to match.
+def to_match(results: Results) -> MatchFacts | None:
+    """Tokens and FLOPs that the student and the baseline need to reach the baseline's final perplexity.
+
+    A training has reached it at the first evaluation at or below it. The student's FLOPs are those of the search, of
+    healing if there was some, of its own training and of the teacher's forward passes; they are left out if it did not
+    reach that perplexity.
+
+    Returns:
+        `MatchFacts`, or `None` if there is no baseline, or one that diverged, so that there is nothing to match.
     """
-    target = results["baseline"]["curve"][-1]["perplexity"]
-    tokens = {}
-    for name in ("student", "baseline"):
-        reached = [point["tokens"] for point in results[name]["curve"] if point["perplexity"] <= target]
-        tokens[name] = reached[0] if reached else None
-    if tokens["baseline"] is None:
+    student, baseline, search = results.student, results.baseline, results.search
+    if search is None or student is None or baseline is None or not baseline.curve:
         return None
-    per_token = {name: results[name]["flops_per_token"] for name in tokens}
-    facts: dict[str, Any] = {
+    if student.flops_per_token is None or baseline.flops_per_token is None:
+        return None
+    target = baseline.curve[-1].perplexity
+    baseline_tokens, student_tokens = (_tokens_to(target, training.curve) for training in (baseline, student))
+    if baseline_tokens is None:
+        return None
+    baseline_flops = baseline_tokens * baseline.flops_per_token.student
+    known: dict[str, Any] = {
         "perplexity": target,
-        "baseline_tokens": tokens["baseline"],
-        "baseline_flops": tokens["baseline"] * per_token["baseline"]["student"],
+        "baseline_tokens": baseline_tokens,
+        "baseline_flops": baseline_flops,
     }
-    if tokens["student"] is not None:
-        parts = {
-            "search": results["search"]["flops"],
-            **({"healing": results["healing"]["flops"]} if "healing" in results else {}),
-            "training": tokens["student"] * per_token["student"]["student"],
-            "teacher": tokens["student"] * per_token["student"]["teacher"],
-        }
-        facts |= {"student_tokens": tokens["student"], "student_flops": parts}
-        facts["flops_ratio"] = facts["baseline_flops"] / sum(parts.values())
-        if tokens["student"]:
-            facts["tokens_ratio"] = facts["baseline_tokens"] / tokens["student"]
-    return facts
+    if student_tokens is None:
+        return MatchFacts(**known)
+    flops = StudentFlops(
+        search=search.flops,
+        healing=None if results.healing is None else results.healing.flops,
+        training=student_tokens * student.flops_per_token.student,
+        teacher=student_tokens * student.flops_per_token.teacher,
+    )
+    return MatchFacts(
+        **known,
+        student_tokens=student_tokens,
+        student_flops=flops,
+        flops_ratio=baseline_flops / flops.total,
+        tokens_ratio=baseline_tokens / student_tokens if student_tokens else None,
+    )
+
+
+def _tokens_to(perplexity: float, curve: tuple[CurvePoint, ...]) -> int | None:
+    return next((point.tokens for point in curve if point.perplexity <= perplexity), None)

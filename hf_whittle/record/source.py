@@ -1,5 +1,6 @@
 """Facts of the checkpoint that a student is extracted from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +12,47 @@ from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..compat import commit_hash
 from ..files.paths import is_local
+from .facts import SourceFacts
+from .files import CARD_FILE
 
 logger = logging.get_logger(__name__)
 
-CARD_FILE = "README.md"
 INHERITED = ("license", "license_name", "license_link", "language")
-"""Metadata of a checkpoint's card that holds for what is cut from it, too."""
+"""Metadata of a checkpoint's card that hold for students extracted from it, too."""
 
 
-def checkpoint_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """Name of the checkpoint a configuration was loaded from, and its commit if that is on the Hub and known.
+def checkpoint_facts(config: PreTrainedConfig) -> SourceFacts:
+    """Facts of the checkpoint that a configuration was loaded from; nothing is known if it was not loaded.
 
-    Of a folder, its last name alone, and what its card says of license and language; nothing if it was not loaded.
+    Of the Hub, its name, and its commit if that is known. Of a folder, its last name alone, and license and language
+    from its card.
     """
-    name = str(getattr(config, "_name_or_path", "") or "")
+    name = str(getattr(config, "name_or_path", "") or "")
     if not name:
-        return {}
-    if not is_local(name):  # loaded by transformers alone, a configuration does not say of which commit it is
-        commit = getattr(config, "_commit_hash", None)
-        return {"name": name, "on_hub": True, **({"commit": commit} if commit else {})}
+        return SourceFacts()
+    if not is_local(name):  # transformers alone does not tell a configuration its commit
+        return SourceFacts(name=name, on_hub=True, commit=commit_hash(config) or "")
     folder = Path(name).resolve()
     card = folder / CARD_FILE
-    return {"name": folder.name, **(_inherited(card) if card.is_file() else {})}
+    return SourceFacts(name=folder.name, **(_inherited(card) if card.is_file() else {}))
 
 
-def add_license(results: dict[str, Any], token: str | bool | None = None) -> None:
-    """Look up, on the Hub, license and language of the checkpoint a student was cut from, where they are not known."""
-    source = results.get("supernet", {})
-    if "on_hub" not in source or "license" in source:
-        return
+def with_license(source: SourceFacts, token: str | bool | None = None) -> SourceFacts:
+    """The facts with license and language from the checkpoint's card on the Hub, if the license is not known."""
+    if not source.on_hub or source.license:
+        return source
     try:
-        card = hf_hub_download(source["name"], CARD_FILE, revision=source.get("commit"), token=token)
+        card = hf_hub_download(source.name, CARD_FILE, revision=source.commit or None, token=token)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        logger.info(f"the card of {source['name']} could not be read: {type(error).__name__}")
-        return
-    source |= _inherited(Path(card))
-    link = source.get("license_link", "")
+        logger.info(f"the card of {source.name} could not be read: {type(error).__name__}")
+        return source
+    metadata = _inherited(Path(card))
+    link = metadata.get("license_link", "")
     if link and "://" not in link:
-        source["license_link"] = f"{ENDPOINT}/{source['name']}/blob/{source.get('commit', 'main')}/{link}"
+        metadata["license_link"] = f"{ENDPOINT}/{source.name}/blob/{source.commit or 'main'}/{link}"
+    return replace(source, **metadata)
 
 
 def _inherited(card: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ..models.portable import check_generation_config
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
-from ..training.supernet_trainer import smallest_subnet
+from ..training.strategies import smallest_subnet
 from .changes import has_begun
 
 _TOKENS = 32  # of a block, but for a stored teacher, which knows whole blocks alone

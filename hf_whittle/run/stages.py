@@ -23,7 +23,7 @@ from ..cost.counts import flops_per_token, num_parameters, training_flops_per_to
 from ..data.documents import load_documents, split_documents
 from ..data.packing import pack_documents
 from ..distillation.config import DistillationConfig
-from ..distillation.store.writer import LogitStore
+from ..distillation.store.reader import LogitStore
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..distillation.trainer import DistillationTrainer
 from ..errors import DataError, VocabularyError
@@ -43,15 +43,16 @@ from ..fitness.probe import Probe, ProbeConfig
 from ..fitness.staged import StagedFitness
 from ..healing.config import HEALING_FILE
 from ..healing.cost import healing_flops
-from ..hub.publication import describe
+from ..hub.saving import describe
 from ..importance.scores import ImportanceScores, score_importance
 from ..models.architecture import architecture_module, check_model_type
 from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
 from ..recipe.recipe import Recipe
 from ..recipe.sections import STAGES
+from ..record.facts import HealingFacts
 from ..record.files import RECIPE_FILE
-from ..record.lineage import RESULTS_FILE, healing_facts
 from ..record.match import to_match
+from ..record.results import Results
 from ..record.source import checkpoint_facts
 from ..record.training import training_facts
 from ..search.facts import search_facts
@@ -254,7 +255,7 @@ class Run:
         for name in ("_fitness", "_healed_perplexity"):  # training needs the memory they take
             self.__dict__.pop(name, None)
         return {
-            **search_facts(result),
+            **search_facts(result).to_dict(),
             "tokens_per_evaluation": tokens_per_evaluation,
             "tokens": result.tokens + calibration["tokens"],
             "flops": result.flops + calibration["flops"],
@@ -289,7 +290,7 @@ class Run:
         report = read_json(self._initial_folder() / HEALING_FILE)
         subnet = SearchResult.load(self.folder).best
         flops = healing_flops(self.supernet.config, subnet, report, self.recipe.data.block_size)
-        return {**healing_facts(report), "flops": flops}
+        return {**HealingFacts.from_dict(report).to_dict(), "flops": flops}
 
     def train_student(self) -> dict[str, Any]:
         """Pretrain the student with distillation; it is saved in the output folder."""
@@ -343,7 +344,7 @@ class Run:
         teacher_flops = flops_per_token(self.teacher.config, sequence_length=length) if args.has_teacher else 0
         return {
             "parameters": model.num_parameters(),
-            **training_facts(args, trainer.state, is_whole=checkpoint is None),
+            **training_facts(args, trainer.state, is_whole=checkpoint is None).to_dict(),
             **({"targets": trainer.teacher.in_words} if isinstance(trainer.teacher, LogitStore) else {}),
             "flops_per_token": {"student": student_flops, "teacher": teacher_flops},
         }
@@ -412,11 +413,11 @@ class Run:
             stages["baseline"] = self.train_baseline
         results = {name: work() for name, work in stages.items()}
         results["environment"] = results["student"]["environment"]
-        match = to_match(results) if self.recipe.baseline else None
+        match = to_match(Results.from_dict(results))
         if match is not None:
-            results["to_match"] = match
+            results["to_match"] = match.to_dict()
         self._publish_student()
-        write_json(self.folder / RESULTS_FILE, results)
+        Results.from_dict(results).save(self.folder)
         describe(self.folder)
         return results
 
@@ -440,7 +441,7 @@ class Run:
 
     def supernet_facts(self) -> dict[str, Any]:
         """What the student is cut from."""
-        return self._stage("supernet", lambda: checkpoint_facts(self.supernet.config))
+        return self._stage("supernet", lambda: checkpoint_facts(self.supernet.config).to_dict())
 
     def data_facts(self) -> dict[str, Any]:
         """What the text is; folders of this machine by their last name."""
@@ -459,7 +460,7 @@ class Run:
         config = self.teacher.config
         input_ids = as_input_ids(self.blocks["test"], config.vocab_size)
         return {
-            **checkpoint_facts(config),
+            **checkpoint_facts(config).to_dict(),
             "parameters": num_parameters(config),
             "perplexity": perplexity(cross_entropy(self.teacher, input_ids)),
             "test_tokens": input_ids.numel(),

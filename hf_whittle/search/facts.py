@@ -1,44 +1,50 @@
 """Facts of a search, for `results.json`."""
 
+import json
 from typing import Any
 
+from ..record.facts import BinFacts, FitnessFacts, SearchFacts, SpaceFacts
 from ..subnet import SubnetConfig
 from .result import SearchResult
 
 
-def search_facts(result: SearchResult, subnet: SubnetConfig | None = None) -> dict[str, Any]:
-    """What a search was asked, what it cost and what it found.
+def search_facts(result: SearchResult, subnet: SubnetConfig | None = None) -> SearchFacts:
+    """Settings, cost and outcome of a search.
 
     Args:
         result (`SearchResult`): the search.
-        subnet (`SubnetConfig`, *optional*): what was made a student, if not the best.
+        subnet (`SubnetConfig`, *optional*): the student's subnet, if not the best.
     """
     settings, best = result.settings, result.best_evaluation
-    chosen = best if subnet is None else next((each for each in result.answers if each.subnet == subnet), None)
-    algorithm, fitness, space = settings["algorithm"], settings["fitness"], settings["space"]
-    minimised: dict[str, Any] = {"name": fitness["name"], "value": best.fitness}
-    if chosen is None or chosen.subnet != best.subnet:
-        minimised["of_student"] = None if chosen is None else chosen.fitness
-    stages = [fitness, *fitness.get("stages", {}).values()]
-    for stage in stages:
+    algorithm, space, name = settings["algorithm"], settings["space"], settings["fitness"]["name"]
+    return SearchFacts(
+        algorithm=algorithm["name"],
+        seed=algorithm.get("seed"),
+        space=SpaceFacts(
+            granularity=space["granularity"],
+            layer_wise=space["layer_wise"],
+            importance=space["importance"]["criterion"] if "importance" in space else None,
+        ),
+        bins=tuple(BinFacts(**{name: bin[name] for name in ("cost", "low", "high")}) for bin in settings["bins"]),
+        fitness=_fitness_facts(result, best.subnet if subnet is None else subnet),
+        evaluations=len(result.evaluations),
+        tokens_per_evaluation=max(evaluation.tokens for evaluation in result.evaluations),
+        tokens=result.tokens,
+        flops=result.flops,
+        subnet=json.loads(best.subnet.to_json()),
+        parameters=best.parameters,
+        perplexity=best.fitness if name == "perplexity" else None,
+    )
+
+
+def _fitness_facts(result: SearchResult, subnet: SubnetConfig) -> FitnessFacts:
+    fitness, best = result.settings["fitness"], result.best_evaluation
+    known: dict[str, Any] = {"name": fitness["name"], "value": best.fitness}
+    if subnet != best.subnet:
+        known["of_student"] = next((each.fitness for each in result.answers if each.subnet == subnet), None)
+    for stage in (fitness, *fitness.get("stages", {}).values()):
         if "steps" in stage:
-            minimised["steps"] = stage["steps"]
+            known["steps"] = stage["steps"]
         if "scores" in stage:
-            minimised["criterion"] = stage["scores"]["criterion"]
-    of_space = {name: space[name] for name in ("granularity", "layer_wise")}
-    if "importance" in space:
-        of_space["importance"] = space["importance"]["criterion"]
-    return {
-        "algorithm": algorithm["name"],
-        **({"seed": algorithm["seed"]} if "seed" in algorithm else {}),
-        "space": of_space,
-        "bins": [{name: bin[name] for name in ("cost", "low", "high")} for bin in settings["bins"]],
-        "fitness": minimised,
-        "evaluations": len(result.evaluations),
-        "tokens_per_evaluation": max(evaluation.tokens for evaluation in result.evaluations),
-        "tokens": result.tokens,
-        "flops": result.flops,
-        **({"perplexity": best.fitness} if fitness["name"] == "perplexity" else {}),
-        "subnet": best.subnet.to_dict(),
-        "parameters": best.parameters,
-    }
+            known["criterion"] = stage["scores"]["criterion"]
+    return FitnessFacts(**known)

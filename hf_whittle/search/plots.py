@@ -8,15 +8,15 @@ from typing import Any, Literal, Protocol
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
-from ..plots import _axes, _finish, _in_units, _plain_log_ticks
+from ..plots import finish, in_units, new_axes, use_plain_log_ticks
 from .algorithm import Evaluation
 
-_COLOURS = {"sample": "#9aa5b1", "mutation": "#2f6fde", "crossover": "#e07b39", "answer": "#b83280"}
-_OTHER_COLOUR = "#3f9b6c"
+_COLORS = {"sample": "#9aa5b1", "mutation": "#2f6fde", "crossover": "#e07b39", "answer": "#b83280"}
+_OTHER_COLOR = "#3f9b6c"
 
 
 class Found(Protocol):
-    """The evaluations of a search, as a `SearchResult` holds them."""
+    """Evaluations of a search, as in a `SearchResult`."""
 
     @property
     def evaluations(self) -> Sequence[Evaluation]: ...
@@ -29,21 +29,21 @@ class Found(Protocol):
 
 
 def plot_search(result: Found, path: str | Path) -> None:
-    """Draw the fitness of every answer in the order of evaluation, and the best so far, into a PNG file.
+    """Draw the fitness of each evaluation in their order, and the best answer so far, into a PNG file.
 
-    Evaluations on a share of the tokens, or by what stands for it in a staged fitness, are drawn small and pale; those
-    outside of the bin are left out.
+    Evaluations on a share of the tokens, or by an earlier stage of a staged fitness, are small and pale; those outside
+    of the bins are left out.
     """
-    figure, axes = _axes()
+    figure, axes = new_axes()
     numbered = [(i, e) for i, e in enumerate(result.evaluations, 1) if e.bins and math.isfinite(e.fitness)]
     for origin in dict.fromkeys(evaluation.origin for _, evaluation in numbered):
-        colour = _COLOURS.get(origin, _OTHER_COLOUR)
+        color = _COLORS.get(origin, _OTHER_COLOR)
         shown = [(i, e) for i, e in numbered if e.origin == origin]
         axes.scatter(
             [i for i, _ in shown],
             [e.fitness for _, e in shown],
             s=[9 if e.share == 1 else 3 for _, e in shown],
-            c=[to_rgba(colour, 0.7 if e.share == 1 else 0.3) for _, e in shown],
+            c=[to_rgba(color, 0.7 if e.share == 1 else 0.3) for _, e in shown],
             label=f"by {origin}",
             linewidths=0,
         )
@@ -52,33 +52,39 @@ def plot_search(result: Found, path: str | Path) -> None:
         axes.step(*zip(*curve, strict=True), where="post", color="#111827", label="best so far")
     _log_if_positive(axes, [evaluation for _, evaluation in numbered])
     axes.set(xlabel="subnets evaluated", ylabel=", ".join(_fitness_labels(result)))
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def plot_pareto(result: Found, path: str | Path, cost: Literal["parameters", "cost"] = "parameters") -> None:
-    """Draw fitness over a cost of every answer, and the Pareto front, into a PNG file."""
-    figure, axes = _axes()
+    """Draw fitness over cost for each answer, and the Pareto front, into a PNG file.
+
+    Args:
+        result (`SearchResult`): the search.
+        path (`str` or `Path`): the file.
+        cost (`str`, *optional*, defaults to `"parameters"`): parameters, or `"cost"` for the cost that the bins bound.
+    """
+    figure, axes = new_axes()
     answers = [answer for answer in result.answers if math.isfinite(answer.fitness)]
     front = [answer for answer in result.pareto_front(cost) if math.isfinite(answer.fitness)]
     axes.scatter(
         [getattr(answer, cost) for answer in answers],
         [answer.fitness for answer in answers],
-        s=9, color=_COLOURS["sample"], alpha=0.6, linewidths=0, label="subnets evaluated",
+        s=9, color=_COLORS["sample"], alpha=0.6, linewidths=0, label="subnets evaluated",
     )  # fmt: skip
     axes.step(
         [getattr(answer, cost) for answer in front],
         [answer.fitness for answer in front],
-        where="post", color=_COLOURS["mutation"], marker="o", markersize=4, label="Pareto front",
+        where="post", color=_COLORS["mutation"], marker="o", markersize=4, label="Pareto front",
     )  # fmt: skip
     _log_if_positive(axes, answers)
-    axes.xaxis.set_major_formatter(lambda number, _: _in_units(number))
+    axes.xaxis.set_major_formatter(lambda number, _: in_units(number))
     name = "parameters" if cost == "parameters" else result.settings["bins"][0]["cost"]
     axes.set(xlabel=name, ylabel=_fitness_labels(result)[-1])
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def _fitness_labels(result: Found) -> list[str]:
-    """What was minimised; of a staged fitness, what each share of the tokens stands for, that of the answers last."""
+    """The fitness in words; of a staged one each stage, that of the answers last."""
     fitness = result.settings.get("fitness", {})
     labels = []
     for stage in fitness.get("stages", {"1.0": fitness}).values():
@@ -90,4 +96,4 @@ def _fitness_labels(result: Found) -> list[str]:
 def _log_if_positive(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
     if evaluations and min(evaluation.fitness for evaluation in evaluations) > 0:
         axes.set_yscale("log")
-        _plain_log_ticks(axes)
+        use_plain_log_ticks(axes)

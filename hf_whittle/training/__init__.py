@@ -1,1 +1,1 @@
-"""Callbacks for `Trainer`."""
+"""Trainers and callbacks: super-network training, whole checkpoints, recording, search while training."""

@@ -1,4 +1,4 @@
-"""Training arguments that would fail late or go wrong in silence: numbers out of range, metrics taken the wrong way."""
+"""Check training arguments that would fail late or do harm in silence: numbers out of range, inverted metrics."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from transformers import TrainingArguments
 from ..checks import check_integers, check_numbers, check_positive, check_shares
 
 LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy", "search_fitness", "search_parameters")
-"""How the names of the metrics end that we log and a model can be chosen by, alone or after `eval_` and a data set."""
+"""Last parts of the names of our metrics, by which the best model can be chosen; the lowest value is best."""
 
 _WHOLE = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0, "seed": 0,
 }  # fmt: skip
-_WHOLE_OR_NONE = {"eval_accumulation_steps": 1, "data_seed": 0, "save_total_limit": -1}  # which keeps all, as 0 does
+_WHOLE_OR_NONE = {"eval_accumulation_steps": 1, "data_seed": 0, "save_total_limit": -1}  # -1 and 0 keep all
 _AT_LEAST_0 = (
     "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps", "eval_delay", "logging_steps", "save_steps",
 )  # fmt: skip
@@ -22,13 +22,12 @@ _SHARES = ("adam_beta1", "adam_beta2")
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """See that the numbers are in range, and which way the metric is better that the best model is chosen by.
+    """Check that numbers are in range, and set `greater_is_better` to `False` for metrics that are best when lowest.
 
-    To be called before `TrainingArguments.__post_init__`, which takes every metric but a loss for better the greater.
+    Call this before `TrainingArguments.__post_init__`, which sets it to `True` for every metric but a loss.
 
     Raises:
-        ValueError: for a number that is NaN, negative or 0 where it must not be, and where the best model would be
-            the worst one.
+        ValueError: if a number is NaN or out of range, or `greater_is_better` would keep the worst model.
     """
     check_integers(args, _WHOLE)
     check_integers(args, {name: least for name, least in _WHOLE_OR_NONE.items() if getattr(args, name) is not None})
@@ -38,14 +37,14 @@ def check_arguments(args: TrainingArguments) -> None:
     check_positive(args, *(["num_train_epochs"] if by_epochs else []), *(["save_steps"] if by_steps else []))
     check_shares(args, *_SHARES)
     if args.max_grad_norm is not None and not args.max_grad_norm >= 0:
-        raise ValueError(f"max_grad_norm must be a number of at least 0, got {args.max_grad_norm}")
+        raise ValueError(f"max_grad_norm must be at least 0, got {args.max_grad_norm}")
     if not (args.max_steps == -1 or args.max_steps >= 1):
         raise ValueError(f"max_steps must be at least 1, or -1 for num_train_epochs, got {args.max_steps}")
     metric = args.metric_for_best_model
     if metric is not None and metric.endswith(LOWER_IS_BETTER):
         if args.greater_is_better:
             raise ValueError(
-                f"greater_is_better=True would keep the worst model by {metric}, which is better the lower it is; "
+                f"greater_is_better=True would keep the model with the worst {metric}, whose lowest value is best; "
                 "leave it out"
             )
         args.greater_is_better = False

@@ -1,4 +1,4 @@
-"""A `Trainer` that finds out first whether it can save, and keeps its folder to itself."""
+"""CarefulTrainer: a `Trainer` that checks early whether it can save, and locks its output folder."""
 
 import contextlib
 from typing import Any
@@ -12,11 +12,11 @@ from ..processes import lock_in_first
 
 
 class CarefulTrainer(Trainer):
-    """A `Trainer` that fails early where it would fail late.
+    """A `Trainer` that fails before training for errors of saving that would come after it.
 
     Raises:
-        OutputError: if the output folder cannot be written or another process is writing it, or the disk is full.
-        CheckpointError: when training begins, if the model's generation configuration is one that cannot be saved.
+        OutputError: if the output folder cannot be written, another process is writing it, or the disk is full.
+        CheckpointError: at the start of training, if the model's generation configuration cannot be saved.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -37,7 +37,7 @@ class CarefulTrainer(Trainer):
         return self.args.save_strategy != SaveStrategy.NO
 
     def _own_folder(self, trial: Any) -> contextlib.AbstractContextManager[None]:
-        """The lock of the output folder, or of that of a trial among several, in all processes together."""
+        """Lock of the output folder, or of a trial's folder; all processes enter it together."""
         return lock_in_first(self._get_output_dir(trial)) if self._writes else contextlib.nullcontext()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

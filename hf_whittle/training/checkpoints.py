@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and the last of those in a folder."""
+"""WholeCheckpoints: a `Trainer` whose checkpoints appear whole or not at all; find the last whole one in a folder."""
 
 import os
 import re
@@ -12,9 +12,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..compat import sorted_checkpoints
 from ..errors import CheckpointError
 from ..files.atomic import put_in_place, remove_folder, remove_leftovers
 from ..files.disk import disk_errors
@@ -26,15 +27,15 @@ logger = logging.get_logger(__name__)
 
 _WRITING = "_partial-checkpoints"
 _WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*", "*/adapter_model.*")
-"""Weights of `Trainer`, of FSDP, of DeepSpeed, and of adapters that have a name of their own."""
+"""Weights of `Trainer`, FSDP, DeepSpeed, and named adapters."""
 
 
 class WholeCheckpoints(CarefulTrainer):
-    """A `Trainer` that may be killed at any moment: what stands under the name of a checkpoint is all of it.
+    """A `Trainer` that may be killed at any moment: a folder named as a checkpoint holds all of it.
 
-    All processes write a checkpoint into another folder, and once it is on disk the first one renames it. One that is
-    to be removed is renamed first. `train(resume_from_checkpoint=True)` takes the last checkpoint that is whole, where
-    a folder also has others, of a plain `Trainer` that was killed.
+    All processes write a checkpoint into a temporary folder, and once it is on disk the first one renames it. Before a
+    checkpoint is removed, it is renamed too. `train(resume_from_checkpoint=True)` takes the last whole checkpoint, and
+    skips incomplete ones, which a plain `Trainer` leaves when it is killed.
     """
 
     _is_saving = False
@@ -46,7 +47,7 @@ class WholeCheckpoints(CarefulTrainer):
         """Train as `Trainer` does.
 
         Raises:
-            CheckpointError: if the checkpoint given is not whole.
+            CheckpointError: if the checkpoint given is incomplete.
         """
         with self._own_folder(trial):
             if self._writes:
@@ -83,7 +84,7 @@ class WholeCheckpoints(CarefulTrainer):
 
         def rename() -> None:
             with disk_errors(checkpoint):
-                if writing.exists():  # this machine has files of its own in it
+                if writing.exists():  # the disk of this machine has files of it
                     put_in_place(writing, checkpoint, replace=True)
                 shutil.rmtree(writing.parent, ignore_errors=True)
 
@@ -94,7 +95,7 @@ class WholeCheckpoints(CarefulTrainer):
             self._rotate(folder)
 
     def _name_best(self, folder: str) -> None:
-        """Name the best checkpoint as it will be called, which `Trainer` looked for among those being written."""
+        """Set the final name of the best checkpoint; `Trainer` looks for it in the temporary folder."""
         step = self.state.best_global_step
         best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{step}")
         if step and (step == self.state.global_step or os.path.exists(best)):
@@ -109,7 +110,7 @@ class WholeCheckpoints(CarefulTrainer):
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        checkpoints = sort_checkpoints(folder, use_mtime=True)
+        checkpoints = sorted_checkpoints(folder, by_time=True)
         kept = {checkpoints[-1], str(Path(self.state.best_model_checkpoint or checkpoints[-1]))}
         removable = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
         for checkpoint in removable[: max(0, len(checkpoints) - max(limit, len(kept)))]:
@@ -118,15 +119,15 @@ class WholeCheckpoints(CarefulTrainer):
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         best = self.state.best_model_checkpoint
         if self.args.should_save and best is not None and self.args.save_total_limit == 1:
-            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+            for checkpoint in sorted_checkpoints(self._get_output_dir(trial)):
                 if not os.path.samefile(checkpoint, best):
                     remove_folder(checkpoint)
         return super()._finalize_training(trial, *args, **kwargs)
 
     def _in_turn(self, work: Callable[[], None]) -> None:
-        """Work on files in the first process, then in the first one of every other machine that has its own disk.
+        """Work on files in the first process, then in the first process of each other machine that has its own disk.
 
-        All wait for that.
+        All processes wait until that is done.
         """
         is_first, is_local_first = self.args.process_index == 0, self.args.local_process_index == 0
         self.accelerator.wait_for_everyone()
@@ -136,7 +137,7 @@ class WholeCheckpoints(CarefulTrainer):
             self.accelerator.wait_for_everyone()
 
     def _last_checkpoint(self) -> str | None:
-        """The newest checkpoint that is whole for every process, whose disks may be their own."""
+        """The newest checkpoint that is whole on the disks of all processes."""
         folder = str(self.args.output_dir)
         if self.args.world_size == 1:
             return last_checkpoint(folder)
@@ -144,9 +145,9 @@ class WholeCheckpoints(CarefulTrainer):
         return next((os.path.join(folder, name) for name in found[0] if all(name in others for others in found)), None)
 
     def _looks_for_own_disk(self) -> bool:
-        """Whether a file that the first process makes in the output folder is not there for this one.
+        """Whether this process does not see a file that the first process makes in the output folder.
 
-        Its name is new: a network's file system may know folders by a name that another machine took from them.
+        The file has a new name, since network file systems may show a folder under a name it no longer has.
         """
         name = from_first(f"{_WRITING}-{uuid.uuid4().hex}")
         seen = Path(str(self.args.output_dir), name)
@@ -163,39 +164,39 @@ class WholeCheckpoints(CarefulTrainer):
 
 
 def whole_checkpoints(folder: str | Path) -> Iterator[Path]:
-    """The checkpoints of a folder that can be trained on from, the newest first."""
+    """Yield the whole checkpoints of a folder, the newest first."""
     found = ((re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in Path(folder).glob("*"))
     for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True):
         lacks = _lacks(path)
         if lacks is None:
             yield path
         else:
-            logger.warning(f"Passed over {path}, which was cut off while it was written or removed: {lacks}")
+            logger.warning(f"Skipped {path}, which is incomplete, as its writing or removal was interrupted: {lacks}")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a folder that can be trained on from, if there is one."""
+    """The newest whole checkpoint of a folder, if there is one."""
     return next(map(str, whole_checkpoints(folder)), None)
 
 
 def _lacks(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being trained on from."""
+    """Missing or truncated part of a checkpoint; `None` if it is whole."""
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
     except (OSError, ValueError):
-        return f"{TRAINER_STATE_NAME} is missing or cut off"
+        return f"{TRAINER_STATE_NAME} is missing or truncated"
     if not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
         return "there are no weights"
     for path in checkpoint.glob("*.safetensors"):
         try:
             safe_open(path, framework="pt")  # compares the header with the size
         except (OSError, SafetensorError) as error:
-            return f"{path.name} is cut off ({error})"
+            return f"{path.name} is truncated ({error})"
     for index in checkpoint.glob("*.index.json"):
         try:
             missing = {name for name in read_json(index)["weight_map"].values() if not (checkpoint / name).is_file()}
         except ValueError:
-            return f"{index.name} is cut off"
+            return f"{index.name} is truncated"
         if missing:
             return f"{min(missing)} is missing"
     return None

@@ -1,4 +1,4 @@
-"""Stop a training at Ctrl-C without losing it: finish the step, save a checkpoint, then stop."""
+"""SaveOnInterrupt: at Ctrl-C, finish the step, save a checkpoint, then stop training."""
 
 import signal
 import threading
@@ -11,9 +11,10 @@ logger = logging.get_logger(__name__)
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """Turns the first Ctrl-C into a checkpoint and an orderly end of training; a second one stops at once.
+    """Ends training with a checkpoint at the first Ctrl-C, and at once at the second.
 
-    After `trainer.train()`, `interrupted` says whether that happened.
+    Attributes:
+        interrupted (`bool`): whether training was interrupted.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class SaveOnInterrupt(TrainerCallback):
         logger.warning("Interrupted: saving a checkpoint after this step. Press Ctrl-C again to stop at once.")
 
     def restore(self) -> None:
-        """Give Ctrl-C back; to be called after `trainer.train()`, which skips `on_train_end` when it raises."""
+        """Restore the handler of Ctrl-C; call this after `trainer.train()`, which skips `on_train_end` if it raises."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None

@@ -1,4 +1,4 @@
-"""One progress bar for a training, with the latest loss and perplexity in it."""
+"""TrainingBar: one progress bar for a training, with the latest loss and perplexity."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class TrainingBar(TrainerCallback):
-    """Shows steps done, the last training loss and the last evaluation's perplexity, instead of a line for each log.
+    """Shows steps, the last training loss and the last perplexity in one bar, instead of a line for each log.
 
     Args:
-        name (`str`): what is trained.
+        name (`str`): label of the bar.
     """
 
     def __init__(self, name: str):

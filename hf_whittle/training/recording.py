@@ -1,42 +1,46 @@
 """Facts of a training, left on the student for its model card."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..compat import LORA_PREFIX
 from ..cost.counts import num_parameters
 from ..models.architecture import has_architecture
-from ..record.lineage import MAKING, Lineage
+from ..record.facts import AdapterFacts, DataFacts, TeacherFacts
+from ..record.lineage import Lineage
 from ..record.source import checkpoint_facts
 from ..record.training import training_facts
 
 
 class RecordTraining(TrainerCallback):
-    """Leaves what a model card says of a training in `student.results`, at every evaluation, save and at the end.
+    """Records the facts of a training in `student.lineage`, at every evaluation, at every save and at the end.
 
     `DistillationTrainer` has one; give it to any other `Trainer` that trains a student: `Trainer(callbacks=[...])`.
 
     Args:
-        teacher (`PreTrainedModel`, *optional*): what the student learns from.
+        teacher (`PreTrainedModel`, *optional*): the model that the student learns from.
     """
 
     def __init__(self, teacher: PreTrainedModel | None = None):
         self._is_whole, self._has_ended = True, False
-        self._block_size: int | None = None
-        self._adapters: dict[str, Any] = {}
-        self._targets: dict[str, Any] = {}
-        self._facts_of_teacher: dict[str, Any] | None = None
+        self._data: DataFacts | None = None
+        self._adapters: AdapterFacts | None = None
+        self._targets: str | None = None
+        self._teacher: TeacherFacts | None = None
         if teacher is not None:
             self.set_teacher(teacher)
 
     def set_teacher(self, teacher: Any) -> None:
-        """Note what the student learns from."""
-        self._facts_of_teacher = {**checkpoint_facts(teacher.config), "parameters": _parameters(teacher)}
+        """Note the model that the student learns from."""
+        source = checkpoint_facts(teacher.config)
+        self._teacher = TeacherFacts(**source.to_dict(), parameters=_parameters(teacher))
 
     def set_targets(self, targets: str) -> None:
-        """Note what of a teacher's distribution the student learns from, where that is not all of it."""
-        self._targets = {"targets": targets}
+        """Note the part of a teacher's distribution that the student learns from, if that is not all of it."""
+        self._targets = targets
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,8 +48,8 @@ class RecordTraining(TrainerCallback):
         self._is_whole, self._has_ended = state.global_step == 0, False
         student = _student(kwargs["model"])
         Lineage.of(student).attach(student)
-        self._block_size = _block_size(kwargs["train_dataloader"])
-        self._adapters = _adapters(kwargs["model"])  # once they are merged, nothing tells of them
+        self._data = _data_facts(kwargs["train_dataloader"])
+        self._adapters = _adapter_facts(kwargs["model"])  # once they are merged, nothing tells of them
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step:
@@ -61,51 +65,54 @@ class RecordTraining(TrainerCallback):
         self.record(args, state, kwargs["model"])
 
     def record(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """Leave what is known now."""
+        """Attach the facts known now, instead of those of an earlier training."""
         student = _student(model)
+        lineage = Lineage.of(student)
         facts = training_facts(args, state, is_whole=self._is_whole, has_ended=self._has_ended)
-        sections = {name: known for name, known in Lineage.of(student).results.items() if name in MAKING}
-        sections["student"] = {"parameters": _parameters(student), **facts, **self._targets, **self._adapters}
-        sections["environment"] = facts["environment"]
-        if self._facts_of_teacher is not None:
-            sections["teacher"] = self._facts_of_teacher
-        if self._block_size is not None:
-            sections["data"] = {"block_size": self._block_size}
-        student.results = sections
+        facts = replace(facts, parameters=_parameters(student), targets=self._targets, adapters=self._adapters)
+        results = replace(
+            lineage.results.of_making,
+            data=self._data,
+            teacher=self._teacher,
+            student=facts,
+            environment=facts.environment,
+        )
+        replace(lineage, results=results).attach(student)
 
 
 def _student(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _block_size(dataloader: Any) -> int | None:
-    """Tokens of a block; `None` if rows differ, of a stream, and of data of another form."""
+def _data_facts(dataloader: Any) -> DataFacts | None:
+    """Tokens of a block; `None` if rows differ, of a streamed data set, and of data of another form."""
     try:
         dataset = dataloader.dataset
         rows = [dataset[row] for row in (0, len(dataset) // 2, len(dataset) - 1)]
         (size,) = {len(row["input_ids"]) for row in rows if isinstance(row, Mapping)}
     except (AttributeError, TypeError, ValueError, LookupError, NotImplementedError):
         return None
-    return size
+    return DataFacts(block_size=size)
 
 
 def _parameters(student: Any) -> int:
-    """Of the student without adapters; from its configuration, for its weights may be sharded."""
+    """Parameters of the student without adapters; from its configuration, since its weights may be sharded."""
     config = getattr(student, "config", None)
     if config is not None and has_architecture(config):
         return num_parameters(config)
-    return sum(p.numel() for name, p in student.named_parameters() if "lora_" not in name)
+    return sum(p.numel() for name, p in student.named_parameters() if LORA_PREFIX not in name)
 
 
-def _adapters(model: Any) -> dict[str, Any]:
-    """Of adapters that are trained: their kind, rank and size."""
+def _adapter_facts(model: Any) -> AdapterFacts | None:
+    """Kind, size, rank and scale of adapters that are trained; `None` if there are none."""
     configs = getattr(model, "peft_config", None)
     if not configs:
-        return {}
+        return None
     config = next(iter(configs.values()))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
-    facts = {"type": "LoRA" if kind == "LORA" else kind, "parameters": trained}
-    if hasattr(config, "r"):
-        facts |= {"r": config.r, "alpha": config.lora_alpha}
-    return {"adapters": facts}
+    return AdapterFacts(
+        type="LoRA" if kind == "LORA" else kind,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        r=getattr(config, "r", None),
+        alpha=getattr(config, "lora_alpha", None),
+    )

@@ -1,4 +1,4 @@
-"""Search a super-network while it trains: SubnetSearchCallback."""
+"""SubnetSearchCallback: search a super-network while it trains."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from ..errors import ArchitectureError, OtherSearchError
 from ..files.disk import disk_errors
 from ..fitness.perplexity import Perplexity
 from ..models.supernet import SuperNetModel
-from ..processes import lock_in_first
+from ..processes import lock_in_first, wait_for_all
 from ..search.algorithm import SearchConfig
 from ..search.algorithms.additive import AdditiveSearchConfig
 from ..search.result import SearchResult
@@ -33,35 +33,35 @@ FOLDER = "subnet_search"
 
 
 class SubnetSearchCallback(TrainerCallback, ExportableState):
-    """Searches the model of any `Trainer` that is a super-network, without a trace in its training.
+    """Searches the super-network that any `Trainer` trains, without any effect on its training.
 
-    Weights, modes and every random number generator are as they were after a search, so that training with
-    and without it gives the same model. Under DDP the candidates are spread over the processes. What was found is
-    logged as `search_fitness`, `search_parameters` and `search_evaluations`.
+    A search restores weights, modes and all random number generators, so that training with and without it gives the
+    same model. Under DDP, candidates are spread over the processes. Results are logged as `search_fitness`,
+    `search_parameters` and `search_evaluations`.
 
     Args:
-        bin (`Bin` or `Sequence[Bin]`): what the subnets must lie in.
+        bin (`Bin` or `Sequence[Bin]`): bin of the subnets, or several.
         eval_dataset (`datasets.Dataset` or `torch.Tensor`, *optional*): held-out blocks of tokens to search on.
         space (`dict`, *optional*): arguments of `SearchSpace.from_config`; a coarse layer-wise space by default.
-        config (`SearchConfig`, *optional*): the algorithm and its settings.
-        fitness (`Callable`, *optional*): makes the fitness of the super-network, such as `lambda supernet:
+        config (`SearchConfig`, *optional*): settings of the search algorithm.
+        fitness (`Callable`, *optional*): makes a fitness for the super-network, such as `lambda supernet:
             KLDivergence(supernet, blocks)`; perplexity on `eval_dataset` by default.
-        when (`str`, *optional*, defaults to `"end"`): `"end"` of training, results in `subnet_search/end` of the
-            Trainer's output folder; after each `"save"`, in `subnet_search` of the checkpoint; or after each
-            `"evaluate"`, in `subnet_search/step-N`.
-        trainer (`Trainer`, *optional*): whose loggers get what was found; it may be set later as an attribute. Without
-            it, that goes to `log_history` of the Trainer's state alone.
+        when (`str`, *optional*, defaults to `"end"`): time of the search and folder of its results: `"end"` of training
+            and `subnet_search/end` in the Trainer's output folder; after each `"save"` and `subnet_search` in the
+            checkpoint; or after each `"evaluate"` and `subnet_search/step-N` in the output folder.
+        trainer (`Trainer`, *optional*): trainer that logs the results; may be set later as an attribute. Without it,
+            results go only to `log_history` of the Trainer's state.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
 
     Attributes:
-        result (`SearchResult` or `None`): of the last search in this process.
-        history (`list[dict]`): step, fitness, parameters and subnet of each search. A checkpoint holds those made
-            before it was saved; that of its own step is read, or finished, when training goes on from it.
+        result (`SearchResult` or `None`): result of the last search in this process.
+        history (`list[dict]`): step, fitness, parameters and subnet of each search. A checkpoint holds the searches
+            before it was saved; the one of its own step is read or finished when training goes on from it.
 
     Raises:
-        ArchitectureError: when training begins, if the model is not a super-network.
-        BinError, DataError, OutputError: when training begins, if a search would fail for its bin, text or folder; one
-            subnet is evaluated to find out.
+        ArchitectureError: at the start of training, if the model is not a super-network.
+        BinError, DataError, OutputError: at the start of training, if bin, text or folder would make a search fail;
+            one subnet of each bin is evaluated to find out.
         ValueError: if `when` is unknown.
     """
 
@@ -89,10 +89,10 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         self._rebuild_as_this()
 
     def _rebuild_as_this(self) -> None:
-        """Make `type(self)()` one that shares all of this one's attributes.
+        """Make `type(self)()` return a callback that shares all attributes with this one.
 
-        With `restore_callback_states_from_checkpoint` the Trainer builds callbacks anew from arguments in JSON, which
-        holds neither a dataset nor a function.
+        With `restore_callback_states_from_checkpoint`, the Trainer builds new callbacks from arguments in JSON, which
+        can hold neither a dataset nor a function.
         """
 
         def share(rebuilt: SubnetSearchCallback) -> None:
@@ -116,7 +116,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         if state.global_step and not self.history and isinstance(stored.get(type(self).__name__), dict):
             self.history = list(stored[type(self).__name__]["attributes"]["history"])
         if self._when == "save" and state.global_step and _checkpoint(args, state).is_dir():
-            self._search(model, state, _checkpoint(args, state) / FOLDER)  # which may have been killed
+            self._search(model, state, _checkpoint(args, state) / FOLDER)  # finish it if it was killed
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -137,7 +137,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
             self._search(model, state, Path(str(args.output_dir)) / FOLDER / "end")
 
     def _try(self, supernet: Any, folder: Path) -> None:
-        """Find out now what would make a search fail hours later: evaluate one subnet of each bin."""
+        """Evaluate one subnet of each bin, to fail now for a reason that would make a search fail hours later."""
         with lock_in_first(folder):
             pass
         space, bins = self._space_of(supernet), [self._bin] if isinstance(self._bin, Bin) else list(self._bin)
@@ -174,7 +174,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         with _random_states_kept():
             try:
                 self.result = search()
-            except OtherSearchError:  # of an earlier training into this folder, which this one replaces
+            except OtherSearchError:  # an earlier training into this folder, which this one replaces
                 _remove(folder, state)
                 self.result = search()
         best = self.result.best_evaluation
@@ -200,17 +200,16 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _remove(folder: Path, state: TrainerState) -> None:
-    """Remove a folder in the first process, while the others wait."""
+    """Remove a folder in the first process; all wait for that."""
     if state.is_world_process_zero:
         with disk_errors(folder):
             shutil.rmtree(folder)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    wait_for_all()
 
 
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Set every random number generator back after the block."""
+    """Restore every random number generator after the block."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):

@@ -1,8 +1,7 @@
-"""The fused distillation loss against naive, whittle's and Liger's: time and peak memory, forward and backward.
+"""The fused distillation loss against the naive form, whittle's and Liger's: time and peak memory of both passes.
 
-50,304 entries of vocabulary, student states of 512 channels, teacher states of 768, single precision, one thread.
-Memory is what is held above the states and the two output matrices. Needs liger-kernel and triton beside it for
-Liger's rows; they are left out where those are not installed.
+50,304 entries of vocabulary, hidden states of 512 channels for the student and 768 for the teacher, single precision,
+one thread. Memory is counted beyond hidden states and output matrices. Rows of Liger need the extra `bench`.
 """
 
 import importlib.util
@@ -15,13 +14,13 @@ import torch.nn.functional as F
 
 from hf_whittle.loss.divergences import DistillationLoss, LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.liger import liger_distillation_loss
 from hf_whittle.loss.targets import DenseTargets, Head
 
+from ..fixtures_losses import liger_loss
 from .measuring import peak_memory, time_in_turn
 
 ENTRIES, STUDENT, TEACHER = 50304, 512, 768
-ROWS = {2048: 3, 8192: 1}  # tokens, and how often each loss is timed
+ROWS = {2048: 3, 8192: 1}  # tokens, and the number of timings of each loss
 Inputs = tuple[torch.Tensor, ...]
 
 
@@ -83,7 +82,7 @@ def naive(inputs: Inputs) -> float:
 
 
 def whittle(inputs: Inputs) -> float:
-    """`DistillLoss` of whittle 0.6, with the factor of the temperature's square and sums instead of means."""
+    """`DistillLoss` of whittle 0.6, with the factor `temperature**2`, and sums instead of means."""
     states, weight, of_teacher, teacher_weight, labels = inputs
     with torch.no_grad():
         teacher = of_teacher @ teacher_weight.T
@@ -102,4 +101,4 @@ def fused(chunk_size: int, inputs: Inputs) -> float:
 def liger(chunk_size: int, inputs: Inputs) -> float:
     states, weight, of_teacher, teacher_weight, labels = inputs
     targets = DenseTargets(of_teacher, Head(teacher_weight))
-    return _backward(liger_distillation_loss(states, Head(weight), targets, labels, LossWeights(), chunk_size), inputs)
+    return _backward(liger_loss(states, Head(weight), targets, labels, LossWeights(), chunk_size), inputs)

@@ -1,8 +1,8 @@
-"""What the student learns from: text alone, the teacher's whole distribution, its top entries, or samples of it.
+"""Targets of distillation: text alone, the teacher's whole distribution, its top entries, or samples from it.
 
-What the paper's search finds in the demo's bin, trained with a learning rate of 4e-3 for 160 steps of 2,048 tokens, on
-the same blocks in the same order; two seeds of the training. Perplexity on the demo's test text; 2,048 entries of
-vocabulary.
+The subnet that the paper's search finds in the demo's bin is trained with a learning rate of 4e-3 for 160 steps of
+2,048 tokens, on the same blocks in the same order, with two seeds. Perplexity is measured on the demo's test text; the
+vocabulary has 2,048 entries.
 """
 
 import statistics

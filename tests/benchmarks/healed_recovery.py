@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from hf_whittle import SubnetConfig
-from hf_whittle.distillation.trainer import LORA_TARGETS
+from hf_whittle.distillation.adapters import LORA_TARGETS
 from hf_whittle.files.text import write_text
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 

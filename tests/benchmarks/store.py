@@ -1,7 +1,7 @@
-"""Stored teachers: bytes of a token, reading against running the teacher, and the bias of the student's gradient.
+"""Stores of teacher targets: bytes per token, reading against running the teacher, and bias of the student's gradient.
 
-The bias is the norm of what the mean gradient with respect to the student's logits differs from that of the whole KL,
-over the norm of the latter; the teacher is the demo's, the student a subnet of it, on held-out blocks of its text.
+The bias is the relative error, in norm, of the mean gradient with respect to the student's logits against the gradient
+of the whole KL; the teacher is the demo's, the student a subnet of it, on held-out blocks of its text.
 """
 
 import tempfile
@@ -65,7 +65,7 @@ def measure() -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_speed(teacher: Any, input_ids: torch.Tensor, run_teacher: bool) -> dict[str, Any]:
-    """Tokens a second read and unpacked, and run through the teacher, batch by batch."""
+    """Tokens per second, batch by batch: read and unpacked from a store, and run through the teacher."""
     batches = input_ids.split(BATCH)
     with tempfile.TemporaryDirectory() as folder:
         stores: dict[str, Any] = {
@@ -133,7 +133,7 @@ def measure_bias(teacher: Any, input_ids: torch.Tensor) -> dict[str, Any]:
 
 
 def gradient(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Of the KL divergence with respect to the student's logits."""
+    """Gradient of the KL divergence with respect to the student's logits."""
     leaf = logits.clone().requires_grad_()
     labels = torch.zeros(len(leaf), dtype=torch.long)
     loss = fused_distillation_loss(leaf, None, targets, labels, LossWeights(0.0, 1.0, TEMPERATURE))

@@ -2,8 +2,8 @@
 
 Each strategy trains a copy on the same blocks, its subnets drawn in the demo's bin; then the same search with the same
 seed goes through each copy. Perplexities on the search text, 4,096 tokens, and on the test text, 16,384 tokens. Beside
-them, the student of the untrained super-network, trained alone on the same blocks. What was done is kept in
-`tests/benchmarks/runs` and not done again.
+them, the student of the untrained super-network, trained alone on the same blocks. Finished measurements are kept in
+`tests/benchmarks/runs` and not repeated.
 """
 
 import copy
@@ -71,7 +71,7 @@ def measure() -> dict[str, Any]:
 
 
 def _kept(name: str, measure_it: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured; kept in a file, and not done again."""
+    """Measure, or read the result of an earlier measurement from its file."""
     path = RUNS / f"{name}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _train(supernet: Any, demo: Run, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def _train_student(demo: Run, subnet: SubnetConfig) -> dict[str, Any]:
-    """The student of the untrained super-network, trained by itself on the same blocks in the same way."""
+    """Train the student of the untrained super-network on the same blocks with the same settings."""
     student, vocabulary = extract_subnet(demo.supernet, subnet), demo.supernet.config.vocab_size
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(output_dir=folder, **TRAINING)

@@ -12,14 +12,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 
 if "HF_HOME" not in os.environ:  # everything is local
     os.environ.update(HF_HOME=tempfile.mkdtemp(prefix="hf-home-"), HF_HUB_OFFLINE="1")
@@ -28,6 +27,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 import killed_programs
 import torch
 from file_faults import KILLED, FileFaults, steady_name
+from fixtures_processes import free_port, rank_variables
 from killed_programs import PROGRAMS, outcome
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -109,17 +109,12 @@ def _empty_folder(work):
 
 def _launch(work, program, folder, processes, kills):
     """Run the program in forks of this process; their exit codes. When one dies, the others soon follow."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
+    port, pids = free_port(), []
     for process in range(processes):
         pid = os.fork()
         if pid == 0:
-            launched = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "MASTER_PORT": port}
-            launched["MASTER_ADDR"] = "127.0.0.1"
             if processes > 1:
-                os.environ |= {name: str(value) for name, value in launched.items()}
+                os.environ |= rank_variables(process, port, processes)
             _be_the_program(work, program, folder, process, kills.get(process, (None, False)))
         pids.append(pid)
     return _wait(pids)
@@ -171,8 +166,8 @@ def _log(work):
 
 def _write_inputs(folder):
     """A teacher with a tokenizer of single bytes, and texts."""
+    from fixtures_distillation import GPTNeoXConfig, GPTNeoXForCausalLM
     from fixtures_run import write_modules
-    from uneven_training import GPTNeoXConfig, GPTNeoXForCausalLM
 
     folder.mkdir()
     write_modules(folder / "texts", number=24)

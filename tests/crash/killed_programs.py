@@ -13,18 +13,18 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "distillation"), str(TESTS / "training")]
+sys.path[:0] = [str(TESTS), str(TESTS / "training")]
 
 from datasets import Dataset
 from file_faults import contents
+from fixtures_distillation import make_model
 from fixtures_run import make_recipe
+from fixtures_stores import store
 from fixtures_training import BIN, make_supernet
 from fixtures_training import make_blocks as make_search_blocks
 from matplotlib.figure import Figure
-from small_stores import store
 from small_supernet_training import make_space
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainingArguments, set_seed
-from uneven_training import make_model
 
 from hf_whittle import EvolutionConfig, SubnetSearchCallback, SupernetConfig, SupernetTrainer
 from hf_whittle.data import collate_blocks

@@ -1,4 +1,4 @@
-"""Text to blocks: packing against a plain-Python reference, and a split that depends on each document alone."""
+"""Packing equals a plain-Python reference, and the split of a document depends on that document alone."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from hf_whittle.compat import dataset_fingerprint
 from hf_whittle.data import STANDARD_LIBRARY, collate_blocks, load_documents, pack_documents, split_documents
 from hf_whittle.data.standard_library import HELD_OUT
 from hf_whittle.errors import DataError
@@ -190,7 +191,7 @@ def test_a_stream_of_unknown_columns_may_begin_without_text(tokenizer):
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("nothing", NOTHING.values(), ids=NOTHING)
-def test_documents_of_nothing_else_are_an_error(tokenizer, nothing, streamed):
+def test_only_documents_without_text_are_an_error(tokenizer, nothing, streamed):
     documents = Dataset.from_dict({"text": nothing})
     with pytest.raises(DataError, match=r"give .*less than one block of 8"):
         pack_documents(documents.to_iterable_dataset() if streamed else documents, tokenizer, 8)
@@ -221,7 +222,7 @@ def test_blocks_are_cached_whatever_a_tokenizer_was_called_with(documents, teach
     tokenizer(["a", "b c"], max_length=1, truncation=True)
     again = pack_documents(documents, AutoTokenizer.from_pretrained(teacher_folder), 8)
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(AutoTokenizer.from_pretrained(teacher_folder))
-    assert first._fingerprint == again._fingerprint
+    assert dataset_fingerprint(first) == dataset_fingerprint(again)
 
 
 def test_no_document_is_an_error(tokenizer):
@@ -258,7 +259,7 @@ def test_a_tokenizer_without_end_of_text_is_an_error(documents, teacher_folder):
 
 
 @pytest.mark.parametrize("fractions", [{"a": 0.5, "b": 0.5}, {"a": 0.0}, {"a": -0.1}, {"train": 0.5}])
-def test_fractions_that_cannot_be_are_an_error(documents, fractions):
+def test_impossible_fractions_are_an_error(documents, fractions):
     with pytest.raises(DataError, match="held-out fractions must be positive, add up to less than 1"):
         split_documents(documents, fractions)
 
@@ -289,7 +290,7 @@ def test_a_missing_dataset_is_an_error(tmp_path):
         load_documents(str(tmp_path / "nowhere"))
 
 
-def test_a_dataset_that_the_hub_has_not_is_an_error():
+def test_a_dataset_missing_on_the_hub_is_an_error():
     with pytest.raises(DataError, match="cannot load the split 'train' of the dataset 'someone/something'"):
         load_documents("someone/something")
 

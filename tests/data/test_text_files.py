@@ -1,4 +1,4 @@
-"""Files as documents: found whatever their path, read whatever their form, and never mistaken for others."""
+"""Files are found under any path, read in any format, and never mistaken for others."""
 
 import bz2
 import codecs
@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import hf_whittle
+from hf_whittle.compat import dataset_fingerprint
 from hf_whittle.data import documents_fingerprint, load_documents, pack_documents
 from hf_whittle.data.text_files import documents_from_files, files_digest
 from hf_whittle.errors import DataError
@@ -27,13 +28,13 @@ def texts(**load):
 
 
 def write_as_before(path, text, moment=1_700_000_000):
-    """Write a file with a time of change that tells nothing."""
+    """Write a file whose modification time is always the same."""
     path.write_text(text)
     os.utime(path, (moment, moment))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_files_of_two_projects_with_the_same_layout_are_their_own(tmp_path, monkeypatch, name):
+def test_files_of_two_projects_with_the_same_layout_are_not_confused(tmp_path, monkeypatch, name):
     read = {}
     for project, word in {"one": "first", "two": "other"}.items():
         (tmp_path / project / "texts").mkdir(parents=True)
@@ -45,7 +46,7 @@ def test_files_of_two_projects_with_the_same_layout_are_their_own(tmp_path, monk
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".csv", ".json"])
-def test_a_file_edited_without_a_trace_is_read_anew(tmp_path, suffix):
+def test_a_file_edited_within_one_timestamp_is_read_anew(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     for word in ("first", "other"):
         line = {".jsonl": json.dumps({"text": word}), ".json": json.dumps([{"text": word}]), ".csv": f"text\n{word}"}
@@ -55,7 +56,7 @@ def test_a_file_edited_without_a_trace_is_read_anew(tmp_path, suffix):
         assert texts(files=[path]) == [word]
 
 
-def test_a_folder_of_data_files_edited_without_a_trace_is_read_anew(tmp_path):
+def test_a_folder_of_data_files_edited_within_one_timestamp_is_read_anew(tmp_path):
     fingerprints = set()
     for word in ("first", "other"):
         write_as_before(tmp_path / "part.jsonl", json.dumps({"text": word}))
@@ -74,7 +75,7 @@ TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_blocks_of_text_beside_a_table_edited_without_a_trace_are_made_anew(tmp_path, tokenizer, suffix):
+def test_blocks_of_text_beside_a_table_edited_within_one_timestamp_are_made_anew(tmp_path, tokenizer, suffix):
     (tmp_path / "a.txt").write_text("hello world " * 20)
     packed = []
     for word in ("first", "other"):
@@ -86,22 +87,22 @@ def test_blocks_of_text_beside_a_table_edited_without_a_trace_are_made_anew(tmp_
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_documents_are_told_by_their_contents_wherever_they_lie(tmp_path, name):
-    told = []
+def test_documents_are_identified_by_contents_in_any_folder(tmp_path, name):
+    fingerprints = []
     for folder, moment in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()
         write_as_before(tmp_path / folder / name, json.dumps({"text": "words"}), moment)
-        told.append(load_documents(files=[tmp_path / folder / name])._fingerprint)
-        told.append(documents_from_files({"a": str(tmp_path / folder / name)})._fingerprint)
-    assert told[:2] == told[2:]
+        fingerprints.append(dataset_fingerprint(load_documents(files=[tmp_path / folder / name])))
+        fingerprints.append(dataset_fingerprint(documents_from_files({"a": str(tmp_path / folder / name)})))
+    assert fingerprints[:2] == fingerprints[2:]
 
 
 def test_a_file_read_in_another_way_is_another_text(tmp_path):
-    told = set()
+    digests = set()
     for name in ("a.txt", "a.jsonl", "a.csv", "a.txt.gz"):
         (tmp_path / name).write_text('{"text": "words"}')
-        told.add(files_digest([tmp_path / name]))
-    assert len(told) == 4
+        digests.add(files_digest([tmp_path / name]))
+    assert len(digests) == 4
 
 
 def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
@@ -111,14 +112,14 @@ def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
     write_as_before(path, "first")
     before = {files_digest([path]), documents_fingerprint(None, files=[path])}
     assert len(read) == len(before) == 1
-    time.sleep(0.02)  # longer than what a file system's clock may count in
+    time.sleep(0.02)  # longer than a tick of a file system's clock
     write_as_before(path, "other")
     assert files_digest([path]) not in before and len(read) == 2
 
 
 def test_a_table_without_rows_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl as json: no rows; mend it, or leave it out"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl as json: no rows; correct it, or leave it out"):
         load_documents(files=[tmp_path / "a.jsonl"])
 
 
@@ -184,7 +185,7 @@ PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.com
 
 @pytest.mark.parametrize("pack", PACKED)
 @pytest.mark.parametrize("encoding", ENCODED)
-def test_text_is_read_in_the_encoding_its_mark_says_and_unpacked(tmp_path, encoding, pack):
+def test_text_is_read_in_the_encoding_its_mark_says_and_decompressed(tmp_path, encoding, pack):
     (tmp_path / f"a.txt{pack}").write_bytes(PACKED[pack](ENCODED[encoding]))
     assert texts(files=[tmp_path / f"a.txt{pack}"]) == [TEXT]
 
@@ -219,13 +220,13 @@ def test_rows_without_text_are_no_documents(tmp_path, teacher_folder):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.txt", b"\x00\x01binary", "is not text, it has bytes of value 0; convert it, or leave it out"),
+        ("a.txt", b"\x00\x01binary", "is not text, since it contains null bytes; convert it, or leave it out"),
         ("a.txt", b"\xff\xfa", "is not utf-8 text"),
         ("a.txt", gzip.compress(b"packed", mtime=0), "is not utf-8 text"),
         ("a.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16 text"),
-        ("a.txt.gz", b"not packed", "cannot be unpacked"),
-        ("a.txt.gz", gzip.compress(b"packed" * 99, mtime=0)[:-9], "cannot be unpacked"),
-        ("a.txt.xz", b"not packed", "cannot be unpacked"),
+        ("a.txt.gz", b"not packed", "cannot be decompressed"),
+        ("a.txt.gz", gzip.compress(b"packed" * 99, mtime=0)[:-9], "cannot be decompressed"),
+        ("a.txt.xz", b"not packed", "cannot be decompressed"),
         ("a.jsonl", b"no json\n", "cannot read .*a.jsonl as json"),
         ("a.json", b"", "cannot read .*a.json as json"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet as parquet"),
@@ -233,7 +234,7 @@ def test_rows_without_text_are_no_documents(tmp_path, teacher_folder):
         ("a.csv", b"text\n1\n", "the column 'text' holds int64, not text"),
     ],
 )
-def test_a_file_that_is_not_what_it_is_called_is_an_error(tmp_path, name, content, message):
+def test_a_file_that_contradicts_its_suffix_is_an_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_documents(files=[tmp_path / name])

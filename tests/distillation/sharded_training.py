@@ -1,4 +1,4 @@
-"""A small distillation whose teacher, student or both lie in shards on two processes; `torchrun` starts it."""
+"""Script for `torchrun`: a small distillation with teacher, student or both sharded over two processes."""
 
 import gc
 import json
@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import torch
+from fixtures_distillation import collate, logged_numbers, make_arguments, make_blocks, make_model, make_trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from uneven_training import collate, logged_numbers, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 
@@ -36,7 +36,7 @@ def teacher(output_dir):
 
 
 def student(output_dir):
-    """Gradients of a student sharded with FSDP2, of one loss; each process has half of the batch."""
+    """Save the gradients of one loss for a student sharded with FSDP2; each process has half of the batch."""
     trainer = make_trainer(output_dir, blocks=make_blocks(uneven=False))
     shard(trainer.model).train()
     rank = torch.distributed.get_rank()
@@ -53,10 +53,10 @@ def zero3(output_dir):
 
     deepspeed.init_distributed("gloo")
     settings = json.loads(ZERO3.read_text())
-    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # shard the smallest of weights too
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # shard even the smallest weights
     arguments = make_arguments(DistillationConfig, output_dir, per_device_train_batch_size=2, deepspeed=settings)
     trainer = DistillationTrainer(
-        AutoModelForCausalLM.from_pretrained(f"{output_dir}/student"),  # in shards as soon as it is loaded
+        AutoModelForCausalLM.from_pretrained(f"{output_dir}/student"),  # sharded while it is loaded
         f"{output_dir}/teacher",
         arguments,
         train_dataset=make_blocks(),
@@ -71,5 +71,5 @@ def zero3(output_dir):
 
 if __name__ == "__main__":
     {"teacher": teacher, "student": student, "zero3": zero3}[sys.argv[1]](sys.argv[2])
-    gc.collect()  # models in shards, which hold the process group
+    gc.collect()  # sharded models hold the process group
     torch.distributed.destroy_process_group()

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from fixtures_distillation import make_blocks, make_model, make_trainer
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from uneven_training import make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
-from hf_whittle.distillation.trainer import LORA_TARGETS
+from hf_whittle.distillation.adapters import LORA_TARGETS
 
 
 def adapted(folder, student=None, config=None, **changes):

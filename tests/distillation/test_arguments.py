@@ -1,11 +1,11 @@
-"""Training arguments out of range are refused at once, and the best model by a metric of ours is the best one."""
+"""Training arguments out of range are errors at once, and the best model by one of our metrics is the best one."""
 
 import dataclasses
 import math
 
 import pytest
+from fixtures_distillation import make_trainer
 from transformers import EarlyStoppingCallback
-from uneven_training import make_trainer
 
 from hf_whittle import DistillationConfig, EvolutionConfig, HealingConfig
 from hf_whittle.cost import FlopsBin, WeightBytesBin
@@ -60,7 +60,7 @@ def test_half_a_block_is_no_batch(tmp_path, kind):
 
 
 def numbers_of(config):
-    """The fields of a dataclass that hold numbers by default, with those of lists."""
+    """Names of the fields of a dataclass whose default is a number."""
     return [
         item.name
         for item in dataclasses.fields(config)
@@ -115,7 +115,7 @@ def test_metrics_of_ours_are_better_the_lower_they_are(tmp_path, kind, metric):
     args = kind(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
     assert args.greater_is_better is False
     assert dataclasses.replace(args, learning_rate=1e-3).greater_is_better is False
-    with pytest.raises(ValueError, match=f"greater_is_better=True would keep the worst model by {metric}"):
+    with pytest.raises(ValueError, match=f"greater_is_better=True would keep the model with the worst {metric}"):
         kind(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric, greater_is_better=True)
 
 
@@ -141,7 +141,7 @@ def test_the_best_model_by_perplexity_is_that_of_the_lowest(tmp_path, metric):
 
 
 def test_training_stops_early_when_perplexity_rises(tmp_path):
-    """A rate so high that every step makes it worse."""
+    """Train with a learning rate at which every step makes the model worse."""
     trainer = make_trainer(
         tmp_path, max_steps=30, learning_rate=50.0, max_grad_norm=0, metric_for_best_model="eval_perplexity",
         eval_strategy="steps", eval_steps=1, eval_on_start=True, save_strategy="steps", save_steps=1,

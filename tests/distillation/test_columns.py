@@ -1,4 +1,4 @@
-"""Columns of a dataset that say which tokens count: honoured by every trainer, or refused."""
+"""Columns of a dataset that mask tokens: every trainer uses them or raises an error."""
 
 import copy
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from small_stores import LENGTH, VOCABULARY, make_blocks, make_teacher, store
-from uneven_training import make_model
+from fixtures_distillation import make_model
+from fixtures_stores import LENGTH, VOCABULARY, make_blocks, make_teacher, store
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SupernetTrainer
 from hf_whittle.data import DocumentCollator, collate_blocks
@@ -125,7 +125,7 @@ def test_a_mask_with_a_stored_teacher_is_an_error(tmp_path):
     mask = torch.ones_like(ids())
     mask[:, 8:] = 0
     trainer = make_trainer(tmp_path, "stored", with_columns(attention_mask=mask))
-    with pytest.raises(ValueError, match="saw all tokens of each block; train without an attention_mask"):
+    with pytest.raises(ValueError, match="read all tokens of each block; train without an attention_mask"):
         trainer.train()
 
 
@@ -142,7 +142,7 @@ def test_masks_of_other_libraries_are_refused(tmp_path, column):
         lambda: make_trainer(tmp_path, "none", dataset),
         lambda: make_supernet_trainer(tmp_path, "ats", dataset),
     ):
-        with pytest.raises(DataError, match=f"the column '{column}' would not be read: say .* by a column 'labels'"):
+        with pytest.raises(DataError, match=f"the column '{column}' would not be read: mask .* by a column 'labels'"):
             make()
 
 

@@ -1,4 +1,4 @@
-"""A stored teacher says what the teacher says, is found by its blocks, and is written the same whatever happens."""
+"""A store holds the teacher's predictions, finds them by block, and has the same files after any interruption."""
 
 import copy
 import os
@@ -8,28 +8,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fixtures_stores
 import numpy as np
 import pytest
 import torch
 import yaml
 from datasets import Dataset
 from fixtures_run import make_recipe, write_modules
+from fixtures_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_blocks, make_teacher, store
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_stores import BLOCKS, LENGTH, SHARDS, VOCABULARY, contents, make_blocks, make_teacher, store
 from transformers import AutoTokenizer
 
 from hf_whittle.cli import main
 from hf_whittle.distillation.store.encodings import Samples, TopK, pack_ids, unpack_ids
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.errors import DataError, StoreError, VocabularyError
 from hf_whittle.loss.divergences import IGNORED, LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets
 from hf_whittle.run.stages import Run
 
-SCRIPT = Path(__file__).with_name("small_stores.py")
+SCRIPT = Path(fixtures_stores.__file__)
 TEMPERATURE = 0.9
 
 
@@ -45,7 +47,7 @@ def input_ids():
 
 @pytest.fixture(scope="module")
 def logits(teacher, input_ids):
-    """What the teacher says after each token, `(blocks, length, vocabulary)`."""
+    """The teacher's distribution after each token, `(blocks, length, vocabulary)`."""
     with torch.no_grad():
         return teacher(input_ids=input_ids).logits
 
@@ -81,7 +83,7 @@ def loss_and_gradient(targets):
     return loss, torch.autograd.grad(loss.total, student)[0]
 
 
-# What is read
+# Reading
 
 
 def test_all_entries_give_the_loss_and_gradient_of_the_teacher(everything, input_ids, logits):
@@ -190,7 +192,7 @@ def test_teacher_is_loaded_by_its_name(tmp_path, samples, input_ids):
     torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-3, atol=0)  # stored in 16 bits
 
 
-# Bytes
+# Size on disk
 
 
 @given(st.data(), st.sampled_from([1, 2, 50, 255, 256, 257, 2048, 50304, 65536, 65537, 151936, 2**20]))
@@ -233,7 +235,7 @@ def test_files_are_as_large_as_said(samples):
     assert sum(t.nbytes for shard in stored for t in shard.values()) == samples.tokens * 11 + BLOCKS * 16
 
 
-# Written the same, whatever happens
+# Interruptions and processes
 
 
 def test_default_shards_hold_many_blocks(tmp_path):
@@ -269,7 +271,7 @@ def test_a_shard_that_was_removed_or_cut_is_written_again(copied, samples):
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """A folder with a store that was killed again and again and one of two processes, and what the script said."""
+    """A folder with a store that was killed again and again and one of two processes, and the script's output."""
     folder = tmp_path_factory.mktemp("processes")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -291,7 +293,7 @@ def test_two_processes_write_the_files_of_one(processes, samples):
     assert contents(processes[0] / "two") == contents(samples.folder)
 
 
-# What does not fit
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -336,9 +338,9 @@ def test_check_says_what_does_not_fit(tmp_path, teacher_folder, samples):
     known = store(tmp_path, tokenizer=tokenizer)
     known.check(temperature=TEMPERATURE, vocab_size=VOCABULARY, tokenizer=tokenizer)
     samples.check(temperature=TEMPERATURE, vocab_size=VOCABULARY + 14, tokenizer=other)
-    with pytest.raises(StoreError, match=r"at temperature 0.9, the loss takes it at 1.0; train with temperature=0.9"):
+    with pytest.raises(StoreError, match=r"temperature 0.9, the loss has temperature 1.0; train with"):
         known.check(temperature=1.0)
-    with pytest.raises(StoreError, match="a vocabulary of 50 entries, the student's has 49"):
+    with pytest.raises(StoreError, match="a vocabulary of 50 entries, the student has 49"):
         known.check(vocab_size=49)
     with pytest.raises(StoreError, match="with a tokenizer of another vocabulary"):
         known.check(tokenizer=other)
@@ -384,7 +386,7 @@ def test_bytes_that_have_changed_are_noticed_where_they_are_read(copied, input_i
         (None, "there is no store at .*; make one with hf-whittle store-logits"),
         ("{", "store.json is damaged; remove the folder"),
         ("{}", "store.json is damaged"),
-        ('{"format": 7}', "is of format 7, this version reads 1"),
+        ('{"format": 7}', "has format 7, this version reads format 1"),
     ],
 )
 def test_a_folder_without_a_store_is_refused(tmp_path, text, message):
@@ -397,7 +399,7 @@ def test_a_folder_without_a_store_is_refused(tmp_path, text, message):
 def test_a_store_that_is_not_finished_is_refused(copied):
     path = copied / "store.json"
     path.write_text(path.read_text().replace('"complete": true', '"complete": false'))
-    with pytest.raises(StoreError, match="is not finished; run hf-whittle store-logits again, which goes on"):
+    with pytest.raises(StoreError, match="is unfinished; run hf-whittle store-logits again, which goes on"):
         LogitStore(copied)
 
 
@@ -408,7 +410,7 @@ def test_a_store_that_is_not_finished_is_refused(copied):
         ({"temperature": 0}, StoreError, "temperature must be a positive number, got 0"),
         ({"draws": 0}, StoreError, "draws must be at least 1"),
         ({"kind": "top-k", "k": 0}, StoreError, "k must be at least 1, got 0"),
-        ({"seed": -1}, StoreError, "seed must be a number from 0"),
+        ({"seed": -1}, StoreError, "seed must be an integer from 0"),
         ({"batch_size": 0}, StoreError, "batch_size must be at least 1"),
         ({"blocks_per_shard": 0}, StoreError, "blocks_per_shard must be at least 1"),
         ({"blocks": torch.full((2, 5), VOCABULARY)}, VocabularyError, "the text has token ids from 50 to 50"),
@@ -426,7 +428,7 @@ def test_what_is_out_of_range_is_named_and_nothing_written(tmp_path, changes, er
 def test_a_teacher_whose_logits_are_nan_is_refused(tmp_path):
     teacher = make_teacher()
     torch.nn.init.constant_(teacher.get_input_embeddings().weight[7], torch.inf)
-    with pytest.raises(StoreError, match="logits are not finite somewhere in the blocks 0 to 1; load it with dtype"):
+    with pytest.raises(StoreError, match="logits contain NaN or Inf in one of the blocks 0 to 1; load the teacher"):
         store(tmp_path, teacher=teacher, blocks=torch.full((2, LENGTH), 7))
 
 

@@ -2,22 +2,11 @@
 
 import copy
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
-from uneven_training import (
+from fixtures_distillation import (
     LENGTH,
     VOCABULARY,
     collate,
@@ -27,10 +16,21 @@ from uneven_training import (
     make_model,
     make_trainer,
 )
+from fixtures_losses import loss_of_trainers
+from fixtures_processes import on_two_processes
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from hf_whittle import DistillationConfig, DistillationTrainer, GPTNeoXSuperNetForCausalLM, SubnetConfig
 from hf_whittle.data import DocumentCollator
-from hf_whittle.distillation.store.writer import LogitStore, store_targets
+from hf_whittle.distillation.store.reader import LogitStore
+from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating
@@ -55,7 +55,7 @@ def make_llama(vocab_size=VOCABULARY):
 
 
 class Capped(GPTNeoXForCausalLM):
-    """A model whose logits are not what its output matrix gives."""
+    """A model that caps the logits of its output matrix."""
 
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
@@ -90,15 +90,16 @@ def with_tokenizers(folder, student_size, teacher_size, **changes):
 def test_vocabularies_that_are_padded_differently_train(tmp_path, sizes, divergence):
     name = "kl" if divergence == "forward_kl" else divergence
     logs = []
-    for loss_impl in ("fused", "naive"):
-        trainer = with_tokenizers(tmp_path, *sizes, loss_impl=loss_impl, divergence=divergence, max_steps=1)
-        trainer.train()
+    for loss in ("fused", "naive"):
+        trainer = with_tokenizers(tmp_path, *sizes, divergence=divergence, max_steps=1)
+        with loss_of_trainers(loss):
+            trainer.train()
         logs.append(next(row[name] for row in trainer.state.log_history if name in row))
     assert logs[0] == pytest.approx(logs[1], rel=1e-4) and logs[0] > 0
 
 
 def test_padding_of_the_teacher_does_not_change_the_student(tmp_path):
-    """Entries that belong to no token are cut away, whatever their logits are."""
+    """Entries that belong to no token are dropped, whatever their logits."""
     teacher, padded_teacher = make_model(2, layers=3), make_model(2, layers=3, vocab_size=VOCABULARY + 14)
     weights = teacher.state_dict()
     for name in ("gpt_neox.embed_in.weight", "lm_head.weight"):
@@ -129,9 +130,10 @@ def test_other_sizes_without_tokenizers_are_an_error(tmp_path):
 
 
 def test_a_teacher_of_another_architecture(tmp_path):
-    trainers = [make_trainer(tmp_path, teacher=make_llama(), loss_impl=name) for name in ("fused", "naive")]
-    for trainer in trainers:
-        trainer.train()
+    trainers = [make_trainer(tmp_path, teacher=make_llama()) for _ in range(2)]
+    for trainer, loss in zip(trainers, ("fused", "naive"), strict=True):
+        with loss_of_trainers(loss):
+            trainer.train()
     for name, value in trainers[0].model.state_dict().items():
         torch.testing.assert_close(trainers[1].model.state_dict()[name], value, rtol=0, atol=1e-5)
     weights = 2 * make_llama().num_parameters(exclude_embeddings=True)
@@ -143,12 +145,13 @@ def test_a_teacher_of_another_architecture(tmp_path):
 def test_logits_that_are_not_those_of_the_output_matrix_are_taken_as_they_are(tmp_path, which):
     assert output_module(capped(1)) is None and output_module(make_model(1)) is not None
     trained = []
-    for loss_impl in ("fused", "naive"):
+    for loss in ("fused", "naive"):
         student, teacher = (
             capped(seed) if name == which else make_model(seed) for seed, name in ((1, "student"), (2, "teacher"))
         )
-        trainer = make_trainer(tmp_path, student, teacher, loss_impl=loss_impl)
-        trainer.train()
+        trainer = make_trainer(tmp_path, student, teacher)
+        with loss_of_trainers(loss):
+            trainer.train()
         trained.append(trainer.model.state_dict())
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-5)
@@ -188,7 +191,7 @@ def test_quantized_teacher(tmp_path, bits, near, sizes):
     assert kl[0] == pytest.approx(kl[1], rel=near) and kl[0] != kl[1]
 
 
-# Teachers that are not apart from their student
+# Teachers that share weights with their student
 
 
 def tied_to(teacher):
@@ -224,7 +227,7 @@ def test_super_network_that_teaches_its_active_slice_is_an_error_that_names_the_
     full = SubnetConfig.full(model.config)
     with (
         supernet.active_subnet(full.with_layers([0])),
-        pytest.raises(ValueError, match="SupernetTrainer trains subnets by what their own super-network says"),
+        pytest.raises(ValueError, match="To distil a super-network into its own subnets, use SupernetTrainer"),
     ):
         make_trainer(tmp_path, supernet, supernet)
 
@@ -274,7 +277,7 @@ def test_fingerprint_of_a_quantized_teacher_is_the_same_once_it_ran(tmp_path, bi
     make_model(2, layers=3, **SIZES["packed"]).save_pretrained(tmp_path / "teacher")
     teacher = load_teacher(str(tmp_path / "teacher"), {f"load_in_{bits}bit": True})
     before = model_fingerprint(teacher)
-    cross_entropy(teacher, make_blocks(uneven=False)[0]["input_ids"][None])  # in a mode that lets weights be packed
+    cross_entropy(teacher, make_blocks(uneven=False)[0]["input_ids"][None])  # which may pack weights
     assert model_fingerprint(teacher) == before
 
 
@@ -291,16 +294,9 @@ def test_teacher_in_4_bits_is_stored(tmp_path, sizes):
     torch.testing.assert_close(found, expected, rtol=5e-2, atol=1e-3)
 
 
-def on_two_processes(kind, folder, **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SHARDED)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([*command, kind, str(folder)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.slow
 def test_sharded_teacher_on_two_processes_is_the_whole_one(tmp_path):
-    on_two_processes("teacher", tmp_path)
+    on_two_processes(SHARDED, "teacher", tmp_path)
     one = make_trainer(tmp_path)
     one.train()
     two = torch.load(tmp_path / "trained.pt")
@@ -310,7 +306,7 @@ def test_sharded_teacher_on_two_processes_is_the_whole_one(tmp_path):
 
 @pytest.mark.slow
 def test_sharded_student_on_two_processes_has_the_gradients_of_the_whole_one(tmp_path):
-    on_two_processes("student", tmp_path)
+    on_two_processes(SHARDED, "student", tmp_path)
     one = make_trainer(tmp_path)
     one.model.train()
     one.compute_loss(one.model, collate(make_blocks(uneven=False)[:4])).backward()
@@ -323,7 +319,7 @@ def test_sharded_student_on_two_processes_has_the_gradients_of_the_whole_one(tmp
 def test_zero3_on_two_processes_is_one_process(tmp_path):
     make_model(seed=1).save_pretrained(tmp_path / "student")
     make_model(seed=2, layers=3).save_pretrained(tmp_path / "teacher")
-    on_two_processes("zero3", tmp_path, DS_ACCELERATOR="cpu")
+    on_two_processes(SHARDED, "zero3", tmp_path, DS_ACCELERATOR="cpu")
     one = make_trainer(tmp_path)
     one.train()
     torch.testing.assert_close(torch.load(tmp_path / "logs.pt"), logged_numbers(one), rtol=1e-4, atol=1e-4)
@@ -376,7 +372,7 @@ def test_training_from_samples_is_resumed_exactly(tmp_path):
 def test_store_knows_no_documents_apart(tmp_path):
     trainer = make_trainer(tmp_path, teacher=stored(tmp_path / "store", kind="sample"), blocks=blocks_without_labels())
     trainer.data_collator = DocumentCollator(0)
-    with pytest.raises(ValueError, match="saw each block as a whole"):
+    with pytest.raises(ValueError, match="read each block as one document"):
         trainer.train()
 
 

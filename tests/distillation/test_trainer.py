@@ -1,4 +1,4 @@
-"""DistillationTrainer against plain `Trainer`, against sums made by hand, and against itself by another route."""
+"""DistillationTrainer against plain `Trainer`, against sums written out, and against itself by another route."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_distillation import collate, make_arguments, make_blocks, make_model, make_trainer
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -16,7 +17,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from uneven_training import collate, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import VocabularyError
@@ -41,7 +41,7 @@ def logged(trainer, name):
 
 
 def parts_by_hand(student, teacher, blocks, temperature):
-    """Mean cross-entropy and mean forward KL of the rows that count."""
+    """Mean cross-entropy and mean forward KL of the rows with a label."""
     batch = collate(blocks)
     labels = batch["labels"][:, 1:].flatten()
     rows = labels != -100
@@ -156,7 +156,7 @@ def test_a_student_equal_to_its_teacher_learns_nothing_from_it(tmp_path):
 
 
 def state_of(model):
-    """All of a model that a trainer may turn, but its weights."""
+    """State of a model that a trainer could change, without its weights."""
     modules = {
         name: (module.training, type(module), "forward" in vars(module), len(module._forward_hooks))
         for name, module in model.named_modules()
@@ -299,7 +299,7 @@ def write_json(config, path):
 
 def test_every_field_has_a_help_text():
     own = set(DistillationConfig.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
-    assert {"alpha", "beta", "temperature", "divergence", "loss_impl", "hidden_weight", "non_finite_loss"} <= own
+    assert {"alpha", "beta", "temperature", "divergence", "hidden_weight", "non_finite_loss"} <= own
     assert all(DistillationConfig.__dataclass_fields__[name].metadata["help"] for name in own)
 
 

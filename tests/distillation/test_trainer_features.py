@@ -1,4 +1,4 @@
-"""What `Trainer` does besides, under distillation: precision, checkpointing, padding, documents, streams, logs."""
+"""Features of `Trainer` in distillation: precision, checkpointing, padding, documents, streams, logs."""
 
 import importlib.util
 import json
@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from fixtures_distillation import LENGTH, VOCABULARY, collate, make_arguments, make_blocks, make_model, make_trainer
+from fixtures_losses import loss_of_trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import EarlyStoppingCallback
-from uneven_training import LENGTH, VOCABULARY, collate, make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.cost import flops_per_token
@@ -34,10 +35,10 @@ def logged(trainer, name):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_fused_and_naive_train_alike(tmp_path, divergence):
-    fused, naive = (
-        make_trainer(tmp_path, loss_impl=name, divergence=divergence, loss_chunk_size=5) for name in ("fused", "naive")
-    )
-    assert_close(trained(fused), trained(naive))
+    fused, naive = (make_trainer(tmp_path, divergence=divergence, loss_chunk_size=5) for _ in range(2))
+    with loss_of_trainers("naive"):
+        expected = trained(naive)
+    assert_close(trained(fused), expected)
     name = "kl" if divergence == "forward_kl" else divergence
     assert logged(fused, name) == pytest.approx(logged(naive, name), rel=1e-4) and logged(fused, name)[0] > 0
 
@@ -45,8 +46,10 @@ def test_fused_and_naive_train_alike(tmp_path, divergence):
 @needs_liger
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_liger_trains_alike(tmp_path, divergence):
-    ours, theirs = (make_trainer(tmp_path, loss_impl=name, divergence=divergence) for name in ("fused", "liger"))
-    assert_close(trained(ours), trained(theirs))
+    ours, theirs = (make_trainer(tmp_path, divergence=divergence) for _ in range(2))
+    with loss_of_trainers("liger"):
+        expected = trained(theirs)
+    assert_close(trained(ours), expected)
     assert logged(ours, "loss") == pytest.approx(logged(theirs, "loss"), rel=1e-4)
     assert logged(ours, "cross_entropy") == pytest.approx(logged(theirs, "cross_entropy"), rel=1e-4)
 
@@ -64,16 +67,14 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("loss_impl, whole", [("fused", False), ("naive", True)])
-def test_logits_of_the_batch_are_never_held_at_once(tmp_path, loss_impl, whole):
+@pytest.mark.parametrize("loss, whole", [("fused", False), ("naive", True)])
+def test_logits_of_the_batch_are_never_held_at_once(tmp_path, loss, whole):
     vocabulary = 4000
     models = [make_model(seed, layers=1, vocab_size=vocabulary) for seed in (1, 2)]
-    trainer = make_trainer(
-        tmp_path, *models, loss_impl=loss_impl, loss_chunk_size=4, per_device_train_batch_size=16, max_steps=1
-    )
+    trainer = make_trainer(tmp_path, *models, loss_chunk_size=4, per_device_train_batch_size=16, max_steps=1)
     batch = trainer.data_collator(make_blocks(uneven=False))
     trainer.model.train()
-    with Largest() as largest:
+    with Largest() as largest, loss_of_trainers(loss):
         trainer.compute_loss(trainer.model, batch).backward()
     assert (largest.numel >= 16 * (LENGTH - 1) * vocabulary) == whole
     if not whole:
@@ -146,7 +147,7 @@ def test_early_stop_keeps_the_best_student(tmp_path):
 
 
 def padded(blocks):
-    """A batch of blocks of any length."""
+    """Collate blocks of any length."""
     longest = max(len(block["input_ids"]) for block in blocks)
     batch = {"input_ids": torch.zeros(len(blocks), longest, dtype=torch.long)}
     batch["attention_mask"], batch["labels"] = (

@@ -1,16 +1,16 @@
-"""A small training in one of two processes, each the only one of its machine as far as it knows."""
+"""Script: a small training in one of two processes, each of which is the only one of its machine."""
 
 import sys
 from pathlib import Path
 
-from uneven_training import make_trainer
+from fixtures_distillation import make_trainer
 
 import hf_whittle.training.checkpoints
 from hf_whittle.errors import OutputError
 
 
 def main(folder, disks, resume=None):
-    """Train into a folder, shared or of each process, and say what came of it."""
+    """Train into a shared folder or one for each process, and print the renamed checkpoints or the error."""
     from accelerate import PartialState
 
     state = PartialState(cpu=True)

@@ -192,13 +192,13 @@ def test_only_shards_that_hold_something_kept_are_opened(sharded, stock):
 def test_only_shards_that_hold_something_kept_are_downloaded(sharded, monkeypatch):
     import hf_whittle.extraction.checkpoint as module
 
-    asked, find = [], module.cached_file
+    asked, find = [], module.find_file
 
     def recorded(source, name, **options):
         asked.append(name)
         return find(source, name, **options)
 
-    monkeypatch.setattr(module, "cached_file", recorded)
+    monkeypatch.setattr(module, "find_file", recorded)
     extract(sharded, SUBNET)
     shards = {name for name in asked if re.match("layer|rest", name)}
     assert shards == {"layer-0.safetensors", "layer-2.safetensors", "layer-4.safetensors", "rest.safetensors"}

@@ -1,4 +1,4 @@
-"""A disk that refuses: one error, whatever library meets it first and in whatever words."""
+"""Disk errors are one error, whichever library meets them first and however it words them."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ WRITERS = {
 
 @pytest.fixture
 def no_large_files():
-    """Files of at most 1 MB, as a quota may have it: more is `EFBIG`."""
+    """Limit files to 1 MB, as a quota does; more is `EFBIG`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
     yield
@@ -82,7 +82,7 @@ def small_disk(tmp_path_factory):
 @pytest.mark.usefixtures("no_large_files")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_that_may_not_grow_is_an_output_error(tmp_path, writer):
-    message = r"could not write .*\. What is on disk is kept: .*run the same command again"
+    message = r"could not write .*\. Files already written are kept: .*run the same command again"
     with pytest.raises(OutputError, match=message), disk_errors(tmp_path / "file"):
         WRITERS[writer](tmp_path / "file")
 
@@ -101,11 +101,11 @@ def grow(disk, kilobytes):
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
 
 
-def test_a_run_on_a_disk_that_is_full_again_and_again_comes_to_the_same_student(
+def test_a_run_on_a_disk_that_fills_up_repeatedly_gives_the_same_student(
     small_disk, teacher_folder, tmp_path, monkeypatch
 ):
-    """Each time some more room is made, the same recipe goes on, until all of it is there."""
-    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)  # which would find out at once
+    """Some room is made, the recipe runs again, and so on until it finishes."""
+    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)  # preflight would fail at once
     texts = write_modules(tmp_path / "texts")
     sections = {"heal": True, "data": {"calibration_tokens": 256}, "training": {"max_steps": 2, "save_steps": 1}}
     run(make_recipe(teacher_folder, texts, tmp_path / "whole", **sections), progress=False)
@@ -119,7 +119,7 @@ def test_a_run_on_a_disk_that_is_full_again_and_again_comes_to_the_same_student(
             except OutputError as error:
                 assert "free some space, then run the same command again" in str(error)
                 refused.append((small_disk / "run" / "stages" / "student").exists())
-        assert len(refused) > 3 and set(refused) == {False, True}  # before training and in it
+        assert len(refused) > 3 and set(refused) == {False, True}  # before and during training
         weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", small_disk / "run")]
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     finally:
@@ -138,13 +138,13 @@ def test_a_run_on_a_disk_that_is_full_again_and_again_comes_to_the_same_student(
     ],
 )
 @pytest.mark.parametrize("raised", [OSError, SafetensorError, Exception, "torch"])
-def test_advice_goes_by_the_number_whoever_says_it(tmp_path, code, advice, raised):
+def test_advice_depends_on_the_number_alone(tmp_path, code, advice, raised):
     words = os.strerror(code)
     message = rf"could not write {tmp_path}: {words}.*{advice}"
     with pytest.raises(OutputError, match=message) as caught, disk_errors(tmp_path):
         if raised is OSError:
             raise OSError(code, words)
-        if raised == "torch":  # whose file fails in Python, and which then cannot end its archive
+        if raised == "torch":  # its file fails in Python, and torch then cannot end its archive
             try:
                 raise OSError(code, words)
             finally:
@@ -153,7 +153,7 @@ def test_advice_goes_by_the_number_whoever_says_it(tmp_path, code, advice, raise
     assert caught.value.errno == code
 
 
-def test_torch_that_does_not_say_why_is_an_output_error_too(tmp_path):
+def test_an_error_of_torch_without_a_reason_is_an_output_error_too(tmp_path):
     message = r"could not write .*Input/output error.*check the disk"
     with pytest.raises(OutputError, match=message), disk_errors(tmp_path / "deep" / "file"):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
@@ -178,7 +178,7 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     assert caught.value is error
 
 
-def test_a_file_elsewhere_is_named_and_one_that_was_only_read_is_no_matter_of_the_output(tmp_path):
+def test_a_file_elsewhere_is_named_and_a_failure_to_read_one_is_not_an_output_error(tmp_path):
     elsewhere = str(Path("/var/elsewhere/file"))
     with pytest.raises(OutputError, match=f"could not write {elsewhere}: No space left"), disk_errors(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device", elsewhere)
@@ -195,8 +195,8 @@ class Unreadable(torch.utils.data.Dataset):
         raise PermissionError(errno.EACCES, "Permission denied", "/data/file")
 
 
-def test_a_process_that_loads_data_and_may_not_read_is_no_matter_of_the_output(tmp_path):
-    """Its error is one without a number or a file, made anew from a text with both."""
+def test_a_failure_to_read_in_a_process_that_loads_data_is_not_an_output_error(tmp_path):
+    """The error raised here has neither number nor file; its text has both."""
     with pytest.raises(PermissionError, match=r"(?s)^Caught.*/data/file") as caught, disk_errors(tmp_path / "out"):
         next(iter(torch.utils.data.DataLoader(Unreadable(), num_workers=1)))
     assert not isinstance(caught.value, OutputError)

@@ -1,4 +1,4 @@
-"""One writer for a folder: told at once, nested at will, and free again however the holder ended."""
+"""A folder has one writer: others fail at once, blocks nest, and a lock ends with its process."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def test_a_folder_that_another_process_writes_is_an_error_that_names_it(tmp_path
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path, holder, end):
+def test_a_lock_ends_with_its_process_even_a_killed_one(tmp_path, holder, end):
     holder.send_signal(end)
     holder.wait()
     with folder_lock(tmp_path / "run"):
@@ -74,7 +74,7 @@ def test_blocks_may_be_nested_and_the_outer_one_ends_the_lock(tmp_path, run_pyth
     assert [path.name for path in folder.iterdir()] == ["inner"]
 
 
-def test_a_block_that_fails_gives_the_folder_back(tmp_path):
+def test_a_block_that_fails_releases_the_folder(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), folder_lock(tmp_path):
             raise KeyboardInterrupt
@@ -121,7 +121,7 @@ def test_a_forked_process_does_not_take_the_lock_of_its_parent_for_its_own(tmp_p
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
-def test_where_there_are_no_locks_a_warning_says_so_and_the_work_goes_on(tmp_path, monkeypatch, caplog, error):
+def test_a_file_system_without_locks_gives_a_warning_and_no_error(tmp_path, monkeypatch, caplog, error):
     class NoLock(filelock.FileLock):
         def acquire(self, **kwargs):
             raise error
@@ -134,7 +134,7 @@ def test_where_there_are_no_locks_a_warning_says_so_and_the_work_goes_on(tmp_pat
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
-    """The holder before removes the file between the opening and the locking of the next one."""
+    """The last holder removes the file after the next one opened it and before that one locked it."""
     taken = []
 
     class Late(filelock.FileLock):

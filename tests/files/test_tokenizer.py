@@ -1,4 +1,4 @@
-"""Every file of a tokenizer reaches the student, whichever way it goes."""
+"""Every file of a tokenizer reaches the student by every way of saving it."""
 
 import shutil
 import struct
@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_whittle import DistillationConfig, DistillationTrainer, SearchSpace, extract_subnet
 from hf_whittle.cli import main
 from hf_whittle.data import pack_documents
-from hf_whittle.hub.publication import publication_of_folder, save_student
+from hf_whittle.hub.publication import publication_of_folder
+from hf_whittle.hub.saving import save_student
 from hf_whittle.run import run
 
 MODELS = ("tokenizer.model", "spiece.model")
@@ -37,7 +38,7 @@ def sentencepiece_model():
 
 @pytest.fixture
 def teacher(teacher_folder, tmp_path):
-    """A teacher with all that a tokenizer may have beside it."""
+    """A teacher with every file that a tokenizer may have."""
     folder = tmp_path / "teacher"
     shutil.copytree(teacher_folder, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -95,7 +96,7 @@ def test_a_student_that_is_saved_with_its_tokenizer_has_all_of_them(teacher, dra
     assert templates_of(tmp_path / "student") == templates_of(teacher)
 
 
-def test_a_tokenizer_of_other_tokens_gets_none_of_another(teacher, draw, tmp_path):
+def test_a_tokenizer_with_other_tokens_gets_none_of_these_files(teacher, draw, tmp_path):
     student = extract_subnet(AutoModelForCausalLM.from_pretrained(teacher), a_subnet(teacher, draw))
     tokenizer = AutoTokenizer.from_pretrained(teacher).train_new_from_iterator(["other words"] * 9, 280)
     save_student(student, tmp_path / "student", tokenizer=tokenizer)

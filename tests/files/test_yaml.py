@@ -1,4 +1,4 @@
-"""A recipe's values are what a person means by them; what can be meant in two ways is told."""
+"""Values are read as a person means them; ambiguous ones are errors that say where."""
 
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def test_numbers_of_nested_settings_are_numbers(tmp_path):
         ("a: !!python/object:os.system x\n", "could not determine a constructor"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error_that_says_where(tmp_path, text, message):
+def test_an_invalid_file_is_an_error_that_says_where(tmp_path, text, message):
     with pytest.raises(RecipeError, match=rf"recipe\.yaml.*{message}"):
         read(tmp_path, text)
 
@@ -111,11 +111,11 @@ def test_merged_keys_may_be_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_mark_of_the_encoding_is_no_text(tmp_path, encoding):
+def test_a_byte_order_mark_is_not_text(tmp_path, encoding):
     assert read(tmp_path, "teacher: é\nb: 1\n", encoding) == {"teacher": "é", "b": 1}
 
 
-def test_paths_are_taken_as_they_are_meant(tmp_path, monkeypatch):
+def test_a_tilde_in_a_path_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recipe.yaml").write_text(MINIMAL + "supernet: ~/net [1]\nteacher_store: ~/store\n")
     recipe = Recipe.load("~/recipe.yaml", output_dir=Path("~/out"))

@@ -1,4 +1,4 @@
-"""Students to publish, and what a client that publishes them waits and says."""
+"""Students to publish, and the waits and logs of the client that publishes them."""
 
 import logging
 import shutil
@@ -26,7 +26,7 @@ STOCK = SubnetConfig(16, [0, 2, 4], 2, 32)
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds that a push would have waited, each time it tried again."""
+    """The seconds that a push would have waited before each new attempt."""
     seconds = []
     monkeypatch.setattr(repository, "time", SimpleNamespace(sleep=seconds.append))
     return seconds
@@ -34,7 +34,7 @@ def waits(monkeypatch):
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """A function that gives what was logged so far by any of the libraries, and forgets it."""
+    """A function that returns, and then forgets, the logs of all libraries so far."""
     for name in ("transformers", "huggingface_hub"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
@@ -53,7 +53,7 @@ def tokenizer(teacher_folder):
 
 @pytest.fixture(scope="session")
 def found(teacher_folder, input_ids):
-    """A search of four subnets of the teacher; its best is one that no stock model can hold."""
+    """A search of four subnets of the teacher; no stock model can hold the best."""
     supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(teacher_folder)
     space = SearchSpace.from_config(supernet.config, layer_wise=True)
     config = RandomSearchConfig(evaluations=4)
@@ -69,7 +69,7 @@ def pictures(found, tmp_path_factory):
 
 @pytest.fixture
 def drawn_before(pictures, monkeypatch):
-    """Pictures of a search take longer to draw than all the rest of a push."""
+    """Copy pictures of a search drawn once, which takes longer than the rest of a push."""
 
     def plot(self, folder):
         return [Path(shutil.copy(picture, folder)) for picture in pictures]
@@ -89,7 +89,7 @@ def uneven_student(teacher_folder, uneven_subnet):
 
 @pytest.fixture(scope="session")
 def stock_folder(stock_student, tokenizer, tmp_path_factory):
-    """The folder of a student that was only cut out."""
+    """The folder of a student that was extracted and not trained."""
     folder = tmp_path_factory.mktemp("student")
     save_student(stock_student, folder, tokenizer=tokenizer)
     return folder

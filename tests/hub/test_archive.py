@@ -1,4 +1,4 @@
-"""Archives of searches on the Hub: datasets that anyone reads, and cuts other subnets from."""
+"""Archives of searches on the Hub: data sets that anyone can read, and extract other subnets with."""
 
 import re
 
@@ -39,7 +39,7 @@ def test_a_folder_is_published_as_the_search_in_memory_is(hub, found, tmp_path):
 
 
 @pytest.mark.usefixtures("drawn_before")
-def test_what_is_published_is_read_back(hub, found, teacher_folder):
+def test_a_published_search_is_read_back(hub, found, teacher_folder):
     first = push_search_archive(found, "me/archive")
     hub.add_commit(hub.repo("me/archive", "dataset"), {"candidates.jsonl": b""}, "lost")
     result = SearchResult.from_pretrained("me/archive", repo_type="dataset", revision=first.oid)
@@ -70,7 +70,7 @@ def test_the_card_is_one_the_hub_takes_and_its_snippet_runs(hub, found):
     push_search_archive(found, "me/archive", card_data=DatasetCardData(license="mit", tags=["mine"]))
     card = DatasetCard.load("me/archive")
     assert (card.data.license, card.data.tags) == ("mit", ["mine", "hf_whittle", "neural-architecture-search"])
-    assert f"{len(found.evaluations)} of them" in card.text
+    assert f"All {len(found.evaluations)} evaluations of a search" in card.text
     card.validate()
     names = {}
     exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], names)
@@ -78,14 +78,14 @@ def test_the_card_is_one_the_hub_takes_and_its_snippet_runs(hub, found):
 
 
 @pytest.mark.usefixtures("drawn_before")
-def test_an_archive_tells_no_path_of_this_machine(hub, found, tmp_path):
+def test_an_archive_contains_no_path_of_this_machine(hub, found, tmp_path):
     settings = {**found.settings, "algorithm": {**found.settings["algorithm"], "archives": [str(tmp_path)]}}
     push_search_archive(SearchResult(settings, found.evaluations), "me/archive")
     texts = [content.decode() for name, content in published(hub).items() if not name.endswith(".png")]
     assert len(texts) == 3 and not any(str(tmp_path) in text or "archives" in text for text in texts)
 
 
-def test_what_is_no_search_is_an_error(hub, found, tmp_path):
+def test_a_folder_without_a_search_is_an_error(hub, found, tmp_path):
     with pytest.raises(OutputError, match=r"holds no search: search\.json is missing"):
         push_search_archive(tmp_path, "me/archive")
     with pytest.raises(WhittleError, match="there is no best one"):
@@ -108,7 +108,7 @@ def test_a_fault_leaves_the_dataset_as_it_was(hub, found, waits, phase):
 
 
 @pytest.mark.usefixtures("drawn_before")
-def test_metadata_that_the_hub_does_not_take_are_an_error(hub, found):
+def test_metadata_that_the_hub_refuses_are_an_error(hub, found):
     with pytest.raises(HubError, match="the Hub refused the card of me/archive"):
         push_search_archive(found, "me/archive", card_data=DatasetCardData(license="no such"))
     assert published(hub) == {}

@@ -1,4 +1,4 @@
-"""Model cards: what a user wrote cannot break them, and every number is one of the results."""
+"""Model cards: no name of a user's breaks them, and every number is one of the results."""
 
 import json
 
@@ -7,10 +7,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_whittle import SubnetConfig, SubnetModelCardData
-from hf_whittle.files.text import write_json
-from hf_whittle.hub.card import is_as_rendered, render_card, write_card
+from hf_whittle.files.text import write_json, write_text
+from hf_whittle.hub.card import is_as_rendered, render_card
+from hf_whittle.hub.student_folder import StudentFolder
 from hf_whittle.recipe.sections import FITNESSES
 from hf_whittle.record.lineage import Lineage
+from hf_whittle.record.results import Results
 
 SUBNET = SubnetConfig(24, [0, 2, 3], [2, 4, 1], [64, 32, 48])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -114,15 +116,20 @@ def make_folder(folder, results=RESULTS, **config):
     """The small files of a student's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    Lineage(SUBNET, None, results).save(folder)
+    Lineage(SUBNET).save(folder)
+    write_json(folder / "results.json", results)
     return folder
 
 
 def card_of(folder, results=RESULTS):
-    write_card(make_folder(folder, results))
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = rendered(make_folder(folder, results))
+    write_text(folder / "README.md", text)
     _, front, page = ("\n" + text).split("\n---\n", 2)
     return yaml.safe_load(front), page
+
+
+def rendered(folder, **options):
+    return render_card(StudentFolder.load(folder), **options)
 
 
 def row(page, start):
@@ -157,27 +164,27 @@ def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
     assert row(page, "teacher") == ["9.88M", "", "8.765", ""]
     assert row(page, "random initialization") == ["5M", "35T", "", ""]
     assert row(page[page.index("of which search") :], "this student") == ["1.25M", "15.8T", "3.3T", "3.75T"]
-    assert "after 4 times fewer training tokens" in page and "perplexity of 23.45" in page
+    assert "with 4 times fewer training tokens" in page and "the random initialization, 23.45:" in page
     assert (
         "with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters" in page
-        and "on at most 4,096 tokens" in page
+        and "at most 4,096 tokens" in page
     )
     assert "0.25 x cross-entropy + 0.75 x T² x KL(teacher || student), T = 1.5" in page
-    assert "batches of 24 blocks, seed 42" in page and "Training took 321 s on CPU, 1 threads" in page
+    assert "batches of 24 blocks and seed 42" in page and "Training took 321 s on CPU, 1 threads" in page
 
 
 def test_title_of_the_page_is_the_name_of_the_folder_or_of_the_repository(tmp_path):
     folder = tmp_path / "my-student"
     _, page = card_of(folder)
     assert page.lstrip().startswith("# my-student\n") and 'from_pretrained(".")' in page
-    published = render_card(folder, repo_id="me/another-name")
+    published = rendered(folder, repo_id="me/another-name")
     assert "# another-name\n" in published and 'from_pretrained("me/another-name")' in published
     assert '"."' not in published
 
 
 def test_layers_on_the_page_are_those_of_the_subnet(tmp_path):
     _, page = card_of(tmp_path)
-    table = page[page.index("| cut from layer |") :]
+    table = page[page.index("| extracted from layer |") :]
     assert "It keeps 24 channels" in page
     assert [row(table, i) for i in range(3)] == [["0", "2", "64"], ["2", "4", "32"], ["3", "1", "48"]]
 
@@ -210,16 +217,16 @@ def headings(page):
     return [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
 
 
-def test_a_student_that_was_only_cut_out_claims_nothing(tmp_path):
+def test_a_student_that_was_only_extracted_claims_nothing(tmp_path):
     folder = make_folder(tmp_path, {"supernet": RESULTS["supernet"]})
-    page = render_card(folder)
-    assert "cut out of [someone/teacher](https://huggingface.co/someone/teacher), by hf_whittle" in page
-    assert "Nothing was measured" in page and not [
+    page = rendered(folder)
+    assert "extracted from [someone/teacher](https://huggingface.co/someone/teacher)." in page
+    assert "has not been evaluated" in page and not [
         word for word in ("model-index", "model_name", "perp") if word in page
     ]
 
 
-def test_a_match_that_was_not_reached_is_said_and_not_counted(tmp_path):
+def test_a_match_that_was_not_reached_is_stated_and_not_counted(tmp_path):
     known = {name: BASELINE["to_match"][name] for name in ("perplexity", "baseline_tokens", "baseline_flops")}
     _, page = card_of(tmp_path, RESULTS | BASELINE | {"to_match": known})
     assert "This student did not reach it within its 5M tokens" in page and "times fewer" not in page
@@ -227,7 +234,7 @@ def test_a_match_that_was_not_reached_is_said_and_not_counted(tmp_path):
 
 SEARCHED = (
     "The search, algorithm `{algorithm}` with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters in the "
-    "coarse layer-wise space, by {fitness} on at most 4,096 tokens each, 233,472 tokens in all."
+    "coarse layer-wise space. Each evaluation read at most 4,096 tokens, all together 233,472. It minimized {fitness}"
 )
 COSTS = ("search", "healing", "teacher")
 HEALING = {
@@ -241,46 +248,49 @@ HEALING = {
 
 
 def how_it_was_found(page):
-    """The section's text up to what was kept, in one line."""
+    """The section's text before the kept parts, in one line."""
     section = page.split("## How it was found", 1)[1]
-    return " ".join(section[: section.index("What it keeps")].split())
+    return " ".join(section[: section.index("Parts of the super-network")].split())
 
 
-def test_a_search_by_perplexity_is_told_in_two_sentences(tmp_path):
+def test_a_search_by_perplexity_is_described(tmp_path):
     _, page = card_of(tmp_path)
     searched = SEARCHED.format(algorithm="additive", fitness="perplexity")
-    assert how_it_was_found(page) == f"{searched} The best had a perplexity of 71.23 before training."
+    assert (
+        how_it_was_found(page)
+        == f"{searched}. The best subnet, this student, has a perplexity of 71.23 before training."
+    )
     assert "heal" not in page
 
 
-def test_a_staged_search_and_healing_are_told_in_words(tmp_path):
+def test_a_staged_search_and_healing_are_described(tmp_path):
     search = {"algorithm": "multi-fidelity", "fitness": {"name": "staged", "value": 23.456, "steps": 30}}
     _, page = card_of(tmp_path, changed(search=search, healing=HEALING))
     assert how_it_was_found(page) == (
-        f"{SEARCHED.format(algorithm='multi-fidelity', fitness='staged')} It took the subnet with the lowest "
-        "perplexity of its student after 30 steps of training, among those that perplexity as sliced and then healed "
-        "had not weeded out: 23.46. As sliced, it had a perplexity of 71.23. Before training it was healed: linear "
-        "fits on 104,448 tokens of training text put back part of what slicing took away. On 26,624 other tokens of "
-        "that text its perplexity fell from 71.5 to 31.25."
+        f"{SEARCHED.format(algorithm='multi-fidelity', fitness='`staged`')}, the perplexity of the student after 30 "
+        "steps of training, among the candidates left by perplexity as sliced and then as healed. The best subnet, "
+        "this student, has a fitness of 23.46 and, as sliced, a perplexity of 71.23. Before training it was healed: "
+        "linear fits on 104,448 tokens of training text recovered part of what slicing lost. On 26,624 other tokens of "
+        "that text, its perplexity fell from 71.5 to 31.25."
     )
 
 
-def test_healing_that_was_left_out_is_told(tmp_path):
+def test_healing_that_was_left_out_is_stated(tmp_path):
     healing = HEALING | {"is_healed": False, "perplexity_after": 90.5}
     _, page = card_of(tmp_path, changed(healing=healing))
     assert how_it_was_found(page) == (
-        f"{SEARCHED.format(algorithm='additive', fitness='perplexity')} The best had a perplexity of 71.23 as sliced. "
-        "Healing it before training, by linear fits on 104,448 tokens of training text, was tried and left out: on "
-        "26,624 other tokens its perplexity would have gone from 71.5 to 90.5."
+        f"{SEARCHED.format(algorithm='additive', fitness='perplexity')}. The best subnet, this student, has a "
+        "perplexity of 71.23 as sliced. Healing by linear fits on 104,448 tokens of training text was tried before "
+        "training and left out: on 26,624 other tokens, perplexity would have gone from 71.5 to 90.5."
     )
 
 
-def test_a_stream_of_principal_components_is_not_called_one_of_channels(tmp_path):
+def test_hidden_states_of_principal_components_are_not_called_channels(tmp_path):
     folder = make_folder(tmp_path, changed(healing=HEALING))
     write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "principal"}})
-    assert "carries 24 principal components" in render_card(folder)
+    assert "carry 24 principal components" in rendered(folder)
     write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "channels"}})
-    assert "It keeps 24 channels" in render_card(folder)
+    assert "It keeps 24 channels" in rendered(folder)
 
 
 def test_what_healing_cost_is_in_the_table(tmp_path):
@@ -298,14 +308,14 @@ def test_what_healing_cost_is_in_the_table(tmp_path):
 def test_every_fitness_but_perplexity_is_put_in_words(tmp_path, fitness):
     found = {"fitness": {"name": fitness, "value": -0.5, "steps": 7, "criterion": "taylor"}}
     text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
-    assert text.startswith(f"{SEARCHED.format(algorithm='additive', fitness=fitness)} It took the subnet with the low")
-    assert text.endswith(": -0.5. As sliced, it had a perplexity of 71.23.") and "{" not in text
+    assert text.startswith(f"{SEARCHED.format(algorithm='additive', fitness=f'`{fitness}`')}, the ")
+    assert text.endswith("has a fitness of -0.5 and, as sliced, a perplexity of 71.23.") and "{" not in text
 
 
 def test_a_fitness_of_the_user_is_named(tmp_path):
     found = {"fitness": {"name": "my `own` one", "value": 2.5}}
     text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
-    assert "by ``my `own` one`` on" in text and "the lowest value of it: 2.5" in text
+    assert "It minimized ``my `own` one``. The best subnet, this student, has a fitness of 2.5" in text
 
 
 def test_plain_pretraining_names_no_teacher_as_such(tmp_path):
@@ -315,18 +325,18 @@ def test_plain_pretraining_names_no_teacher_as_such(tmp_path):
     assert "knowledge-distillation" not in metadata["tags"]
 
 
-def test_adapters_that_were_folded_in_are_told(tmp_path):
+def test_adapters_that_were_merged_are_stated(tmp_path):
     adapters = {"type": "LoRA", "parameters": 65_536, "r": 8, "alpha": 16}
     _, page = card_of(tmp_path, changed(student={"adapters": adapters}))
     assert "trained by way of adapters" in page and "and pretrained" not in page
-    assert "LoRA adapters of 65,536 parameters, rank 8 with alpha 16, which are folded into the weights" in page
+    assert "LoRA adapters (65,536 parameters, rank 8, alpha 16) were trained; they are merged into the weights." in page
 
 
 def test_adapters_alone_name_their_student(tmp_path):
     folder = make_folder(tmp_path, changed(student={"adapters": {"type": "LoRA", "parameters": 65_536}}))
     (folder / "config.json").unlink()
     write_json(folder / "adapter_config.json", {"base_model_name_or_path": "someone/student", "peft_type": "LORA"})
-    card = ModelCard(render_card(folder))
+    card = ModelCard(rendered(folder))
     assert card.data.base_model == "someone/student" and card.data.base_model_relation == "adapter"
     assert card.data.library_name == "peft" and "AutoPeftModelForCausalLM" in card.text
 
@@ -344,7 +354,7 @@ LM_EVAL = {
 def test_results_of_lm_eval_are_on_the_page_and_in_the_metadata(tmp_path):
     folder = make_folder(tmp_path)
     write_json(folder / "lm_eval.json", LM_EVAL)
-    card = ModelCard(render_card(folder))
+    card = ModelCard(rendered(folder))
     assert row(card.text, "`arc_easy`") == ["5", "`acc`", "0.4321 ± 0.01"]
     assert row(card.text, "`lambada`") == ["0", "`perplexity`", "25.5"]
     measured = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
@@ -387,7 +397,7 @@ def test_card_data_has_defaults_that_can_be_replaced():
 def test_card_data_given_count_more_than_what_is_known(tmp_path):
     folder = make_folder(tmp_path, changed(supernet={"license": "mit", "language": "en"}))
     given = SubnetModelCardData(license="apache-2.0", tags=["mine"], datasets=["someone/else"])
-    data = ModelCard(render_card(folder, card_data=given)).data
+    data = ModelCard(rendered(folder, card_data=given)).data
     assert data.license == "apache-2.0" and data.language == "en" and data.datasets == ["someone/else"]
     assert data.tags[-1] == "mine" and "hf_whittle" in data.tags and len(data.eval_results) == 1
     assert data.base_model == "someone/teacher"
@@ -398,8 +408,8 @@ def test_standard_library_is_no_dataset_of_the_hub(tmp_path):
     assert "datasets" not in metadata and "`python-standard-library`" in page
 
 
-def test_a_card_that_somebody_changed_is_told_from_one_as_rendered(tmp_path):
-    card = render_card(make_folder(tmp_path))
+def test_a_card_that_somebody_changed_differs_from_one_as_rendered(tmp_path):
+    card = rendered(make_folder(tmp_path))
     assert is_as_rendered(card) and is_as_rendered(card.rstrip())
     assert not is_as_rendered(card.replace("## Use", "## How to use"))
     assert not is_as_rendered(card + "More.\n") and not is_as_rendered("# A card of mine\n")
@@ -409,23 +419,23 @@ def test_facts_that_another_program_wrote_by_the_same_name_are_passed_over(tmp_p
     folder = make_folder(tmp_path)
     for values in ([1, 2], {"accuracy": 0.5}):
         (folder / "results.json").write_text(json.dumps(values))
-        assert "Nothing was measured" in render_card(folder)
+        assert "has not been evaluated" in rendered(folder)
 
 
-def test_a_teacher_that_was_stored_is_told_from_one_whose_logits_were_all_there(tmp_path):
+def test_a_teacher_that_was_stored_differs_from_one_with_all_logits(tmp_path):
     targets = "12 samples of the teacher's distribution for each token"
     assert f"T = 1.5, on {targets}." in card_of(tmp_path, changed(student={"targets": targets}))[1]
     assert "T = 1.5, on all logits." in card_of(tmp_path)[1]
 
 
-def test_a_loss_between_hidden_states_is_told(tmp_path):
+def test_a_loss_between_hidden_states_is_stated(tmp_path):
     arguments = RESULTS["student"]["arguments"] | {"beta": 0, "hidden_weight": 0.5, "hidden_loss": "mse"}
     metadata, page = card_of(tmp_path, changed(student={"arguments": arguments}))
     assert "Loss: 0.25 x cross-entropy + 0.5 x mse of hidden states." in page
     assert "knowledge-distillation" in metadata["tags"]
 
 
-def test_a_loss_that_is_not_known_is_not_told(tmp_path):
+def test_a_loss_that_is_not_known_is_not_stated(tmp_path):
     unknown = {name: value for name, value in RESULTS["student"]["arguments"].items() if name not in ("alpha", "beta")}
     _, page = card_of(tmp_path, changed(student={"arguments": unknown}))
     assert "Loss" not in page and "5M tokens of `someone/text`" in page
@@ -442,29 +452,36 @@ def test_perplexity_is_that_of_the_weights_published(tmp_path):
     assert row(page, "this student")[2] == "" and "model-index" not in metadata
 
 
-def test_a_student_that_is_not_the_best_of_its_search_is_not_called_so(tmp_path):
+def test_a_student_that_is_not_the_best_of_its_search_is_not_called_the_best(tmp_path):
     found = {"fitness": {"name": "kl", "value": 0.5, "of_student": 0.75}}
     text = how_it_was_found(card_of(tmp_path, changed(search=found))[1])
-    assert "It took" not in text and text.endswith("was 0.5. The student is another of its subnets, with 0.75.")
+    assert "best subnet has a fitness of 0.5" in text and "best subnet, this student" not in text
+    assert text.endswith("This student is another subnet of the search, with a fitness of 0.75.")
 
 
-def test_a_model_that_was_not_cut_out_is_not_said_to_be(tmp_path):
+def test_a_student_of_unknown_fitness_is_not_called_the_best(tmp_path):
+    best = SubnetConfig(24, [0, 1, 3], [2, 4, 1], [64, 32, 48]).to_dict()
+    text = how_it_was_found(card_of(tmp_path, changed(search={"subnet": best}))[1])
+    assert "best subnet, this student" not in text and text.endswith("This student is another subnet of the search.")
+
+
+def test_a_model_that_was_not_extracted_is_not_called_extracted(tmp_path):
     write_json(tmp_path / "config.json", {"model_type": "gpt2"})
-    Lineage(results={"student": RESULTS["student"]}).save(tmp_path)
-    page = render_card(tmp_path)
-    assert not [word for word in ("cut out", "GPT-NeoX", "super-network") if word in page.split("## Citation")[0]]
-    assert "A language model of 1.23M parameters, pretrained, with knowledge distillation" in page
+    Results.from_dict({"student": RESULTS["student"]}).save(tmp_path)
+    page = rendered(tmp_path)
+    assert not [word for word in ("extracted", "GPT-NeoX", "super-network") if word in page.split("## Citation")[0]]
+    assert "A language model of 1.23M parameters, pretrained with knowledge distillation" in page
 
 
 def test_a_license_that_is_given_takes_the_place_of_the_whole_one_known(tmp_path):
     known = {"license": "other", "license_name": "foo", "license_link": "https://foo.org"}
     folder = make_folder(tmp_path, changed(supernet=known))
-    data = ModelCard(render_card(folder, card_data=SubnetModelCardData(license="mit"))).data
+    data = ModelCard(rendered(folder, card_data=SubnetModelCardData(license="mit"))).data
     assert data.license == "mit" and data.license_name is None and data.license_link is None
 
 
 def test_results_of_an_older_version_break_nothing_and_name_no_path(tmp_path):
     old = changed(teacher={"name": "/home/me/teacher"})
     del old["search"]["space"]
-    page = render_card(make_folder(tmp_path, old))
+    page = rendered(make_folder(tmp_path, old))
     assert "/home/me" not in page and "`teacher`" not in page.split("## Use")[0] and "The search" not in page

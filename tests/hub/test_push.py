@@ -1,4 +1,4 @@
-"""What `push_subnet_to_hub` and `hf-whittle push` publish: one commit with everything, and nothing that is private."""
+"""Commits of `push_subnet_to_hub` and `hf-whittle push`: everything at once, and nothing private."""
 
 import json
 import shutil
@@ -24,7 +24,9 @@ from hf_whittle import (
 from hf_whittle.cli import main
 from hf_whittle.errors import HubError, RecipeError
 from hf_whittle.files.text import write_json
+from hf_whittle.hub.publication import publication_of_folder
 from hf_whittle.record.lineage import Lineage
+from hf_whittle.record.results import Results
 from hf_whittle.run import run
 
 STUDENT = {"config.json", "generation_config.json", "model.safetensors", "subnet.json", "results.json", "README.md"}
@@ -61,7 +63,7 @@ def copy_of_student(stock_folder, tmp_path):
 
 @pytest.fixture
 def base(hub, teacher_folder):
-    """The teacher on the Hub, as somebody published it."""
+    """The teacher on the Hub, published by somebody else."""
     files = {path.name: path.read_bytes() for path in teacher_folder.iterdir()}
     return hub.add_repo("someone/base", {**files, "README.md": b"---\nlicense: apache-2.0\nlanguage:\n- en\n---\n"})
 
@@ -116,14 +118,14 @@ def test_an_unchanged_second_push_makes_no_commit_and_uploads_nothing(any_hub, s
 
 
 def test_a_branch_a_message_and_a_private_repository(hub, stock_folder, warnings):
-    said = {"commit_message": "first", "commit_description": "try", "private": True}
-    push_subnet_to_hub(stock_folder, "student", revision="trial", **said)
+    options = {"commit_message": "first", "commit_description": "try", "private": True}
+    push_subnet_to_hub(stock_folder, "student", revision="trial", **options)
     assert hub.repo("me/student").private and set(hub.published("me/student")) == set()
     assert set(hub.published("me/student", revision="trial")) == STUDENT | TOKENIZER
     commit = hub.commits("me/student", revision="trial")[0]
     assert (commit.title, commit.message) == ("first", "try")
     push_subnet_to_hub(stock_folder, "me/student", private=True)
-    assert "me/student is there already, and stays as visible as it is" in warnings()
+    assert "me/student exists already; its visibility stays as it is" in warnings()
 
 
 def test_arguments_that_do_not_go_together_are_an_error(hub, stock_folder, tokenizer, found):
@@ -166,7 +168,7 @@ MODELS = {
         "model.safetensors": b"\3" * 600,
     },
     "that is nothing but weights": lambda stock, folder: {"model.safetensors": b"\4" * 600},
-    "that cannot be read": lambda stock, folder: {"config.json": b"{"},
+    "with an unreadable configuration": lambda stock, folder: {"config.json": b"{"},
     "of adapters": lambda stock, folder: {
         "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "someone/base"}\n',
         "adapter_model.safetensors": b"\5" * 600,
@@ -176,7 +178,7 @@ MODELS = {
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_a_model_of_another_architecture_is_replaced_only_if_asked(hub, stock, stock_folder, tmp_path, make):
-    """Then nothing of it is left, and everything else is."""
+    """Its files are removed then, and all others stay."""
     before = {**make(stock, tmp_path), **SOMEONES}
     hub.add_repo("me/student", before)
     with pytest.raises(HubError, match=r"me/student holds a model of another architecture .* overwrite=True"):
@@ -225,7 +227,7 @@ def test_a_license_that_is_not_known_is_left_out_with_a_warning(hub, stock_folde
     push_subnet_to_hub(stock_folder, "me/student")
     data = card_of(hub).data.to_dict()
     assert not {"license", "language", "base_model"} & set(data)
-    assert "the license is not known and left out of the card" in warnings()
+    assert "the card states no license" in warnings()
 
 
 def test_a_card_is_rendered_for_the_repository_unless_it_was_changed_by_hand(hub, copy_of_student, warnings):
@@ -243,7 +245,7 @@ def test_a_card_is_rendered_for_the_repository_unless_it_was_changed_by_hand(hub
 
 
 @pytest.mark.usefixtures("base")
-def test_what_a_run_wrote_is_published_without_a_path_of_this_machine(hub, teacher_folder, tmp_path):
+def test_the_folder_of_a_run_is_published_without_a_path_of_this_machine(hub, teacher_folder, tmp_path):
     known = {"teacher": teacher_folder, "texts": write_modules(tmp_path / "texts"), "output_dir": tmp_path / "out"}
     run(make_recipe(**known, supernet="someone/base"))
     search = SearchResult.load(tmp_path / "out")
@@ -268,7 +270,7 @@ def test_what_a_run_wrote_is_published_without_a_path_of_this_machine(hub, teach
     assert {result.metric_type for result in data.eval_results} == {"perplexity", "acc"}
 
 
-def test_what_extraction_wrote_is_published(hub, teacher_folder, stock_folder, stock_student, tmp_path):
+def test_the_folder_of_an_extraction_is_published(hub, teacher_folder, stock_folder, stock_student, tmp_path):
     extract_subnet(teacher_folder, stock_student.subnet, tmp_path)
     push_subnet_to_hub(tmp_path, "me/extracted")
     push_subnet_to_hub(stock_folder, "me/student")
@@ -309,9 +311,20 @@ def test_a_dry_run_shows_files_sizes_and_card_and_sends_nothing(hub, copy_of_stu
     assert hub.published("me/student")["README.md"].decode() in shown
 
 
-def test_the_command_publishes_and_says_where(hub, stock_folder, capsys):
-    said = ["--private", "--revision", "dev", "--commit-message", "first", "--license", "mit", "--language", "en", "de"]
-    assert main(["push", str(stock_folder), "me/student", *said]) == 0
+def test_the_command_publishes_and_prints_where(hub, stock_folder, capsys):
+    options = [
+        "--private",
+        "--revision",
+        "dev",
+        "--commit-message",
+        "first",
+        "--license",
+        "mit",
+        "--language",
+        "en",
+        "de",
+    ]
+    assert main(["push", str(stock_folder), "me/student", *options]) == 0
     commit = hub.commits("me/student", revision="dev")[0]
     assert capsys.readouterr().out.strip() == f"Published: {hub.url}/me/student/commit/{commit.oid}"
     assert hub.repo("me/student").private and commit.title == "first"
@@ -325,8 +338,8 @@ def test_an_error_of_the_command_is_one_line_and_exit_status_1(hub, stock_folder
     hub.add_repo("me/student", {"config.json": b'{"model_type": "gpt2"}\n'})
     for folder, message in ((stock_folder, "holds a model of another architecture"), (tmp_path, "holds no student")):
         assert main(["push", str(folder), "me/student"]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("hf-whittle: error: ") and message in said and said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("hf-whittle: error: ") and message in error and error.count("\n") == 1
     assert main(["push", str(stock_folder), "me/student", "--overwrite"]) == 0
 
 
@@ -336,7 +349,14 @@ def test_the_command_takes_a_branch_or_a_pull_request(hub, stock_folder, capsys)
     assert caught.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
-def test_what_another_program_calls_results_is_not_published(hub, copy_of_student):
+def test_results_of_another_program_are_not_published(hub, copy_of_student):
     write_json(copy_of_student / "results.json", {"path": str(copy_of_student)})
     push_subnet_to_hub(copy_of_student, "me/student")
-    assert "results.json" not in hub.published("me/student") and Lineage.load(copy_of_student).results == {}
+    assert "results.json" not in hub.published("me/student") and Lineage.load(copy_of_student).results == Results()
+
+
+def test_a_publication_reads_the_results_once(stock_folder, monkeypatch):
+    read, load = [], Results.load
+    monkeypatch.setattr(Results, "load", lambda folder: read.append(folder) or load(folder))
+    publication = publication_of_folder(stock_folder, "me/student")
+    assert read == [stock_folder.resolve()] and "extracted from" in publication.card

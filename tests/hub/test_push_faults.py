@@ -1,4 +1,4 @@
-"""Faults of the Hub: each is a `HubError` to act on, tells no secret, and leaves repository and folder whole."""
+"""Faults of the Hub: each is a `HubError` with advice, shows no secret, and leaves repository and folder whole."""
 
 import hashlib
 import logging
@@ -35,7 +35,7 @@ ECHO = {"X-Error-Message": f"no, {WRITE}; see https://storage/x?X-Amz-Signature=
 
 @pytest.fixture
 def client(hub, monkeypatch):
-    """A function that makes the client one that uploads by Xet, or by LFS."""
+    """A function that makes the client upload by Xet, or by LFS."""
     return lambda phase: monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", "Xet" not in phase)
 
 
@@ -46,8 +46,8 @@ def push(stock_folder):
 
 
 @pytest.fixture
-def said(warnings, capfd, caplog):
-    """A function that gives all that was logged or printed so far; it asserts that there is no secret in it."""
+def logs(warnings, capfd, caplog):
+    """A function that returns everything logged or printed so far, and asserts that it contains no secret."""
     caplog.set_level(logging.INFO)
 
     def given(more=""):
@@ -59,8 +59,8 @@ def said(warnings, capfd, caplog):
 
 
 @pytest.fixture
-def refused(hub, push, waits, said, stock_folder):
-    """A function that publishes what the Hub does not take, and gives the error.
+def refused(hub, push, waits, logs, stock_folder):
+    """A function that publishes something the Hub refuses, and returns the error.
 
     It asserts that no secret is read anywhere, that nothing was committed, and that nothing is lost on disk.
     """
@@ -75,7 +75,7 @@ def refused(hub, push, waits, said, stock_folder):
         before, there = contents(), heads()
         with pytest.raises(error) as caught:
             push(*student, **options)
-        said("".join(traceback.format_exception(caught.value)))
+        logs("".join(traceback.format_exception(caught.value)))
         assert contents() == before
         new = {name: head for name, head in heads().items() if there.get(name) != head}
         assert all(set(hub.files(name)) == {".gitattributes"} for _, name in new)
@@ -85,7 +85,7 @@ def refused(hub, push, waits, said, stock_folder):
 
 
 def stored(hub, digest):
-    """How often a large file was taken by the storage."""
+    """Number of large files that the storage accepted."""
     return sum(request.path.startswith(f"/upload/{digest}") and request.status == 200 for request in hub.requests)
 
 
@@ -98,7 +98,7 @@ def titles(hub, **where):
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_push_goes_on_after_a_fault_that_passes(hub, push, client, waits, said, phase, trouble):
+def test_a_push_goes_on_after_a_fault_that_passes(hub, push, client, waits, logs, phase, trouble):
     client(phase)
     hub.fail(*PHASES[phase], **TROUBLES[trouble])
     revision = "dev" if "branch" in phase else None
@@ -106,11 +106,11 @@ def test_a_push_goes_on_after_a_fault_that_passes(hub, push, client, waits, said
     assert titles(hub, revision=revision or "main") == ["Upload a student of hf_whittle", "initial commit"]
     assert commit.oid == hub.commits("me/student", revision=revision or "main")[0].oid
     assert {0, 503} & {request.status for request in hub.requests} and waits in ([], [1.0])
-    assert "/api/models/me/student" in said()
+    assert "/api/models/me/student" in logs()
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "verifying"])  # what is sent once is known
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "verifying"])  # a file sent once is known
 def test_a_fault_that_stays_is_an_error_and_a_later_push_needs_no_repair(
     hub, push, refused, client, waits, phase, trouble
 ):
@@ -154,7 +154,7 @@ def test_a_limit_that_stays_is_an_error_with_its_seconds(hub, refused, waits):
 
 @pytest.fixture
 def at_first_wait(monkeypatch, waits):
-    """A function that has something happen when a push first waits."""
+    """A function that makes something happen when a push first waits."""
 
     def arrange(happen):
         def sleep(seconds):
@@ -170,7 +170,7 @@ def at_first_wait(monkeypatch, waits):
 @pytest.mark.parametrize("lookup", [0, 1, 3])
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_commit_whose_answer_is_lost_is_made_once(hub, push, at_first_wait, waits, trouble, lookup):
-    """Also if the Hub stays away a while after it."""
+    """Even if the Hub does not answer for a while after it."""
     hub.fail(*PHASES["committing"], **TROUBLES[trouble], after=True)
     if lookup:
         at_first_wait(lambda: hub.fail(*PHASES["looking"], **TROUBLES[trouble], times=lookup))
@@ -191,11 +191,11 @@ def test_a_pull_request_whose_answer_is_lost_is_opened_once(hub, push, at_first_
     assert commit.oid == hub.commits("someone/student", revision="refs/pr/1")[0].oid
 
 
-def test_a_commit_of_which_nothing_is_known_is_not_made_again(hub, push, at_first_wait):
-    """It is not said to have failed, and a later push finds it."""
+def test_a_commit_with_an_unknown_outcome_is_not_made_again(hub, push, at_first_wait):
+    """The error does not claim that it failed, and a later push finds it."""
     hub.fail(*PHASES["committing"], drop=True, after=True)
     at_first_wait(lambda: hub.fail(*PHASES["looking"], times=1000))
-    with pytest.raises(HubError, match=r"could not be asked since whether it was; look there") as caught:
+    with pytest.raises(HubError, match=r"has not answered since whether it was made; look there") as caught:
         push()
     assert "nothing was published" not in str(caught.value)
     hub.mend()
@@ -294,7 +294,7 @@ def test_a_refusal_is_an_error_at_once(hub, refused, client, waits, phase, statu
 
 
 @pytest.mark.parametrize("repo_id", ["me/a/b", "me/.student", "me/stu dent"])
-def test_what_is_no_name_is_an_error(hub, refused, repo_id):
+def test_a_name_that_is_not_allowed_is_an_error(hub, refused, repo_id):
     assert f"{repo_id!r} is no name of a repository" in refused(name=repo_id)
     assert hub.requests == []
 
@@ -311,7 +311,7 @@ def test_a_revision_that_is_not_there_is_an_error(hub, push, refused):
     assert "has no such branch or commit" in refused(revision="refs/pr/7")
 
 
-def test_metadata_that_the_hub_does_not_take_are_an_error(hub, refused):
+def test_metadata_that_the_hub_refuses_are_an_error(hub, refused):
     error = refused(card_data=SubnetModelCardData(license="no such"))
     assert "the Hub refused the card of me/student" in error and '"license" must be' in error
 
@@ -334,7 +334,7 @@ def pickle(folder):
 
 
 def index(text):
-    """A function that puts an index, of which there are no shards, in the place of the weights."""
+    """A function that replaces the weights by an index without shards."""
 
     def put(folder):
         pickle(folder)
@@ -345,7 +345,7 @@ def index(text):
 
 BROKEN = {
     "has no weights": (lambda folder: (folder / "model.safetensors").unlink(), "there is neither model.safetensors"),
-    "has truncated weights": (truncate, "cannot be read, it is truncated or corrupt"),
+    "has truncated weights": (truncate, "is truncated or corrupt"),
     "has pickled weights alone": (pickle, "there is neither model.safetensors"),
     "lacks a shard": (index('{"weight_map": {"x": "model-1.safetensors"}}'), "model-1.safetensors is missing"),
     "has an index of nothing": (index("{}"), "model.safetensors.index.json names no shards"),

@@ -1,4 +1,4 @@
-"""What is published loads as it was: in another process, without hf_whittle, of one commit, offline, as adapters."""
+"""Published students load unchanged: in another process, without hf_whittle, from one commit, offline, as adapters."""
 
 import json
 import re
@@ -48,7 +48,7 @@ SPEAKS = """
 
 @pytest.fixture
 def load_elsewhere(hub, run_python, input_ids, tmp_path):
-    """A function that loads models in a process without hf_whittle and gives their logits; a script may go on there."""
+    """A function that loads models in a process without hf_whittle, where a script may follow, and returns logits."""
     torch.save(input_ids, tmp_path / "input_ids.pt")
 
     def load(loads, script="", **environment):
@@ -69,7 +69,7 @@ def logits_of(model, input_ids):
 def test_students_load_elsewhere_as_they_were(
     hub, load_elsewhere, stock_student, teacher_folder, found, tokenizer, input_ids
 ):
-    """Without hf_whittle, in shards, of the commit asked for, in a pipeline, as the card says, and then offline."""
+    """Without hf_whittle, in shards, from a given commit, in a pipeline, by the card's snippet, and then offline."""
     uneven = extract_subnet(teacher_folder, found.best)
     expected = [logits_of(model, input_ids) for model in (stock_student, stock_student, uneven)]
     push_subnet_to_hub(stock_student, "me/stock", tokenizer=tokenizer, private=True)
@@ -88,7 +88,7 @@ def test_students_load_elsewhere_as_they_were(
 
 @pytest.mark.usefixtures("drawn_before")
 def test_a_subnet_and_a_search_are_read_back(hub, teacher_folder, found, uneven_student, input_ids):
-    """With hf_whittle there, no code is trusted; of what the search found, another student is cut."""
+    """With hf_whittle, no remote code is needed; another student is extracted with the search that is read back."""
     commit = push_subnet_to_hub(uneven_student, "me/student", search_result=found, private=True)
     loaded = AutoModelForCausalLM.from_pretrained("me/student")
     assert type(loaded) is type(uneven_student)
@@ -111,7 +111,7 @@ def test_a_subnet_and_a_search_are_read_back(hub, teacher_folder, found, uneven_
 
 @pytest.fixture
 def trainer(hub, teacher_folder, stock_student, tokenizer, tmp_path):
-    """A training of adapters of a student that was loaded from the Hub."""
+    """A training of adapters for a student loaded from the Hub."""
     push_subnet_to_hub(stock_student, "me/student", tokenizer=tokenizer)
     documents = load_documents(files=[f"{write_modules(tmp_path / 'texts', 2)}/*.txt"])
     settings = {"max_steps": 2, "learning_rate": 0.05, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
@@ -145,7 +145,7 @@ def test_adapters_are_published_as_adapters_and_load(hub, trainer, tokenizer, in
     assert type(spoken["model"]) is type(loaded)
 
 
-def test_adapters_that_were_folded_in_are_published_as_a_stock_model(hub, trainer, tokenizer, input_ids):
+def test_adapters_that_were_merged_are_published_as_a_stock_model(hub, trainer, tokenizer, input_ids):
     trained = logits_of(trainer.model, input_ids)
     push_subnet_to_hub(trainer.merge_adapters(), "me/merged", tokenizer=tokenizer)
     files, data = hub.published("me/merged"), ModelCard.load("me/merged").data
@@ -162,15 +162,15 @@ def test_adapters_take_the_place_of_a_whole_model_only_if_they_load_there(hub, t
     assert not {"config.json", "model.safetensors"} & set(hub.published("me/other"))
     push_subnet_to_hub(trainer.model, "me/other")  # is now the same architecture
     before = hub.commits("me/student")
-    with pytest.raises(CheckpointError, match=r"are of me/student itself, .* choose another name"):
+    with pytest.raises(CheckpointError, match=r"belong to me/student itself .* choose another name"):
         push_subnet_to_hub(trainer.model, "me/student", overwrite=True)
     trainer.model.peft_config["default"].base_model_name_or_path = str(stock_folder)
-    with pytest.raises(CheckpointError, match=r"of a student that is not on the Hub .* push the student first"):
+    with pytest.raises(CheckpointError, match=r"to a student that is not on the Hub .* push the student first"):
         push_subnet_to_hub(trainer.model, "me/adapters")
     assert hub.commits("me/student") == before and ("model", "me/adapters") not in hub.repos
 
 
-def test_a_student_trained_on_from_the_hub_keeps_what_tells_of_its_making(hub, teacher_folder, found, tokenizer):
+def test_a_student_trained_on_from_the_hub_keeps_the_files_about_its_making(hub, teacher_folder, found, tokenizer):
     student = extract_subnet(teacher_folder, found.best)
     push_subnet_to_hub(student, "me/student", search_result=found, tokenizer=tokenizer)
     before = hub.published("me/student")

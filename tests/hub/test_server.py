@@ -125,7 +125,7 @@ def test_a_commit_deletes_and_copies(any_hub):
     assert pushed(any_hub) == {**kept, **added}
 
 
-def test_deleting_what_is_not_there_is_an_error(hub):
+def test_deleting_a_missing_file_is_an_error(hub):
     hub.add_repo("me/x", FILES)
     with pytest.raises(EntryNotFoundError):
         HfApi().create_commit("me/x", [CommitOperationDelete("none.txt")], commit_message="tidy")
@@ -230,7 +230,7 @@ def test_a_download_of_all_is_all(hub, tmp_path):
             assert file.read() == content
 
 
-def test_what_is_not_there_is_an_error(hub):
+def test_a_missing_file_is_an_error(hub):
     hub.add_repo("me/x", FILES)
     with pytest.raises(EntryNotFoundError):
         hf_hub_download("me/x", "none.txt")
@@ -242,7 +242,7 @@ def test_what_is_not_there_is_an_error(hub):
         hf_hub_download("me/none", "config.json", token=False)
 
 
-def test_a_part_of_a_file_is_what_is_asked_for(hub):
+def test_a_range_of_a_file_is_the_one_asked_for(hub):
     hub.add_repo("me/x", FILES)
     url = f"{hub.url}/me/x/resolve/main/model.safetensors"
     for asked, part in (("bytes=10-19", WEIGHTS[10:20]), ("bytes=70000-", WEIGHTS[70000:]), ("bytes=-5", WEIGHTS[-5:])):
@@ -264,7 +264,7 @@ def test_accounts(hub):
 
 
 @pytest.mark.parametrize("token", [READ, OTHER, FINE, False, "hf_bad"])
-def test_who_may_not_write_writes_nothing(any_hub, token):
+def test_a_token_without_the_right_writes_nothing(any_hub, token):
     any_hub.add_repo("me/x", {"config.json": b"{}"})
     api = HfApi(token=token)
     attempts = [
@@ -293,7 +293,7 @@ def test_a_fine_grained_token_writes_to_what_it_was_made_for(any_hub):
     assert any_hub.files("me/allowed") == FILES
 
 
-def test_an_organisation_of_the_user(any_hub):
+def test_an_organization_of_the_user(any_hub):
     HfApi().create_repo("lab/x")
     push(repo_id="lab/x")
     assert any_hub.files("lab/x").items() >= FILES.items()

@@ -1,4 +1,4 @@
-"""What a `DistillationTrainer` puts on the Hub, when, and what becomes of it where the Hub does not take it."""
+"""Commits of a `DistillationTrainer`: their files, their times, and training that goes on if the Hub refuses them."""
 
 import json
 from concurrent.futures import Future
@@ -123,7 +123,7 @@ def test_the_end_of_a_training_is_one_commit(hub, teacher, make_trainer, options
     assert len(AutoTokenizer.from_pretrained(REPO)) == 300
 
 
-def test_the_card_says_what_was_logged(hub, teacher, make_trainer):
+def test_the_card_has_the_logged_values(hub, teacher, make_trainer):
     student = extract_subnet(teacher, **HEALED)
     trainer = make_trainer(student, eval_strategy="steps", eval_steps=2, alpha=0.3, hub_model_id=REPO)
     trained(trainer).push_to_hub(license="mit", tags="small", dataset="someone/text")
@@ -147,7 +147,7 @@ def test_the_card_says_what_was_logged(hub, teacher, make_trainer):
     assert card.data.eval_results[0].metric_value == pytest.approx(evaluations[-1]["perplexity"], abs=1e-4)
 
 
-def test_the_card_names_what_the_student_was_cut_from(hub, teacher_folder, make_trainer, monkeypatch):
+def test_the_card_names_the_model_that_the_student_was_extracted_from(hub, teacher_folder, make_trainer, monkeypatch):
     files = {path.name: path.read_bytes() for path in teacher_folder.iterdir()}
     hub.add_repo("me/teacher", files | {CARD: b"---\nlicense: mit\n---\n"}, private=True)
     teacher = AutoModelForCausalLM.from_pretrained("me/teacher")
@@ -173,7 +173,7 @@ def test_adapters_of_an_extracted_student_are_published_once_they_are_merged(hub
     assert set(hub.files(REPO)) == FILES | MODEL
     facts = results_of(hub)["student"]["adapters"]
     assert (facts["type"], facts["r"]) == ("LoRA", 2) and facts["parameters"] < trainer.model.num_parameters() / 2
-    assert "which are folded into the weights" in card_of(hub).text
+    assert "they are merged into the weights" in card_of(hub).text
     assert_same_weights(published(), trainer.model)
 
 
@@ -192,7 +192,7 @@ def test_adapters_of_a_student_on_the_hub_are_published_as_such(hub, student, ma
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_every_strategy_publishes_what_it_says(hub, make_trainer, tmp_path, strategy):
+def test_every_strategy_publishes_at_its_times(hub, make_trainer, tmp_path, strategy):
     trainer = trained(make_trainer(hub_strategy=strategy, save_total_limit=1, **SAVING))
     steps = [] if strategy == "end" else [f"Training in progress, step {step}" for step in (2, 4)]
     assert titles(hub) == steps
@@ -215,13 +215,14 @@ def test_training_resumes_from_the_checkpoint_on_the_hub(hub, make_trainer, teac
     again = make_trainer(extract_subnet(teacher, SubnetConfig(16, [0, 1, 2], 2, 32)), output_dir=str(tmp_path / "b"))
     again.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
     torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=1e-6)
-    assert "seconds" in whole.model.results["student"] and "seconds" not in again.model.results["student"]
-    assert again.model.results["student"]["curve"][0] == whole.model.results["student"]["curve"][0]
+    facts, facts_again = (trainer.model.lineage.results.student for trainer in (whole, again))
+    assert facts.seconds is not None and facts_again.seconds is None
+    assert facts_again.curve[0] == facts.curve[0]
 
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """The pushes of a training to the Hub, which nobody has done yet."""
+    """The pushes of a training to the Hub, collected instead of done."""
     jobs = []
     later = SimpleNamespace(run_as_future=lambda work, *arguments: jobs.append((work, *arguments)) or Future())
     monkeypatch.setattr("hf_whittle.hub.trainer._JOBS", later)
@@ -241,7 +242,7 @@ def test_a_checkpoint_may_be_removed_before_it_is_published(any_hub, make_traine
     assert not list((tmp_path / "out").glob(".push-*"))
 
 
-def test_while_a_push_is_under_way_no_other_begins_unless_told_to(hub, make_trainer, jobs):
+def test_while_a_push_is_under_way_no_other_begins_unless_asked_for(hub, make_trainer, jobs):
     trained(make_trainer(**SAVING | {"hub_always_push": False}))
     assert len(jobs) == 1
 
@@ -273,7 +274,7 @@ def test_the_same_architecture_is_published_again(hub, teacher, make_trainer):
     assert titles(hub)[1:] == ["Second"]
 
 
-def test_what_is_given_for_a_push_counts(hub, make_trainer):
+def test_arguments_of_a_push_take_precedence(hub, make_trainer):
     trainer = trained(make_trainer(hub_model_id="student", hub_token=OTHER))
     job = trainer.push_to_hub("First", blocking=False, token=WRITE, revision="trial", private=True)
     commit = job.result()
@@ -282,7 +283,7 @@ def test_what_is_given_for_a_push_counts(hub, make_trainer):
     assert titles(hub, revision="trial") == ["First"] and titles(hub) == []
 
 
-def test_what_the_arguments_say_counts(hub, make_trainer, monkeypatch):
+def test_training_arguments_of_the_hub_have_effect(hub, make_trainer, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     trainer = make_trainer(hub_token=WRITE, hub_private_repo=True, hub_revision="trial", **SAVING)
     trained(trainer).push_to_hub()
@@ -316,7 +317,7 @@ def test_only_the_first_process_publishes(hub, make_trainer, monkeypatch):
     assert trainer.push_to_hub() is None and not hub.requests
 
 
-def test_a_card_of_ones_own_is_published_as_it_is(hub, make_trainer, tmp_path):
+def test_a_card_written_by_hand_is_published_as_it_is(hub, make_trainer, tmp_path):
     trainer = trained(make_trainer(**PUBLISHING))
     trainer.create_model_card("en", license="mit", tags=["tiny"], dataset="someone/text")
     path = tmp_path / "out" / CARD
@@ -330,7 +331,7 @@ def test_a_card_of_ones_own_is_published_as_it_is(hub, make_trainer, tmp_path):
     assert all("hardly any tokens" in card.text and card.data.language == "en" for card in cards)
 
 
-def test_what_was_measured_after_saving_is_on_the_card(make_trainer, tmp_path):
+def test_an_evaluation_after_saving_is_on_the_card(make_trainer, tmp_path):
     trainer = trained(make_trainer())
     trainer.save_model()
     perplexity = trainer.evaluate()["eval_perplexity"]

@@ -1,4 +1,4 @@
-"""Divergences against formulas of their own and their known bounds."""
+"""Divergences against independent formulas and their known bounds."""
 
 import math
 

@@ -20,7 +20,7 @@ WEIGHTS = [
 
 
 def tensors(dtype=torch.float32, vocabulary=VOCABULARY, of_teacher=VOCABULARY, seed=0):
-    """States, matrix and bias of a student, the same of a teacher, and labels."""
+    """Hidden states, output matrix and bias of a student and of a teacher, and labels."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(ROWS, CHANNELS), (vocabulary, CHANNELS), (vocabulary,)]
     sizes += [(ROWS, OF_TEACHER), (of_teacher, OF_TEACHER), (of_teacher,)]
@@ -160,7 +160,7 @@ def test_samples_give_the_gradient_of_the_whole_distribution_on_average():
 
 @pytest.mark.parametrize("of_teacher", [5, 10])
 def test_padded_vocabulary_of_either_side(of_teacher):
-    """A larger one of the teacher is cut; what it lacks has probability 0."""
+    """A teacher's larger vocabulary is truncated; entries it lacks have probability 0."""
     *parts, labels = tensors(of_teacher=of_teacher)
     loss = fused(*parts, labels)
     teacher = logits_of(*parts[3:])[:, :VOCABULARY]
@@ -247,14 +247,22 @@ def test_inputs_are_left_as_they_are():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"states": torch.zeros(ROWS - 1, CHANNELS)}, r"expected states \(N, C\), targets and labels of N rows, got"),
+        (
+            {"hidden_states": torch.zeros(ROWS - 1, CHANNELS)},
+            r"expected hidden states \(N, C\), targets and labels of N rows, got",
+        ),
         ({"labels": torch.zeros(ROWS - 1).long()}, r"labels \(12,\)"),
-        ({"head": Head(torch.zeros(VOCABULARY, 3))}, "states have 5 channels, the output matrix reads 3"),
+        ({"head": Head(torch.zeros(VOCABULARY, 3))}, "hidden states have 5 channels, the output matrix reads 3"),
         ({"weights": LossWeights(divergence="l2")}, "l2 needs the teacher's whole distribution"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
     *parts, labels = tensors()
-    given = {"states": parts[0], "head": Head(*parts[1:3]), "targets": entries(parts[3:], 2, True), "labels": labels}
+    given = {
+        "hidden_states": parts[0],
+        "head": Head(*parts[1:3]),
+        "targets": entries(parts[3:], 2, True),
+        "labels": labels,
+    }
     with pytest.raises(ValueError, match=message):
         fused_distillation_loss(**{**given, **change})

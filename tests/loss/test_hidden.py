@@ -1,13 +1,13 @@
-"""Losses between hidden states, and the projections that are learned beside the student."""
+"""Losses between hidden states, and the projections that are trained beside the student."""
 
 import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_distillation import make_arguments, make_blocks, make_model, make_trainer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer, HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.errors import CheckpointError, SubnetError
@@ -101,7 +101,7 @@ def test_subnet_is_read_from_the_folder_of_the_student(tmp_path):
 
 
 def test_a_student_of_unknown_origin_is_an_error(tmp_path):
-    with pytest.raises(SubnetError, match=r"which of the teacher's layers the student keeps; give subnet="):
+    with pytest.raises(SubnetError, match=r"needs the layers of the teacher that the student keeps; give subnet="):
         make_trainer(tmp_path, make_model(seed=1), hidden_weight=0.5)
 
 
@@ -125,7 +125,7 @@ def test_checkpoint_without_projections_is_named(tmp_path):
     teacher = make_model(seed=2, layers=3)
     changes = {"save_strategy": "steps", "save_steps": 2}
     make_trainer(tmp_path, extract_subnet(teacher, SUBNET), teacher, **changes).train()
-    with pytest.raises(CheckpointError, match="is of a training with hidden_weight=0"):
+    with pytest.raises(CheckpointError, match="is from a training with hidden_weight=0"):
         trainer_with(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

@@ -46,7 +46,6 @@ LATE = {
     "an optimizer's library": ({"optim": "galore_adamw"}, "install `galore_torch`"),
     "an optimizer's argument": ({"optim_args": "betas"}, "unpack"),
     "a metric that nothing computes": ({"metric_for_best_model": "eval_accuracy"}, "'eval_accuracy', which is not"),
-    "a kernel": ({"loss_impl": "liger"}, "liger"),
 }
 
 

@@ -3,12 +3,12 @@
 torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing]
 """
 
-import atexit
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from fixtures_processes import print_at_exit_whether_the_group_was_ended
 from fixtures_training import BIN, make_blocks, make_supernet
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -55,10 +55,6 @@ def main(folder, kind=""):
     assert torch.distributed.is_initialized()
 
 
-def say_whether_the_group_was_ended():
-    print("a process group was left" if torch.distributed.is_initialized() else "the process group was ended")
-
-
 if __name__ == "__main__":
-    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
+    print_at_exit_whether_the_group_was_ended()
     main(*sys.argv[1:])

@@ -324,7 +324,7 @@ FULL_DISK = """
 def test_disk_that_is_full_is_an_error_and_keeps_earlier_evaluations(uninterrupted, tmp_path, run_python):
     size = len(read(uninterrupted)["candidates.jsonl"]) // 2
     printed = run_python("    import sys\n" + FULL_DISK.format(size=size), tmp_path, textwrap.dedent(script()))
-    assert f"could not write {tmp_path}: File too large. What is on disk is kept" in printed
+    assert f"could not write {tmp_path}: File too large. Files already written are kept" in printed
     kept = (tmp_path / "candidates.jsonl").read_bytes()
     assert kept == read(uninterrupted)["candidates.jsonl"][:size]
     fitness = Counted()

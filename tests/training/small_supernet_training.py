@@ -1,4 +1,4 @@
-"""A small super-network training on blocks of which some have few labels; `torchrun` starts it on two processes."""
+"""A small super-network training on blocks, some with few labels; as a script for `torchrun`, on two processes."""
 
 import sys
 
@@ -17,11 +17,11 @@ BATCHES = {
     "batches of 2": {"per_device_train_batch_size": 2},
     "batches of 1, accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
 }
-"""What each of two processes does for the weights that one gets with batches of 4."""
+"""Settings of each of two processes that give the weights of one process with batches of 4."""
 
 
 def make_blocks():
-    """Blocks with labels; of every four, one has them all, one none and two a few."""
+    """Blocks with labels; of each four, one has all labels, one has none and two have a few."""
     generator = torch.Generator().manual_seed(5)
     input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
     labels = input_ids.clone()
@@ -76,7 +76,7 @@ def losses_of(trainer):
 
 
 def main(output_dir):
-    """Train in every way; weights and losses go into a file for each."""
+    """Train with every strategy and batch size, and save weights and losses of each."""
     for strategy, settings in STRATEGIES.items():
         for batches, changes in BATCHES.items():
             trainer = make_trainer(f"{output_dir}/{strategy}", **settings, **changes)

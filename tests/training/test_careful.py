@@ -1,4 +1,4 @@
-"""Trainers of ours find out first what they would find out last, and have their folder to themselves."""
+"""Our trainers check before training that they can save, and lock their output folder."""
 
 import resource
 
@@ -21,7 +21,7 @@ from hf_whittle import (
 )
 from hf_whittle.errors import BinError, CheckpointError, DataError, OutputError
 from hf_whittle.files.locks import folder_lock
-from hf_whittle.training.supernet_trainer import smallest_subnet
+from hf_whittle.training.strategies import smallest_subnet
 
 SETTINGS = {
     "max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True,
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def make_trainer(kind, folder, **changes):
-    """A trainer of ours on a tiny model."""
+    """One of our trainers on a tiny model."""
     model = make_supernet()
     data = {"train_dataset": make_labelled_blocks(), "data_collator": collate}
     if kind is SupernetTrainer:
@@ -52,7 +52,7 @@ def test_a_model_that_could_not_be_saved_is_not_trained(tmp_path, kind):
     with pytest.raises(CheckpointError, match=r"generation configuration contradicts itself.*Mend generation_config"):
         trainer.train()
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="GenerationConfig is invalid"):  # it is one that transformers does not save
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):  # transformers would refuse to save it
         model.save_pretrained(tmp_path / "saved")
     model.generation_config.do_sample = True
     trainer.train()
@@ -105,7 +105,7 @@ def test_an_output_folder_that_cannot_be_made_is_an_output_error(tmp_path, kind)
 
 @BOTH
 def test_a_checkpoint_that_has_no_room_is_one_error_and_training_goes_on_after(tmp_path, kind, monkeypatch):
-    """The system itself refuses files of more than 5 kB while a checkpoint is written."""
+    """The operating system refuses files of more than 5 kB while a checkpoint is written."""
     whole = make_trainer(kind, tmp_path / "whole")
     whole.train()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_has_no_room_is_one_error_and_training_goes_on_after(t
 
     with monkeypatch.context() as patch:
         patch.setattr(kind, "_save_optimizer_and_scheduler", with_little_room)
-        with pytest.raises(OutputError, match=r"could not write .*out.*What is on disk is kept.*run the same command"):
+        with pytest.raises(OutputError, match=r"could not write .*out.*Files already written are kept.*same command"):
             trainer.train()
     again = make_trainer(kind, tmp_path / "out")
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))

@@ -1,4 +1,4 @@
-"""Checkpoints are whole: those of `Trainer` with no moment at which half of one has its name."""
+"""Checkpoints appear whole: at no moment does a partial one have the name of a checkpoint."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ TRAINING = {
     "learning_rate": 1e-2,
 }
 DAMAGE = {
-    "trainer_state.json is missing or cut off": lambda folder: (folder / "trainer_state.json").unlink(),
-    "trainer_state.json is missing or cut off ": lambda folder: cut(folder / "trainer_state.json"),
-    "model.safetensors is cut off": lambda folder: cut(folder / "model.safetensors"),
+    "trainer_state.json is missing or truncated": lambda folder: (folder / "trainer_state.json").unlink(),
+    "trainer_state.json is missing or truncated ": lambda folder: cut(folder / "trainer_state.json"),
+    "model.safetensors is truncated": lambda folder: cut(folder / "model.safetensors"),
     "there are no weights": lambda folder: (folder / "model.safetensors").unlink(),
 }
 
@@ -63,7 +63,7 @@ def names(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a training, and its weights."""
+    """The output folder of a training, and its weights."""
     folder = tmp_path_factory.mktemp("trained")
     return folder, train(WholeCheckpoints, folder).model.state_dict()
 
@@ -164,18 +164,18 @@ def test_adapters_with_a_name_are_weights(tmp_path):
 
 
 def test_trials_of_one_search_for_settings_may_run_at_once(tmp_path, monkeypatch):
-    """Each writes a folder of its own, by whatever process."""
+    """Each trial writes its own folder."""
     trainer = make_trainer(WholeCheckpoints, tmp_path, max_steps=2, eval_strategy="no")
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
     monkeypatch.setattr(trainer, "_hp_search_setup", lambda trial: None)
-    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # which looks for optuna
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # without optuna
     with file_lock(tmp_path / "run-1" / LOCK_FILE, "run 1"):
         trainer.train(trial=SimpleNamespace(number=3, params={}))
     assert "run-3/checkpoint-2/model.safetensors" in names(tmp_path)
 
 
 def test_what_is_no_ones_business_is_not_uploaded(tmp_path, monkeypatch):
-    """`Trainer` uploads its folder while it is locked, and maybe while the next checkpoint is written."""
+    """`Trainer` uploads a folder that is locked and may contain the next, partial checkpoint."""
     uploaded = []
 
     class Hub:
@@ -195,7 +195,7 @@ def test_what_is_no_ones_business_is_not_uploaded(tmp_path, monkeypatch):
         trainer._save_optimizer_and_scheduler = save_optimizer
         save_optimizer(folder)
         assert (tmp_path / LOCK_FILE).is_file()
-        Hub().upload_folder(str(tmp_path), ["_*", "checkpoint-*"])  # of a push that had to wait
+        Hub().upload_folder(str(tmp_path), ["_*", "checkpoint-*"])  # as in a push that had to wait
 
     trainer._save_optimizer_and_scheduler = save
     trainer.train()

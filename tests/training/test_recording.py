@@ -1,4 +1,4 @@
-"""What `RecordTraining` leaves of the training of a plain `Trainer`."""
+"""Facts that `RecordTraining` attaches to a student of a plain `Trainer`."""
 
 import json
 import shutil
@@ -21,9 +21,13 @@ from hf_whittle import (
     save_student,
 )
 from hf_whittle.cost import num_parameters
+from hf_whittle.record.facts import DataFacts, Environment, HealingFacts, SourceFacts, TeacherFacts, TrainingFacts
 from hf_whittle.record.lineage import Lineage
+from hf_whittle.record.results import Results
 
 SUBNET = SubnetConfig(16, [0, 2], 2, 32)
+HEALING = HealingFacts(is_healed=False, perplexity_before=3.0, perplexity_after=4.0, tokens=8, held_out_tokens=2)
+STALE = TrainingFacts(targets="stale")
 
 
 @pytest.fixture
@@ -32,10 +36,14 @@ def student():
 
 
 def recorded(student, folder, callback=None, **changes):
-    """What a short training leaves on a student, and the trainer."""
+    """The results that a short training attaches to a student, as in `results.json`, and the trainer."""
     trainer = make_trainer(folder, [callback or RecordTraining()], student, max_steps=4, **changes)
     trainer.train()
-    return student.results, trainer
+    return results_of(student), trainer
+
+
+def results_of(student):
+    return student.lineage.results.to_dict()
 
 
 def test_a_plain_trainer_leaves_its_facts_on_the_student(student, tmp_path):
@@ -61,8 +69,8 @@ def test_the_card_of_the_student_says_them(hub, student, tmp_path):
     files = hub.files("me/student")
     card = ModelCard(files["README.md"].decode())
     assert json.loads(files["results.json"]) == results and json.loads(files["config.json"])["use_cache"] is True
-    assert "## How it was trained\n\n4 steps in blocks of 16, learning rate 0.01" in card.text
-    assert "batches of 4 blocks, seed 3" in card.text and "its super-network learned" in card.text
+    assert "## How it was trained\n\nTrained for 4 steps in blocks of 16 with learning rate 0.01" in card.text
+    assert "batches of 4 blocks and seed 3" in card.text and "biases of its super-network" in card.text
     perplexity = results["student"]["curve"][-1]["perplexity"]
     assert card.data.eval_results[0].metric_value == pytest.approx(perplexity, abs=1e-4)
     assert "knowledge-distillation" not in card.data.tags
@@ -73,7 +81,7 @@ def test_without_an_evaluation_there_is_no_curve(student, tmp_path):
     assert not {"curve", "tokens"} & set(results["student"])
     save_student(student, tmp_path / "student")
     card = (tmp_path / "student" / "README.md").read_text()
-    assert "Nothing was measured of this student" in card and "## Results" not in card
+    assert "This student has not been evaluated." in card and "## Results" not in card
 
 
 class Other(torch.utils.data.Dataset):
@@ -115,7 +123,7 @@ def test_blocks_of_no_one_size_are_not_recorded(student, tmp_path, data):
     trainer = make_trainer(tmp_path, [RecordTraining()], student, max_steps=2, remove_unused_columns=False)
     trainer.train_dataset, trainer.data_collator = data, collate
     trainer.train()
-    assert "data" not in student.results and student.results["student"]["steps"] == 2
+    assert "data" not in results_of(student) and results_of(student)["student"]["steps"] == 2
 
 
 def test_batches_without_a_data_set_do_not_stop_a_training(student, tmp_path, monkeypatch):
@@ -147,11 +155,12 @@ def test_a_teacher_is_recorded_where_it_is_given(student, tmp_path):
 
 
 def test_facts_of_an_earlier_training_make_room(student, tmp_path):
-    stale = {name: {"stale": True} for name in ("data", "teacher", "student", "baseline", "to_match", "environment")}
-    making = {"supernet": {"name": "a"}, "search": {"evaluations": 3}, "healing": {"is_healed": False}}
-    student.results = stale | making
+    making = {"supernet": SourceFacts(name="a"), "healing": HEALING}
+    stale = {"teacher": TeacherFacts(name="stale"), "student": STALE, "baseline": STALE}
+    stale |= {"data": DataFacts(dataset="stale", block_size=1), "environment": Environment(hardware="stale")}
+    Lineage(results=Results(**stale, **making)).attach(student)
     results, _ = recorded(student, tmp_path)
-    assert {name: results[name] for name in making} == making
+    assert results["supernet"] == {"name": "a"} and results["healing"] == HEALING.to_dict()
     assert set(results) == {*making, "student", "data", "environment"} and "stale" not in json.dumps(results)
 
 
@@ -160,8 +169,8 @@ def test_a_resumed_training_leaves_the_seconds_out(student, tmp_path):
     again = extract_subnet(make_supernet(), SUBNET)
     trainer = make_trainer(tmp_path, [RecordTraining()], again, max_steps=4)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert set(whole["student"]) - set(again.results["student"]) == {"seconds"}
-    assert again.results["student"]["steps"] == 4
+    assert set(whole["student"]) - set(results_of(again)["student"]) == {"seconds"}
+    assert results_of(again)["student"]["steps"] == 4
 
 
 def test_adapters_are_recorded_and_stay_so_when_they_are_merged(student, tmp_path):
@@ -171,17 +180,17 @@ def test_adapters_are_recorded_and_stay_so_when_they_are_merged(student, tmp_pat
     trainer = make_trainer(tmp_path, [RecordTraining()], adapted, max_steps=2)
     trainer.train()
     facts = {"type": "LoRA", "parameters": trained, "r": 2, "alpha": 6}
-    assert student.results["student"]["adapters"] == facts
-    assert student.results["student"]["parameters"] == num_parameters(student.config)
+    assert results_of(student)["student"]["adapters"] == facts
+    assert results_of(student)["student"]["parameters"] == num_parameters(student.config)
     trainer.model = adapted.merge_and_unload().requires_grad_()
     trainer.evaluate()
-    assert Lineage.of(trainer.model).results["student"]["adapters"] == facts
+    assert results_of(trainer.model)["student"]["adapters"] == facts
     trainer.train()
-    assert "adapters" not in student.results["student"]
+    assert "adapters" not in results_of(student)["student"]
 
 
 def making(lineage):
-    return lineage.subnet, json.loads(json.dumps(lineage.healing)), lineage.results["supernet"]
+    return lineage.subnet, json.loads(json.dumps(lineage.healing.to_dict())), lineage.results.supernet
 
 
 def make_distillation(student, folder, **changes):
@@ -205,7 +214,7 @@ def test_what_is_saved_of_a_student_knows_where_it_comes_from_through_every_trai
     again.train(resume_from_checkpoint=str(checkpoint))
     again.save_model(tmp_path / "again")
     lineage = Lineage.load(tmp_path / "again")
-    assert not checkpoint.exists() and making(lineage) == expected and lineage.results["student"]["steps"] == 6
+    assert not checkpoint.exists() and making(lineage) == expected and lineage.results.student.steps == 6
 
 
 def test_a_student_loaded_from_a_folder_needs_it_no_more(student, tmp_path):

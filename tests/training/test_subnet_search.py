@@ -1,15 +1,12 @@
-"""SubnetSearchCallback: a training with a search in it is the training without, and the search is that of its model."""
+"""SubnetSearchCallback: it does not change the training, and finds what a separate search of the model finds."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import fixtures_training
 import pytest
 import torch
+from fixtures_processes import on_two_processes
 from fixtures_search import assert_same_search
 from fixtures_slow import slow_but
 from fixtures_training import BIN, CONFIG, make_blocks, make_callback, make_supernet, make_trainer
@@ -33,8 +30,6 @@ from hf_whittle import (
 from hf_whittle.errors import ArchitectureError
 from hf_whittle.training.subnet_search import FOLDER
 
-SCRIPT = Path(fixtures_training.__file__)
-
 
 def weights_of(trainer):
     return {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
@@ -53,7 +48,7 @@ def assert_same_history(found, expected):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A trainer that trained without a search."""
+    """A trainer after training without a search."""
     trainer = make_trainer(tmp_path_factory.mktemp("plain"))
     trainer.train()
     return trainer
@@ -183,11 +178,8 @@ def test_fitness_of_ones_own(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    """Under DDP, whose weights differ from those of one process by rounding."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    """Weights under DDP differ from those of one process by rounding."""
+    on_two_processes(fixtures_training.__file__, tmp_path)
     supernet = make_supernet()
     supernet.load_state_dict(torch.load(tmp_path / "weights.pt"))
     found, expected = SearchResult.load(tmp_path / FOLDER / "step-8"), searched(supernet)

@@ -1,18 +1,15 @@
-"""SupernetTrainer: what each strategy draws and learns, and that nothing but the strategy changes a training."""
+"""SupernetTrainer: subnets drawn and losses of each strategy; only the strategy changes a training."""
 
 import copy
 import logging
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
-import fixtures_training
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_processes import on_two_processes
 from fixtures_training import make_supernet
 from small_supernet_training import (
     BATCHES,
@@ -30,7 +27,7 @@ from hf_whittle import ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, 
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.fitness.perplexity import Perplexity
-from hf_whittle.training.supernet_trainer import FULL, smallest_subnet
+from hf_whittle.training.strategies import FULL, smallest_subnet
 
 SCRIPT = Path(__file__).with_name("small_supernet_training.py")
 SMALLEST = SubnetConfig(8, 1, 1, 16)
@@ -38,7 +35,7 @@ BINS = [ParameterBin(8_000, 9_000), ParameterBin(20_000, 22_000)]
 
 
 def trained_subnets(trainer):
-    """Train, and tell what was active in each forward pass."""
+    """Train, and return the active subnet of each forward pass."""
     active = []
     model = trainer.model
     hook = model.register_forward_pre_hook(lambda *_: active.append(model._active))
@@ -51,7 +48,7 @@ def weights_of(trainer):
     return {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
 
 
-# What is drawn
+# Subnets of a step
 
 
 def test_standard_trains_the_full_network(tmp_path):
@@ -137,11 +134,11 @@ def test_smallest_subnet_has_the_least_sizes_of_the_space(supernet):
     assert fine == smallest(granularity="fine", layer_wise=True, **ranges)
 
 
-# What is learned
+# Losses and gradients
 
 
 def gradients_of_step(trainer, monkeypatch):
-    """Gradients of one step of one batch, and the loss."""
+    """Gradients and loss of one step on one batch."""
     kept = {}
 
     def keep(model, *_):
@@ -265,25 +262,20 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, strategy):
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(tmp_path_factory):
+def trained_by_two(tmp_path_factory):
     """A folder with weights and losses of every strategy and batch size."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    helpers = str(Path(fixtures_training.__file__).parent)
-    path = os.pathsep.join([helpers, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    on_two_processes(SCRIPT, folder)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_give_the_weights_and_losses_of_one(on_two_processes, tmp_path, strategy):
+def test_two_processes_give_the_weights_and_losses_of_one(trained_by_two, tmp_path, strategy):
     one = make_trainer(tmp_path, **STRATEGIES[strategy])
     one.train()
     for batches in BATCHES:
-        two = torch.load(on_two_processes / f"{strategy}, {batches}.pt")
+        two = torch.load(trained_by_two / f"{strategy}, {batches}.pt")
         torch.testing.assert_close(two.pop("losses"), losses_of(one), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(two, weights_of(one), rtol=0, atol=1e-5)
 
@@ -304,7 +296,7 @@ def test_training_makes_the_smallest_subnet_better(tmp_path):
     assert smallest["sandwich"] < before["eval_smallest_perplexity"] / 4
 
 
-# What is told
+# Logs and evaluation
 
 
 @pytest.mark.parametrize("strategy", ["random", "sandwich"])
@@ -363,7 +355,7 @@ def test_settings_out_of_range_are_refused(tmp_path, changes, message):
 def test_settings_without_effect_are_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     SupernetConfig(output_dir=str(tmp_path), use_cpu=True, strategy="random", beta=0.5)
-    assert "have no effect on strategy='random'" in caplog.text
+    assert "have no effect with strategy='random'" in caplog.text
 
 
 @pytest.fixture
@@ -388,7 +380,7 @@ def test_other_arguments_are_refused(tmp_path):
 
 def test_data_parallel_is_refused(args, monkeypatch):
     monkeypatch.setattr(SupernetConfig, "n_gpu", 2)
-    with pytest.raises(ValueError, match=r"a process for each of the 2 GPUs.*start it with torchrun"):
+    with pytest.raises(ValueError, match=r"a process for each of the 2 GPUs.*use torchrun"):
         SupernetTrainer(make_supernet(), args)
 
 
@@ -396,7 +388,7 @@ def test_data_parallel_is_refused(args, monkeypatch):
 def test_sharding_is_refused(args, sharding):
     trainer = SupernetTrainer(make_supernet(), args)
     setattr(trainer, sharding, True)
-    with pytest.raises(ValueError, match="runs under DDP, not under DeepSpeed or FSDP"):
+    with pytest.raises(ValueError, match="use DDP instead of DeepSpeed or FSDP"):
         trainer._check_training()
 
 
@@ -406,7 +398,7 @@ def test_a_loss_of_ones_own_is_refused_with_distillation(args):
 
 
 def test_space_of_another_model_is_refused(args, supernet):
-    with pytest.raises(SubnetError, match="that of another super-network"):
+    with pytest.raises(SubnetError, match="is for another super-network"):
         SupernetTrainer(make_supernet(), args, search_space=SearchSpace.from_config(supernet.config))
 
 

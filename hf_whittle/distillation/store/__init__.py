@@ -1,1 +1,1 @@
-"""Stores of teacher targets: written once, read in place of the teacher."""
+"""Stores of teacher targets: written once, then read instead of running the teacher."""

@@ -1,4 +1,4 @@
-"""The files of a store of a teacher's predictions: its settings, its shards, and how blocks are told apart."""
+"""Format of a store of teacher targets: settings, names of shards, digests and checksums of blocks."""
 
 import dataclasses
 import hashlib
@@ -24,17 +24,17 @@ AGAIN = "run hf-whittle store-logits again"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What a store was made with; two stores with the same settings are the same, byte for byte.
+    """Settings a store is made with; stores with equal settings are equal byte for byte.
 
     Args:
-        encoding (`Encoding`): what is kept of a distribution.
-        temperature (`float`): of the teacher's distribution.
+        encoding (`Encoding`): encoding of the teacher's distribution.
+        temperature (`float`): temperature of the teacher's distribution.
         blocks (`int`): number of blocks.
         block_size (`int`): tokens in a block.
         blocks_per_shard (`int`): blocks in a file.
         teacher (`str`): fingerprint of the teacher.
-        tokenizer (`str`, *optional*): fingerprint of the tokenizer's vocabulary, where it is known.
-        data (`str`): fingerprint of the blocks in their order.
+        tokenizer (`str`, *optional*): fingerprint of the tokenizer's vocabulary, if it is known.
+        data (`str`): fingerprint of the blocks and their order.
 
     Raises:
         StoreError: if a number is out of range.
@@ -63,7 +63,7 @@ class StoreSettings:
         return range(start, min(start + self.blocks_per_shard, self.blocks))
 
     def identity(self, shard: int) -> str:
-        """What tells a shard from any other of any store."""
+        """Identity of a shard, different from that of any other shard of any store."""
         return f"{short_hash(json.dumps(self.to_dict(), sort_keys=True).encode())}/{shard}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,22 +78,22 @@ class StoreSettings:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
+    """Path of a shard."""
     return folder / f"shard-{shard:05d}.safetensors"
 
 
 def read_settings(folder: Path) -> tuple[StoreSettings, bool]:
-    """Settings of the store in a folder, and whether all of it is written.
+    """Read the settings of the store in a folder, and whether it is complete.
 
     Raises:
-        StoreError: if there is none, it is damaged, or of another format.
+        StoreError: if there is no store, it is damaged, or it has another format.
     """
     path = folder / STORE_FILE
     try:
         values = read_json(path)
         if values["format"] != FORMAT:
             raise StoreError(
-                f"{path} is of format {values['format']}, this version reads {FORMAT}; {AGAIN} into another folder"
+                f"{path} has format {values['format']}, this version reads format {FORMAT}; {AGAIN} into another folder"
             )
         return StoreSettings.from_dict(values), values["complete"]
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -105,13 +105,13 @@ def read_settings(folder: Path) -> tuple[StoreSettings, bool]:
 
 
 def digest_blocks(input_ids: torch.Tensor) -> np.ndarray:
-    """A digest of each block's tokens, `int64`, `(B,)`."""
+    """Digest the tokens of each block; `int64`, `(B,)`."""
     rows = np.ascontiguousarray(input_ids.cpu().numpy(), dtype="<i4")
     return np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows), dtype="<i8").copy()
 
 
 def checksum(block: dict[str, torch.Tensor]) -> int:
-    """CRC-32 of what is kept of a block."""
+    """CRC-32 of a block's encoded targets."""
     value = 0
     for name in sorted(block):
         array: Any = block[name].contiguous().numpy()
@@ -120,10 +120,10 @@ def checksum(block: dict[str, torch.Tensor]) -> int:
 
 
 def short_hash(data: bytes) -> str:
-    """16 hexadecimal digits."""
+    """Hash bytes to 16 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of a tokenizer's tokens and their ids."""
+    """Hash a tokenizer's tokens and their ids."""
     return short_hash(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())

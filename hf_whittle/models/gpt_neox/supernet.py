@@ -1,8 +1,8 @@
 """The GPT-NeoX super-network."""
 
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from ...compat import load_renamed_as
 from ..supernet import SuperNetModel
 
 
@@ -22,6 +22,4 @@ class GPTNeoXSuperNetForCausalLM(SuperNetModel, GPTNeoXForCausalLM):
 
 
 # Pythia's files call the output matrix `embed_out`; transformers renames it by class name, and this class has another.
-register_checkpoint_conversion_mapping(
-    "GPTNeoXSuperNetForCausalLM", get_checkpoint_conversion_mapping("GPTNeoXForCausalLM"), overwrite=True
-)
+load_renamed_as("GPTNeoXSuperNetForCausalLM", "GPTNeoXForCausalLM")

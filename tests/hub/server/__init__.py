@@ -1,4 +1,4 @@
-"""The Hub on loopback: repositories in memory, spoken to by the unmodified clients, strict on what they send."""
+"""A Hub on loopback for the unmodified clients: repositories in memory, and strict checks of every request."""
 
 from .accounts import FINE, OTHER, READ, WRITE
 from .hub import HubServer

@@ -1,4 +1,4 @@
-"""Who speaks to the Hub, and what their tokens may do."""
+"""Accounts of the Hub, and the rights of their tokens."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ WRITE, READ, OTHER, FINE = "hf_write_of_me", "hf_read_of_me", "hf_write_of_other
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to and what it may do; a fine-grained one knows no repository but those of its scope."""
+    """Owner and rights of a token; a fine-grained one knows no repository outside its scope."""
 
     user: str
     role: str

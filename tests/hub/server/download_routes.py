@@ -25,7 +25,7 @@ def resolve(hub: "HubServer", call: Call, repo: Repo, revision: str, path: str) 
 
 
 def part_of(call: Call, content: bytes, headers: dict[str, str]) -> Answer:
-    """A file, or the range of it that is asked for."""
+    """A file, or the requested range of it."""
     headers = {**headers, "Accept-Ranges": "bytes"}
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", call.headers.get("Range", ""))
     if not asked:
@@ -59,7 +59,7 @@ def download(hub: "HubServer", call: Call, digest: str) -> Answer:
     return part_of(call, hub.blobs[digest], {"ETag": f'"{digest}"'})
 
 
-ROUTES: list[Route] = [  # method, path, what it needs of a repository, the function
+ROUTES: list[Route] = [  # method, path, rights it needs, function
     ("GET", f"{_FILES}/(?P<revision>[^/]+)/(?P<path>.+)", "contents", resolve),
 ]
 

@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The server keeps its own list of requests."""
+        """Do nothing: the server keeps its own list of requests."""
 
 
 class _Origin(ThreadingHTTPServer):
@@ -94,12 +94,12 @@ class HubServer:
             for folder in self.folder.iterdir():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    # What tests put in and look at
+    # Used by tests
 
     def add_repo(
         self, repo_id: str, files: Mapping[str, bytes] | None = None, type: str = "model", **settings: Any
     ) -> Repo:
-        """A repository with one commit; settings are `private`, `gated` and `readers`, who see it all the same."""
+        """A repository with one commit; settings are `private`, `gated` and `readers`, who may read it all the same."""
         repo = self.repos[type, repo_id] = Repo(type, repo_id, **settings)
         self.add_commit(repo, files or {})
         return repo
@@ -121,7 +121,7 @@ class HubServer:
         return {path: self.blobs[file.sha256] for path, file in sorted(tree.items())}
 
     def published(self, repo_id: str, revision: str = "main", type: str = "model") -> dict[str, bytes]:
-        """Files that somebody put there: all but the one that the Hub makes itself."""
+        """All files but the one that the Hub makes itself."""
         files = self.files(repo_id, revision, type)
         return {path: content for path, content in files.items() if path != ".gitattributes"}
 
@@ -147,10 +147,10 @@ class HubServer:
         self._faults.append(Fault(method, path, times, after, answer))
 
     def mend(self) -> None:
-        """Nothing fails any more."""
+        """Stop failing."""
         self._faults.clear()
 
-    # How a request is answered
+    # Answers to requests
 
     def receive(self, method: str, path: str, headers: Mapping[str, str], body: bytes, routes: list[Route]) -> Answer:
         with self._lock:
@@ -200,7 +200,7 @@ class HubServer:
         call.account = ACCOUNTS.get(token)
 
     def find(self, call: Call, need: str, kind: str, repo_id: str, groups: dict[str, str]) -> Repo:
-        """The repository of a call that may do to it what the route needs."""
+        """The repository of a call, if the caller has the rights that the route needs."""
         account = call.account
         repo = self.repos.get(("dataset" if kind == "datasets" else "model", repo_id))
         known = repo and account and (account.owns(repo_id) or account.user in repo.readers)
@@ -239,7 +239,7 @@ class HubServer:
         return repo.commits[oid]
 
     def sign(self, repo: Repo, path: str) -> str:
-        """The address of a path of the storage, good for whoever has it."""
+        """The signed URL of a path of the storage."""
         signed = f"{path}?signature={secrets.token_hex(8)}"
         self.signed[signed] = repo
         return self.storage_url + signed

@@ -1,4 +1,4 @@
-"""What the Hub takes in the metadata of a card."""
+"""Checks of the metadata of a card, as the Hub makes them."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ LICENSES = {
 
 
 def read_card(card: str) -> Any:
-    """The metadata at the top of a card, nothing if there is none."""
+    """The metadata at the top of a card; empty if there are none."""
     block = re.match(r"\s*---[ \t]*\r?\n(.*?\n)?---[ \t]*(\r?\n|\Z)", card, re.DOTALL)
     return yaml.safe_load(block[1] or "") if block else None
 
@@ -54,7 +54,7 @@ METADATA: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def metadata_errors(card: str) -> list[str]:
-    """What the Hub would not take in the metadata of a card."""
+    """Faults of a card's metadata for which the Hub refuses it."""
     try:
         metadata = read_card(card)
     except yaml.YAMLError as error:

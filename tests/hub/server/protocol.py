@@ -1,4 +1,4 @@
-"""A request on its way to its route and back: what comes in, what is sent, what is refused."""
+"""Requests, answers and refusals."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Route = tuple[str, str, str | None, Callable[..., Any]]
 
 
 class Request(NamedTuple):
-    """A request as it came in; the status is 0 if the connection was dropped."""
+    """A request as it arrived; its status is 0 if the connection was dropped."""
 
     method: str
     path: str
@@ -22,7 +22,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Call:
-    """A request on its way to its route."""
+    """A request for a route."""
 
     method: str
     path: str
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass
 class Answer:
-    """What is sent back: bytes as they are, anything else as JSON; nothing if the connection is to drop."""
+    """An answer: bytes as they are, anything else as JSON; none if the connection is to drop."""
 
     body: Any = b""
     status: int = 200
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass
 class Fault:
-    """What is to go wrong with the next requests that match."""
+    """A fault of the next requests that match."""
 
     method: str
     path: str
@@ -67,7 +67,7 @@ class Refusal(Exception):  # noqa: N818
 
 
 class Breach(Refusal):
-    """A refusal of what no client may send."""
+    """A refusal of a request that breaks the protocol."""
 
     def __init__(self, message: str, status: int = 400):
         super().__init__(status, message)

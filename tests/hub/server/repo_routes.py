@@ -1,4 +1,4 @@
-"""Routes of a repository: what it is, holds and refers to, and what is said of it."""
+"""Routes of a repository: its facts, files, refs and discussions."""
 
 import hashlib
 from pathlib import Path
@@ -135,7 +135,7 @@ def page(hub: "HubServer", call: Call, entries: list[Any]) -> Answer:
 
 
 def open_thread(repo: Repo, author: str, title: str, pull: bool, type: str, data: Any) -> dict[str, Any]:
-    """A discussion or pull request with what it begins with."""
+    """A discussion or pull request with its first event."""
     event = {"id": "0", "type": type, "data": data, "author": {"name": author}, "createdAt": now()}
     opened = {
         "num": len(repo.discussions) + 1,
@@ -159,8 +159,8 @@ def list_discussions(hub: "HubServer", call: Call, repo: Repo) -> Any:
 
 def open_discussion(hub: "HubServer", call: Call, repo: Repo) -> Any:
     body, user = call.json(), call.account.user
-    said = {"edited": False, "hidden": False, "latest": {"raw": body["description"]}}
-    opened = open_thread(repo, user, body["title"], body["pullRequest"], "comment", said)
+    content = {"edited": False, "hidden": False, "latest": {"raw": body["description"]}}
+    opened = open_thread(repo, user, body["title"], body["pullRequest"], "comment", content)
     if body["pullRequest"]:
         repo.refs[f"refs/pr/{opened['num']}"] = repo.find("main").oid
     return opened
@@ -172,7 +172,7 @@ def discussion(hub: "HubServer", call: Call, repo: Repo, num: str) -> Any:
     return repo.discussions[int(num) - 1]
 
 
-ROUTES: list[Route] = [  # method, path, what it needs of a repository, the function
+ROUTES: list[Route] = [  # method, path, rights it needs, function
     ("GET", f"{API}/refs", "read", list_refs),
     ("GET", f"{API}/commits/(?P<revision>[^/]+)", "read", list_commits),
     ("GET", f"{API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", "read", tree),

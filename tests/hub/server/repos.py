@@ -32,7 +32,7 @@ def is_lfs(path: str, sample: bytes, size: int) -> bool:
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit; `oid` is the one of git, of the pointer if the content is in large file storage."""
+    """A file of a commit; `oid` is git's, that of the pointer if the content is in large file storage."""
 
     sha256: str
     size: int
@@ -63,7 +63,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: its commits, where its refs point, and the large files it was sent."""
+    """A repository: its commits, its refs, and the large files sent to it."""
 
     type: str
     id: str

@@ -89,7 +89,7 @@ def delete_repo(hub: "HubServer", call: Call) -> Any:
     return {}
 
 
-ROUTES: list[Route] = [  # method, path, what it needs of a repository, the function
+ROUTES: list[Route] = [  # method, path, rights it needs, function
     ("GET", "/api/whoami-v2", None, whoami),
     ("POST", "/api/validate-yaml", None, validate_yaml),
     ("POST", "/api/repos/create", None, create_repo),

@@ -1,4 +1,4 @@
-"""Routes of uploads: what is announced, sent to the storage, and committed."""
+"""Routes of uploads: announcements, storage, commits."""
 
 import base64
 import json
@@ -131,7 +131,7 @@ def apply(hub: "HubServer", repo: Repo, tree: dict[str, File], key: str, value: 
 
 
 def large(hub: "HubServer", repo: Repo, digest: str, size: int) -> bytes | None:
-    """A large file that was sent to a repository, by either way."""
+    """A large file that was sent to a repository, by LFS or Xet."""
     if digest not in repo.objects:
         found = (read_xet(folder, digest, size) for folder in repo.xet_folders)
         content = next((one for one in found if one is not None), None)
@@ -142,7 +142,7 @@ def large(hub: "HubServer", repo: Repo, digest: str, size: int) -> bytes | None:
     return hub.blobs[digest]
 
 
-ROUTES: list[Route] = [  # method, path, what it needs of a repository, the function
+ROUTES: list[Route] = [  # method, path, rights it needs, function
     ("POST", f"{API}/preupload/(?P<revision>[^/]+)", "propose", preupload),
     ("POST", f"{API}/commit/(?P<revision>[^/]+)", "propose", commit),
     ("GET", f"{API}/xet-write-token/(?P<revision>[^/]+)", "propose", xet_token),

@@ -1,19 +1,19 @@
-"""Small stores of a teacher's predictions; as a script, one killed again and again, and one of two processes.
+"""Small stores of teacher targets; as a script, one that is killed again and again, and one of two processes.
 
-python small_stores.py FOLDER
+python fixtures_stores.py FOLDER
 """
 
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from uneven_training import make_model
+from fixtures_distillation import make_model
+from fixtures_processes import free_port, rank_variables
 
 from hf_whittle.distillation.store.writer import store_targets
 
@@ -42,7 +42,7 @@ def contents(folder):
 
 
 def started(folder, **environment):
-    """Store in a process of its own; its id."""
+    """Start storing in a child process; returns its id."""
     child = os.fork()
     if child == 0:
         os.environ.update(environment)
@@ -56,7 +56,7 @@ def status_of(child):
 
 
 def killed_again_and_again(folder, kills=5):
-    """Store, killed some time after the next shard, and so on; at last to the end."""
+    """Store, kill it some time after the next shard, repeat; at last let it finish."""
     rng = random.Random(0)
     for kill in range(kills + 1):
         enough = len(list(folder.glob("shard-*"))) + rng.randint(1, 2)
@@ -71,12 +71,9 @@ def killed_again_and_again(folder, kills=5):
 
 
 def on_two_processes(folder):
-    """Store as under a launcher of two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    children = [started(folder, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    """Store in two processes with the environment of a launcher."""
+    port = free_port()
+    children = [started(folder, **rank_variables(rank, port)) for rank in range(2)]
     assert [status_of(child) for child in children] == [0, 0]
 
 

@@ -1,19 +1,19 @@
-"""Losses that are no numbers: told where they come from, and stopped at or skipped."""
+"""NaN and infinite losses: their cause is named, and training stops or skips the batch."""
 
 import re
 
 import pytest
 import torch
 from datasets import Dataset
+from fixtures_distillation import make_arguments, make_blocks, make_model, make_trainer
 from transformers import TrainerCallback
-from uneven_training import make_arguments, make_blocks, make_model, make_trainer
 
 from hf_whittle import DistillationConfig, DistillationTrainer
 from hf_whittle.errors import NonFiniteLossError
 
 
 def break_at(trainer, step, which="student"):
-    """Make a model give NaN in the forward of one step (counted from 1)."""
+    """Make a model return NaN in the forward pass of one step, counted from 1."""
     model, count = (trainer.teacher if which == "teacher" else trainer.model), [0]
 
     def poison(module, arguments, output):
@@ -26,7 +26,10 @@ def break_at(trainer, step, which="student"):
 
 @pytest.mark.parametrize(
     "which, blamed",
-    [("student", "from the student, whose teacher gives numbers"), ("teacher", "the teacher gives what is no number")],
+    [
+        ("student", "from the student, as the teacher's output is finite"),
+        ("teacher", "the teacher's output contains NaN"),
+    ],
 )
 def test_nan_stops_with_step_rows_checkpoint_and_who(tmp_path, which, blamed):
     trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
@@ -36,7 +39,7 @@ def test_nan_stops_with_step_rows_checkpoint_and_who(tmp_path, which, blamed):
     message = str(caught.value)
     assert "the loss is nan at step 3" in message and blamed in message
     assert "rows [8, 9, 10, 11] of train_dataset" in message
-    assert f"last good checkpoint is {tmp_path}/checkpoint-2" in message
+    assert f"last good checkpoint, {tmp_path}/checkpoint-2," in message
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.8])
@@ -44,16 +47,17 @@ def test_nan_without_checkpoints_says_so(tmp_path, beta):
     trainer = make_trainer(tmp_path / "none", beta=beta)
     break_at(trainer, 1)
     with pytest.raises(
-        NonFiniteLossError, match=r"at step 1, .*from the student.*none has none to go on from: start anew with a lower"
+        NonFiniteLossError,
+        match=r"at step 1, .*from the student.*none has no good checkpoint, with a lower",
     ):
         trainer.train()
 
 
-def test_weights_that_are_no_numbers_are_named(tmp_path):
+def test_weights_with_nan_or_inf_are_named(tmp_path):
     student = make_model(seed=1)
     with torch.no_grad():
         student.gpt_neox.layers[1].mlp.dense_h_to_4h.weight[0, 0] = torch.inf
-    with pytest.raises(NonFiniteLossError, match=r"weights of the student are no numbers, gpt_neox\.layers\.1\.mlp"):
+    with pytest.raises(NonFiniteLossError, match=r"of the student contain NaN or Inf, gpt_neox\.layers\.1\.mlp"):
         make_trainer(tmp_path, student, non_finite_loss="skip").train()
 
 
@@ -119,7 +123,7 @@ def test_a_skipped_batch_leaves_the_projections_of_hidden_states(tmp_path):
     assert all(torch.equal(weight, before[name]) for name, weight in trainer._hidden.state_dict().items())
 
 
-def test_streamed_blocks_are_told_by_how_they_begin(tmp_path):
+def test_streamed_blocks_are_named_by_their_first_tokens(tmp_path):
     blocks = Dataset.from_dict({"input_ids": [block["input_ids"].tolist() for block in make_blocks(False)]})
     args = make_arguments(DistillationConfig, tmp_path)
     trainer = DistillationTrainer(make_model(1), make_model(2), args, train_dataset=blocks.to_iterable_dataset())
@@ -140,7 +144,7 @@ def test_checkpoint_of_broken_weights_is_not_called_good(tmp_path):
 
     trainer.add_callback(Break)
     with pytest.raises(
-        NonFiniteLossError, match=rf"step 3, since weights .*lm_head.*last good checkpoint is {tmp_path}/checkpoint-1:"
+        NonFiniteLossError, match=rf"step 3, since weights .*lm_head.*last good checkpoint, {tmp_path}/checkpoint-1,"
     ):
         trainer.train()
 
@@ -149,4 +153,4 @@ def test_checkpoint_of_broken_weights_is_not_called_good(tmp_path):
 def test_nothing_of_a_batch_is_kept_after_it(tmp_path, beta):
     trainer = make_trainer(tmp_path, beta=beta)
     trainer.train()
-    assert trainer._asked is None and trainer._loss is None
+    assert trainer._given is None and trainer._loss is None

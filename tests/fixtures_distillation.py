@@ -1,9 +1,9 @@
-"""A small distillation on blocks of which some have few labels; `torchrun` starts it on two processes."""
+"""A small distillation on blocks, some with few labels; as a script for `torchrun`, on two processes."""
 
-import atexit
 import sys
 
 import torch
+from fixtures_processes import print_at_exit_whether_the_group_was_ended
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle import SubnetConfig, extract_subnet
@@ -16,7 +16,7 @@ CASES = {
     "batches of 1, accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     "hidden states": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "hidden_weight": 0.5},
 }
-"""What each of two processes does for the weights that one gets with batches of 4."""
+"""Settings of each of two processes that give the weights of one process with batches of 4."""
 SUBNET = SubnetConfig(tuple(range(1, 16, 2)), (0, 2), 1, 16)
 
 
@@ -35,7 +35,7 @@ def make_model(seed, layers=2, vocab_size=VOCABULARY, hidden_size=16, intermedia
 
 
 def make_blocks(uneven=True):
-    """Blocks with labels; of every four, one has them all, one none and two a few."""
+    """Blocks with labels; of each four, one has all labels, one has none and two have a few."""
     generator = torch.Generator().manual_seed(5)
     input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
     labels = input_ids.clone()
@@ -84,7 +84,7 @@ def make_trainer(output_dir, student=None, teacher=None, blocks=None, **changes)
 
 
 def main(output_dir):
-    """Train with every case; the weights and the logged numbers go into a file for each."""
+    """Train every case, and save its weights and logged numbers."""
     for name, changes in CASES.items():
         trainer = make_trainer(f"{output_dir}/{name}", **changes)
         trainer.train()
@@ -104,10 +104,6 @@ def logged_numbers(trainer):
     return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "kl" in row])
 
 
-def say_whether_the_group_was_ended():
-    print("a process group was left" if torch.distributed.is_initialized() else "the process group was ended")
-
-
 if __name__ == "__main__":
-    atexit.register(say_whether_the_group_was_ended)  # registered first, it runs last
+    print_at_exit_whether_the_group_was_ended()
     main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""`results.json`: all facts of a student's making, read and written in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args, get_type_hints
+
+from ..files.text import read_json, write_json
+from .facts import (
+    DataFacts,
+    Environment,
+    Facts,
+    HealingFacts,
+    MatchFacts,
+    SearchFacts,
+    SourceFacts,
+    TeacherFacts,
+    TrainingFacts,
+)
+from .files import RESULTS_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Facts):
+    """Facts of a student's making by section, each `None` if it is not known.
+
+    Args:
+        supernet (`SourceFacts`, *optional*): the checkpoint it was extracted from.
+        search (`SearchFacts`, *optional*): the search that found it.
+        healing (`HealingFacts`, *optional*): how it was healed.
+        data (`DataFacts`, *optional*): its training text.
+        teacher (`TeacherFacts`, *optional*): the model it learned from.
+        student (`TrainingFacts`, *optional*): its size and training.
+        baseline (`TrainingFacts`, *optional*): the training of the same architecture from random initialization.
+        to_match (`MatchFacts`, *optional*): the cost to reach the baseline's final perplexity.
+        environment (`Environment`, *optional*): versions and hardware.
+    """
+
+    supernet: SourceFacts | None = None
+    search: SearchFacts | None = None
+    healing: HealingFacts | None = None
+    data: DataFacts | None = None
+    teacher: TeacherFacts | None = None
+    student: TrainingFacts | None = None
+    baseline: TrainingFacts | None = None
+    to_match: MatchFacts | None = None
+    environment: Environment | None = None
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Facts of JSON; a section that another program or an older version wrote is passed over."""
+        sections = values if isinstance(values, dict) else {}
+        kinds = {name: get_args(hint)[0] for name, hint in get_type_hints(cls).items()}
+        known: dict[str, Any] = {name: _read(kind, sections.get(name)) for name, kind in kinds.items()}
+        return cls(**known)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the file in a folder; nothing is known where there is none."""
+        path = Path(folder) / RESULTS_FILE
+        return cls.from_dict(read_json(path)) if path.is_file() else cls()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the file into a folder."""
+        write_json(Path(folder) / RESULTS_FILE, self.to_dict())
+
+    @property
+    def of_making(self) -> "Results":
+        """Sections that stay true of a student whatever it is trained on."""
+        return Results(supernet=self.supernet, search=self.search, healing=self.healing)
+
+
+def _read(kind: type[Facts], values: Any) -> Facts | None:
+    try:
+        return kind.from_dict(values)
+    except TypeError:  # a fact is missing, or the section is no dict
+        return None
