@@ -19,6 +19,7 @@ from hf_whittle import SubnetConfig, __version__, extract_subnet
 from hf_whittle.cli import COMMANDS, main, make_parser
 from hf_whittle.cli.extract import summary
 from hf_whittle.errors import BinError, OutputError
+from hf_whittle.run.inputs import Inputs
 
 RECIPE = {
     "teacher": "someone/teacher",
@@ -420,8 +421,8 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     ],
 )
 def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, monkeypatch, options, message):
-    for name in ("teacher", "blocks"):
-        monkeypatch.setattr(hf_whittle.run.stages.Run, name, property(lambda run: pytest.fail("it was loaded")))
+    for name in ("load_teacher", "blocks"):
+        monkeypatch.setattr(Inputs, name, property(lambda inputs: pytest.fail("it was loaded")))
     monkeypatch.chdir(recipe_file.parent)
     Path("in-the-way").write_text("")
     assert main(["store-logits", str(recipe_file), "--output-dir", "store", *options]) == 1

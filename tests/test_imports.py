@@ -39,12 +39,12 @@ MAY_IMPORT = {
     "search": "checks cost errors files fitness models plots processes space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models subnet",
     "training": "checks cost data errors evaluation files fitness loss models processes record search space subnet",
-    "hub": "cost data errors files healing models plots record search subnet training",
+    "hub": "cost data errors files fitness healing models plots record search subnet training",
     "distillation": "checks cost data errors evaluation extraction files fingerprints hub loss models processes record "
     "search subnet training",
-    "recipe": "checks cost distillation errors files fitness healing search",
-    "run": "cost data distillation errors evaluation experimental extraction files fingerprints fitness healing hub "
-    "importance models processes recipe record search space training",
+    "recipe": "checks cost distillation errors experimental files fitness healing search",
+    "run": "cost data distillation errors evaluation extraction files fingerprints fitness healing hub importance "
+    "models processes recipe record search space subnet training",
     "cli": "cost data distillation errors extraction files healing hub processes recipe run subnet",
     "demo": "",
 }

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "search_extract_distil.py"
 SCRIPT = """
 import json, os, runpy, signal, sys
 from transformers import TrainerCallback
-import hf_whittle.run.stages
+import hf_whittle.run.trainers
 from hf_whittle.cli import main
 from hf_whittle.cli.demo import generate
 
@@ -26,15 +26,15 @@ class Interrupt(TrainerCallback):
         if state.global_step == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-class Interrupted(hf_whittle.run.stages.DistillationTrainer):
+class Interrupted(hf_whittle.run.trainers.DistillationTrainer):
     def __init__(self, *args, callbacks=(), **kwargs):
         super().__init__(*args, callbacks=[*callbacks, Interrupt()], **kwargs)
 
-trainer = hf_whittle.run.stages.DistillationTrainer
+trainer = hf_whittle.run.trainers.DistillationTrainer
 for name, arguments in json.load(open(sys.argv[1])).items():
     for stream in (sys.stdout, sys.stderr):
         print(f"=== {name}", file=stream, flush=True)
-    hf_whittle.run.stages.DistillationTrainer = Interrupted if name == "interrupted" else trainer
+    hf_whittle.run.trainers.DistillationTrainer = Interrupted if name == "interrupted" else trainer
     if name == "example":
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")

@@ -13,6 +13,7 @@ from ..data.documents import STANDARD_LIBRARY
 from ..errors import CheckpointError
 from ..files.paths import expanded
 from ..files.text import read_json, write_text
+from ..fitness.registry import LABELS
 from ..models.portable import oldest_transformers
 from ..record.files import RECIPE_FILE
 from ..record.lineage import SECTIONS, Lineage
@@ -26,21 +27,6 @@ from .wording import as_checkpoint, as_code, as_number, as_title
 TEMPLATE = "model_card.md.jinja"
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 PICTURES = ("training", "search", "pareto", "architecture")
-_FITNESSES = {
-    "kl": "mean divergence, in nats a token, of its predictions from the teacher's",
-    "healed-perplexity": "perplexity after linear fits to what the super-network computes, which put back part of what "
-    "slicing took away",
-    "probe": "perplexity of its student after {steps} steps of training",
-    "staged": "perplexity of its student after {steps} steps of training, among those that perplexity as sliced and "
-    "then healed had not weeded out",
-    "importance": "negative share of {criterion} importance retained",
-    "magnitude": "negative sum of absolute weights",
-    "gradient-norm": "negative norm of the gradient",
-    "snip": "negative sum of absolute products of weights and gradients",
-    "synflow": "negative logarithm of synaptic flow",
-    "jacobian-covariance": "likeness of the gradients of different blocks",
-}
-"""What a search minimised, in words; perplexity needs none."""
 
 
 class SubnetModelCardData(ModelCardData):
@@ -219,4 +205,4 @@ def _minimised(search: dict[str, Any] | None) -> str:
     if search is None:
         return ""
     fitness = search["fitness"]
-    return _FITNESSES.get(fitness["name"], "").format_map({"steps": "some", "criterion": "measured", **fitness})
+    return LABELS.get(fitness["name"], "").format_map({"steps": "some", "criterion": "measured", **fitness})

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from hf_whittle.distillation.store.writer import LogitStore, store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
 from hf_whittle.run import run
-from hf_whittle.run.stages import Run
+from hf_whittle.run.fingerprints import check_inputs
+from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.ledger import Ledger
+from hf_whittle.run.preflight import check_teacher
+from hf_whittle.run.stages import search
+from hf_whittle.run.trainers import Trainers
 
 SIZES = {
     "vocab_size": 20,
@@ -44,11 +50,11 @@ def make(teacher_folder, tmp_path):
 
 
 def begin(recipe):
-    """Do the search of a run."""
-    stages = Run(recipe, progress=False)
-    stages.check_teacher()
-    stages.check_inputs()
-    stages.search_facts()
+    """Do the search of a run; its facts."""
+    inputs, ledger = Inputs(recipe), Ledger(Path(recipe.output_dir))
+    check_teacher(inputs)
+    check_inputs(ledger.folder, inputs)
+    return search(inputs, ledger, progress=False)
 
 
 def exchange_text(home):
@@ -86,7 +92,7 @@ def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
     begin(recipe)
     exchange, said = EXCHANGED[what]
     exchange(make.home)
-    with pytest.raises(OutputError, match=f"inputs have other contents now: {said}; put back what was there"):
+    with pytest.raises(OutputError, match=f"inputs have other contents now: {said}; restore them"):
         run(recipe, progress=False)
 
 
@@ -94,7 +100,7 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
     recipe = make()
     begin(recipe)
     exchange_tokenizer(make.home / "teacher")
-    with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; put back"):
+    with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; restore them"):
         run(recipe, progress=False)
 
 
@@ -112,24 +118,21 @@ def test_a_run_whose_inputs_were_copied_and_put_back_goes_on(make):
 
 
 def test_inputs_may_change_before_anything_is_done(make):
-    stages = Run(make(), progress=False)
-    stages.check_inputs()
+    check_inputs(make.home / "out", Inputs(make()))
     exchange_text(make.home)
-    stages = Run(make(), progress=False)
-    stages.check_inputs()
-    assert stages.search_facts()["evaluations"] > 0
+    assert begin(make())["evaluations"] > 0
 
 
 def test_a_store_of_another_teacher_is_refused(make, tmp_path):
-    stages = Run(make(), progress=False)
+    inputs = Inputs(make())
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         teacher = AutoModelForCausalLM.from_pretrained(make.home / "teacher", dtype=dtype)
-        store = store_targets(teacher, stages.blocks["test"], tmp_path / f"store {number}", progress=False)
-        store.check(teacher=stages.teacher)
+        store = store_targets(teacher, inputs.blocks["test"], tmp_path / f"store {number}", progress=False)
+        store.check(teacher=inputs.load_teacher())
     exchange_weights(make.home / "teacher")
-    changed = Run(make(teacher_store=str(tmp_path / "store 0")), progress=False)
+    changed = Trainers(Inputs(make(teacher_store=str(tmp_path / "store 0"))))
     with pytest.raises(StoreError, match=r"is of another teacher than .*/teacher, or it was changed since"):
-        changed._targets()
+        _ = changed.targets
     assert isinstance(LogitStore(tmp_path / "store 0"), LogitStore)
 
 
