@@ -1,4 +1,4 @@
-"""The command line: its options, its exit status and what it says when something is wrong."""
+"""The command line: its options, its exit status and its errors."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ def recipe_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_gives(monkeypatch):
-    """A function that makes `run` return or raise what it is given, and keeps the recipes it got."""
+    """A function that makes `run` return or raise an outcome, and gives the list of recipes it is called with."""
     recipes = []
 
     def gives(outcome):
@@ -193,7 +193,7 @@ def test_interruption_is_exit_status_130_and_says_how_to_go_on(recipe_file, run_
     "arguments, advice",
     [
         (["extract", "x", "--subnet", "y", "--output-dir", "z"], "nothing was written, run the same command again"),
-        (["push", "x", "y"], "run the same command again, files that are uploaded already are not sent twice"),
+        (["push", "x", "y"], "run the same command again; files that were uploaded are not sent twice"),
         (["store-logits", "x", "--output-dir", "y"], "run the same command again to go on"),
         (["demo"], "run the same command again to go on"),
     ],
@@ -404,7 +404,7 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     uneven_subnet.save_pretrained(tmp_path)
     bad = shutil.copytree(teacher_folder, tmp_path / "bad")
     (bad / "generation_config.json").write_text('{"temperature": 0.5}')
-    monkeypatch.setattr("hf_whittle.extraction.extraction._cut_from_disk", lambda *_: pytest.fail("it was cut"))
+    monkeypatch.setattr("hf_whittle.extraction.extraction._cut_from_disk", lambda *_: pytest.fail("it was extracted"))
     command = ["extract", str(bad), "--subnet", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     assert main(command) == 1
     assert "generation configuration contradicts itself" in capsys.readouterr().err

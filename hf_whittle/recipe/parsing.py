@@ -58,6 +58,7 @@ def parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> d
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
+    """The value of a key as its type says; sections become dataclasses."""
     if hasattr(hint, "parse"):  # a section with a notation of its own
         return hint.parse(value, path)
     if dataclasses.is_dataclass(hint):
@@ -67,6 +68,14 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
         return parse(HealingConfig, value, path)
+    value = _read_value(value, hint, path)
+    if not _matches(value, hint):
+        raise RecipeError(f"{path}: expected {_expected(value, hint)}")
+    return value
+
+
+def _read_value(value: Any, hint: Any, path: str) -> Any:
+    """A value with its paths as text, and its numbers as numbers where the type says so."""
     if isinstance(value, dict) and "." in path:  # a value; sections are read key by key
         value = meant(value)
     if isinstance(value, list):
@@ -75,18 +84,20 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         value = os.fspath(value)
     if typing.get_origin(hint) in _LISTS and isinstance(value, list):
         value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
-    value = _read_number(value, hint)
-    if hint == bool | dict[str, Any] and not _matches(value, hint):
-        raise RecipeError(f"{path}: expected true, false or fields of DistillationConfig, got {value!r}")
-    if not _matches(value, hint):
-        is_text = isinstance(value, bool | int | float) and _matches(str(value), hint)
-        quoted = "; put it in quotes" if is_text else ""
-        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__}){quoted}")
-    return value
+    return _read_number(value, hint)
+
+
+def _expected(value: Any, hint: Any) -> str:
+    """The type of a key and the value it got, in words."""
+    if hint == bool | dict[str, Any]:
+        return f"true, false or fields of DistillationConfig, got {value!r}"
+    is_text = isinstance(value, bool | int | float) and _matches(str(value), hint)
+    quoted = "; put it in quotes" if is_text else ""
+    return f"{_name(hint)}, got {value!r} ({type(value).__name__}){quoted}"
 
 
 def _read_word(value: Any, hint: Any) -> Any:
-    """`no` and the like: text where text alone is expected, else a truth value."""
+    """Words such as `no`: text where text alone is expected, else a truth value."""
     if not isinstance(value, Word):
         return value
     options = typing.get_args(hint) or (hint,)
