@@ -132,7 +132,7 @@ LABELS = {
     "synflow": "negative logarithm of synaptic flow",
     "jacobian-covariance": "likeness of the gradients of different blocks",
 }
-"""Phrases of a model card for what a search minimized; perplexity needs none.
+"""Phrases of a model card for the value that a search minimized; perplexity needs none.
 
 Experimental fitnesses are among them, for published results name them even when they are gone.
 """

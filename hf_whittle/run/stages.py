@@ -29,7 +29,7 @@ from .trainers import Trainers, Training, random_student, save_student
 
 
 def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> dict[str, Any]:
-    """Search for the best subnet, and draw what was found; its cost and its perplexity as sliced."""
+    """Search for the best subnet, and draw pictures of the search; its cost, and the best's perplexity as sliced."""
     return ledger.once("search", lambda: _search(inputs, ledger, progress))
 
 

@@ -1,4 +1,4 @@
-"""Recipes: checked key by key, with errors that say where and what instead."""
+"""Recipes are checked key by key; errors name the place and the values allowed."""
 
 import copy
 

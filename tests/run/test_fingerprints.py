@@ -73,9 +73,9 @@ def exchange_weights(folder):
 
 def exchange_tokenizer(folder):
     path = folder / "tokenizer.json"
-    told = json.loads(path.read_text())
-    told["model"]["merges"].pop()
-    path.write_text(json.dumps(told))
+    rules = json.loads(path.read_text())
+    rules["model"]["merges"].pop()
+    path.write_text(json.dumps(rules))
 
 
 EXCHANGED = {
@@ -90,9 +90,9 @@ EXCHANGED = {
 def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
     recipe = make(supernet=str(make.home / "net"))
     begin(recipe)
-    exchange, said = EXCHANGED[what]
+    exchange, named = EXCHANGED[what]
     exchange(make.home)
-    with pytest.raises(OutputError, match=f"inputs have other contents now: {said}; restore them"):
+    with pytest.raises(OutputError, match=f"inputs have other contents now: {named}; restore them"):
         run(recipe, progress=False)
 
 
@@ -157,9 +157,9 @@ def test_weights_that_the_cache_of_the_hub_tells_by_their_name_are_not_read(make
     folder.mkdir(parents=True)
     blobs.mkdir()
     teacher = make.home / "teacher"
-    told = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
-    (blobs / told).write_text("not to be read")
-    (folder / "model.safetensors").symlink_to(blobs / told)
+    digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+    (blobs / digest).write_text("not to be read")
+    (folder / "model.safetensors").symlink_to(blobs / digest)
     shutil.copy(teacher / "config.json", blobs / ("0" * 40))
     (folder / "config.json").symlink_to(blobs / ("0" * 40))
     assert checkpoint_fingerprint(folder) == checkpoint_fingerprint(teacher)

@@ -50,7 +50,7 @@ def healed_recipe(texts):
 
 @pytest.fixture(scope="module")
 def healed(healed_recipe, tmp_path_factory):
-    """A run of it: the recipe and what it gave."""
+    """A run of that recipe: the recipe and its results."""
     recipe = healed_recipe(tmp_path_factory.mktemp("healed") / "run")
     return recipe, run(recipe, progress=False)
 

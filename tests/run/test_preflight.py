@@ -178,7 +178,7 @@ def test_the_schedule_tried_is_that_of_all_steps(teacher_folder, texts, tmp_path
     args = hf_whittle.run.preflight._small_steps(inputs, tmp_path, {})
     assert args.max_steps == 3 * -(-len(inputs.blocks["train"]) // 4)
     assert (args.per_device_train_batch_size, args.eval_steps) == (1, 2)
-    assert args.save_steps == -(-args.max_steps // 10)  # a tenth of them, as a number, which is what is resumed
+    assert args.save_steps == -(-args.max_steps // 10)  # a tenth, as a number of steps: a checkpoint has it so
 
 
 def test_short_blocks_are_beginnings_spread_over_all():

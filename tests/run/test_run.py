@@ -13,6 +13,7 @@ from small_results import FEW_IN_STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.record.training
+import hf_whittle.run.main
 import hf_whittle.run.stages
 import hf_whittle.run.trainers
 from hf_whittle.cli import main
@@ -102,6 +103,7 @@ def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tm
 @pytest.mark.slow
 def test_seconds_are_those_of_the_whole_training(recipe, tmp_path, monkeypatch):
     trainers, train = [], DistillationTrainer.train_from
+    monkeypatch.setattr(hf_whittle.run.main, "preflight", lambda *_: None)  # which trains, too
     monkeypatch.setattr(DistillationTrainer, "train_from", lambda self, *a: (trainers.append(self), train(self, *a)))
     values = recipe.to_dict()
     values |= {"output_dir": str(tmp_path), "training": {**values["training"], "logging_steps": 1}, "baseline": False}
