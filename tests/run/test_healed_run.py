@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
 from hf_whittle.cost import flops_per_token
 from hf_whittle.errors import DataError, OutputError, VocabularyError
 from hf_whittle.evaluation import as_input_ids, cross_entropy
+from hf_whittle.fitness.healed import SupernetMoments
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.healing.healer import split_blocks
@@ -28,7 +30,7 @@ from hf_whittle.run.changes import check_changes
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.ledger import Ledger
 from hf_whittle.run.search_inputs import SearchInputs
-from hf_whittle.run.stages import extract, healing
+from hf_whittle.run.stages import extract, healing, search
 from hf_whittle.search.result import SearchResult
 
 
@@ -142,6 +144,20 @@ def test_healing_and_probes_read_training_text_alone(healed, tmp_path):
     read = {tuple(row) for row in inputs.healing_blocks["input_ids"]}
     read |= {tuple(row.tolist()) for row in probe.input_ids}
     assert len(read) > 16 and read <= rows["train"] and not read & (rows["search"] | rows["test"])
+
+
+def test_moments_are_freed_after_the_search(healed_recipe, tmp_path, monkeypatch):
+    made, gather = [], SupernetMoments.__init__
+
+    def recorded(moments, *args):
+        made.append(weakref.ref(moments))
+        gather(moments, *args)
+
+    monkeypatch.setattr(SupernetMoments, "__init__", recorded)
+    section = {"algorithm": "random", "evaluations": 1, "fitness": "healed-perplexity", "batch_size": 4}
+    inputs = Inputs(healed_recipe(tmp_path / "run", search=section))
+    search(inputs, Ledger(tmp_path / "run"), progress=False)
+    assert [moments() for moments in made] == [None]
 
 
 def test_a_probe_takes_the_loss_of_the_training_unless_the_recipe_says_otherwise(healed_recipe, tmp_path):
