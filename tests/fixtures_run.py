@@ -29,6 +29,10 @@ RECIPE = {
 }
 
 
+FEW_IN_STAGES = {"algorithm": "multi-fidelity", "generations": 1, "initial": 1, "sizes": [3, 2, 1]}
+"""A search in three stages that takes no time."""
+
+
 def write_modules(folder, number=40):
     """Copy the beginnings of modules of the standard library into text files."""
     folder.mkdir(exist_ok=True)

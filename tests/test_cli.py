@@ -1,4 +1,4 @@
-"""The command line: its options, its exit status and what it says when something is wrong."""
+"""The command line: its options, its exit status and its errors."""
 
 import errno
 import json
@@ -19,6 +19,7 @@ from hf_whittle import SubnetConfig, __version__, extract_subnet
 from hf_whittle.cli import COMMANDS, main, make_parser
 from hf_whittle.cli.extract import summary
 from hf_whittle.errors import BinError, OutputError
+from hf_whittle.run.inputs import Inputs
 
 RECIPE = {
     "teacher": "someone/teacher",
@@ -78,7 +79,7 @@ def recipe_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_gives(monkeypatch):
-    """A function that makes `run` return or raise what it is given, and keeps the recipes it got."""
+    """A function that makes `run` return or raise an outcome, and gives the list of recipes it is called with."""
     recipes = []
 
     def gives(outcome):
@@ -192,7 +193,7 @@ def test_interruption_is_exit_status_130_and_says_how_to_go_on(recipe_file, run_
     "arguments, advice",
     [
         (["extract", "x", "--subnet", "y", "--output-dir", "z"], "nothing was written, run the same command again"),
-        (["push", "x", "y"], "run the same command again, files that are uploaded already are not sent twice"),
+        (["push", "x", "y"], "run the same command again; files that were uploaded are not sent twice"),
         (["store-logits", "x", "--output-dir", "y"], "run the same command again to go on"),
         (["demo"], "run the same command again to go on"),
     ],
@@ -422,8 +423,8 @@ def test_extract_does_not_begin_with_what_could_not_be_saved(
     ],
 )
 def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, monkeypatch, options, message):
-    for name in ("teacher", "blocks"):
-        monkeypatch.setattr(hf_whittle.run.stages.Run, name, property(lambda run: pytest.fail("it was loaded")))
+    for name in ("load_teacher", "blocks"):
+        monkeypatch.setattr(Inputs, name, property(lambda inputs: pytest.fail("it was loaded")))
     monkeypatch.chdir(recipe_file.parent)
     Path("in-the-way").write_text("")
     assert main(["store-logits", str(recipe_file), "--output-dir", "store", *options]) == 1

@@ -41,12 +41,12 @@ MAY_IMPORT = {
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
     "training": "checks compat cost data errors evaluation files fitness loss models processes record search space "
     "subnet",
-    "hub": "compat cost data errors files healing models plots record search subnet training",
-    "distillation": "checks compat cost data errors evaluation extraction files fingerprints hub loss models "
-    "processes record search subnet training",
-    "recipe": "checks cost distillation errors files fitness healing search",
-    "run": "cost data distillation errors evaluation experimental extraction files fingerprints fitness healing hub "
-    "importance models processes recipe record search space training",
+    "hub": "compat cost data errors files fitness healing models plots record search subnet training",
+    "distillation": "checks compat cost data errors evaluation files fingerprints hub loss models processes record "
+    "subnet training",
+    "recipe": "checks cost distillation errors experimental files fitness healing search",
+    "run": "cost data distillation errors evaluation extraction files fingerprints fitness healing hub importance "
+    "models processes recipe record search space subnet training",
     "cli": "cost data distillation errors extraction files healing hub processes recipe run subnet",
     "demo": "",
 }
@@ -134,11 +134,11 @@ def test_a_trainer_of_students_loads_neither_pictures_nor_recipes_nor_search_alg
         import sys
         from hf_whittle import DistillationTrainer
         loaded = [name for name in sys.modules if name.startswith("hf_whittle.")]
-        rooms = ("recipe", "search.algorithms", "search.runner", "fitness", "plots", "run", "cli", "experimental")
+        rooms = ("recipe", "search.algorithms", "search.runner", "fitness.", "plots", "run", "cli", "experimental")
         heavy = tuple(f"hf_whittle.{room}" for room in rooms)
         print("matplotlib" in sys.modules, [name for name in loaded if name.startswith(heavy)])
     """
-    assert run_python(script) == "False []\n"
+    assert run_python(script) == "False ['hf_whittle.fitness.registry']\n"  # whose labels are on model cards
 
 
 @pytest.mark.parametrize("name", SHIPPED)

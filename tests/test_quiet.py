@@ -1,4 +1,4 @@
-"""Nothing is printed that is not the user's business: each command, one after the other, in a fresh process."""
+"""Commands print nothing but messages for the user: each command, one after the other, in a fresh process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "search_extract_distil.py"
 SCRIPT = """
 import json, os, runpy, signal, sys
 from transformers import TrainerCallback
-import hf_whittle.run.stages
+import hf_whittle.run.trainers
 from hf_whittle.cli import main
 from hf_whittle.cli.demo import generate
 
@@ -26,19 +26,19 @@ class Interrupt(TrainerCallback):
         if state.global_step == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-class Interrupted(hf_whittle.run.stages.DistillationTrainer):
+class Interrupted(hf_whittle.run.trainers.DistillationTrainer):
     def __init__(self, *args, callbacks=(), **kwargs):
         super().__init__(*args, callbacks=[*callbacks, Interrupt()], **kwargs)
 
-trainer = hf_whittle.run.stages.DistillationTrainer
+trainer = hf_whittle.run.trainers.DistillationTrainer
 for name, arguments in json.load(open(sys.argv[1])).items():
     for stream in (sys.stdout, sys.stderr):
         print(f"=== {name}", file=stream, flush=True)
-    hf_whittle.run.stages.DistillationTrainer = Interrupted if name == "interrupted" else trainer
+    hf_whittle.run.trainers.DistillationTrainer = Interrupted if name == "interrupted" else trainer
     if name == "example":
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
-    elif name == "what the student writes":
+    elif name == "generate":
         generate(arguments[0])
     else:
         assert main(arguments) == (130 if name == "interrupted" else 0), name
@@ -77,7 +77,7 @@ def commands(teacher_folder, tmp_path):
         "interrupted": ["run", f"{tmp_path}/recipe.yaml"],
         "resumed": ["run", f"{tmp_path}/recipe.yaml"],
         "done": ["run", f"{tmp_path}/recipe.yaml"],
-        "what the student writes": [f"{DEMO}"],
+        "generate": [f"{DEMO}"],
         "extract": [
             "extract", f"{teacher_folder}", "--subnet", f"{student}", "--output-dir", f"{tmp_path}/cut", *healing,
         ],
@@ -91,7 +91,7 @@ def commands(teacher_folder, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
-def test_commands_say_nothing_but_what_is_the_users_business(commands, tmp_path):
+def test_commands_print_nothing_but_messages_for_the_user(commands, tmp_path):
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path / "commands.json"],
@@ -106,7 +106,7 @@ def test_commands_say_nothing_but_what_is_the_users_business(commands, tmp_path)
     assert list(said) == list(commands)
     assert {name: lines for name, lines in said.items() if lines} == SAID
     printed = by_command(done.stdout)
-    assert all(line.startswith("{'") for line in printed.pop("example"))  # what a Trainer logs
+    assert all(line.startswith("{'") for line in printed.pop("example"))  # the log of a Trainer
     assert printed["resumed"] == printed["done"] and printed["done"][0].startswith("parameters")
-    assert printed["interrupted"] == printed["what the student writes"] == []
+    assert printed["interrupted"] == printed["generate"] == []
     assert [len(printed[name]) for name in ("extract", "store-logits", "push")] == [2, 1, 1]

@@ -1,4 +1,4 @@
-"""The command line: `hf-whittle COMMAND`, a file for each command."""
+"""The command line `hf-whittle COMMAND`: a file for each command."""
 
 import argparse
 import logging
@@ -8,18 +8,18 @@ from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
 from . import demo, extract, push, run, store_logits
 
-# What loggers of other libraries say about themselves: a kernel that 4-bit layers would take, though there are none,
-# the order of checkpoints that were written within a second, and a README without metadata beside local text.
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "huggingface_hub.repocard": "Repo card metadata block was not found",
     "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
 }
+"""Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
+are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
 COMMANDS = {"run": run, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
 
 
 class _Without(logging.Filter):
-    """Leave out messages that start so."""
+    """Leaves out messages that start with a text."""
 
     def __init__(self, start: str):
         super().__init__()
@@ -30,7 +30,7 @@ class _Without(logging.Filter):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Make the parser of all commands."""
     from .. import __version__
 
     parser = argparse.ArgumentParser(prog="hf-whittle", description="Small language models from large ones.")
@@ -42,14 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; exit status 0 if it did its work, 1 on an error, 130 if it was interrupted."""
+    """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
-    except (WhittleError, OSError, ImportError) as error:  # of transformers: no such checkpoint, a library is missing
+    except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing
         numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
         print(f"hf-whittle: error: {numbered or error}", file=sys.stderr)
         return 1

@@ -1,11 +1,11 @@
-"""`hf-whittle demo`: the main job on the Python standard library, with a bundled teacher and no download."""
+"""`hf-whittle demo`: do the main job on the Python standard library, with a bundled teacher and no download."""
 
 import argparse
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-HELP = "Do the main job on the Python standard library with the bundled teacher, in some minutes and offline."
+HELP = "Do the main job on the Python standard library with the bundled teacher, offline and in a few minutes."
 
 PROMPTS = ("def read(self, path):\n", "class Test", "import ")
 
@@ -23,14 +23,14 @@ def main(options: argparse.Namespace) -> None:
         recipe = Recipe.load(folder / "recipe.yaml", output_dir=options.output_dir, teacher=str(folder / "teacher"))
         results = work(recipe)
     print(f"\n{summary(results)}")
-    print("\nWhat the student writes:\n")
+    print("\nThe student continues three prompts:\n")
     for text in generate(Path(recipe.output_dir)):
         print("    " + text.replace("\n", "\n    ") + "\n")
     print(f"The student, its card, the search and the pictures are in {Path(recipe.output_dir).resolve()}")
 
 
 def generate(folder: Path) -> list[str]:
-    """Continuations of the prompts by the model in a folder, greedy."""
+    """Continue the prompts greedily, with the model in a folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""`hf-whittle extract`: cut a student out of a checkpoint, and heal it if there is text to do so."""
+"""`hf-whittle extract`: extract a student from a checkpoint, and heal it if asked to."""
 
 import argparse
 from pathlib import Path
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
     from ..subnet import SubnetConfig
 
-HELP = "Cut a student out of a checkpoint, and heal it on text if asked to."
+HELP = "Extract a student from a checkpoint, and heal it on text if asked to."
 INTERRUPTED = "nothing was written, run the same command again"
 
-_OF_HEALING: dict[str, Any] = {
+_HEALING_DEFAULTS: dict[str, Any] = {
     "files": None, "dataset": None, "dataset_config": None, "split": "train", "text_column": "text",
     "block_size": None, "calibration_tokens": 131072,
 }  # fmt: skip
-"""The options that only healing takes, with their defaults."""
+"""Defaults of the options that have no effect without healing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="what to cut from: a folder, or a name on the Hub")
-    parser.add_argument("--subnet", required=True, help="what to keep: a subnet.json, or a folder with one")
+    parser.add_argument("checkpoint", help="super-network to extract from: a folder, or a name on the Hub")
+    parser.add_argument("--subnet", required=True, help="subnet to keep: a subnet.json, or a folder with one")
     parser.add_argument("--output-dir", required=True, help="folder of the student, new or empty")
     parser.add_argument(
         "--format",
@@ -29,18 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="kind of model; auto is a stock GPT-NeoX where that can hold the student (default: auto)",
     )
-    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: the checkpoint's)")
-    parser.add_argument("--max-shard-size", type=_size, default="5GB", help="most bytes of a file (default: 5GB)")
+    parser.add_argument("--dtype", help="type of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument("--max-shard-size", type=_size, default="5GB", help="largest size of a file (default: 5GB)")
     parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
     healing = parser.add_argument_group("healing")
-    healing.add_argument("--heal", action="store_true", help="put back on text what slicing took away")
-    healing.add_argument("--files", nargs="+", metavar="PATTERN", help="training text: files or patterns of them")
-    healing.add_argument("--dataset", help="or a dataset: a name on the Hub, or a folder")
+    healing.add_argument("--heal", action="store_true", help="compensate, by fits on text, for the parts left out")
+    healing.add_argument("--files", nargs="+", metavar="PATTERN", help="training text: files or patterns")
+    healing.add_argument("--dataset", help="training text instead of files: a name on the Hub, or a folder")
     healing.add_argument("--dataset-config", help="configuration of the dataset")
     healing.add_argument("--split", help="split of the dataset (default: train)")
     healing.add_argument("--text-column", help="column that holds the text (default: text)")
     healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024 at most)")
-    healing.add_argument("--calibration-tokens", type=int, help="most tokens that are read (default: 131072)")
+    healing.add_argument("--calibration-tokens", type=int, help="most tokens to read (default: 131072)")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _size(text: str) -> int | str:
-    """A size of files as `extract_subnet` takes it."""
+    """Parse a size of files for `extract_subnet`."""
     from ..extraction.folder import check_shard_size
 
     size = int(text) if text.isdecimal() else text
@@ -98,22 +98,22 @@ def _subnet(path: Path) -> "SubnetConfig":
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Check that what is given belongs together, and set what healing needs and was not given."""
+    """Check that the options go together, and set the defaults of those that healing needs."""
     from ..errors import DataError
 
-    given = [name for name in _OF_HEALING if getattr(options, name) is not None]
+    given = [name for name in _HEALING_DEFAULTS if getattr(options, name) is not None]
     if given and not options.heal:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise DataError(f"{flags} has no effect without --heal; add --heal, or leave it out")
     if options.heal and (options.files is None) == (options.dataset is None):
         raise DataError("--heal needs training text: give either --files or --dataset")
-    for name, default in _OF_HEALING.items():
+    for name, default in _HEALING_DEFAULTS.items():
         if name not in given:
             setattr(options, name, default)
 
 
 def _blocks(options: argparse.Namespace) -> "torch.Tensor":
-    """Packed blocks of the text; documents are drawn at random, and no more of them tokenized than needed."""
+    """Pack blocks of the text; documents are drawn at random, and no more of them are tokenized than needed."""
     from itertools import islice
 
     import numpy as np
@@ -129,13 +129,15 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
     size = min(1024, longest) if options.block_size is None else options.block_size
     if size > longest:
-        raise DataError(f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}")
+        raise DataError(
+            f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}; use smaller blocks"
+        )
     tokenizer = load_tokenizer(expanded(options.checkpoint), revision=options.revision)
     documents = load_documents(
         options.dataset, options.files, options.dataset_config, options.split, text_column=options.text_column
     )
-    stream = documents.shuffle(seed=0).to_iterable_dataset()
-    blocks = pack_documents(stream, tokenizer, size, text_column=options.text_column)
+    shuffled = documents.shuffle(seed=0).to_iterable_dataset()
+    blocks = pack_documents(shuffled, tokenizer, size, text_column=options.text_column)
     rows = [block["input_ids"] for block in islice(blocks, max(2, options.calibration_tokens // size))]
     if len(rows) < 2:
         raise DataError(
@@ -146,7 +148,7 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
 
 
 def summary(folder: Path) -> str:
-    """What is in the folder of a student, and what healing did to it."""
+    """Describe the student in a folder, and the effect of healing."""
     from transformers import AutoConfig
 
     from ..cost.counts import num_parameters
@@ -159,14 +161,13 @@ def summary(folder: Path) -> str:
     kind = f"{(config.architectures or ['student'])[0]} of {num_parameters(config):,} parameters"
     lines = [f"A {kind} is in {folder}: {size:,.1f} MB of weights in {len(files)} file{'s' * (len(files) != 1)}"]
     if (folder / HEALING_FILE).is_file():
-        report = read_json(folder / HEALING_FILE)
-        fitted, others = f"{report['tokens']:,} tokens", f"{report['held_out_tokens']:,} others"
-        before, after = f"{report['perplexity_before']:.3f}", f"{report['perplexity_after']:.3f}"
-        if report["is_healed"]:
-            lines.append(f"Healed on {fitted}: its perplexity on {others} fell from {before} to {after}")
-        else:
-            lines.append(
-                f"Left as sliced: healing on {fitted} would have taken its perplexity on {others} from {before} to "
-                f"{after}"
-            )
+        lines.append(_healing_summary(read_json(folder / HEALING_FILE)))
     return "\n".join(lines)
+
+
+def _healing_summary(report: dict[str, Any]) -> str:
+    fitted, others = f"{report['tokens']:,} tokens", f"{report['held_out_tokens']:,} others"
+    change = f"from {report['perplexity_before']:.3f} to {report['perplexity_after']:.3f}"
+    if report["is_healed"]:
+        return f"Healed on {fitted}: its perplexity on {others} fell {change}"
+    return f"Left as sliced: healing on {fitted} would have taken its perplexity on {others} {change}"

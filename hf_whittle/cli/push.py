@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..hub.publication import Publication
 
-HELP = "Publish the folder of a student on the Hub with its model card, in one commit."
-INTERRUPTED = "run the same command again, files that are uploaded already are not sent twice"
+HELP = "Publish the folder of a student on the Hub, with its model card, in one commit."
+INTERRUPTED = "run the same command again; files that were uploaded are not sent twice"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="what `hf-whittle run`, `hf-whittle extract` or a Trainer wrote")
-    parser.add_argument("repo_id", help="repository to publish in, such as me/pythia-160m-whittled; made if need be")
+    parser.add_argument("folder", help="folder written by `hf-whittle run`, `hf-whittle extract` or a Trainer")
+    parser.add_argument("repo_id", help="repository to publish in, such as me/pythia-160m-whittled; created if need be")
     parser.add_argument("--dry-run", action="store_true", help="show every file, its size and the card; send nothing")
-    parser.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
+    parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--revision", help="branch to publish on, made if need be (default: main)")
+    where.add_argument("--revision", help="branch to publish on, created if need be (default: main)")
     where.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--commit-message", help="of the commit")
+    parser.add_argument("--commit-message", help="message of the commit")
     parser.add_argument("--overwrite", action="store_true", help="publish over a model of another architecture")
-    parser.add_argument("--license", help="of the student (default: that of what it was cut from)")
-    parser.add_argument("--language", nargs="+", help="codes of the languages it speaks (default: likewise)")
-    parser.add_argument("--lm-eval", type=Path, help="results that `lm_eval --output_path` wrote, for the card")
+    parser.add_argument("--license", help="license of the student (default: its super-network's)")
+    parser.add_argument(
+        "--language", nargs="+", help="codes of its languages, such as en (default: its super-network's)"
+    )
+    parser.add_argument("--lm-eval", type=Path, help="results written by `lm_eval --output_path`, for the card")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -59,7 +61,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def listing(publication: "Publication") -> str:
-    """Every file with its size, and the sum."""
+    """List every file with its size, and the sum."""
     sizes = {name: publication.size(name) for name in sorted(publication.files)}
     sizes[f"{len(sizes)} files"] = sum(sizes.values())
     width = max(map(len, sizes))

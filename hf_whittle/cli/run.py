@@ -1,4 +1,4 @@
-"""`hf-whittle run`: do what a recipe says."""
+"""`hf-whittle run`: do a recipe."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
 
-HELP = "Search, extract, pretrain and report, as a recipe says; goes on where it was interrupted."
+HELP = "Search, extract, pretrain and report as a recipe says; an interrupted run goes on."
+
+_COLUMNS = (
+    "", "parameters", "perplexity at the start", "at the end", "tokens", "to match the baseline: tokens", "FLOPs",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file; see examples/recipes")
-    parser.add_argument("--output-dir", help="folder of the results, instead of the recipe's")
+    parser.add_argument("--output-dir", help="folder of the results (default: the recipe's)")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -23,7 +27,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def work(recipe: "Recipe") -> dict[str, Any]:
-    """Do a recipe, with the bars of search and training but without those of loading and saving."""
+    """Do a recipe, with progress bars of search and training but none of loading and saving."""
     from transformers.utils import logging
 
     from ..run import run
@@ -33,37 +37,38 @@ def work(recipe: "Recipe") -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """A table of what a run measured."""
-    rows = [
-        ("", "parameters", "perplexity at the start", "at the end", "tokens", "to match the baseline: tokens", "FLOPs")
+    """Make a table of the measurements of a run."""
+    match, teacher = results.get("to_match", {}), results["teacher"]
+    rows: list[tuple[str, ...]] = [
+        _COLUMNS,
+        ("teacher", _count(teacher["parameters"]), "", _perplexity(teacher), "", "", ""),
     ]
-    match = results.get("to_match", {})
-    rows.append(("teacher", _count(results["teacher"]["parameters"]), "", _perplexity(results["teacher"]), "", "", ""))
-    for name in ("baseline", "student"):
-        if name not in results:
-            continue
-        run = results[name]
-        flops = match.get(f"{name}_flops")
-        rows.append(
-            (
-                "random initialization" if name == "baseline" else "student",
-                _count(run["parameters"]),
-                _perplexity(run["curve"][0]),
-                _perplexity(run["curve"][-1]),
-                _count(run["tokens"]),
-                _count(match[f"{name}_tokens"]) if flops is not None else "",
-                "" if flops is None else f"{sum(flops.values()) if isinstance(flops, dict) else flops:.2e}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+    rows += [_row(name, results[name], match) for name in ("baseline", "student") if name in results]
+    header, *lines = _aligned(rows)
+    return "\n".join([header, "-" * len(header), *lines, *_ratios(results)])
+
+
+def _row(name: str, training: dict[str, Any], match: dict[str, Any]) -> tuple[str, ...]:
+    """Cells of a trained model; the last two are empty where it did not match the baseline."""
+    flops = match.get(f"{name}_flops")
+    return (
+        "random initialization" if name == "baseline" else "student",
+        _count(training["parameters"]),
+        _perplexity(training["curve"][0]),
+        _perplexity(training["curve"][-1]),
+        _count(training["tokens"]),
+        "" if flops is None else _count(match[f"{name}_tokens"]),
+        "" if flops is None else f"{sum(flops.values()) if isinstance(flops, dict) else flops:.2e}",
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *_ratios(results)])
 
 
 def _ratios(results: dict[str, Any]) -> list[str]:

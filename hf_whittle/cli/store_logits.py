@@ -1,10 +1,9 @@
-"""`hf-whittle store-logits`: run a recipe's teacher over its training text once, and keep what it says."""
+"""`hf-whittle store-logits`: run a recipe's teacher over its training text once, and store its logits."""
 
 import argparse
-import tempfile
 from typing import Any
 
-HELP = "Keep what a recipe's teacher says about its training text, for distillation without the teacher."
+HELP = "Store the logits of a recipe's teacher on its training text, for distillation without the teacher."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=("sample", "top-k"),
         default="sample",
-        help="sampled tokens, an unbiased estimate, or the likeliest ones (default: sample)",
+        help="sampled tokens, an unbiased estimate, or the likeliest tokens (default: sample)",
     )
     parser.add_argument("--draws", type=int, default=12, help="tokens sampled at each position (default: 12)")
     parser.add_argument("--k", type=int, default=1024, help="likeliest tokens kept (default: 1024)")
@@ -28,17 +27,17 @@ def main(options: argparse.Namespace) -> None:
     from ..distillation.store.writer import check_store_arguments, store_targets
     from ..processes import is_first, lock_in_first
     from ..recipe.recipe import Recipe
-    from ..run.stages import Run
+    from ..run.inputs import Inputs
 
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder, lock_in_first(options.output_dir):
-        run = Run(Recipe.load(options.recipe, output_dir=folder))
+    with lock_in_first(options.output_dir):
+        inputs = Inputs(Recipe.load(options.recipe, output_dir=options.output_dir))
         arguments: dict[str, Any] = {
             name: getattr(options, name) for name in ("kind", "draws", "k", "seed", "batch_size")
         }
-        arguments["temperature"] = run.recipe.training_arguments(folder).temperature
+        arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
-        teacher, blocks = run.teacher, run.blocks["train"]
-        store = store_targets(teacher, blocks, options.output_dir, tokenizer=run.tokenizer, **arguments)
+        teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
+        store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
     if is_first():
         print(f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}")

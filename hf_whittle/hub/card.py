@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.documents import STANDARD_LIBRARY
+from ..fitness.registry import LABELS
 from ..models.portable import oldest_transformers
 from ..record.facts import FitnessFacts
 from ..record.files import RECIPE_FILE
@@ -23,21 +24,6 @@ from .wording import as_checkpoint, as_code, as_number, as_title
 TEMPLATE = "model_card.md.jinja"
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 PICTURES = ("training", "search", "pareto", "architecture")
-_FITNESSES = {
-    "perplexity": "perplexity",
-    "kl": "`kl`, the mean divergence of its predictions from the teacher's, in nats a token",
-    "healed-perplexity": "`healed-perplexity`, the perplexity after linear fits that recover part of what slicing lost",
-    "probe": "`probe`, the perplexity of the student after {steps} steps of training",
-    "staged": "`staged`, the perplexity of the student after {steps} steps of training, among the candidates left by "
-    "perplexity as sliced and then as healed",
-    "importance": "`importance`, the negative share of {criterion} importance retained",
-    "magnitude": "`magnitude`, the negative sum of absolute weights",
-    "gradient-norm": "`gradient-norm`, the negative norm of the gradients",
-    "snip": "`snip`, the negative sum of absolute products of weights and gradients",
-    "synflow": "`synflow`, the negative logarithm of synaptic flow",
-    "jacobian-covariance": "`jacobian-covariance`, the similarity of the gradients of different blocks",
-}
-"""Fitnesses in words."""
 
 
 class SubnetModelCardData(ModelCardData):
@@ -228,6 +214,6 @@ def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
 
 def _minimized(fitness: FitnessFacts) -> str:
     """The fitness that a search minimized, in words; one of the user's by its name."""
-    if fitness.name not in _FITNESSES:
+    if fitness.name not in LABELS:
         return as_code(fitness.name)
-    return _FITNESSES[fitness.name].format(steps=fitness.steps or "some", criterion=fitness.criterion or "measured")
+    return LABELS[fitness.name].format(steps=fitness.steps or "some", criterion=fitness.criterion or "measured")

@@ -1,4 +1,4 @@
-"""Recipes: what `hf-whittle run` does, read from YAML."""
+"""Recipes of `hf-whittle run`, read from YAML."""
 
 from .recipe import Recipe
 

@@ -1,8 +1,6 @@
-"""Recipes: one YAML file that says what `hf-whittle run` does, checked key by key."""
+"""Recipes: one YAML file that tells `hf-whittle run` everything it needs, checked key by key."""
 
 import dataclasses
-import math
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,36 +10,25 @@ from ..files.paths import expanded
 from ..files.text import write_text
 from ..files.yaml import as_yaml, read_yaml
 from ..healing.config import HealingConfig
+from .parsing import parse
 from .sections import BinSection, DataSection, SearchSection, SpaceSection
-from .typed_values import parse, parse_values
+from .training import parse_baseline, parse_training, training_arguments
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
-
-
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "steps",
-    "eval_steps": 0.04,
-    "eval_on_start": True,
-    "save_steps": 0.1,
-    "save_total_limit": 1,
-    "logging_steps": 0.02,
-    "include_num_input_tokens_seen": "all",
-    "lr_scheduler_type": "cosine",
-    "report_to": "none",
-}
+    from ..fitness.probe import ProbeConfig
 
 
 @dataclass
 class Recipe:
-    """What `hf-whittle run` does.
+    """Everything that `hf-whittle run` does, from the checkpoint to the trained student.
 
     Args:
         teacher (`str`): checkpoint the student learns from: a name on the Hub or a local folder.
         output_dir (`str`): folder of the results.
         data (`DataSection`): the text.
         bin (`BinSection`): parameters of the student.
-        supernet (`str`, *optional*): checkpoint the student is cut from; the teacher by default.
+        supernet (`str`, *optional*): checkpoint the student is extracted from; the teacher by default.
         space (`SpaceSection`): the search space.
         search (`SearchSection`): the search.
         training (`dict`): fields of `DistillationConfig`.
@@ -91,27 +78,12 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """Check a mapping and make it a recipe; errors as for `load`."""
         recipe = parse(cls, values, "")
-        sources = [recipe.data.dataset, recipe.data.files]
-        if sum(source is not None for source in sources) != 1:
+        if (recipe.data.dataset is None) == (recipe.data.files is None):
             raise RecipeError("data: give either dataset or files")
-        for name in ("load_best_model_at_end", "save_only_model"):
-            if recipe.training.get(name):
-                raise RecipeError(f"training.{name}: a run publishes its last step and goes on exactly; leave it out")
-        for name in recipe.training:
-            if name == "push_to_hub" or str(name).startswith("hub_"):
-                raise RecipeError(
-                    f"training.{name}: a run is published when it is done, by `hf-whittle push`, which takes the token "
-                    "of `hf auth login` or HF_TOKEN; leave it out"
-                )
-        recipe.training = parse_values(_training_hints(), recipe.training, "training")
+        recipe.training = parse_training(recipe.training)
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
-            recipe.baseline = parse_values(_training_hints(), recipe.baseline, "baseline")
-            for name in ("beta", "hidden_weight", "load_best_model_at_end", "save_only_model"):
-                if name in recipe.baseline:
-                    raise RecipeError(
-                        f"baseline.{name}: a baseline learns from text alone, to its last step; leave it out"
-                    )
+            recipe.baseline = parse_baseline(recipe.baseline)
             recipe._check_training("baseline", recipe.baseline)
         return recipe
 
@@ -122,20 +94,31 @@ class Recipe:
             raise RecipeError(f"{where}: {' '.join(str(error).split()) or repr(error)}") from error
 
     def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
-        """`DistillationConfig` of a training into a folder: the defaults of a run, the recipe's values, overrides."""
-        import torch
+        """Arguments of a training into a folder: the defaults of a run, the recipe's values, then overrides."""
+        return training_arguments(self.training, folder, **overrides)
 
-        from ..distillation.config import DistillationConfig
+    @property
+    def baseline_overrides(self) -> dict[str, Any]:
+        """The arguments in which the training of the baseline differs from the student's."""
+        own = self.baseline if isinstance(self.baseline, dict) else {}
+        return {**own, "beta": 0.0, "hidden_weight": 0.0}
 
-        values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **self.training, **overrides}
-        args = DistillationConfig(**values, output_dir=str(folder))
-        for name in ("eval_steps", "save_steps", "logging_steps"):
-            value = getattr(args, name)
-            if args.max_steps > 0 and value is not None and value < 1:  # else they seem to differ from a checkpoint's
-                setattr(args, name, math.ceil(args.max_steps * value))
-        return args
+    @property
+    def probe_config(self) -> "ProbeConfig":
+        """Settings of the search's probes; weights, temperature and learning rate are those of training by default."""
+        from ..fitness.probe import ProbeConfig
+
+        training = self.training_arguments(self.output_dir)
+        names = ("alpha", "beta", "temperature", "learning_rate")
+        return ProbeConfig(**{**{name: getattr(training, name) for name in names}, **self.search.probe})
+
+    @property
+    def importance_criterion(self) -> Any:
+        """Criterion of the importance scores that the space or the fitness needs; `None` if neither needs any."""
+        return self.space.importance or ("activation" if self.search.fitness == "importance" else None)
 
     def to_dict(self) -> dict[str, Any]:
+        """Values as in YAML, every default spelled out."""
         values = {**dataclasses.asdict(self), "search": self.search.to_dict()}
         if isinstance(self.heal, HealingConfig):
             values["heal"]["ridge"] = list(self.heal.ridge)
@@ -144,13 +127,3 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
         write_text(path, as_yaml(self.to_dict()))
-
-
-def _training_hints() -> dict[str, Any]:
-    """Types of the keys of `training`: the fields of `DistillationConfig` but for those a run sets itself."""
-    from ..distillation.config import DistillationConfig
-
-    hints = typing.get_type_hints(DistillationConfig)
-    set_by_run = {"output_dir", "disable_tqdm"}
-    names = [item.name for item in dataclasses.fields(DistillationConfig) if item.init]
-    return {name: hints[name] for name in names if name not in set_by_run}

@@ -1,4 +1,4 @@
-"""Sections of a recipe."""
+"""Sections of a recipe: data, bin, space and search."""
 
 import dataclasses
 import math
@@ -7,24 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .. import experimental
 from ..checks import check_integers
 from ..cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from ..errors import RecipeError
 from ..files.paths import expanded
-from ..search.algorithms import ALGORITHMS, AdditiveSearchConfig, SearchConfig
-from .typed_values import parse_values
+from ..fitness.registry import FITNESSES as OWN_FITNESSES
+from ..fitness.registry import STAGES
+from ..search.algorithms import ALGORITHMS as OWN_ALGORITHMS
+from ..search.algorithms import AdditiveSearchConfig, SearchConfig
+from .parsing import parse_values
 
-FITNESSES = (
-    "perplexity", "kl", "healed-perplexity", "probe", "staged",
-    "magnitude", "importance", "gradient-norm", "snip", "synflow", "jacobian-covariance",
-)  # fmt: skip
-STAGES = ("perplexity", "healed-perplexity", "probe")
-"""The fitnesses of a staged one, for the shares of its algorithm in their order."""
+ALGORITHMS: dict[str, type[SearchConfig]] = OWN_ALGORITHMS | experimental.ALGORITHMS
+"""The settings of every search algorithm, by its name in a recipe."""
+FITNESSES = OWN_FITNESSES | experimental.FITNESSES
+"""How to make every fitness, by its name in a recipe."""
+PROBING = ("probe", "staged")
+"""Fitnesses that train probes."""
 
 
 @dataclass
 class DataSection:
-    """The text: a dataset of the Hub or on disk, files, or text that is on every machine."""
+    """The text: a dataset of the Hub or on disk, files, or Python's standard library, which is on every machine."""
 
     dataset: str | None = field(
         default=None,
@@ -41,9 +45,9 @@ class DataSection:
         default=None, metadata={"help": "Column that names a document, to hold out by; the text itself by default."}
     )
     block_size: int = field(default=1024, metadata={"help": "Tokens in a block."})
-    search_fraction: float = field(default=0.01, metadata={"help": "Share of the documents the search is held on."})
-    test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents results are reported on."})
-    search_tokens: int = field(default=65536, metadata={"help": "Most tokens a candidate is evaluated on."})
+    search_fraction: float = field(default=0.01, metadata={"help": "Share of the documents to search on."})
+    test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents to report results on."})
+    search_tokens: int = field(default=65536, metadata={"help": "Most tokens that a candidate is evaluated on."})
     test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
     calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
@@ -63,13 +67,13 @@ class DataSection:
 
 @dataclass
 class BinSection:
-    """The interval of a cost that the student must lie in: parameters, or any other."""
+    """The interval in which a cost of the student must lie: its parameters by default."""
 
     low: float
     high: float
     cost: Literal["parameters", "parameters_without_embeddings", "flops", "weight_bytes", "kv_cache_bytes"] = field(
         default="parameters",
-        metadata={"help": "What is counted: FLOPs and cache bytes of a token, weights and cache in 16 bits."},
+        metadata={"help": "Cost to bound: FLOPs and cache bytes of a token, weights and cache in 16 bits."},
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +93,7 @@ class BinSection:
 
 @dataclass
 class SpaceSection:
-    """The search space; sizes are `[from, to, step]`, `to` included."""
+    """The search space; sizes are `[from, to, step]`, with `to` included."""
 
     granularity: Literal["coarse", "fine"] = "coarse"
     layer_wise: bool = True
@@ -99,9 +103,10 @@ class SpaceSection:
     num_attention_heads: list[int] | None = None
     intermediate_size: list[int] | None = None
     importance: Literal["magnitude", "activation", "taylor"] | None = field(
-        default=None, metadata={"help": "Criterion by which a fine-grained space chooses entries; see importance.py."}
+        default=None,
+        metadata={"help": "Criterion of a fine-grained space's choice of entries; see importance/scores.py."},
     )
-    temperature: float = field(default=0.1, metadata={"help": "How far such a choice may stray from the scores."})
+    temperature: float = field(default=0.1, metadata={"help": "How far that choice may stray from the scores."})
 
     def __post_init__(self) -> None:
         self.ranges()
@@ -123,14 +128,14 @@ class SpaceSection:
 
 @dataclass
 class SearchSection:
-    """The search; in YAML, the settings of the algorithm stand beside its name."""
+    """The search; in YAML, the algorithm's settings are keys beside its name."""
 
     algorithm: SearchConfig = field(
         default_factory=AdditiveSearchConfig, metadata={"help": f"One of {', '.join(sorted(ALGORITHMS))}."}
     )
-    fitness: Literal[FITNESSES] = field(  # type: ignore[valid-type]
+    fitness: Literal[tuple(FITNESSES)] = field(  # type: ignore[valid-type]
         default="healed-perplexity",
-        metadata={"help": "What is minimised; perplexity is the paper's. See fitness.py, healing and proxies.py."},
+        metadata={"help": "Fitness to minimize; perplexity is the paper's. See fitness/ and experimental/."},
     )
     batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
     probe: dict[str, Any] = field(
@@ -142,10 +147,15 @@ class SearchSection:
 
     def __post_init__(self) -> None:
         check_integers(self, {"batch_size": 1})
-        if self.probe and self.fitness not in ("probe", "staged"):
+        if self.probe and not self.has_probes:
             raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
         if self.fitness == "staged":
             self._check_stages()
+
+    @property
+    def has_probes(self) -> bool:
+        """Whether the fitness trains probes."""
+        return self.fitness in PROBING
 
     def _check_stages(self) -> None:
         shares = getattr(self.algorithm, "shares", None)
@@ -154,11 +164,11 @@ class SearchSection:
             staged = [name for name, items in fields.items() if "shares" in (item.name for item in items)]
             raise ValueError(
                 f"fitness: staged needs an algorithm that evaluates on shares of the tokens, {' or '.join(staged)}; "
-                f"{self.algorithm.name} evaluates on all of them"
+                f"{self.algorithm.name} evaluates on all tokens"
             )
         if len(shares) != len(STAGES):
             raise ValueError(
-                f"fitness: staged takes {', '.join(STAGES)} for the shares, which must then be {len(STAGES)}, got "
+                f"fitness: staged needs {len(STAGES)} shares, for {', '.join(STAGES)} in this order, got shares: "
                 f"{shares}"
             )
         scored = getattr(self.algorithm, "score_share", 1.0)
@@ -182,13 +192,14 @@ class SearchSection:
         own = {item.name: parsed.pop(item.name) for item in dataclasses.fields(cls) if item.name in parsed}
         if own.get("fitness") == "staged" and "score_share" in known and "score_share" not in parsed:
             shares = parsed.get("shares") or AdditiveSearchConfig().shares
-            parsed["score_share"] = shares[min(1, len(shares) - 1)]  # healed: replacements are too many to probe
+            parsed["score_share"] = shares[min(1, len(shares) - 1)]  # healed: there are too many replacements to probe
         try:
             return cls(**{**own, "algorithm": algorithm(**parsed)})
         except ValueError as error:
             raise RecipeError(f"{where}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
+        """Values as in YAML."""
         return {**vars(self), "algorithm": self.algorithm.name, **dataclasses.asdict(self.algorithm)}
 
 

@@ -1,28 +1,129 @@
-"""Inputs of a run."""
+"""Inputs of a run: everything that a recipe names, loaded when it is first asked for."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError
+from ..data.documents import load_documents, split_documents
+from ..data.packing import pack_documents
+from ..distillation.teacher import check_same_tokens, load_teacher
+from ..errors import CheckpointError, DataError, VocabularyError
+from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from ..recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a recipe: each is loaded when it is first asked for, and kept, but for a teacher of its own.
+
+    Args:
+        recipe (`Recipe`): the recipe; nothing is written into its `output_dir`.
+    """
+
+    recipe: Recipe
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The super-network's.
+
+        Raises:
+            VocabularyError: if the teacher's is another.
+        """
+        tokenizer = load_tokenizer(self.recipe.supernet or self.recipe.teacher)
+        if self.recipe.supernet:
+            check_same_tokens(tokenizer, load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher))
+        return tokenizer
+
+    @cached_property
+    def documents(self) -> Dataset:
+        """The text, one document a row."""
+        data = self.recipe.data
+        return load_documents(data.dataset, data.files, data.dataset_config, data.split, text_column=data.text_column)
+
+    @cached_property
+    def blocks(self) -> dict[str, Dataset]:
+        """Packed blocks of the splits `train`, `search` and `test`."""
+        data = self.recipe.data
+        fractions = {"search": data.search_fraction, "test": data.test_fraction}
+        splits = split_documents(self.documents, fractions, key=data.document_column or data.text_column)
+        packing: dict[str, Any] = {"text_column": data.text_column, "num_proc": data.num_proc}
+        blocks = {
+            name: pack_documents(split, self.tokenizer, data.block_size, **packing) for name, split in splits.items()
+        }
+        for name, tokens in (("search", data.search_tokens), ("test", data.test_tokens)):
+            blocks[name] = _spread(blocks[name], max(1, tokens // data.block_size))
+        return blocks
+
+    def training_blocks(self, number: int) -> Dataset:
+        """At most `number` training blocks, evenly over all of them."""
+        return _spread(self.blocks["train"], number)
+
+    @property
+    def healing_blocks(self) -> Dataset:
+        """Training blocks that healing fits to."""
+        data = self.recipe.data
+        return self.training_blocks(max(2, data.calibration_tokens // data.block_size))
+
+    @property
+    def calibration_blocks(self) -> Dataset:
+        """Training blocks to score importance on: as many as a candidate is evaluated on."""
+        return self.training_blocks(len(self.blocks["search"]))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of the trainings."""
+        return self.recipe.training_arguments(self.recipe.output_dir).device
+
+    @cached_property
+    def supernet(self) -> GPTNeoXSuperNetForCausalLM:
+        """The super-network, in single precision.
+
+        Raises:
+            VocabularyError: if its tokenizer has more tokens than it has embeddings.
+            DataError: if it has fewer positions than a block has tokens.
+        """
+        name, block_size = self.recipe.supernet or self.recipe.teacher, self.recipe.data.block_size
+        supernet = load_checkpoint(GPTNeoXSuperNetForCausalLM.from_pretrained, name, dtype=torch.float32)
+        if len(self.tokenizer) > supernet.config.vocab_size:
+            raise VocabularyError(
+                f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
+                f"{supernet.config.vocab_size} embeddings; use the model's own tokenizer"
+            )
+        longest = supernet.config.max_position_embeddings
+        if block_size > longest:
+            raise DataError(f"block_size {block_size} exceeds the {longest} positions of {name}; use smaller blocks")
+        return supernet.to(self.device)
+
+    def load_teacher(self) -> PreTrainedModel:
+        """The super-network where that is the teacher; else the teacher, loaded anew, for the caller to let go of."""
+        if not self.recipe.supernet:
+            return self.supernet
+        return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
 
 
 def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
         CheckpointError: if it has none.
     """
-    tokenizer = _load(AutoTokenizer.from_pretrained, name, **hub)
+    tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
     if not tokenizer("text").input_ids:
         raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
     return tokenizer
 
 
-def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Load a checkpoint, with an error that names it."""
+def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    """Call `load` with the name of a checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
+    """
     try:
         return load(name, **kwargs)
     except OSError as error:
@@ -30,7 +131,7 @@ def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
 
 
 def _spread(blocks: Dataset, number: int) -> Dataset:
-    """At most `number` blocks, evenly over the whole split."""
+    """At most `number` blocks, evenly over all of them."""
     if len(blocks) <= number:
         return blocks
     return blocks.select([i * len(blocks) // number for i in range(number)])

@@ -1,28 +1,40 @@
-"""The main job, from a recipe to a folder."""
+"""The main job, from a recipe to the folder of a student."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, WhittleError
+from ..files.atomic import remove_leftovers
 from ..files.disk import disk_errors
 from ..files.locks import folder_lock
+from ..hub.saving import describe
 from ..processes import num_launched
 from ..recipe.recipe import Recipe
-from .stages import Run
+from ..record.files import RECIPE_FILE
+from ..record.match import to_match
+from ..record.results import Results
+from . import stages
+from .changes import check_changes
+from .fingerprints import check_inputs
+from .inputs import Inputs
+from .ledger import Ledger
+from .preflight import check_teacher, preflight
+from .trainers import Trainers
 
 
 def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
-    """Do what a recipe says, and write the student, its card, the search and the pictures into `recipe.output_dir`.
+    """Do a recipe, and write the student, its card, the search and the pictures into `recipe.output_dir`.
 
-    Run again with the same recipe, it goes on where it was interrupted. What no stage that is done depends on may be
-    another then; see `changes.py`.
+    A run that was interrupted goes on when the same recipe is run again. Sections of the recipe that no finished stage
+    depends on may differ then; see `changes.py`.
 
     Args:
-        recipe (`Recipe`): what to do.
+        recipe (`Recipe`): the recipe.
         progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
 
     Returns:
-        `dict`: what was measured, as in `results.json`.
+        `dict`: everything that was measured, as in `results.json`.
 
     Raises:
         OutputError: if the folder holds the run of another recipe, another process writes it, or it cannot be written.
@@ -38,4 +50,41 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output folder {folder} is a file; choose another output_dir")
     with folder_lock(folder), disk_errors(folder):
-        return Run(recipe, progress).results()
+        inputs, ledger = Inputs(recipe), Ledger(folder)
+        _begin(inputs, ledger)
+        results = _do_stages(inputs, ledger, progress)
+        results.save(folder)
+        describe(folder)
+    return results.to_dict()
+
+
+def _begin(inputs: Inputs, ledger: Ledger) -> None:
+    """Find out whether the run can go on in its folder, and whether its stages will work."""
+    check_changes(ledger.folder, inputs.recipe)
+    inputs.recipe.save(ledger.folder / RECIPE_FILE)
+    for folder in (ledger.folder, ledger.stages):
+        remove_leftovers(folder)
+    check_teacher(inputs)
+    check_inputs(ledger.folder, inputs)
+    preflight(inputs, ledger.folder)
+
+
+def _do_stages(inputs: Inputs, ledger: Ledger, progress: bool) -> Results:
+    """Do every stage that is not done yet; the facts of all."""
+    recipe = inputs.recipe
+    results = Results(
+        search=stages.search(inputs, ledger, progress),
+        supernet=stages.supernet_facts(inputs, ledger),
+        data=stages.data_facts(inputs),
+    )
+    stages.extract(inputs, ledger, progress)
+    if recipe.heal:
+        results = replace(results, healing=stages.healing(inputs, ledger))
+    trainers = Trainers(inputs)
+    results = replace(results, teacher=stages.teacher(trainers, ledger))
+    student = stages.train_student(trainers, ledger, progress)
+    results = replace(results, student=student, environment=student.environment)
+    if recipe.baseline:
+        results = replace(results, baseline=stages.train_baseline(trainers, ledger, progress))
+    stages.publish(ledger)
+    return replace(results, to_match=to_match(results))

@@ -1,9 +1,10 @@
-"""Try what a run will do hours later on a tiny student and a few short blocks, before its first expensive step.
+"""Try in small, before the first expensive step of a run, everything that it will do hours later.
 
-The student is the smallest subnet of the space, of a layer or so, cut and healed as the real one will be; it takes one
-optimizer step on two blocks of at most 32 tokens, is evaluated, saved and loaded again, and takes another. Teacher,
-tokenizer, text, schedule, optimizer, loggers, output folder and format are those of the run. So it costs two passes of
-the teacher over some tens of tokens and, where the teacher is not the super-network, loading it once more.
+The student is the smallest subnet of the space, of a layer or so, extracted and healed as the real one will be; it
+takes one optimizer step on two blocks of at most 32 tokens, is evaluated, saved and loaded again, and takes another
+step. Teacher, tokenizer, text, schedule, optimizer, loggers, output folder and format are those of the run. This costs
+two passes of the teacher over some tens of tokens and, where the teacher is not the super-network, loading it once
+more.
 """
 
 import contextlib
@@ -17,117 +18,139 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from ..distillation.config import DistillationConfig
-from ..errors import RecipeError, WhittleError
+from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.extraction import extract_subnet
 from ..extraction.folder import without_bars
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
-from ..models.architecture import architecture_module
+from ..models.architecture import check_model_type
 from ..models.portable import check_generation_config
 from ..record.lineage import Lineage
-from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from .changes import has_begun
+from .inputs import Inputs, load_checkpoint
+from .search_inputs import make_space
+from .trainers import Trainers, random_student, save_student
 
-_TOKENS = 32  # of a block, but for a stored teacher, which knows whole blocks alone
+_TOKENS = 32  # of a block; a store of logits holds whole blocks alone
 _BLOCKS = 8
 _FOLDER = "preflight"
 
 
-def preflight(run: Any) -> None:
-    """Do in small what a run has not begun to do yet.
-
-    Args:
-        run (`Run`): the run; of its trainings, those are tried that have not begun.
+def check_teacher(inputs: Inputs) -> None:
+    """Find out, from configurations alone, whether the student and the search's probes can learn from the teacher.
 
     Raises:
-        RecipeError: that says which section does not work and why.
+        ArchitectureError: if the teacher is of an architecture without a table.
+        VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
+    """
+    recipe = inputs.recipe
+    config = load_checkpoint(AutoConfig.from_pretrained, recipe.teacher)
+    check_model_type(config.model_type, recipe.teacher)
+    size, beta = inputs.supernet.config.vocab_size, recipe.training_arguments(recipe.output_dir).beta
+    if recipe.search.has_probes:
+        beta = max(beta, recipe.probe_config.beta)
+    if config.vocab_size != size and beta > 0:
+        raise VocabularyError(
+            f"the vocabulary of the teacher {recipe.teacher} has {config.vocab_size} entries, that of the "
+            f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
+        )
+
+
+def preflight(inputs: Inputs, folder: Path) -> None:
+    """Do in small every training of a run that has not begun, and everything it needs.
+
+    Args:
+        inputs (`Inputs`): the inputs of the run.
+        folder (`Path`): of the run.
+
+    Raises:
+        RecipeError: if a section does not work; it names the section and the reason.
         OutputError, VocabularyError, StoreError, BinError, CheckpointError and others: as the run itself would.
     """
-    trainings = _to_begin(run)
+    trainings = _to_begin(inputs, folder)
     if not trainings:
         return
-    folder = run.folder / "stages" / _FOLDER
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    _check_search(run)
+    small = folder / "stages" / _FOLDER
+    shutil.rmtree(small, ignore_errors=True)  # of a run that was killed
+    _check_search(inputs, folder)
     try:
-        with disk_errors(run.folder), without_bars():
-            folder.mkdir(parents=True)
-            if not has_begun(run.folder, "teacher"):
-                _ = run.teacher  # whose perplexity is reported in any case
-            _try_student(run, folder / "initial")
-            for section, overrides in trainings.items():
-                _try_training(run, section, folder, overrides)
+        with disk_errors(folder), without_bars():
+            small.mkdir(parents=True)
+            _try_all(inputs, trainings, small, with_teacher=not has_begun(folder, "teacher"))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if run.recipe.supernet:
-            run.__dict__.pop("teacher", None)  # the search needs the memory
+        shutil.rmtree(small, ignore_errors=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _to_begin(run: Any) -> dict[str, dict[str, Any]]:
-    """Overrides of each training that has not begun, by the section of the recipe that it is asked for in."""
-    trainings: dict[str, dict[str, Any]] = {} if has_begun(run.folder, "student") else {"training": {}}
-    if run.recipe.baseline and not has_begun(run.folder, "baseline"):
-        trainings["baseline"] = run.baseline_overrides
+def _to_begin(inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
+    """Overrides of each training that has not begun, by the section of the recipe that asks for it."""
+    trainings: dict[str, dict[str, Any]] = {} if has_begun(folder, "student") else {"training": {}}
+    if inputs.recipe.baseline and not has_begun(folder, "baseline"):
+        trainings["baseline"] = inputs.recipe.baseline_overrides
     return trainings
 
 
-def _space(run: Any) -> SearchSpace:
-    """The space of the search, but that it does not go by importance, whose scores are expensive."""
-    space = run.recipe.space
-    sizes: dict[str, Any] = space.ranges()
-    return SearchSpace.from_config(run.supernet.config, space.granularity, space.layer_wise, space.stock_only, **sizes)
+def _check_search(inputs: Inputs, folder: Path) -> None:
+    """Make the search in a space that chooses entries without importance, whose scores are expensive."""
+    bin = inputs.recipe.bin.to_bin(inputs.recipe.data.block_size)
+    with _blamed("search", folder):
+        space = make_space(inputs)
+        space.reachable_pairs(bin)
+        inputs.recipe.search.algorithm.algorithm(space, bin)
 
 
-def _check_search(run: Any) -> None:
-    bin, section = run.recipe.bin.to_bin(run.recipe.data.block_size), run.recipe.search
-    with _blamed("search", run.folder):
-        _space(run).reachable_pairs(bin)
-        section.algorithm.algorithm(_space(run), bin)
+def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path, *, with_teacher: bool) -> None:
+    """Try the student and its trainings; the memory of a teacher that is not the super-network is freed after it."""
+    trainers = Trainers(inputs)
+    if with_teacher:
+        _ = trainers.teacher  # whose perplexity is reported in any case
+    _try_student(inputs, folder / "initial")
+    for section, overrides in trainings.items():
+        _try_training(trainers, section, folder, overrides)
 
 
-def _try_student(run: Any, folder: Path) -> None:
-    """Cut and heal a student, and leave it in a folder as a run does."""
-    heal = run.recipe.heal
+def _try_student(inputs: Inputs, folder: Path) -> None:
+    """Extract and heal a student, and leave it in a folder as a run does."""
+    heal = inputs.recipe.heal
     with _blamed("heal", folder):
-        check_generation_config(run.supernet.generation_config)
+        check_generation_config(inputs.supernet.generation_config)
         student: Any = extract_subnet(
-            run.supernet,
-            smallest_subnet(_space(run)),
+            inputs.supernet,
+            smallest_subnet(make_space(inputs)),
             heal=heal,
-            calibration_dataset=_short(run._healing_blocks, _TOKENS) if heal else None,
+            calibration_dataset=_short(inputs.healing_blocks, _TOKENS) if heal else None,
             progress=False,
         )
         if heal:  # whether or not it helped so small a student
             student.healing = dataclasses.replace(student.healing, is_healed=True)
         student.save_pretrained(folder)
-        save_tokenizer(run.tokenizer, folder)
+        save_tokenizer(inputs.tokenizer, folder)
         Lineage.of(student).save(folder)
 
 
-def _try_training(run: Any, section: str, folder: Path, overrides: dict[str, Any]) -> None:
+def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dict[str, Any]) -> None:
+    """Take one step, save the student, load it again and take another step from the checkpoint."""
+    inputs, final = trainers.inputs, folder / f"{section}-final"
     student: Any = AutoModelForCausalLM.from_pretrained(folder / "initial")
     if section == "baseline":
-        student = architecture_module(student.config, "student").student_class(student.config)(student.config)
-    whole = run.recipe.teacher_store is not None
-    blocks = {name: _short(run.blocks[name], None if whole else _TOKENS) for name in ("train", "test")}
+        student = random_student(student.config)
+    length = _TOKENS if inputs.recipe.teacher_store is None else None
+    blocks = {name: _short(inputs.blocks[name], length) for name in ("train", "test")}
     with _blamed(section, folder):
-        args = _small_steps(run, folder / section, overrides)
-        trainer = run.trainer(student, args, blocks, [_OneStep()])
+        args = _small_steps(inputs, folder / section, overrides)
+        trainer = trainers.make(student, args, blocks, [_OneStep()])
         _without_loggers(trainer).train()
-        final = folder / f"{section}-final"
-        run.save(trainer.accelerator.unwrap_model(trainer.model), final)
+        save_student(trainer.accelerator.unwrap_model(trainer.model), inputs.tokenizer, final)
         AutoTokenizer.from_pretrained(final)
-        again = run.trainer(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
-        checkpoint = last_checkpoint(folder / section)
-        _without_loggers(again).train_from(checkpoint)
+        again = trainers.make(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
+        _without_loggers(again).train_from(last_checkpoint(folder / section))
 
 
 def _short(blocks: Dataset, length: int | None) -> Dataset:
@@ -137,29 +160,33 @@ def _short(blocks: Dataset, length: int | None) -> Dataset:
     return Dataset.from_dict({name: [value[:length] for value in rows[name]] for name in rows.column_names})
 
 
-def _small_steps(run: Any, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
-    """The arguments of a training, but for the size of its batches: of one block, of which a step takes two at most."""
-    real = run.recipe.training_arguments(folder, **overrides)
-    accumulated = real.gradient_accumulation_steps
-    steps = real.max_steps
-    if steps < 0:
-        in_an_epoch = math.ceil(len(run.blocks["train"]) / (real.train_batch_size * accumulated))
-        steps = max(1, math.ceil(real.num_train_epochs * in_an_epoch))
+def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
+    """The arguments of a training with batches of one block, of which a step takes two at most."""
+    real = inputs.recipe.training_arguments(folder, **overrides)
+    steps = _number_of_steps(real, len(inputs.blocks["train"]))
     often = {name: getattr(real, name) for name in ("eval_steps", "logging_steps", "save_steps")}
     small = {
         **{name: math.ceil(share * steps) for name, share in often.items() if share is not None and 0 < share < 1},
         "max_steps": steps,
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": min(2, accumulated),
+        "gradient_accumulation_steps": min(2, real.gradient_accumulation_steps),
         "save_total_limit": None,
         "disable_tqdm": True,
     }
-    return run.recipe.training_arguments(folder, **{**overrides, **small})
+    return inputs.recipe.training_arguments(folder, **{**overrides, **small})
+
+
+def _number_of_steps(args: DistillationConfig, blocks: int) -> int:
+    """Optimizer steps of a training on so many blocks."""
+    if args.max_steps >= 0:
+        return args.max_steps
+    in_an_epoch = math.ceil(blocks / (args.train_batch_size * args.gradient_accumulation_steps))
+    return max(1, math.ceil(args.num_train_epochs * in_an_epoch))
 
 
 class _OneStep(TrainerCallback):
-    """Ends a training after the first step it takes, with all that happens after steps."""
+    """Ends a training after the first step it takes, with everything that happens after steps."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log = control.should_save = control.should_training_stop = True
@@ -167,7 +194,7 @@ class _OneStep(TrainerCallback):
 
 
 def _without_loggers(trainer: Any) -> Any:
-    """The trainer without the loggers that it found installed: nobody wants to see this training there."""
+    """The trainer without the loggers it found installed, where nobody wants to see this training."""
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__module__.startswith("transformers.integrations") or isinstance(callback, PrinterCallback):
             trainer.remove_callback(callback)
@@ -176,7 +203,7 @@ def _without_loggers(trainer: Any) -> Any:
 
 @contextlib.contextmanager
 def _blamed(section: str, folder: Path) -> Iterator[None]:
-    """Tell of any error inside the block which section of the recipe does not work."""
+    """Name the section of the recipe that does not work in any error inside the block."""
     try:
         with disk_errors(folder):
             yield
@@ -185,6 +212,6 @@ def _blamed(section: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or "no reason given"
         raise RecipeError(
-            f"{section}: what this recipe asks for does not work, as was tried in small before anything expensive: "
-            f"{reason} ({type(error).__name__}). Nothing is lost: change the recipe and run it again"
+            f"{section}: a trial in small, before anything expensive, failed: {reason} ({type(error).__name__}). "
+            "Nothing is lost: change the recipe and run it again"
         ) from error

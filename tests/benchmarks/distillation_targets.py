@@ -16,7 +16,7 @@ from transformers import set_seed
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
 from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.recipe import Recipe
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 
 STEPS, SEEDS = 160, 2
 SUBNET = SubnetConfig(116, 6, (8, 5, 7, 8, 7, 1), (418, 2, 2, 2, 132, 8))
@@ -37,17 +37,17 @@ def measure() -> dict[str, Any]:
 def _measure(folder: Path) -> dict[str, Any]:
     demo = Path(str(resources.files("hf_whittle"))) / "demo"
     recipe = Recipe.load(demo / "recipe.yaml", teacher=str(demo / "teacher"), output_dir=str(folder / "demo"))
-    run = Run(recipe, progress=False)
+    inputs = Inputs(recipe)
     count = STEPS * recipe.training_arguments(folder).per_device_train_batch_size
-    train = run.blocks["train"].select(range(count))
-    teachers: dict[str, Any] = {"text alone": None, "whole distribution": run.teacher}
+    train, whole = inputs.blocks["train"].select(range(count)), inputs.load_teacher()
+    teachers: dict[str, Any] = {"text alone": None, "whole distribution": whole}
     bytes_per_token: dict[str, float] = {}
     for name, options in STORES.items():
-        store = store_targets(run.teacher, train, folder / name, progress=False, **options)
+        store = store_targets(whole, train, folder / name, progress=False, **options)
         teachers[name], bytes_per_token[name] = store, store.bytes_per_token
     rows: dict[str, Any] = {}
     for name, teacher in teachers.items():
-        ends = [_train(run, train, teacher, folder / f"{name} {seed}", seed) for seed in range(SEEDS)]
+        ends = [_train(inputs, train, teacher, folder / f"{name} {seed}", seed) for seed in range(SEEDS)]
         rows[name] = {
             "perplexity": [round(end, 3) for end in ends],
             "mean_perplexity": round(statistics.mean(ends), 3),
@@ -57,18 +57,18 @@ def _measure(folder: Path) -> dict[str, Any]:
     return rows
 
 
-def _train(run: Run, train: Any, teacher: Any, folder: Path, seed: int) -> float:
-    args = run.recipe.training_arguments(
+def _train(inputs: Inputs, train: Any, teacher: Any, folder: Path, seed: int) -> float:
+    args = inputs.recipe.training_arguments(
         folder, max_steps=STEPS, seed=seed, disable_tqdm=True, save_strategy="no", eval_strategy="no",
         eval_on_start=False, learning_rate=4e-3, beta=0.0 if teacher is None else 0.8,
     )  # fmt: skip
     set_seed(seed)
     trainer = DistillationTrainer(
-        model=extract_subnet(run.supernet, SUBNET),
+        model=extract_subnet(inputs.supernet, SUBNET),
         teacher_model=teacher,
         args=args,
         train_dataset=train,
-        eval_dataset=run.blocks["test"],
+        eval_dataset=inputs.blocks["test"],
     )
     trainer.train()
     return trainer.evaluate()["eval_perplexity"]

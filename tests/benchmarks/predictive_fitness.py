@@ -28,7 +28,7 @@ from hf_whittle.fitness.base import Fitness
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 from hf_whittle.recipe import Recipe
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 
 from .teachers import teacher_of
 
@@ -45,15 +45,13 @@ DEEP_TEACHER = ("--hidden_size", "96", "--num_hidden_layers", "10", "--num_atten
 
 
 @cache
-def run_of(teacher: str) -> Run:
+def run_of(teacher: str) -> Inputs:
     """The demo with one of the teachers: its text is held out from both."""
     demo = Path(str(resources.files("hf_whittle"))) / "demo"
     folder = str(demo / "teacher")
     if teacher == "deep":
         folder = teacher_of(RUNS / "teacher", *DEEP_TEACHER, "--warmup_steps", "100")
-    return Run(
-        Recipe.load(demo / "recipe.yaml", teacher=folder, output_dir=str(RUNS / f"demo-{teacher}")), progress=False
-    )
+    return Inputs(Recipe.load(demo / "recipe.yaml", teacher=folder, output_dir=str(RUNS / f"demo-{teacher}")))
 
 
 @cache

@@ -45,7 +45,7 @@ from hf_whittle.experimental.surrogate_objective import SurrogateObjectiveConfig
 from hf_whittle.fitness.divergence import KLDivergence
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 from hf_whittle.search.algorithms.surrogate import Surrogate
 
 from .teachers import teacher_of
@@ -102,10 +102,10 @@ def measure() -> dict[str, Any]:
     return results
 
 
-def _demo(teacher: str | None = None) -> Run:
+def _demo(teacher: str | None = None) -> Inputs:
     folder = Path(str(resources.files("hf_whittle"))) / "demo"
     teacher = teacher or str(folder / "teacher")
-    return Run(Recipe.load(folder / "recipe.yaml", teacher=teacher, output_dir=str(RUNS / "demo")), progress=False)
+    return Inputs(Recipe.load(folder / "recipe.yaml", teacher=teacher, output_dir=str(RUNS / "demo")))
 
 
 def _search(space: SearchSpace, bin: ParameterBin, fitness: Any, config: Any, name: str) -> SearchResult:
@@ -220,7 +220,7 @@ def _leave_one_out(space: SearchSpace, archive: SearchResult, others: list[Searc
     return rows
 
 
-def _proxies(demo: Run, space: SearchSpace, drawn: SearchResult) -> dict[str, Any]:
+def _proxies(demo: Inputs, space: SearchSpace, drawn: SearchResult) -> dict[str, Any]:
     """Rank correlation of proxies with perplexity on 100 draws, and their seconds against those of perplexity."""
     supernet, blocks = demo.supernet, demo.blocks["search"].select(range(4))
     scores = score_importance(supernet, demo.blocks["search"], progress=False)

@@ -14,7 +14,7 @@ import torch
 
 from hf_whittle.recipe import Recipe
 from hf_whittle.recipe.sections import SearchSection
-from hf_whittle.run.stages import Run
+from hf_whittle.run import run
 
 from .demo_budgets import PAPER
 
@@ -36,8 +36,9 @@ def measure() -> dict[str, Any]:
     for name, search in SEARCHES.items():
         section = SearchSection.parse(search, "search")
         output_dir = str(RUNS / name.replace(" ", "-"))
-        run = Run(dataclasses.replace(recipe, output_dir=output_dir, search=section, baseline=False), progress=False)
-        found, healing, student = run.search_facts(), run.healing_facts(), run.train_student()
+        changed = dataclasses.replace(recipe, output_dir=output_dir, search=section, baseline=False)
+        results = run(changed, progress=False)
+        found, healing, student = (results[stage] for stage in ("search", "healing", "student"))
         rows[name] = {
             "evaluations": found["evaluations"],
             "tokens": found["tokens"],

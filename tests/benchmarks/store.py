@@ -22,7 +22,7 @@ from hf_whittle.loss.divergences import LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets, SparseTargets, Targets
 from hf_whittle.recipe import Recipe
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 
 from .measuring import time_in_turn
 
@@ -35,7 +35,7 @@ def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe.load(DEMO / "recipe.yaml", teacher=str(DEMO / "teacher"), output_dir=folder)
-        rows = Run(recipe, progress=False).blocks["test"].with_format("torch")[:]["input_ids"].long()
+        rows = Inputs(recipe).blocks["test"].with_format("torch")[:]["input_ids"].long()
     teacher = AutoModelForCausalLM.from_pretrained(DEMO / "teacher", dtype=torch.float32).eval()
     config = GPTNeoXConfig(
         vocab_size=50304, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64

@@ -32,7 +32,7 @@ from hf_whittle.data import collate_blocks
 from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 
 BIN = ParameterBin(800_000, 880_000)
 SEARCH = AdditiveSearchConfig(seed=0, generations=4)
@@ -64,7 +64,7 @@ RUNS = Path(__file__).parent / "runs" / "supernet_training"
 def measure() -> dict[str, Any]:
     folder = Path(str(resources.files("hf_whittle"))) / "demo"
     recipe = Recipe.load(folder / "recipe.yaml", teacher=str(folder / "teacher"), output_dir=str(RUNS / "demo"))
-    demo = Run(recipe, progress=False)
+    demo = Inputs(recipe)
     rows = {name: _kept(name, partial(_measure, demo, settings)) for name, settings in STRATEGIES.items()}
     best = SubnetConfig.from_dict(rows["no training"]["best"])
     return {**rows, "student trained instead": _kept("student", partial(_train_student, demo, best))}
@@ -79,7 +79,7 @@ def _kept(name: str, measure_it: Callable[[], dict[str, Any]]) -> dict[str, Any]
     return json.loads(path.read_text())
 
 
-def _measure(demo: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def _measure(demo: Inputs, settings: dict[str, Any]) -> dict[str, Any]:
     supernet = copy.deepcopy(demo.supernet)
     spent = _train(supernet, demo, settings) if settings else {"tokens": 0, "teraflops": 0.0}
     space = SearchSpace.from_config(supernet.config, layer_wise=True)
@@ -105,7 +105,7 @@ def _measure(demo: Run, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train(supernet: Any, demo: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def _train(supernet: Any, demo: Inputs, settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = SupernetConfig(output_dir=folder, **TRAINING, **settings)
         trainer = SupernetTrainer(supernet, args, train_dataset=demo.blocks["train"], bin=BIN)
@@ -113,7 +113,7 @@ def _train(supernet: Any, demo: Run, settings: dict[str, Any]) -> dict[str, Any]
     return {"tokens": TOKENS, "teraflops": round(trainer.state.total_flos / 1e12, 3)}
 
 
-def _train_student(demo: Run, subnet: SubnetConfig) -> dict[str, Any]:
+def _train_student(demo: Inputs, subnet: SubnetConfig) -> dict[str, Any]:
     """Train the student of the untrained super-network on the same blocks with the same settings."""
     student, vocabulary = extract_subnet(demo.supernet, subnet), demo.supernet.config.vocab_size
     with tempfile.TemporaryDirectory() as folder:

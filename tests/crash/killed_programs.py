@@ -30,7 +30,7 @@ from hf_whittle import EvolutionConfig, SubnetSearchCallback, SupernetConfig, Su
 from hf_whittle.data import collate_blocks
 from hf_whittle.distillation.config import DistillationConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
-from hf_whittle.run.stages import Run
+from hf_whittle.run import run
 
 TRAINING = {
     "max_steps": 4,
@@ -110,7 +110,7 @@ def run_recipe(folder, inputs):
     settings = {"data": data, "training": {"max_steps": 4, "save_steps": 2}}
     search = {"generations": 1, "population_size": 3, "num_offspring": 2, "num_elites": 1}
     recipe = make_recipe(inputs / "teacher", inputs / "texts", folder, **settings, search=search, heal=True)
-    Run(recipe, progress=False).results()
+    run(recipe, progress=False)
 
 
 def store_teacher(folder, inputs):

@@ -29,7 +29,7 @@ from hf_whittle.errors import DataError, StoreError, VocabularyError
 from hf_whittle.loss.divergences import IGNORED, LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
 from hf_whittle.loss.targets import DenseTargets
-from hf_whittle.run.stages import Run
+from hf_whittle.run.inputs import Inputs
 
 SCRIPT = Path(fixtures_stores.__file__)
 TEMPERATURE = 0.9
@@ -454,11 +454,11 @@ def by_command(recipe_file, tmp_path_factory):
 def test_command_stores_what_a_recipe_trains_on(recipe_file, by_command, tmp_path):
     recipe, stored = recipe_file[1], LogitStore(by_command)
     assert not Path(recipe.output_dir).exists()
-    run = Run(recipe)
-    tokenizer, blocks = run.tokenizer, run.blocks["train"]
+    inputs = Inputs(recipe)
+    tokenizer, blocks = inputs.tokenizer, inputs.blocks["train"]
     stored.check(temperature=1.5, vocab_size=300, tokenizer=tokenizer)
     settings = {"temperature": 1.5, "draws": 4, "seed": 2, "batch_size": 16}
-    again = store_targets(run.teacher, blocks, tmp_path, **settings, tokenizer=tokenizer, progress=False)
+    again = store_targets(inputs.load_teacher(), blocks, tmp_path, **settings, tokenizer=tokenizer, progress=False)
     assert contents(stored.folder) == contents(again.folder)
 
 

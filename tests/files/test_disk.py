@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-import hf_whittle.run.stages
+import hf_whittle.run.main
 from hf_whittle.errors import DataError, OutputError
 from hf_whittle.files.disk import disk_errors
 from hf_whittle.run import run
@@ -105,7 +105,7 @@ def test_a_run_on_a_disk_that_fills_up_repeatedly_gives_the_same_student(
     small_disk, teacher_folder, tmp_path, monkeypatch
 ):
     """Some room is made, the recipe runs again, and so on until it finishes."""
-    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)  # preflight would fail at once
+    monkeypatch.setattr(hf_whittle.run.main, "preflight", lambda *_: None)  # preflight would fail at once
     texts = write_modules(tmp_path / "texts")
     sections = {"heal": True, "data": {"calibration_tokens": 256}, "training": {"max_steps": 2, "save_steps": 1}}
     run(make_recipe(teacher_folder, texts, tmp_path / "whole", **sections), progress=False)

@@ -1,4 +1,4 @@
-"""Recipes: checked key by key, with errors that say where and what instead."""
+"""Recipes are checked key by key; errors name the place and the values allowed."""
 
 import copy
 
@@ -272,11 +272,11 @@ def test_additive_scores_of_a_staged_fitness_are_on_one_of_the_shares(score_shar
         (
             {"algorithm": "evolution"},
             "fitness: staged needs an algorithm that evaluates on shares of the tokens, additive or multi-fidelity; "
-            "evolution evaluates on all of them",
+            "evolution evaluates on all tokens",
         ),
         (
             {"shares": [0.5, 1], "sizes": [4, 2]},
-            r"takes perplexity, healed-perplexity, probe for the shares, which must then be 3, got \[0.5, 1\]",
+            r"needs 3 shares, for perplexity, healed-perplexity, probe in this order, got shares: \[0.5, 1\]",
         ),
         (
             {"score_share": 0.5},

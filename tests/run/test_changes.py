@@ -1,4 +1,4 @@
-"""What may be another when a run goes on: what nothing that is there was made from."""
+"""Changes of a recipe when a run goes on: sections may differ that nothing on disk was made from."""
 
 import copy
 
@@ -46,7 +46,7 @@ FIXED = {
     "a checkpoint of the baseline": (TRAINED | {"baseline"}, ["stages/baseline/checkpoint-5/x:x"]),
     "the baseline trained": (TRAINED | {"baseline"}, ["stages/student.json:{}", "stages/baseline.json:{}"]),
 }
-"""What must not change once this is there."""
+"""Sections that must not change once these files are there."""
 
 
 def make(folder, **changes):
@@ -55,7 +55,7 @@ def make(folder, **changes):
 
 @pytest.fixture
 def begun(tmp_path):
-    """A function that leaves files in a run's folder, beside its recipe."""
+    """A function that writes files into a run's folder, beside its recipe."""
 
     def leave(files, **changes):
         make(tmp_path, **changes).save(tmp_path / "recipe.yaml")
@@ -92,7 +92,7 @@ def test_a_section_may_change_until_something_was_made_from_it(begun, there, sec
     ],
     ids=str,
 )
-def test_what_changes_no_result_may_always_change(begun, changes):
+def test_fields_that_change_no_result_may_always_change(begun, changes):
     folder = begun(FIXED["the baseline trained"][1])
     check_changes(folder, make(folder, **changes))
 
@@ -101,7 +101,7 @@ def test_a_recipe_of_an_older_version_is_named(begun):
     folder = begun(FIXED["candidates"][1])
     text = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(text.replace("learning_rate: 0.001", "learning_rate: -1.0"))
-    with pytest.raises(OutputError, match=r"does not take \(training: learning_rate must .*mend .*recipe.yaml, or"):
+    with pytest.raises(OutputError, match=r"does not take \(training: learning_rate must .*correct .*recipe.yaml, or"):
         check_changes(folder, make(folder))
 
 
@@ -125,13 +125,13 @@ PROBING = {"algorithm": "evolution", "fitness": "probe", "probe": {"steps": 3, "
     ],
     ids=str,
 )
-def test_probes_fix_what_they_take_of_other_sections(begun, changes, is_fixed):
+def test_probes_fix_the_fields_they_take_from_other_sections(begun, changes, is_fixed):
     folder = begun(FIXED["candidates"][1], search=PROBING)
     recipe = make(folder, search=PROBING, **changes)
     if not is_fixed:
         check_changes(folder, recipe)
         return
-    with pytest.raises(OutputError, match="with another training or heal, which the probes of its search go by;"):
+    with pytest.raises(OutputError, match="with another training or heal, which the probes of its search depend on;"):
         check_changes(folder, recipe)
 
 

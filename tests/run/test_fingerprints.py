@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
 from hf_whittle.run import run
-from hf_whittle.run.stages import Run
+from hf_whittle.run.fingerprints import check_inputs
+from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.ledger import Ledger
+from hf_whittle.run.preflight import check_teacher
+from hf_whittle.run.stages import search
+from hf_whittle.run.trainers import Trainers
 
 SIZES = {
     "vocab_size": 20,
@@ -43,11 +49,11 @@ def make(teacher_folder, tmp_path):
 
 
 def begin(recipe):
-    """Do the search of a run."""
-    stages = Run(recipe, progress=False)
-    stages.check_teacher()
-    stages.check_inputs()
-    stages.search_facts()
+    """Do the search of a run; its facts."""
+    inputs, ledger = Inputs(recipe), Ledger(Path(recipe.output_dir))
+    check_teacher(inputs)
+    check_inputs(ledger.folder, inputs)
+    return search(inputs, ledger, progress=False)
 
 
 def exchange_text(home):
@@ -66,9 +72,9 @@ def exchange_weights(folder):
 
 def exchange_tokenizer(folder):
     path = folder / "tokenizer.json"
-    told = json.loads(path.read_text())
-    told["model"]["merges"].pop()
-    path.write_text(json.dumps(told))
+    rules = json.loads(path.read_text())
+    rules["model"]["merges"].pop()
+    path.write_text(json.dumps(rules))
 
 
 EXCHANGED = {
@@ -83,9 +89,9 @@ EXCHANGED = {
 def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
     recipe = make(supernet=str(make.home / "net"))
     begin(recipe)
-    exchange, said = EXCHANGED[what]
+    exchange, named = EXCHANGED[what]
     exchange(make.home)
-    with pytest.raises(OutputError, match=f"inputs have other contents now: {said}; put back what was there"):
+    with pytest.raises(OutputError, match=f"inputs have other contents now: {named}; restore them"):
         run(recipe, progress=False)
 
 
@@ -93,7 +99,7 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
     recipe = make()
     begin(recipe)
     exchange_tokenizer(make.home / "teacher")
-    with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; put back"):
+    with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; restore them"):
         run(recipe, progress=False)
 
 
@@ -111,24 +117,21 @@ def test_a_run_whose_inputs_were_copied_and_put_back_goes_on(make):
 
 
 def test_inputs_may_change_before_anything_is_done(make):
-    stages = Run(make(), progress=False)
-    stages.check_inputs()
+    check_inputs(make.home / "out", Inputs(make()))
     exchange_text(make.home)
-    stages = Run(make(), progress=False)
-    stages.check_inputs()
-    assert stages.search_facts()["evaluations"] > 0
+    assert begin(make()).evaluations > 0
 
 
 def test_a_store_of_another_teacher_is_refused(make, tmp_path):
-    stages = Run(make(), progress=False)
+    inputs = Inputs(make())
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         teacher = AutoModelForCausalLM.from_pretrained(make.home / "teacher", dtype=dtype)
-        store = store_targets(teacher, stages.blocks["test"], tmp_path / f"store {number}", progress=False)
-        store.check(teacher=stages.teacher)
+        store = store_targets(teacher, inputs.blocks["test"], tmp_path / f"store {number}", progress=False)
+        store.check(teacher=inputs.load_teacher())
     exchange_weights(make.home / "teacher")
-    changed = Run(make(teacher_store=str(tmp_path / "store 0")), progress=False)
+    changed = Trainers(Inputs(make(teacher_store=str(tmp_path / "store 0"))))
     with pytest.raises(StoreError, match=r"was made with another teacher than .*/teacher, or that one has changed"):
-        changed._targets()
+        _ = changed.targets
     assert isinstance(LogitStore(tmp_path / "store 0"), LogitStore)
 
 
@@ -153,9 +156,9 @@ def test_weights_that_the_cache_of_the_hub_tells_by_their_name_are_not_read(make
     folder.mkdir(parents=True)
     blobs.mkdir()
     teacher = make.home / "teacher"
-    told = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
-    (blobs / told).write_text("not to be read")
-    (folder / "model.safetensors").symlink_to(blobs / told)
+    digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+    (blobs / digest).write_text("not to be read")
+    (folder / "model.safetensors").symlink_to(blobs / digest)
     shutil.copy(teacher / "config.json", blobs / ("0" * 40))
     (folder / "config.json").symlink_to(blobs / ("0" * 40))
     assert checkpoint_fingerprint(folder) == checkpoint_fingerprint(teacher)

@@ -1,34 +1,31 @@
-"""What would fail after a search is found before it; what is found costs a few passes over a few tokens."""
+"""Failures that would come after the search are found before it, for a few passes over a few tokens."""
 
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures_run import make_recipe, write_modules
+from datasets import Dataset
+from fixtures_run import make_recipe
 from safetensors.torch import load_file
 from transformers.integrations import WandbCallback
 from transformers.utils import logging
 
 import hf_whittle
 import hf_whittle.cli
+import hf_whittle.run.main
 import hf_whittle.run.preflight
-import hf_whittle.run.stages
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.errors import CheckpointError, OutputError, RecipeError, StoreError, SubnetError
 from hf_whittle.run import run
+from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.preflight import preflight
-from hf_whittle.run.stages import Run
 
 DEMO_TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_modules(tmp_path_factory.mktemp("texts"))
 
 
 def fails_early(recipe, error, message):
@@ -53,7 +50,7 @@ LATE = {
 def test_what_training_would_stumble_over_is_found_before_the_search(teacher_folder, texts, tmp_path, late):
     training, message = LATE[late]
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run", training=training)
-    fails_early(recipe, RecipeError, f"^training: what this recipe asks for does not work, .*{message}")
+    fails_early(recipe, RecipeError, f"^training: a trial in small, before anything expensive, failed: .*{message}")
 
 
 def test_the_baseline_is_tried_with_its_own_settings(teacher_folder, texts, tmp_path):
@@ -112,16 +109,16 @@ def test_what_is_tried_leaves_no_trace(teacher_folder, texts, tmp_path, monkeypa
     sections = {"heal": True, "data": {"calibration_tokens": 256}, "training": {"max_steps": 2}}
     with_it = make_recipe(teacher_folder, texts, tmp_path / "with", **sections)
     without = make_recipe(teacher_folder, texts, tmp_path / "without", **sections)
-    stages = Run(with_it, progress=False)
-    before = {name: value.clone() for name, value in stages.supernet.state_dict().items()}
+    inputs, folder = Inputs(with_it), tmp_path / "with"
+    before = {name: value.clone() for name, value in inputs.supernet.state_dict().items()}
     shown = logging.is_progress_bar_enabled()
-    preflight(stages)
-    assert list((tmp_path / "with" / "stages").iterdir()) == []
-    assert all(value.equal(before[name]) for name, value in stages.supernet.state_dict().items())
-    assert all(parameter.requires_grad for parameter in stages.supernet.parameters())
+    preflight(inputs, folder)
+    assert list((folder / "stages").iterdir()) == []
+    assert all(value.equal(before[name]) for name, value in inputs.supernet.state_dict().items())
+    assert all(parameter.requires_grad for parameter in inputs.supernet.parameters())
     assert logging.is_progress_bar_enabled() is shown
     run(with_it, progress=False)
-    monkeypatch.setattr(hf_whittle.run.stages, "preflight", lambda stages: None)
+    monkeypatch.setattr(hf_whittle.run.main, "preflight", lambda *_: None)
     run(without, progress=False)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("with", "without")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
@@ -131,31 +128,38 @@ def test_it_costs_a_few_passes_over_a_few_tokens(teacher_folder, texts, tmp_path
     data = {"block_size": 64}
     training = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 9, "max_steps": 1000}
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run", data=data, training=training, baseline=True)
-    stages, read = Run(recipe, progress=False), []
-    hook = stages.supernet.base_model.register_forward_pre_hook(
-        lambda _, inputs, named: read.append((named.get("input_ids") if not inputs else inputs[0]).shape),
+    inputs, read = Inputs(recipe), []
+    hook = inputs.supernet.base_model.register_forward_pre_hook(
+        lambda _, given, named: read.append((named.get("input_ids") if not given else given[0]).shape),
         with_kwargs=True,
     )
-    preflight(stages)
+    preflight(inputs, tmp_path / "run")
     hook.remove()
     # Two steps of the student, each of two blocks at most, and a look at the output layer; the baseline has no teacher.
     assert 4 * 32 <= sum(shape.numel() for shape in read) <= 4 * 32 + 8
 
 
-def test_a_separate_teacher_does_not_stay_in_memory_for_the_search(teacher_folder, texts, tmp_path):
-    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
-    stages = Run(make_recipe(teacher, texts, tmp_path / "run", supernet=str(teacher_folder)), progress=False)
-    preflight(stages)
-    assert "teacher" not in stages.__dict__ and "supernet" in stages.__dict__
+def test_a_separate_teacher_does_not_stay_in_memory_for_the_search(teacher_folder, texts, tmp_path, monkeypatch):
+    teacher, loaded, load = shutil.copytree(teacher_folder, tmp_path / "teacher"), [], Inputs.load_teacher
+
+    def load_teacher(inputs):
+        model = load(inputs)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Inputs, "load_teacher", load_teacher)
+    inputs = Inputs(make_recipe(teacher, texts, tmp_path / "run", supernet=str(teacher_folder)))
+    preflight(inputs, tmp_path / "run")
+    assert [model() for model in loaded] == [None] and "supernet" in vars(inputs)
 
 
 def test_what_has_begun_is_not_tried_again(teacher_folder, texts, tmp_path, monkeypatch):
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run")
-    stages = Run(recipe, progress=False)
-    (stages.folder / "stages" / "student" / "checkpoint-2").mkdir(parents=True)
+    inputs, folder = Inputs(recipe), tmp_path / "run"
+    (folder / "stages" / "student" / "checkpoint-2").mkdir(parents=True)
     monkeypatch.setattr(DistillationTrainer, "__init__", lambda *args, **kwargs: pytest.fail("tried again"))
-    preflight(stages)
-    assert hf_whittle.run.preflight._to_begin(stages) == {}
+    preflight(inputs, folder)
+    assert hf_whittle.run.preflight._to_begin(inputs, folder) == {}
 
 
 def test_loggers_are_found_installed_and_then_left_alone():
@@ -169,15 +173,15 @@ def test_loggers_are_found_installed_and_then_left_alone():
 
 def test_the_schedule_tried_is_that_of_all_steps(teacher_folder, texts, tmp_path):
     training = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 4}
-    stages = Run(make_recipe(teacher_folder, texts, tmp_path / "run", training=training), progress=False)
-    args = hf_whittle.run.preflight._small_steps(stages, tmp_path, {})
-    assert args.max_steps == 3 * -(-len(stages.blocks["train"]) // 4)
+    inputs = Inputs(make_recipe(teacher_folder, texts, tmp_path / "run", training=training))
+    args = hf_whittle.run.preflight._small_steps(inputs, tmp_path, {})
+    assert args.max_steps == 3 * -(-len(inputs.blocks["train"]) // 4)
     assert (args.per_device_train_batch_size, args.eval_steps) == (1, 2)
-    assert args.save_steps == -(-args.max_steps // 10)  # a tenth of them, as a number, which is what is resumed
+    assert args.save_steps == -(-args.max_steps // 10)  # a tenth, as a number of steps: a checkpoint has it so
 
 
 def test_short_blocks_are_beginnings_spread_over_all():
-    blocks = hf_whittle.run.stages.Dataset.from_dict({"input_ids": torch.arange(200).view(20, 10).tolist()})
+    blocks = Dataset.from_dict({"input_ids": torch.arange(200).view(20, 10).tolist()})
     short = hf_whittle.run.preflight._short(blocks, 3)
     assert [row[0] // 10 for row in short["input_ids"]] == [0, 2, 5, 7, 10, 12, 15, 17]
     assert all(row == [row[0], row[0] + 1, row[0] + 2] for row in short["input_ids"])

@@ -1,4 +1,4 @@
-"""Keys and values of YAML as the dataclasses they are meant for, checked key by key against the fields' types."""
+"""Parsing of a recipe: keys and values of YAML into dataclasses, each checked against the type of its field."""
 
 import collections.abc
 import dataclasses
@@ -16,7 +16,16 @@ _LISTS = (list, collections.abc.Sequence)
 
 
 def parse(cls: Any, values: Any, where: str) -> Any:
-    """Make a dataclass of a mapping, its sections included."""
+    """Make a dataclass from a mapping, with its sections.
+
+    Args:
+        cls (`type`): the dataclass.
+        values (`dict`): the mapping.
+        where (`str`): path of the mapping in the recipe, such as `"data"`; empty for the recipe itself.
+
+    Raises:
+        RecipeError: if a key is unknown or missing, or a value is of another type or out of range.
+    """
     if not isinstance(values, dict):
         raise RecipeError(f"{where or 'recipe'}: expected keys and values, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -37,6 +46,7 @@ def parse(cls: Any, values: Any, where: str) -> Any:
 
 
 def parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check the keys and values of a mapping against `known`, the types of its keys; errors as for `parse`."""
     parsed = {}
     for name, value in values.items():
         path = f"{where}.{name}" if where else str(name)
@@ -48,7 +58,8 @@ def parse_values(known: dict[str, Any], values: dict[str, Any], where: str) -> d
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    if hasattr(hint, "parse"):  # a section that is written in another way than it is held
+    """The value of a key as its type says; sections become dataclasses."""
+    if hasattr(hint, "parse"):  # a section with a notation of its own
         return hint.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
@@ -57,7 +68,15 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise RecipeError(f"{path}: expected true, false or fields of HealingConfig, got {value!r}")
         return parse(HealingConfig, value, path)
-    if isinstance(value, dict) and "." in path:  # a value, not a section whose keys are yet to be read
+    value = _read_value(value, hint, path)
+    if not _matches(value, hint):
+        raise RecipeError(f"{path}: expected {_expected(value, hint)}")
+    return value
+
+
+def _read_value(value: Any, hint: Any, path: str) -> Any:
+    """A value with its paths as text, and its numbers as numbers where the type says so."""
+    if isinstance(value, dict) and "." in path:  # a value; sections are read key by key
         value = meant(value)
     if isinstance(value, list):
         value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
@@ -65,18 +84,20 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         value = os.fspath(value)
     if typing.get_origin(hint) in _LISTS and isinstance(value, list):
         value = [_read_number(item, typing.get_args(hint)[0]) for item in value]
-    value = _read_number(value, hint)
-    if hint == bool | dict[str, Any] and not _matches(value, hint):
-        raise RecipeError(f"{path}: expected true, false or fields of DistillationConfig, got {value!r}")
-    if not _matches(value, hint):
-        is_text = isinstance(value, bool | int | float) and _matches(str(value), hint)
-        quoted = "; put it in quotes" if is_text else ""
-        raise RecipeError(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__}){quoted}")
-    return value
+    return _read_number(value, hint)
+
+
+def _expected(value: Any, hint: Any) -> str:
+    """The type of a key and the value it got, in words."""
+    if hint == bool | dict[str, Any]:
+        return f"true, false or fields of DistillationConfig, got {value!r}"
+    is_text = isinstance(value, bool | int | float) and _matches(str(value), hint)
+    quoted = "; put it in quotes" if is_text else ""
+    return f"{_name(hint)}, got {value!r} ({type(value).__name__}){quoted}"
 
 
 def _read_word(value: Any, hint: Any) -> Any:
-    """`no` and the like: text where text alone is expected, else a truth value."""
+    """Words such as `no`: text where text alone is expected, else a truth value."""
     if not isinstance(value, Word):
         return value
     options = typing.get_args(hint) or (hint,)

@@ -1,0 +1,110 @@
+"""Inputs of the search alone; letting go of them frees the memory of fitnesses, moments and teacher."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..fitness.base import Fitness
+from ..fitness.probe import ProbeConfig
+from ..importance.scores import ImportanceScores, score_importance
+from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from ..recipe.sections import FITNESSES
+from ..space.search_space import SearchSpace
+from .inputs import Inputs
+
+
+class SearchInputs:
+    """The search space and the fitnesses of a recipe, with everything these are made from.
+
+    Args:
+        inputs (`Inputs`): the inputs of the run.
+        cache_dir (`Path`): folder that keeps importance scores.
+        progress (`bool`): whether to show progress bars.
+    """
+
+    def __init__(self, inputs: Inputs, cache_dir: Path, progress: bool):
+        self._inputs, self._cache_dir, self.progress = inputs, cache_dir, progress
+        self._made: dict[str, Fitness] = {}
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        section = self._inputs.recipe.space
+        scores = self.importance if section.importance else None
+        return make_space(self._inputs, importance=scores, temperature=section.temperature)
+
+    def fitness(self, name: str) -> Fitness:
+        """The fitness of a name; each is made once."""
+        if name not in self._made:
+            self._made[name] = FITNESSES[name](self)
+        return self._made[name]
+
+    @cached_property
+    def importance(self) -> ImportanceScores:
+        """Scores of the super-network, from the cache if they were measured before."""
+        return score_importance(
+            self.supernet,
+            self._inputs.calibration_blocks,
+            criterion=self._inputs.recipe.importance_criterion,
+            cache_dir=self._cache_dir,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The model that students learn from."""
+        return self._inputs.load_teacher()
+
+    @property
+    def supernet(self) -> GPTNeoXSuperNetForCausalLM:
+        """The super-network whose subnets are judged."""
+        return self._inputs.supernet
+
+    @property
+    def search_blocks(self) -> Dataset:
+        """Held-out blocks that each candidate is evaluated on."""
+        return self._inputs.blocks["search"]
+
+    @property
+    def healing_blocks(self) -> Dataset:
+        """Training blocks that healing fits to."""
+        return self._inputs.healing_blocks
+
+    def training_blocks(self, number: int) -> Dataset:
+        """At most `number` training blocks, evenly over all of them."""
+        return self._inputs.training_blocks(number)
+
+    @property
+    def batch_size(self) -> int:
+        """Blocks evaluated at a time."""
+        return self._inputs.recipe.search.batch_size
+
+    @property
+    def is_healed(self) -> bool:
+        """Whether students are healed before they are trained."""
+        return bool(self._inputs.recipe.heal)
+
+    @property
+    def probe(self) -> ProbeConfig:
+        """How a probe trains."""
+        return self._inputs.recipe.probe_config
+
+    @property
+    def shares(self) -> Sequence[float]:
+        """Shares of the tokens that the search algorithm evaluates on."""
+        algorithm: Any = self._inputs.recipe.search.algorithm
+        shares: Sequence[float] = algorithm.shares
+        return shares
+
+
+def make_space(inputs: Inputs, **importance: Any) -> SearchSpace:
+    """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature."""
+    section = inputs.recipe.space
+    sizes: dict[str, Any] = section.ranges()
+    return SearchSpace.from_config(
+        inputs.supernet.config, section.granularity, section.layer_wise, section.stock_only, **importance, **sizes
+    )

@@ -1,0 +1,156 @@
+"""Trainings of a run: the student learns from the teacher or from its store, the baseline from text alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from ..distillation.config import DistillationConfig
+from ..distillation.store.reader import LogitStore
+from ..distillation.trainer import DistillationTrainer
+from ..files.disk import disk_errors
+from ..files.tokenizer import save_tokenizer
+from ..models.architecture import architecture_module
+from ..record.facts import TrainingFacts
+from ..record.training import training_facts
+from ..training.checkpoints import last_checkpoint
+from ..training.interruption import SaveOnInterrupt
+from ..training.progress import TrainingBar
+from .inputs import Inputs
+from .ledger import Ledger, training_cost
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """Makes the trainers of a run, which share one teacher; letting go of it frees the teacher's memory.
+
+    Args:
+        inputs (`Inputs`): the inputs of the run.
+    """
+
+    inputs: Inputs
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The model that students learn from."""
+        return self.inputs.load_teacher()
+
+    @cached_property
+    def targets(self) -> PreTrainedModel | LogitStore:
+        """The teacher, or the store of its logits that the recipe names.
+
+        Raises:
+            StoreError: if the store is of another teacher.
+        """
+        if self.inputs.recipe.teacher_store is None:
+            return self.teacher
+        store = LogitStore(self.inputs.recipe.teacher_store)
+        store.check(teacher=self.teacher)  # which reads all of its weights
+        return store
+
+    def make(
+        self, model: PreTrainedModel, args: DistillationConfig, blocks: dict[str, Dataset], callbacks: list[Any]
+    ) -> DistillationTrainer:
+        """The trainer of a model on the splits `train` and `test`."""
+        return DistillationTrainer(
+            model=model,
+            teacher_model=self.targets if args.has_teacher else None,
+            args=args,
+            train_dataset=blocks["train"],
+            eval_dataset=blocks["test"],
+            processing_class=self.inputs.tokenizer,
+            callbacks=callbacks,
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of a run, which goes on from its last checkpoint in `stages/NAME`.
+
+    Args:
+        name (`str`): `"student"` or `"baseline"`.
+        trainers (`Trainers`): make its trainer.
+        ledger (`Ledger`): keeps its facts.
+        progress (`bool`): whether to show a progress bar.
+    """
+
+    name: str
+    trainers: Trainers
+    ledger: Ledger
+    progress: bool
+    _interruption: SaveOnInterrupt = field(default_factory=SaveOnInterrupt, init=False)
+
+    def facts(
+        self,
+        make_student: Callable[[], PreTrainedModel],
+        overrides: dict[str, Any],
+        keep: Callable[[PreTrainedModel], None] | None = None,
+    ) -> TrainingFacts:
+        """Facts of the training, which is done first if it has not been.
+
+        Args:
+            make_student (`Callable`): gives the student to train.
+            overrides (`dict`): arguments that differ from the recipe's section `training`.
+            keep (`Callable`, *optional*): saves the trained student.
+
+        Raises:
+            KeyboardInterrupt: after a checkpoint, or after the facts, if Ctrl-C was pressed in the training.
+        """
+        facts = self.ledger.once(self.name, TrainingFacts, lambda: self._train(make_student(), overrides, keep))
+        if self._interruption.interrupted:
+            raise KeyboardInterrupt
+        return facts
+
+    def _train(self, student: PreTrainedModel, overrides: dict[str, Any], keep: Any) -> TrainingFacts:
+        inputs, folder = self.trainers.inputs, self.ledger.stages / self.name
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is not None:
+            overrides = {**overrides, "eval_on_start": False}  # it was evaluated before the interruption
+        args = inputs.recipe.training_arguments(folder, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
+        trainer = self._trainer(student, args)
+        self._finish(trainer, checkpoint)
+        if keep is not None:
+            keep(trainer.accelerator.unwrap_model(trainer.model))
+        teacher = self.trainers.teacher if args.has_teacher else None
+        return replace(
+            training_facts(args, trainer.state, is_whole=checkpoint is None),
+            parameters=student.num_parameters(),
+            targets=trainer.teacher.in_words if isinstance(trainer.teacher, LogitStore) else None,
+            flops_per_token=training_cost(student.config, teacher, inputs.recipe.data.block_size),
+        )
+
+    def _trainer(self, student: PreTrainedModel, args: DistillationConfig) -> DistillationTrainer:
+        bars = [TrainingBar(self.name)] if self.progress else []
+        trainer = self.trainers.make(student, args, self.trainers.inputs.blocks, [self._interruption, *bars])
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _finish(self, trainer: DistillationTrainer, checkpoint: str | None) -> None:
+        """Train to the last step, and evaluate there."""
+        try:
+            with disk_errors(self.ledger.stages / self.name):
+                trainer.train_from(checkpoint)
+        finally:
+            self._interruption.restore()
+        state = trainer.state
+        if self._interruption.interrupted and state.global_step < state.max_steps:
+            raise KeyboardInterrupt
+        if not any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history):
+            trainer.evaluate()
+
+
+def random_student(config: PreTrainedConfig) -> PreTrainedModel:
+    """A student of a configuration, from random initialization."""
+    student: PreTrainedModel = architecture_module(config, "student").student_class(config)(config)
+    return student
+
+
+def save_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a student and its tokenizer."""
+    student.config.use_cache = True  # the Trainer unsets it
+    student.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)

@@ -1,0 +1,97 @@
+"""Inputs of a recipe that do not fit each other are an error."""
+
+import pytest
+from fixtures_run import make_recipe
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from hf_whittle.errors import (
+    ArchitectureError,
+    BinError,
+    CheckpointError,
+    DataError,
+    OutputError,
+    RecipeError,
+    VocabularyError,
+)
+from hf_whittle.run import run
+from hf_whittle.run.changes import check_changes
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"bin": {"low": 1e9, "high": 2e9}}, BinError, "1e\\+09|1000000000|1,000,000,000"),
+        ({"bin": {"low": 5, "high": 2}}, RecipeError, "0 <= low <= high, got low=5, high=2"),
+        ({"data": {"block_size": 128}}, DataError, "block_size 128 exceeds the 64 positions of"),
+        ({"data": {"search_fraction": 1e-9}}, DataError, "the split 'search' of 40 documents is empty"),
+        ({"data": {"text_column": "content"}}, DataError, "no column 'content'"),
+        ({"data": {"files": ["nowhere/*.txt"]}}, DataError, "no file matches"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_an_error(teacher_folder, texts, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(make_recipe(teacher_folder, texts, tmp_path / "run", **changes), progress=False)
+
+
+def test_another_architecture_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ArchitectureError, match=r"is 'gpt2'; hf_whittle knows .*use a GPT-NeoX or Pythia"):
+        run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
+def test_a_supernet_with_another_tokenizer_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.add_tokens(["<more>"])
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "supernet")
+    tokenizer.save_pretrained(tmp_path / "supernet")
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "run", supernet=str(tmp_path / "supernet"))
+    with pytest.raises(VocabularyError, match="tokenizers differ in 1 tokens, first '<more>'"):
+        run(recipe, progress=False)
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<more>"])
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(VocabularyError, match=f"has {size + 1} tokens, the model only {size} embeddings"):
+        run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
+def test_a_corrected_recipe_runs_in_the_folder_of_one_that_failed_at_once(teacher_folder, texts, tmp_path):
+    with pytest.raises(BinError):
+        run(make_recipe(teacher_folder, texts, tmp_path / "run", bin={"low": 1e9, "high": 2e9}), progress=False)
+    check_changes(tmp_path / "run", make_recipe(teacher_folder, texts, tmp_path / "run"))
+
+
+def test_a_teacher_without_a_tokenizer_is_an_error(teacher_folder, texts, tmp_path):
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        run(make_recipe(tmp_path / "bare", texts, tmp_path / "out"), progress=False)
+
+
+def test_a_separate_teacher_that_cannot_teach_is_found_before_the_search(teacher_folder, texts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    config = AutoConfig.from_pretrained(teacher_folder)
+    config.vocab_size += 20
+    other = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64)
+    teachers = {VocabularyError: AutoModelForCausalLM.from_config(config), ArchitectureError: GPT2LMHeadModel(other)}
+    for error, teacher in teachers.items():
+        teacher.save_pretrained(tmp_path / error.__name__)
+        tokenizer.save_pretrained(tmp_path / error.__name__)
+        recipe = make_recipe(
+            tmp_path / error.__name__, texts, tmp_path / f"out-{error.__name__}", supernet=str(teacher_folder)
+        )
+        with pytest.raises(error):
+            run(recipe, progress=False)
+        assert not (tmp_path / f"out-{error.__name__}" / "candidates.jsonl").is_file()
+
+
+def test_an_output_folder_that_is_a_file_is_an_error(teacher_folder, texts, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        run(make_recipe(teacher_folder, texts, tmp_path / "out"), progress=False)
