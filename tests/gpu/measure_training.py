@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .inner import LossWeights, naive_distillation_loss
 from .measuring import Rows, attempt, peak_megabytes, synchronized
 from .sizes import SIZES, build, random_blocks
 
+ROOT = Path(__file__).parents[2]
 WARM_UP = 3
 
 
@@ -181,6 +183,12 @@ def _waits(name: str) -> Rows:
             _distil(teacher, {"logging_strategy": "no"}, build(GPTNeoXForCausalLM, sizes[name]))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places = collections.Counter(f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    found = [one for one in caught if "synchroniz" in str(one.message)]
+    places = collections.Counter(f"{_without_machine(one.filename)}:{one.lineno}" for one in found)
     steps = WARM_UP + SIZES.steps
     return {place: {"waits_per_step": round(count / steps, 2)} for place, count in places.most_common(30)}
+
+
+def _without_machine(file: str) -> str:
+    """The path of a source file below the folder of packages or the repository."""
+    return file.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/")

@@ -302,7 +302,7 @@ def test_folder_that_becomes_read_only_is_an_error_and_keeps_earlier_evaluations
         search(tmp_path, Counted(3))
     with monkeypatch.context() as patch:
         patch.setattr("hf_whittle.files.atomic.tempfile.mkstemp", refuse)
-        with pytest.raises(OutputError, match=r"search.json: Read-only file system.*is kept: make the folder"):
+        with pytest.raises(OutputError, match=r"search.json: Read-only file system.*are kept: make the folder"):
             search(tmp_path)
     assert (tmp_path / "candidates.jsonl").read_bytes().count(b"\n") == 6
     search(tmp_path)
