@@ -155,7 +155,7 @@ def _kind(path: str) -> str | None:
 
 
 def _compression(path: str) -> str | None:
-    """Return the suffix of a compressed file; `None` of any other."""
+    """Return the suffix of a compressed file; `None` for any other."""
     suffix = Path(path).suffix.lower()
     return suffix if suffix in _DECOMPRESS else None
 
