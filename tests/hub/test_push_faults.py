@@ -355,6 +355,7 @@ BROKEN = {
         lambda folder: (folder / "config.json").write_text("{"),
         "config.json is not JSON",
     ),
+    "has a search that is none": (lambda folder: (folder / "search.json").write_text("{"), "search.json is not JSON"),
     "lacks its code": (
         lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "configuration_x.X"}}'),
         "configuration_x.py is missing",
