@@ -204,10 +204,7 @@ def test_a_section_of_which_nothing_is_known_is_left_out(tmp_path, missing):
     missing = (missing,) if isinstance(missing, str) else missing
     metadata, page = card_of(tmp_path, {name: facts for name, facts in RESULTS.items() if name not in missing})
     assert not [word for word in ("None", "Undefined", "{{", "{%", "\n\n\n\n") if word in page]
-    without = {
-        "student": {"Results", "How it was trained"} if "teacher" in missing else {"How it was trained"},
-        "environment": {"Reproduce"},
-    }
+    without = {"student": {"Results", "How it was trained"}, "environment": {"Reproduce"}}
     absent = set().union(*(without.get(name, set()) for name in missing))
     assert headings(page) == [name for name in SECTIONS if name not in absent]
     assert "model-index" in metadata or "student" in missing
