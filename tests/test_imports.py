@@ -111,7 +111,7 @@ def test_import_of_the_package_imports_neither_torch_nor_transformers(run_python
         hf_whittle.SubnetConfig(1, 1, 1, 1), hf_whittle.SearchSpace, hf_whittle.ParameterBin, hf_whittle.search_subnets
         hf_whittle.EvolutionConfig, hf_whittle.SearchResult, hf_whittle.cost.num_parameters
         import hf_whittle.search.algorithms
-        print(sorted({"torch", "transformers"} & sys.modules.keys()))
+        print(sorted({"torch", "transformers", "datasets"} & sys.modules.keys()))
     """
     assert run_python(script) == "[]\n[]\n"
 

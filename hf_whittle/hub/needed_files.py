@@ -16,7 +16,7 @@ from transformers.utils import (
 from ..compat import relative_imports
 from ..errors import CheckpointError
 from ..files.paths import is_local
-from ..models.portable import has_names_of_files
+from ..models.portable import has_portable_names
 from .student_folder import read_config
 
 logger = logging.get_logger(__name__)
@@ -71,7 +71,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
             names = file.keys()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}; save the student again") from error
-    if not has_names_of_files(config, names):
+    if not has_portable_names(config, names):
         logger.warning(
             f"{path} has names of tensors that only new versions of transformers know; older ones silently use random "
             "weights instead. Load the student and save it again with hf_whittle.save_student"
