@@ -33,7 +33,7 @@ style: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
 
-# On a GPU within five minutes, on a CPU with smaller sizes; the result is gpu.json.
+# On a GPU within six minutes, on a CPU with smaller sizes; the result is gpu.json.
 gpu: .venv/installed
 	$(BIN)/python -m tests.gpu
 

@@ -5,7 +5,7 @@ Give folders of students as arguments to copy their result files here first:
     python model_cards/render.py demo
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from hf_whittle.files.atomic import atomic_folder
@@ -35,8 +35,12 @@ def render(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        take_over(Path(argument))
+    parser = argparse.ArgumentParser(
+        description="Render the model cards and pictures from the result files beside them."
+    )
+    parser.add_argument("students", nargs="*", type=Path, help="folders of students whose result files to copy first")
+    for student in parser.parse_args().students:
+        take_over(student)
     for results in sorted(HERE.glob("*/results.json")):
         render(results.parent)
         print(results.parent.relative_to(HERE.parent))
