@@ -36,7 +36,7 @@ from hf_whittle.search.algorithms import EvolutionConfig, MultiFidelityConfig, R
 
 
 def perplexity_of(model, input_ids):
-    """By the loss of transformers, block by block."""
+    """Perplexity by the loss of transformers, block by block."""
     with torch.no_grad():
         losses = [model(block[None], labels=block[None]).loss.double() for block in input_ids]
     return math.exp(torch.stack(losses).mean())
@@ -225,7 +225,7 @@ def log_probabilities(model, input_ids):
 
 
 def divergence(student, teacher, input_ids):
-    """In nats a token, in double precision."""
+    """Divergence in nats per token, in double precision."""
     of_student, of_teacher = log_probabilities(student, input_ids), log_probabilities(teacher, input_ids)
     return (F.kl_div(of_student, of_teacher, reduction="sum", log_target=True) / input_ids.numel()).item()
 
@@ -309,11 +309,11 @@ def test_settings_tell_the_teacher_and_the_fitness(supernet, make_stock, input_i
     assert settings["name"] != Perplexity(supernet, input_ids).settings["name"]
 
 
-# Weights that are no numbers
+# Weights that contain NaN
 
 
 @pytest.mark.parametrize("fitness_class", FITNESSES)
-def test_weights_that_are_no_numbers_count_as_worst_in_a_search(supernet, space, input_ids, fitness_class):
+def test_weights_that_contain_nan_count_as_worst_in_a_search(supernet, space, input_ids, fitness_class):
     broken = copy.deepcopy(supernet)
     with torch.no_grad():
         broken.lm_head.weight[3] = math.nan
@@ -335,7 +335,7 @@ MULTI_FIDELITY = MultiFidelityConfig(generations=1, shares=[0.25, 0.5, 1.0], siz
 
 @pytest.fixture
 def stages(supernet, many_blocks):
-    """Three fitnesses, each dearer than the one before."""
+    """Three fitnesses, each more expensive than the one before."""
     return {
         0.25: Perplexity(supernet, many_blocks[:4]),
         0.5: HealedPerplexity(supernet, many_blocks[:6], many_blocks),
@@ -387,7 +387,7 @@ def test_shares_of_stages_that_do_not_ascend_to_one_are_an_error(stages, shares)
         StagedFitness(dict.fromkeys(shares, stages[1.0]))
 
 
-def test_share_without_a_stage_is_an_error(supernet, stages, uneven_subnet):
+def test_share_without_a_stage_is_an_error(stages, uneven_subnet):
     staged = StagedFitness(stages)
     message = "on a share of 0.0625 of the tokens, the stages are for [0.25, 0.5, 1.0]; give them the same shares"
     for ask in (staged.tokens, lambda share: staged(uneven_subnet, share), lambda s: staged.flops(uneven_subnet, s)):
