@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Samples(Protocol):
-    """A source of subnets, such as a `SearchSpace`."""
+    """A source of subnets, such as a `SearchSpace`, whose module imports costs and cannot be imported here."""
 
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig: ...
 
