@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Samples(Protocol):
-    """A source of subnets, such as a `SearchSpace`."""
+    """A source of subnets, such as a `SearchSpace`, whose module imports costs and cannot be imported here."""
 
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig: ...
 
@@ -77,11 +77,11 @@ class LatencyModel:
         Args:
             supernet (`SuperNetModel`): super-network on the device and in the data type to measure.
             space (`SearchSpace`): space to draw subnets from.
-            batch_size (`int`, *optional*, defaults to 1): as in `measure_latency`, like the next three.
+            batch_size (`int`, *optional*, defaults to 1): sequences at a time.
             sequence_length (`int`, *optional*, defaults to 512): tokens of a sequence.
             phase (`str`, *optional*, defaults to `"prefill"`): `"prefill"` or `"decode"`.
-            repeats (`int`, *optional*, defaults to 7): passes that are counted, for each subnet.
             subnets (`int`, *optional*, defaults to 40): number of subnets to measure; a quarter of them tests the fit.
+            repeats (`int`, *optional*, defaults to 7): passes that are counted, for each subnet.
             seed (`int`, *optional*, defaults to 0): seed of the draws.
             progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
@@ -121,7 +121,7 @@ class LatencyModel:
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyModel":
-        """Read a model from a file of `save`."""
+        """Read a model from a file that `save` wrote."""
         values = read_json(path)
         return cls(**{**values, "polynomial": Polynomial(**values["polynomial"])})
 

@@ -56,7 +56,10 @@ def measure_latency(
     if phase not in ("prefill", "decode"):
         raise ValueError(f"phase must be 'prefill' or 'decode', got {phase!r}")
     if min(batch_size, sequence_length, repeats) < 1 or warmup < 0:
-        raise ValueError("batch_size, sequence_length and repeats must be at least 1, warmup at least 0")
+        raise ValueError(
+            "batch_size, sequence_length and repeats must be at least 1, warmup at least 0, got "
+            f"{batch_size}, {sequence_length}, {repeats} and {warmup}"
+        )
     with evaluating(model), torch.inference_mode():
         step = _step(model, batch_size, sequence_length, phase)
         seconds = [_seconds(step, input_device(model)) for _ in range(warmup + repeats)][warmup:]

@@ -7,6 +7,7 @@ perplexity on a quarter of the tokens has 0.95.
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -130,16 +131,15 @@ class _GradientProxy(TokenFitness):
             for batch in input_ids.split(self.batch_size):
                 batch = batch.to(self.supernet.device)
                 loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
-                found = torch.autograd.grad(
-                    loss, parameters, allow_unused=True
-                )  # weights outside of the slice have none
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(gradients, found, strict=True):
-                    if gradient is not None:
+                    if gradient is not None:  # weights outside of the slice have none
                         total += gradient
         return -self._score(parameters, gradients)
 
+    @abstractmethod
     def _score(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
-        raise NotImplementedError
+        """Score parameters by their gradients; the higher, the better."""
 
 
 @contextmanager

@@ -52,4 +52,4 @@ FITNESSES: dict[str, MakeFitness] = {
     "synflow": _synflow,
     "jacobian-covariance": _jacobian_covariance,
 }
-"""How a recipe makes each experimental fitness, by its name."""
+"""Functions that make each experimental fitness of a recipe, by its name."""

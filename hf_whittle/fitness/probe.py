@@ -81,7 +81,8 @@ class Probe(Fitness):
     Raises:
         DataError: if there are too few blocks to train on.
         VocabularyError: if the teacher's vocabulary has another size.
-        WhittleError: if the super-network is sharded.
+        SubnetError: if a subnet is active in the teacher.
+        WhittleError: if the super-network is sharded, or the teacher's logits are not a product with an output matrix.
     """
 
     name = "probe"
@@ -97,7 +98,10 @@ class Probe(Fitness):
         healing: HealedPerplexity | None = None,
     ):
         if is_sharded(supernet):
-            raise WhittleError("a probe trains students of its own and needs the whole super-network in each process")
+            raise WhittleError(
+                "a probe trains students of its own and needs the whole super-network in each process; use perplexity "
+                "for a sharded one"
+            )
         check_plain_weights(supernet)
         self.supernet, self.config = supernet, config or ProbeConfig()
         vocab_size = supernet.config.vocab_size

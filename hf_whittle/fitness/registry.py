@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .probe import ProbeConfig
 
 STAGES = ("perplexity", "healed-perplexity", "probe")
-"""Fitnesses of the staged one, for the shares of its algorithm in their order."""
+"""Stages of `staged`, one for each share of the tokens, from the smallest share to all tokens."""
 
 
 class FitnessInputs(Protocol):
@@ -25,7 +25,7 @@ class FitnessInputs(Protocol):
 
     @property
     def supernet(self) -> "SuperNetModel":
-        """The super-network whose subnets are judged."""
+        """The super-network whose subnets are evaluated."""
 
     @property
     def teacher(self) -> "PreTrainedModel":
@@ -53,7 +53,7 @@ class FitnessInputs(Protocol):
 
     @property
     def probe(self) -> "ProbeConfig":
-        """How a probe trains."""
+        """Settings of a probe's training."""
 
     @property
     def shares(self) -> Sequence[float]:
@@ -116,7 +116,7 @@ FITNESSES: dict[str, MakeFitness] = {
     "probe": _probe,
     "staged": _staged,
 }
-"""How a recipe makes each fitness, by its name; `experimental.FITNESSES` has more in the same form."""
+"""Functions that make each fitness of a recipe, by its name; `experimental.FITNESSES` has more in the same form."""
 
 LABELS = {
     "perplexity": "perplexity",
@@ -134,5 +134,5 @@ LABELS = {
 }
 """Phrases of a model card for the value that a search minimized.
 
-Experimental fitnesses are among them, for published results name them even when they are gone.
+Experimental fitnesses are included, since published results name them even after a fitness is removed.
 """

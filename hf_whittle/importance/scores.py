@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Criterion = Literal["magnitude", "activation", "taylor"]
 LayerCriterion = Literal["magnitude", "cosine", "taylor", "removal"]
-CRITERIA = ("magnitude", "activation", "taylor")
-LAYER_CRITERIA = ("magnitude", "cosine", "taylor", "removal")
+CRITERIA = get_args(Criterion)
+LAYER_CRITERIA = get_args(LayerCriterion)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class ImportanceScores:
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceScores":
-        """Read scores from a file of `save`.
+        """Read scores from a file that `save` wrote.
 
         Raises:
             CheckpointError: if the file is missing or damaged.

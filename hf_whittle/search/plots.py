@@ -16,7 +16,7 @@ _OTHER_COLOR = "#3f9b6c"
 
 
 class Found(Protocol):
-    """Evaluations of a search, as in a `SearchResult`."""
+    """Evaluations of a search, as in a `SearchResult`, whose module imports this one."""
 
     @property
     def evaluations(self) -> Sequence[Evaluation]: ...

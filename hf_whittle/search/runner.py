@@ -83,6 +83,8 @@ def search_subnets(
         raise BinError(
             f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
         )
+    for each in bins:
+        space.reachable_pairs(each)  # raises before anything is evaluated or written
     if fitness is None:
         from ..fitness.perplexity import Perplexity
 
@@ -103,7 +105,7 @@ def search_subnets(
 
 
 def _check_space(space: SearchSpace, supernet: Any) -> None:
-    if supernet is None:
+    if not hasattr(supernet, "config"):  # None, or an object of a user's fitness that is no model
         return
     from ..models.weights import full_config  # imports torch
 

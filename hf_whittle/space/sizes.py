@@ -44,7 +44,8 @@ class Sizes:
         shape = Shape.from_config(self.config)
         if len(set(shape.num_attention_heads)) > 1 or len(set(shape.intermediate_size)) > 1:
             raise SubnetError(
-                "a search space needs a super-network whose layers are all alike; search the original one"
+                "a search space needs a super-network whose layers are all alike, got one whose layers differ; search "
+                "the model that it was extracted from"
             )
         if self.stock_only and self.layer_wise:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")

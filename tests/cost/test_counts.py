@@ -15,13 +15,13 @@ from hf_whittle.cost import (
     flops_per_token,
     kv_cache_bytes_per_token,
     num_parameters,
+    padded_shape,
     parameter_polynomial,
     training_flops_per_token,
     weight_bytes,
 )
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.models.gpt_neox.student import student_class, student_config
-from hf_whittle.models.padding import padded_shape
 from hf_whittle.subnet import Shape
 
 # hidden_size, num_hidden_layers, num_attention_heads, vocab_size; parameters and those outside the embeddings, from the

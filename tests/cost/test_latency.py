@@ -121,9 +121,9 @@ def test_modes_of_all_modules_are_restored(stock):
     ("settings", "message"),
     [
         ({"phase": "training"}, "phase must be 'prefill' or 'decode', got 'training'"),
-        ({"repeats": 0}, "batch_size, sequence_length and repeats must be at least 1"),
-        ({"batch_size": 0}, "batch_size, sequence_length and repeats must be at least 1"),
-        ({"warmup": -1}, "warmup at least 0"),
+        ({"repeats": 0}, "and repeats must be at least 1, warmup at least 0, got 1, 16, 0 and 1"),
+        ({"batch_size": 0}, "batch_size, sequence_length and repeats must be at least 1, warmup at least 0, got 0"),
+        ({"warmup": -1}, "warmup at least 0, got 1, 16, 5 and -1"),
     ],
 )
 def test_impossible_measurement_is_an_error(stock, settings, message):

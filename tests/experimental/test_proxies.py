@@ -312,7 +312,7 @@ def test_search_records_the_proxy_and_its_cost(supernet, space, input_ids, tmp_p
     assert search(supernet, space, make(name, supernet, input_ids), tmp_path).evaluations == found.evaluations
 
 
-def test_search_by_importance_costs_nothing(supernet, space, tmp_path):
+def test_search_by_importance_costs_nothing(space, tmp_path):
     scores = ImportanceScores(
         np.arange(5.0), tuple(np.arange(4.0) for _ in range(5)), tuple(np.arange(64.0) for _ in range(5)), np.ones(32)
     )
@@ -344,7 +344,7 @@ def test_flops_of_jacobians_are_those_of_a_backward_pass_to_the_embeddings_alone
 
 
 @each_proxy
-def test_weights_that_are_no_numbers_count_as_worst_in_a_search(supernet, space, input_ids, name):
+def test_weights_that_contain_nan_count_as_worst_in_a_search(supernet, space, input_ids, name):
     broken = copy.deepcopy(supernet)
     with torch.no_grad():
         broken.lm_head.weight[3] = math.nan

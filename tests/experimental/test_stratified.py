@@ -62,7 +62,7 @@ def test_exhausted_stratum_does_not_end_the_search():
 
 def test_bin_without_a_subnet_is_an_error():
     with pytest.raises(BinError, match="no subnet of this space lies in the bin 1 to 2"):
-        search(ParameterBin(1, 2), strata=4)
+        StratifiedSearchConfig(strata=4).algorithm(SPACE, ParameterBin(1, 2))
 
 
 def test_no_stratum_is_an_error():

@@ -272,7 +272,7 @@ def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_
         assert perplexity_of(student, other) < healed(subnet) < plain(subnet)
 
 
-def test_one_channel_is_no_error(supernet, healed):
+def test_one_channel_is_no_error(healed):
     assert math.isfinite(healed(SubnetConfig(1, [0, 2], 1, 1)))
 
 
@@ -423,7 +423,7 @@ def test_sharded_super_network_is_an_error(supernet, text, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["embed_in.weight", "layers.3.mlp.dense_4h_to_h.weight"])
-def test_weights_that_are_no_numbers_are_an_error_that_names_the_layer(supernet, text, name):
+def test_weights_that_contain_nan_are_an_error_that_names_the_layer(supernet, text, name):
     broken = copy.deepcopy(supernet)
     with torch.no_grad():
         broken.state_dict()[f"gpt_neox.{name}"][:, 3] = math.nan

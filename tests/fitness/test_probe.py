@@ -268,7 +268,7 @@ def test_text_of_another_vocabulary_is_an_error(supernet, text):
 
 def test_sharded_super_network_is_an_error(supernet, text, monkeypatch):
     monkeypatch.setattr(probe_module, "is_sharded", lambda model: True)
-    with pytest.raises(WhittleError, match="needs the whole super-network in each process"):
+    with pytest.raises(WhittleError, match="needs the whole super-network in each process; use perplexity"):
         Probe(supernet, *text, SHORT)
 
 

@@ -1,4 +1,4 @@
-"""Importance scores against formulas of their own: weights gathered by hand, gates, recorded states, real removal."""
+"""Importance scores against other formulas: weights gathered by hand, gates, recorded activations, real removal."""
 
 import copy
 import json
@@ -203,7 +203,7 @@ def test_taylor_of_a_frozen_model_is_that_of_a_trainable_one(stock, input_ids):
 
 @pytest.fixture(scope="module")
 def states(model, input_ids):
-    """By the name of each norm and matrix: what goes into it and what comes out, `(blocks, tokens, features)`."""
+    """Input and output of each norm and matrix by its name, each `(blocks, tokens, features)`."""
     seen = {}
     kinds = (nn.LayerNorm, nn.Linear)
     modules = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
@@ -220,7 +220,7 @@ def states(model, input_ids):
 
 
 def typical(states, width=1):
-    """For each entry of `width` features: its norm, the mean of this over tokens, the norm of this over blocks."""
+    """Norm of each entry of `width` features, averaged over tokens, and the norm of these averages over blocks."""
     return torch.stack([entry.norm(dim=2).mean(1).norm() for entry in states.split(width, dim=2)])
 
 
@@ -239,9 +239,9 @@ def test_activation_is_the_typical_size_of_what_a_matrix_reads(model, states, in
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_cosine_is_how_far_a_layer_turns_its_input(model, states, input_ids, batch_size):
     layers = [f"gpt_neox.layers.{layer}.input_layernorm" for layer in range(model.config.num_hidden_layers)]
-    stream = [states[name][0].double() for name in (*layers, "gpt_neox.final_layer_norm")]
+    hidden_states = [states[name][0].double() for name in (*layers, "gpt_neox.final_layer_norm")]
     expected = []
-    for before, after in pairwise(stream):
+    for before, after in pairwise(hidden_states):
         cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
         expected.append(1 - cosine.mean())
     assert_close(score(model, input_ids, batch_size=batch_size).layers, expected)
@@ -263,7 +263,7 @@ def test_removal_is_how_much_worse_the_student_without_the_layer_is(kind, input_
         assert scores.layers[layer] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-# Of every criterion
+# Every criterion
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -419,7 +419,7 @@ def test_without_the_cache_the_model_is_run_again(supernet, input_ids, tmp_path,
         score(supernet, input_ids)
 
 
-def test_anything_else_scored_has_another_file(supernet, stock, make_stock, input_ids, tmp_path):
+def test_anything_else_scored_has_another_file(supernet, make_stock, input_ids, tmp_path):
     others = [
         (supernet, input_ids, {}),
         (supernet, input_ids.flip(0), {}),

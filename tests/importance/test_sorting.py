@@ -160,7 +160,7 @@ def test_fine_subnet_of_the_sorted_network_is_its_original_too(exact, draw_withi
         torch.testing.assert_close(logits(model, input_ids), logits(exact, input_ids), **CLOSE)
 
 
-def test_full_subnet_is_its_own_original(supernet, input_ids):
+def test_full_subnet_is_its_own_original(supernet):
     full = SubnetConfig.full(supernet.config)
     assert Order.by(random_scores(Shape.from_config(supernet.config))).original(full) == full
 
@@ -203,7 +203,7 @@ def test_sorting_twice_changes_nothing_the_second_time(supernet, input_ids):
     assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
 
 
-def test_equal_scores_leave_entries_as_they_stand(supernet):
+def test_equal_scores_leave_entries_in_their_order():
     equal = ImportanceScores(np.ones(5), (np.ones(4),) * 5, (np.ones(64),) * 5, np.repeat([1.0, 2.0], 16))
     order = Order.by(equal)
     assert order.channels == (*range(16, 32), *range(16))

@@ -138,6 +138,19 @@ def test_nothing_is_printed(name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@each_algorithm
+def test_bin_without_a_subnet_is_an_error_before_anything_is_evaluated_or_written(name, tmp_path):
+    asked = []
+
+    def fitness(subnet, share=1.0):
+        asked.append(subnet)
+        return 1.0
+
+    with pytest.raises(BinError, match="no subnet of this space lies in the bin 1 to 2"):
+        search(name, fitness, bin=[BIN, ParameterBin(1, 2)], folder=tmp_path / "search")
+    assert not asked and not (tmp_path / "search").exists()
+
+
 # Local search
 
 
@@ -397,6 +410,13 @@ def test_bin_without_an_end(name):
 def test_negative_seed_is_an_error(name):
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         small_config(name, seed=-1)
+
+
+def test_fitness_may_have_an_attribute_supernet_that_is_no_model():
+    class Own(Toy):
+        supernet = "EleutherAI/pythia-14m"
+
+    assert search("random", Own()).evaluations == search("random").evaluations
 
 
 @pytest.mark.parametrize(

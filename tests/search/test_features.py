@@ -18,7 +18,7 @@ ANY_SIZE = ParameterBin(0, 1e18)
 
 
 def widths(vector, depth):
-    """Of heads and of neurons, at every layer."""
+    """Widths of heads and of neurons, at every layer."""
     return vector[22 : 22 + depth], vector[31 + depth :]
 
 

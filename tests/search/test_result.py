@@ -24,7 +24,7 @@ def evaluation(size, fitness, cost=None, bins=(0,), **others):
 
 @pytest.fixture(scope="module")
 def result():
-    """Of a search in which not all evaluations are answers."""
+    """A search in which not all evaluations are answers."""
     return search("multi-fidelity", bin=[BIN, ParameterBin(21_000, 24_000)])
 
 
@@ -172,7 +172,7 @@ PERPLEXITY, PROBE = {"name": "perplexity"}, {"name": "probe", "steps": 20}
         ),
     ],
 )
-def test_pictures_name_what_was_minimised(monkeypatch, fitness, of_search, of_front):
+def test_pictures_name_the_fitness(monkeypatch, fitness, of_search, of_front):
     drawn = []
     monkeypatch.setattr(hf_whittle.plots, "_save", lambda figure, path: drawn.append(figure.axes[0].get_ylabel()))
     result = SearchResult({"fitness": fitness}, [evaluation(1, 2.0), evaluation(2, 1.5)])

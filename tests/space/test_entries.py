@@ -1,4 +1,4 @@
-"""Which entries are kept: uniform draws without scores, the best ones with them, and all between by temperature."""
+"""Kept entries: uniform draws without scores, the best ones with them, and all between by temperature."""
 
 import itertools
 import json

@@ -8,6 +8,7 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
+from fixtures_search import CONFIG
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -19,21 +20,9 @@ from hf_whittle.subnet import Shape, indices
 
 
 def make_config(**changes):
-    """All that a search space reads of a model configuration."""
-    values = {
-        "model_type": "gpt_neox",
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "tie_word_embeddings": False,
-        "attention_bias": True,
-    }
-    return SimpleNamespace(**{**values, **changes})
+    return SimpleNamespace(**{**vars(CONFIG), **changes})
 
 
-CONFIG = make_config()
 SMALL = make_config(vocab_size=7, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=3)
 PYTHIA_6_9B = make_config(
     vocab_size=50432, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=16384

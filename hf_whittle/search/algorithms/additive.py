@@ -120,8 +120,9 @@ class AdditiveSearch(MultiFidelitySearch):
             if solved is None:
                 continue
             subnet = self._assemble(channels, solved[1])
+            # The program ignores the step of numbers of layers, and rounding may leave a bin's ends.
             if self.space.contains(subnet) and self.bin.contains(self.space.config, subnet):
-                found.append((solved[0], subnet))  # else numbers of layers have a step, or a sum is rounded at an end
+                found.append((solved[0], subnet))
         return [subnet for _, subnet in sorted(found, key=lambda pair: pair[0])]
 
     def _assemble(self, channels: int, sizes: dict[tuple[str, int], int]) -> SubnetConfig:

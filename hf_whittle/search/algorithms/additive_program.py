@@ -17,7 +17,7 @@ from ...subnet import Shape
 _OPTIONS = {
     "mip_rel_gap": 1e-4,
     "node_limit": 2000,  # a limit of time would make the answer depend on the machine
-    "presolve": False,  # presolving, HiGHS prints lines
+    "presolve": False,  # HiGHS prints lines while it presolves
 }
 
 

@@ -25,7 +25,7 @@ from .features import features
 class SurrogateSearchConfig(BudgetedConfig):
     """Settings of search with a surrogate.
 
-    Of `pool` new subnets bred from the elites, the `num_offspring` that are predicted best are evaluated.
+    Each generation breeds `pool` new subnets from the elites and evaluates the `num_offspring` predicted best.
 
     Args:
         archives (`list[str]`): folders of earlier searches, in any bin and super-network, whose evaluations the
