@@ -305,7 +305,7 @@ def version_of(tensor: "torch.Tensor") -> int:
 
 
 SHARD_ATTRIBUTES = ("full_tensor", "_is_flat_param", "ds_id")
-"""Attributes of shards alone: of FSDP2, where it is public, and of FSDP1 and DeepSpeed, which have no public test."""
+"""Attributes that only shards have: under FSDP2 (public), FSDP1 and DeepSpeed (private; neither has a public test)."""
 FSDP1_MARK = "_fsdp_use_orig_params"
 """Attribute of modules whose parameters FSDP1 manages; with `use_orig_params`, the parameters bear no mark."""
 

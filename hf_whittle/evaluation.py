@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .compat import without_packing
 from .errors import DataError, VocabularyError
-from .models.weights import input_device, is_sharded
+from .models.placement import input_device, is_sharded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,7 +128,7 @@ def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int, *, ignore_la
 
 def _column(blocks: "Dataset", name: str) -> torch.Tensor:
     if name not in blocks.column_names:
-        raise DataError(f"the blocks have no column {name!r}, only {blocks.column_names}; make them by pack_documents")
+        raise DataError(f"the blocks have no column {name!r}, only {blocks.column_names}; use pack_documents")
     try:
         return torch.from_numpy(np.asarray(blocks.select_columns(name).with_format("numpy")[:][name], dtype=np.int64))
     except (TypeError, ValueError) as error:

@@ -15,7 +15,8 @@ from datasets.fingerprint import Hasher
 
 from .compat import find_file, uncompiled
 from .files.paths import expanded
-from .models.weights import at_hand, check_can_be_gathered, full_config
+from .models.placement import check_can_be_gathered, whole_tensor
+from .models.weights import full_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,7 +134,7 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
     for name, tensor in (*model.named_parameters(), *sorted(others.items())):
         if not torch.is_tensor(tensor):
             continue
-        with at_hand(model, name, tensor) as whole:
+        with whole_tensor(model, name, tensor) as whole:
             if dtype is not None and whole.is_floating_point():
                 whole = whole.to(dtype)
             digest.update(f"{name}{whole.dtype}{tuple(whole.shape)}".encode())

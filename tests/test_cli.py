@@ -326,7 +326,7 @@ def test_extract_heals_on_text(extract, texts, capsys):
 
 
 @pytest.mark.parametrize(
-    "is_healed, said",
+    "is_healed, summarized",
     [
         (True, "Healed on 1,280 tokens: its perplexity on 320 others fell from 61.500 to 35.250"),
         (
@@ -336,11 +336,11 @@ def test_extract_heals_on_text(extract, texts, capsys):
         ),
     ],
 )
-def test_what_healing_did_is_said(extract, capsys, is_healed, said):
+def test_the_summary_describes_healing(extract, capsys, is_healed, summarized):
     extract()
     report = {"is_healed": is_healed, "perplexity_before": 61.5, "perplexity_after": 35.25, "tokens": 1280}
     Path("out", "healing.json").write_text(json.dumps(report | {"held_out_tokens": 320}))
-    assert summary(Path("out")).splitlines()[1] == said
+    assert summary(Path("out")).splitlines()[1] == summarized
 
 
 TEXT = ("--files", "text.txt")

@@ -462,7 +462,7 @@ def test_four_bit_weights_are_packed_outside_the_block_alone(monkeypatch):
         monkeypatch.setattr(bitsandbytes.nn.modules, "_convert_weight_packed_for_cpu", pack)
         layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32).to("cpu").eval()
         assert layer.support_avx512bf16_for_cpu in (False, True)
-        layer.support_avx512bf16_for_cpu = True  # of CPUs that have the instructions
+        layer.support_avx512bf16_for_cpu = True  # as on CPUs that have the instructions
         model, x = nn.Sequential(layer), torch.ones(1, 64)
         with compat.without_packing(model):
             model(x)

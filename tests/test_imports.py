@@ -54,6 +54,11 @@ MAY_IMPORT = {
 
 Each imports only those above it, so that nothing goes round in a circle.
 """
+ROOT = PACKAGE.parent
+SCRIPTS = [
+    *(ROOT / name for name in (".ci/old_transformers", "model_cards/render.py")),
+    *sorted(path for folder in ("examples", "tests/benchmarks") for path in (ROOT / folder).glob("*.py")),
+]
 SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")
 
 
@@ -106,7 +111,7 @@ def test_import_of_the_package_imports_neither_torch_nor_transformers(run_python
         hf_whittle.SubnetConfig(1, 1, 1, 1), hf_whittle.SearchSpace, hf_whittle.ParameterBin, hf_whittle.search_subnets
         hf_whittle.EvolutionConfig, hf_whittle.SearchResult, hf_whittle.cost.num_parameters
         import hf_whittle.search.algorithms
-        print(sorted({"torch", "transformers"} & sys.modules.keys()))
+        print(sorted({"torch", "transformers", "datasets"} & sys.modules.keys()))
     """
     assert run_python(script) == "[]\n[]\n"
 
@@ -149,6 +154,16 @@ def test_code_that_travels_with_a_student_imports_only_its_libraries_and_sibling
             assert imported.removeprefix(folder).split(".")[0] in SHIPPED
         else:
             assert imported.split(".")[0] in {"torch", "transformers", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_names_that_a_script_imports_exist(script):
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] == "hf_whittle":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or name.removeprefix("hf_whittle.") in FILES, f"there is no {name}"
 
 
 def test_any_module_of_transformers_can_be_imported_next_and_students_are_registered(run_python):

@@ -1,4 +1,4 @@
-"""`hf-whittle run`: do a recipe."""
+"""`hf-whittle run`: run a recipe."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def work(recipe: "Recipe") -> dict[str, Any]:
-    """Do a recipe, with progress bars of search and training but none of loading and saving."""
+    """Run a recipe, with progress bars of search and training but none of loading and saving."""
     from transformers.utils import logging
 
     from ..run import run

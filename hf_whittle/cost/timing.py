@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..evaluation import evaluating
-from ..models.weights import input_device
+from ..models.placement import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,8 +18,8 @@ def check_columns(*datasets: Any) -> None:
             found = [name for name in _MASKS if name in (getattr(each, "column_names", None) or ())]
             if found:
                 raise DataError(
-                    f"the column {found[0]!r} would not be read: mask tokens by a column 'labels' that is -100 "
-                    "where one does not count, or remove the column"
+                    f"the column {found[0]!r} would not be read: mask tokens by a column 'labels' with -100 for "
+                    "each, or remove the column"
                 )
 
 
@@ -77,7 +77,7 @@ def _stack(name: str, blocks: list[dict[str, Any]]) -> torch.Tensor:
         inputs = [len(block["input_ids"]) for block in blocks]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"every block needs numbers in {name!r}, and has none in a block of this batch: {error!r}"
+            f"every block needs numbers in {name!r}, and a block of this batch has none: {error!r}"
         ) from error
     if lengths != inputs or len(set(inputs)) > 1:
         raise DataError(

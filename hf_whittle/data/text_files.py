@@ -35,6 +35,8 @@ _ENCODINGS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Encoding of each byte-order mark."""
+_FILES_OR_PATTERNS = "give files, or patterns such as 'texts/**/*.txt'"
+_RULES = 2  # version of reading files in cache keys; raise it with every change
 
 
 def find_files(patterns: Paths) -> list[str]:
@@ -57,9 +59,6 @@ def find_files(patterns: Paths) -> list[str]:
     if not found:
         raise DataError(f"no file was named; {_FILES_OR_PATTERNS}")
     return sorted(found.values())
-
-
-_FILES_OR_PATTERNS = "give files, or patterns such as 'texts/**/*.txt'"
 
 
 def _as_pattern(path: str) -> str:
@@ -155,7 +154,7 @@ def _kind(path: str) -> str | None:
 
 
 def _compression(path: str) -> str | None:
-    """Return the suffix of a compressed file; `None` of any other."""
+    """Return the suffix of a compressed file; `None` for any other."""
     suffix = Path(path).suffix.lower()
     return suffix if suffix in _DECOMPRESS else None
 
@@ -211,9 +210,6 @@ def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Da
     except DatasetGenerationError as error:
         raise DataError(str(error.__cause__)) from error
     return _identified_by(documents, [(name, digest) for name, _, digest in found], errors)
-
-
-_RULES = 2  # version of reading files in cache keys; raise it with every change
 
 
 def _read_files(files: list[tuple[str, str, str]], errors: str, rules: int) -> Iterator[dict[str, str]]:

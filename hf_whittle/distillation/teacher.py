@@ -15,7 +15,8 @@ from ..files.paths import expanded
 from ..files.sources import commit_of
 from ..loss.heads import dense_targets, output_module
 from ..loss.targets import DenseTargets
-from ..models.weights import input_device, is_sharded, load_whole
+from ..models.placement import input_device, is_sharded
+from ..models.weights import load_whole
 
 
 def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = None) -> PreTrainedModel:

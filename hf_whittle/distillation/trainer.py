@@ -23,7 +23,7 @@ from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, in_place_of, output_module
 from ..loss.hidden import layer_outputs
 from ..loss.targets import DenseTargets, Head, Targets
-from ..models.weights import check_not_offloaded
+from ..models.placement import check_not_offloaded
 from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints

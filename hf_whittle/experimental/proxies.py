@@ -20,7 +20,8 @@ from ..errors import WhittleError
 from ..evaluation import evaluating
 from ..fingerprints import model_fingerprint
 from ..fitness.base import Fitness, TokenFitness
-from ..models.weights import check_plain_weights, is_sharded
+from ..models.placement import is_sharded
+from ..models.weights import check_plain_weights
 from ..subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from ..evaluation import as_input_ids
 from ..healing.config import HealingConfig, HealingReport
 from ..healing.healer import heal_weights
 from ..models.architecture import architecture_module
+from ..models.checkpoint_names import Renamed, as_stored
 from ..models.padding import padded_shape
 from ..models.portable import make_portable
-from ..models.slicing import Renamed, as_stored, fill, kept_weights, slice_weights
+from ..models.slicing import fill, slice_weights
 from ..models.source import Source
-from ..models.weights import check_plain_weights, full_config, weight_shape
+from ..models.weights import check_plain_weights, full_config, kept_weights, weight_shape
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results

@@ -30,9 +30,9 @@ _ADVICE = {
     errno.ENAMETOOLONG: "choose a shorter path",
 }
 """Advice for each disk error."""
-_OF_A_CAUSE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+_COUNT_AS_CAUSE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 """Disk errors that explain an exception they caused; a program may expect and handle the others."""
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")  # of libraries in Rust; of pyarrow and Python
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")  # in texts of Rust; of pyarrow and Python
 _WITHOUT_REASON = re.compile(
     r"inline_container\.cc|PytorchStreamWriter|basic_ios::clear|iostream error"  # torch
     r"|^Parent directory .* does not exist|^File .* cannot be opened"  # torch too
@@ -53,9 +53,9 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     except WhittleError:
         raise
     except Exception as error:
-        code, elsewhere = refusal(error, path), _elsewhere(error, path)
+        code, elsewhere = _disk_errno(error, path), _elsewhere(error, path)
         is_read = elsewhere is not None or str(error).startswith("Caught ")  # in a process that loads data
-        if code is None or (is_read and code not in _OF_A_CAUSE):
+        if code is None or (is_read and code not in _COUNT_AS_CAUSE):
             raise
         raise _could_not_write(elsewhere or path, code) from error
 
@@ -69,7 +69,7 @@ def _elsewhere(error: Exception, path: str | Path) -> str | None:
     return None if Path(name).absolute().is_relative_to(Path(path).absolute().parent) else name
 
 
-def refusal(error: BaseException, path: str | Path) -> int | None:
+def _disk_errno(error: BaseException, path: str | Path) -> int | None:
     """Return the `errno` of the disk error that an exception or its cause reports, or `None`."""
     code = _code(error)
     if code in _ADVICE:
@@ -77,13 +77,13 @@ def refusal(error: BaseException, path: str | Path) -> int | None:
     cause = error.__cause__
     while cause is not None:
         code = _code(cause)
-        if code in _OF_A_CAUSE:
+        if code in _COUNT_AS_CAUSE:
             return code
         cause = cause.__cause__
     if _WITHOUT_REASON.search(str(error)):
         context = error.__context__
         code = None if context is None else _code(context)
-        return code if code in _ADVICE else _tried(Path(path))
+        return code if code in _ADVICE else _errno_of_writing(Path(path))
     return None
 
 
@@ -96,8 +96,8 @@ def _code(error: BaseException) -> int | None:
     return None if number is None else int(number[1] or number[2])
 
 
-def _tried(path: Path) -> int:
-    """Write a megabyte and return the `errno` of that, for a library that could not write and gave no reason."""
+def _errno_of_writing(path: Path) -> int:
+    """Write a megabyte and return the `errno` of that, for a library that failed to write and gave no reason."""
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -31,7 +31,7 @@ def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
         except (HTTPError, HFValidationError, OSError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{str(source)!r} is no folder, nor could it be read from the Hub: {reason}"
+                f"{str(source)!r} is not a folder, and could not be read from the Hub: {reason}"
             ) from error
     for name in names:
         if not (folder / name).is_file():

@@ -78,13 +78,13 @@ def keep_vocabulary_files(tokenizer: Any, folder: str | Path) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not source or Path(source) == Path(folder):
         return
     missing = [name for name in VOCABULARY_FILES if not (Path(folder) / name).exists()]
-    found = {name: path for name in missing if (path := _known(source, name)) is not None}
+    found = {name: path for name in missing if (path := _local_file(source, name)) is not None}
     if found and _has_the_tokens_of(tokenizer, source):
         for name, path in found.items():
             shutil.copyfile(path, Path(folder) / name)
 
 
-def _known(source: str, name: str) -> str | None:
+def _local_file(source: str, name: str) -> str | None:
     """Return the path of a checkpoint's file, if it is on this machine."""
     if Path(source).is_dir():
         return str(Path(source) / name) if (Path(source) / name).is_file() else None

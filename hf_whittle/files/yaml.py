@@ -26,13 +26,13 @@ class Word(str):
         return _WORDS[self.lower()]
 
 
-def meant(value: Any) -> Any:
+def with_truth_values(value: Any) -> Any:
     """Replace every `Word` in a value by its truth value."""
     if isinstance(value, Word):
         return value.truth
     if isinstance(value, dict):
-        return {name: meant(each) for name, each in value.items()}
-    return [meant(each) for each in value] if isinstance(value, list) else value
+        return {name: with_truth_values(each) for name, each in value.items()}
+    return [with_truth_values(each) for each in value] if isinstance(value, list) else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -125,4 +125,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def as_yaml(values: dict[str, Any]) -> str:
     """Return YAML that `read_yaml` reads as the same keys and values."""
-    return yaml.dump(meant(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(with_truth_values(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -8,7 +8,8 @@ import torch
 from ..cost.counts import flops_per_token
 from ..evaluation import as_input_ids
 from ..fingerprints import fingerprint, model_fingerprint
-from ..models.weights import check_plain_weights, is_sharded
+from ..models.placement import is_sharded
+from ..models.weights import check_plain_weights
 from ..subnet import SubnetConfig
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from ..fingerprints import fingerprint
 from ..healing.cost import healing_flops_from_moments
 from ..healing.from_moments import student_healed_from
 from ..healing.supernet_moments import SupernetMoments
+from ..models.placement import is_sharded
 from ..models.source import Source
-from ..models.weights import check_no_subnet, is_sharded
+from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
 from .base import TokenFitness
 

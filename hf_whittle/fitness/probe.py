@@ -19,7 +19,8 @@ from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, output_module
 from ..loss.targets import DenseTargets, Head
-from ..models.weights import check_no_subnet, check_plain_weights, input_device, is_sharded
+from ..models.placement import input_device, is_sharded
+from ..models.weights import check_no_subnet, check_plain_weights
 from ..subnet import SubnetConfig
 from .base import Fitness
 from .healed import HealedPerplexity

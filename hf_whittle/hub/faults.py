@@ -1,4 +1,4 @@
-"""Faults of the Hub's client: which of them pass, and what they mean to a user."""
+"""Faults of the Hub's client: which are temporary, and advice to the user."""
 
 import re
 
@@ -35,7 +35,7 @@ def status_of(error: BaseException | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def passes(error: BaseException) -> bool:
+def is_temporary(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):

@@ -16,8 +16,8 @@ from transformers.utils import (
 from ..compat import relative_imports
 from ..errors import CheckpointError
 from ..files.paths import is_local
-from ..models.portable import has_names_of_files
-from .student_folder import read_config
+from ..models.portable import has_portable_names
+from .student_folder import read_values
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +37,7 @@ def needed_files(folder: Path, repo_id: str) -> list[str]:
         names = [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME]
         config: dict[str, Any] = {}
     else:
-        config = read_config(folder / CONFIG_NAME)
+        config = read_values(folder / CONFIG_NAME)
         names = [CONFIG_NAME, *_weights(folder), *_code(folder, config)]
     for name in names:
         if not (folder / name).is_file():
@@ -59,7 +59,7 @@ def _weights(folder: Path) -> list[str]:
             f"{folder} holds no student to publish: there is neither {SAFE_WEIGHTS_NAME} nor "
             f"{SAFE_WEIGHTS_INDEX_NAME}; save it with save_pretrained"
         )
-    shards = set(read_config(index).get("weight_map", {}).values())
+    shards = set(read_values(index).get("weight_map", {}).values())
     if not shards:
         raise CheckpointError(f"{index} names no shards; save the student again")
     return [SAFE_WEIGHTS_INDEX_NAME, *sorted(shards)]
@@ -71,7 +71,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
             names = file.keys()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}; save the student again") from error
-    if not has_names_of_files(config, names):
+    if not has_portable_names(config, names):
         logger.warning(
             f"{path} has names of tensors that only new versions of transformers know; older ones silently use random "
             "weights instead. Load the student and save it again with hf_whittle.save_student"
@@ -88,7 +88,7 @@ def _code(folder: Path, config: dict[str, Any]) -> list[str]:
 
 
 def _check_base(folder: Path, repo_id: str) -> None:
-    base = read_config(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    base = read_values(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
     if base == repo_id:
         raise CheckpointError(
             f"the adapters in {folder} belong to {base} itself and would replace the weights they need; choose another "

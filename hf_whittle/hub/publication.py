@@ -19,7 +19,6 @@ from transformers.utils import (
 
 from ..errors import CheckpointError
 from ..files.paths import expanded
-from ..files.text import read_json
 from ..files.tokenizer import TEMPLATES, TOKENIZER_FILES, names_of_templates
 from ..healing.config import HEALING_FILE
 from ..record.files import CARD_FILE, RECIPE_FILE, RESULTS_FILE
@@ -33,7 +32,7 @@ from .lm_eval import LM_EVAL_FILE, reduced
 from .needed_files import needed_files
 from .recipes import publishable
 from .repository import Content, read_content
-from .student_folder import StudentFolder
+from .student_folder import StudentFolder, read_values
 
 logger = logging.get_logger(__name__)
 
@@ -140,7 +139,7 @@ def _rewritten(folder: Path, results: Results) -> dict[str, bytes]:
     if results != Results():
         files[RESULTS_FILE] = _as_json(results.to_dict())
     if (folder / SEARCH_FILE).is_file():
-        search = read_json(folder / SEARCH_FILE)
+        search = read_values(folder / SEARCH_FILE)
         files[SEARCH_FILE] = _as_json({**search, "settings": without_archives(search["settings"])})
     if (folder / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = publishable(folder / RECIPE_FILE).encode()

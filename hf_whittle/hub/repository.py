@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..compat import commit_info
 from ..errors import HubError
-from .faults import FAULTS, explained, in_brief, network_fault, passes, retry_after, status_of
+from .faults import FAULTS, explained, in_brief, is_temporary, network_fault, retry_after, status_of
 from .secrets import Secrets
 
 logger = logging.get_logger(__name__)
@@ -184,7 +184,7 @@ class Repository:
         return set(there) == set(files) and all(there[name] in _digests(content) for name, content in files.items())
 
     def _patiently(self, work: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
-        """Do some work with the Hub, again after a while if its fault may pass.
+        """Do some work with the Hub, again after a while if a fault is temporary.
 
         Args:
             work (`Callable`): the work.
@@ -196,7 +196,7 @@ class Repository:
                     return work()
             except FAULTS as error:
                 fault = network_fault(error)
-                if not passes(fault) or attempt == _ATTEMPTS - 1:
+                if not is_temporary(fault) or attempt == _ATTEMPTS - 1:
                     raise self._error(fault) from self._secrets.removed_from(fault)
                 wait = min(retry_after(fault) or 2.0**attempt, _LONGEST_WAIT)
                 logger.warning(f"the Hub did not accept a request ({in_brief(fault)}); trying again in {wait:.0f} s")
@@ -215,7 +215,7 @@ class Repository:
         return HubError(explained(fault, f"the {self.type} {self.id}", self._secrets.removed(str(fault))))
 
     def _look(self, landed: Callable[[], T | None]) -> T | None:
-        """The outcome of work whose answer was lost; unless that can be found out, it is not done a second time."""
+        """Find the outcome of work whose answer was lost, or raise, so that it is not done a second time."""
         try:
             return self._patiently(landed)
         except HubError as error:

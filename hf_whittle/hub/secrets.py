@@ -11,7 +11,7 @@ from ..compat import HUB_LOGGERS
 
 
 class Secrets:
-    """Text without a token, and without the queries of URLs, which may be signatures.
+    """Removes a token, and the queries of URLs, which may be signatures, from texts, errors and logs.
 
     Args:
         token (`str` or `bool`, *optional*): as for `HfApi`.

@@ -52,7 +52,7 @@ class StudentFolder:
         return cls(
             folder.name,
             files,
-            read_config(folder / config),
+            read_values(folder / config),
             Lineage.load(folder),
             () if lm_eval is None else tuple(read_lm_eval(lm_eval)),
         )
@@ -68,11 +68,11 @@ class StudentFolder:
         return self.config["base_model_name_or_path"] if self.is_adapter else None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a configuration.
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a JSON file in a student's folder.
 
     Raises:
-        CheckpointError: if there is none, or it is no JSON with keys and values.
+        CheckpointError: if there is no such file, or it holds no JSON with keys and values.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} holds no student: {path.name} is missing; save the student there")

@@ -74,10 +74,8 @@ class Elastic:
             self._gathered[name] = whole, version_of(whole), part
         return part
 
-    def _apply(
-        self, *args: Any, **kwargs: Any
-    ) -> Any:  # moves and casts parameters without moving their version counter
-        self._gathered = None
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._gathered = None  # parameters are moved and cast, and their version counter stays
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:

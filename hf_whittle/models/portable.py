@@ -19,7 +19,8 @@ def check_generation_config(config: Any) -> None:
     except ValueError as error:
         raise CheckpointError(
             "the model's generation configuration contradicts itself, so that no model could be saved with it: "
-            f"{' '.join(str(error).split())} Mend generation_config.json of the checkpoint, or model.generation_config"
+            f"{' '.join(str(error).split())} Correct generation_config.json of the checkpoint, or "
+            "model.generation_config"
         ) from error
 
 
@@ -75,7 +76,7 @@ def oldest_transformers(config: dict[str, Any]) -> str | None:
     return architecture_module(model_type, "student").oldest_transformers(config)
 
 
-def has_names_of_files(config: dict[str, Any], names: Iterable[str]) -> bool:
+def has_portable_names(config: dict[str, Any], names: Iterable[str]) -> bool:
     """Whether a student's files name its tensors as all versions of `transformers` read them.
 
     Args:

@@ -1,7 +1,7 @@
 """Register our classes with `AutoConfig` and `AutoModel*` as soon as a program imports these.
 
 Transformers' configurations and auto classes import each other, so registration waits until none of the modules
-concerned is half-way through its import.
+concerned is halfway through its import.
 """
 
 import importlib.abc
@@ -47,7 +47,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
         self._registered: set[str] = set()
 
     def settle(self) -> None:
-        """Register, unless a watched module is half-way through its import or nothing is new."""
+        """Register, unless a watched module is halfway through its import or nothing is new."""
         present = {CONFIGURATION_AUTO, MODELING_AUTO} & sys.modules.keys()
         if self.depth == 0 and present != self._registered:
             self.depth += 1

@@ -21,7 +21,7 @@ class LayerOutput:
     Args:
         hidden_states (`torch.Tensor`): `(B, T, channels)`, after the layer.
         normalized (`torch.Tensor`): the same after the model's last norm.
-        activations (`Activations`): of the modules that were asked for.
+        activations (`Activations`): inputs and outputs of the recorded modules.
     """
 
     hidden_states: torch.Tensor

@@ -29,7 +29,7 @@ class Source:
     generation_config: "GenerationConfig | None" = None
 
     def weight(self, name: str, layer: int = 0) -> torch.Tensor:
-        """A weight of a layer in single precision, on the device; a copy only where it is not both already.
+        """A weight of a layer in single precision, on the device; copied only if it has another or lies elsewhere.
 
         Args:
             name (`str`): name in the table, in which `{layer}` is filled in.

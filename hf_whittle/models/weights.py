@@ -1,25 +1,20 @@
 """Weights of a model by its table: names, shapes, and checks that slices of them can be taken."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
-from ..compat import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device, has_tied_weights, uncompiled, whole_shape
+from ..compat import has_tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
-from ..subnet import Shape
+from ..subnet import Shape, SubnetConfig
 from .architecture import Dimension, Weight, get_architecture, head_dim
+from .placement import OFFLOADED, is_shard
 
 _WHAT_TO_DO = (
     "slices can be taken of plain floating-point weights only: load the model without quantization, and merge adapters "
     "into it (merge_and_unload)"
-)
-_OFFLOADED = (
-    "is not in memory but offloaded; load the model without a device_map that offloads layers, or give extract_subnet "
-    "the checkpoint's folder or name, which it reads one tensor at a time"
 )
 
 
@@ -49,7 +44,7 @@ def check_plain_weights(model: Any) -> None:
         if size != stated:
             raise WeightsError(
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
-                "resize_token_embeddings, or load the model anew"
+                "resize_token_embeddings, or load the model again"
             )
     _check_sharing(config, table.weights, parameters)
 
@@ -68,30 +63,6 @@ def full_config(model: Any) -> Any:
     return getattr(model, "full_config", model.config)
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether parameters of a model are spread over processes, which must then run it together.
-
-    Where FSDP1 keeps the original parameters (`use_orig_params`), only the modules are marked.
-    """
-    marked = (hasattr(module, FSDP1_MARK) for module in model.modules())
-    return any(map(is_shard, model.parameters())) or any(marked)
-
-
-def is_shard(tensor: torch.Tensor) -> bool:
-    """Whether a parameter is sharded by FSDP or DeepSpeed ZeRO-3, so that this process holds a part of it, or none."""
-    return any(hasattr(tensor, name) for name in SHARD_ATTRIBUTES)
-
-
-def check_can_be_gathered(model: Any) -> None:
-    """Raise `WeightsError` if a model is sharded by FSDP1 or DeepSpeed ZeRO-3; `at_hand` gathers shards of FSDP2."""
-    shards = [parameter for parameter in model.parameters() if is_shard(parameter)]
-    if is_sharded(model) and not (shards and all(hasattr(shard, "full_tensor") for shard in shards)):
-        raise WeightsError(
-            f"the weights of this {type(model).__name__} are sharded by FSDP1 or DeepSpeed ZeRO-3 and no process has "
-            "them whole; give a model that is not sharded, or shard it with FSDP2"
-        )
-
-
 def check_no_subnet(model: Any) -> None:
     """Raise `SubnetError` if a subnet is active in a model."""
     if full_config(model) is not model.config:
@@ -105,16 +76,7 @@ def check_plain(name: str, parameter: torch.Tensor) -> None:
         kind = f"{type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
         raise WeightsError(f"{name} is a {kind}; {_WHAT_TO_DO}")
     if parameter.is_meta:
-        raise WeightsError(f"{name} {_OFFLOADED}")
-
-
-def check_not_offloaded(model: nn.Module) -> None:
-    """Raise `WeightsError` if accelerate has offloaded a module of a model, which could not be trained."""
-    from accelerate.utils import has_offloaded_params
-
-    name = next((name for name, module in model.named_modules() if has_offloaded_params(module)), None)
-    if name is not None:
-        raise WeightsError(f"{name} {_OFFLOADED}")
+        raise WeightsError(f"{name} {OFFLOADED}")
 
 
 def _check_sharing(
@@ -138,6 +100,16 @@ def all_weights(config: PreTrainedConfig) -> Iterator[tuple[Weight, int | None]]
                 yield weight, layer
 
 
+def kept_weights(config: PreTrainedConfig, subnet: SubnetConfig) -> list[tuple[Weight, int, int]]:
+    """The weights of a student, each with its layer in the model and in the student; 0 and 0 outside of layers."""
+    kept: list[tuple[Weight, int, int]] = []
+    for weight in get_architecture(config).weights:
+        if weight.exists(config) and not weight.is_shared(config):
+            layers = enumerate(subnet.layers) if weight.in_layer else [(0, 0)]
+            kept.extend((weight, layer, position) for position, layer in layers)
+    return kept
+
+
 def embedding(config: PreTrainedConfig) -> Weight:
     """The token embedding, which tied weights share."""
     weights = get_architecture(config).weights
@@ -156,7 +128,7 @@ def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: 
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `CheckpointError` if a tensor contains NaN or Inf; quantized ones are not looked at."""
+    """Raise `CheckpointError` if a tensor contains NaN or Inf; quantized tensors are not checked."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     tensor = tensor.detach()
@@ -166,8 +138,8 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         return
     if not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise CheckpointError(
-            f"{name} contains NaN or infinite values; the checkpoint is damaged or its training diverged: use another "
-            "or an earlier one"
+            f"{name} contains NaN or Inf; the checkpoint is damaged or its training diverged: use another or an "
+            "earlier one"
         )
 
 
@@ -226,35 +198,8 @@ def _check_complete(info: dict[str, Any], where: str, any_size: bool) -> None:
         )
 
 
-def in_words(names: Any, most: int = 3) -> str:
-    """The first names, in order, and how many more there are."""
+def in_words(names: Any) -> str:
+    """The first three names, in order, and the number of the others."""
     names = sorted(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def input_device(model: Any) -> torch.device:
-    """The device on which a model reads tokens; if its embedding is offloaded, the device that runs it."""
-    embedding = model.get_input_embeddings()
-    if not embedding.weight.is_meta:
-        return embedding.weight.device
-    return torch.device(execution_device(embedding))
-
-
-@contextlib.contextmanager
-def at_hand(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
-    """A tensor of a model's state dict, whole inside the block: loaded if offloaded, gathered if sharded by FSDP2.
-
-    Args:
-        model (`PreTrainedModel`): the model.
-        name (`str`): name in its state dict.
-        tensor (`torch.Tensor`): the tensor of that name.
-    """
-    from accelerate.utils import align_module_device
-
-    with contextlib.ExitStack() as stack:
-        if tensor.is_meta:
-            module, _, attribute = name.rpartition(".")
-            stack.enter_context(align_module_device(model.get_submodule(module)))
-            tensor = getattr(model.get_submodule(module), attribute)
-        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal
 
 from ..errors import RecipeError
-from ..files.yaml import Word, meant
+from ..files.yaml import Word, with_truth_values
 from ..healing.config import HealingConfig
 
 _LISTS = (list, collections.abc.Sequence)
@@ -77,7 +77,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
 def _read_value(value: Any, hint: Any, path: str) -> Any:
     """A value with its paths as text, and its numbers as numbers where the type says so."""
     if isinstance(value, dict) and "." in path:  # a value; sections are read key by key
-        value = meant(value)
+        value = with_truth_values(value)
     if isinstance(value, list):
         value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
     elif isinstance(value, os.PathLike):

@@ -9,7 +9,7 @@ from typing import Any, Self, get_args, get_type_hints
 class Facts:
     """Facts as a dataclass and as JSON.
 
-    A field without a default is known of every such section; one that has its default is not known.
+    A field without a default is in every such section. A field that equals its default is unknown and left out of JSON.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -19,10 +19,10 @@ class Facts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Facts of `to_dict`; names that are not known are passed over.
+        """Make facts of a dictionary as `to_dict` gives it; other names are passed over.
 
         Raises:
-            TypeError: if `values` lacks a fact that every such section has, or is of another form.
+            TypeError: if `values` is no dictionary, or lacks a fact that every such section has.
         """
         if not isinstance(values, dict):
             raise TypeError(f"{cls.__name__} must be made of a dict, got {values!r}")
@@ -113,8 +113,8 @@ class FitnessFacts(Facts):
 
     Args:
         name (`str`): its name.
-        value (`float`): that of the best subnet.
-        of_student (`float`, *optional*): that of the student, if it is not the best subnet.
+        value (`float`): its value for the best subnet.
+        of_student (`float`, *optional*): its value for the student, if that is not the best subnet.
         steps (`int`, *optional*): training steps of a probe.
         criterion (`str`, *optional*): criterion of importance.
     """
@@ -319,8 +319,8 @@ class MatchFacts(Facts):
         baseline_tokens, baseline_flops (`int`): the baseline's cost.
         student_tokens (`int`, *optional*): the student's training tokens, if it reached that perplexity.
         student_flops (`StudentFlops`, *optional*): its FLOPs, likewise.
-        flops_ratio (`float`, *optional*): the baseline's FLOPs for one of the student's.
-        tokens_ratio (`float`, *optional*): likewise of tokens; not known of a student that needed no training.
+        flops_ratio (`float`, *optional*): the baseline's FLOPs divided by the student's.
+        tokens_ratio (`float`, *optional*): the same of tokens; unknown if the student needed no training.
     """
 
     perplexity: float

@@ -22,8 +22,8 @@ class Lineage:
     """Origin of a student.
 
     Args:
-        subnet (`SubnetConfig`, *optional*): what it keeps of its super-network.
-        healing (`HealingReport`, *optional*): how it was healed.
+        subnet (`SubnetConfig`, *optional*): the subnet that it was extracted as.
+        healing (`HealingReport`, *optional*): the report on its healing.
         results (`Results`): facts of its making.
     """
 
@@ -49,7 +49,7 @@ class Lineage:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lineage":
-        """The lineage in a folder; what it has no file of is not known."""
+        """Read the lineage in a folder; parts without a file are unknown."""
         folder = Path(expanded(folder))
         return cls(
             SubnetConfig.from_pretrained(folder) if (folder / SUBNET_FILE).is_file() else None,
@@ -58,7 +58,7 @@ class Lineage:
         )
 
     def attach(self, student: Any) -> None:
-        """Leave it on a model as `lineage`, with `subnet` and `healing` as shortcuts.
+        """Attach it to a model as `lineage`, with `subnet` and `healing` as shortcuts.
 
         The model then knows it even when the folder it was loaded from is gone.
         """
@@ -82,7 +82,7 @@ class Lineage:
         return healing is not None and healing.is_healed and healing.settings["basis"] == "principal"
 
     def _completed(self) -> "Lineage":
-        """The same with the facts of healing, of a student just extracted."""
+        """The lineage with the facts of healing, which a student just extracted lacks."""
         if self.healing is None or self.results.healing is not None:
             return self
         facts = HealingFacts.from_dict(self.healing.to_dict())
@@ -95,7 +95,7 @@ def _healing_report(path: Path) -> HealingReport:
 
 
 def _origin(student: Any) -> Path | None:
-    """The folder, of the Hub's cache if need be, that a model has weights of and not just the architecture."""
+    """The folder that a model's weights were loaded from, perhaps of the Hub's cache; `None` if there is none."""
     name = getattr(student, "name_or_path", "")
     if not name or not has_loaded_weights(student):
         return None

@@ -26,7 +26,7 @@ class Results(Facts):
     Args:
         supernet (`SourceFacts`, *optional*): the checkpoint it was extracted from.
         search (`SearchFacts`, *optional*): the search that found it.
-        healing (`HealingFacts`, *optional*): how it was healed.
+        healing (`HealingFacts`, *optional*): its healing.
         data (`DataFacts`, *optional*): its training text.
         teacher (`TeacherFacts`, *optional*): the model it learned from.
         student (`TrainingFacts`, *optional*): its size and training.
@@ -55,7 +55,7 @@ class Results(Facts):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the file in a folder; nothing is known where there is none."""
+        """Read the file in a folder; nothing is known without one."""
         path = Path(folder) / RESULTS_FILE
         return cls.from_dict(read_json(path)) if path.is_file() else cls()
 

@@ -26,8 +26,8 @@ INHERITED = ("license", "license_name", "license_link", "language")
 def checkpoint_facts(config: PreTrainedConfig) -> SourceFacts:
     """Facts of the checkpoint that a configuration was loaded from; nothing is known if it was not loaded.
 
-    Of the Hub, its name, and its commit if that is known. Of a folder, its last name alone, and license and language
-    from its card.
+    A checkpoint on the Hub is known by its name, and its commit if that is known; a folder by its last name, and the
+    license and language of its card.
     """
     name = str(getattr(config, "name_or_path", "") or "")
     if not name:

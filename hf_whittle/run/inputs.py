@@ -19,7 +19,7 @@ from ..recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a recipe: each is loaded when it is first asked for, and kept, but for a teacher of its own.
+    """Inputs of a recipe, each loaded when it is first asked for and then kept, except a separate teacher.
 
     Args:
         recipe (`Recipe`): the recipe; nothing is written into its `output_dir`.
@@ -29,10 +29,10 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The super-network's.
+        """Tokenizer of the super-network.
 
         Raises:
-            VocabularyError: if the teacher's is another.
+            VocabularyError: if the teacher has another one.
         """
         tokenizer = load_tokenizer(self.recipe.supernet or self.recipe.teacher)
         if self.recipe.supernet:
@@ -100,7 +100,7 @@ class Inputs:
         return supernet.to(self.device)
 
     def load_teacher(self) -> PreTrainedModel:
-        """The super-network where that is the teacher; else the teacher, loaded anew, for the caller to let go of."""
+        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees."""
         if not self.recipe.supernet:
             return self.supernet
         return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)

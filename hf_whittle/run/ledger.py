@@ -23,7 +23,7 @@ class Ledger:
     """Facts of the stages of a run, in `stages/*.json`; a stage whose facts are there is done.
 
     Args:
-        folder (`Path`): of the run.
+        folder (`Path`): folder of the run.
     """
 
     folder: Path

@@ -24,7 +24,7 @@ from .trainers import Trainers
 
 
 def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
-    """Do a recipe, and write the student, its card, the search and the pictures into `recipe.output_dir`.
+    """Run a recipe, and write the student, its card, the search and the pictures into `recipe.output_dir`.
 
     A run that was interrupted goes on when the same recipe is run again. Sections of the recipe that no finished stage
     depends on may differ then; see `changes.py`.

@@ -36,7 +36,7 @@ from .inputs import Inputs, load_checkpoint
 from .search_inputs import make_space
 from .trainers import Trainers, random_student, save_student
 
-_TOKENS = 32  # of a block; a store of logits holds whole blocks alone
+_TOKENS = 32  # in a block, unless targets come from a store of logits, which has those of whole blocks alone
 _BLOCKS = 8
 _FOLDER = "preflight"
 
@@ -62,11 +62,11 @@ def check_teacher(inputs: Inputs) -> None:
 
 
 def preflight(inputs: Inputs, folder: Path) -> None:
-    """Do in small every training of a run that has not begun, and everything it needs.
+    """Try in small every training of a run that has not begun, and everything it needs.
 
     Args:
         inputs (`Inputs`): the inputs of the run.
-        folder (`Path`): of the run.
+        folder (`Path`): folder of the run.
 
     Raises:
         RecipeError: if a section does not work; it names the section and the reason.
@@ -98,7 +98,7 @@ def _to_begin(inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_search(inputs: Inputs, folder: Path) -> None:
-    """Make the search in a space that chooses entries without importance, whose scores are expensive."""
+    """Set up the search without starting it; its space has no importance scores, which are expensive."""
     bin = inputs.recipe.bin.to_bin(inputs.recipe.data.block_size)
     with _blamed("search", folder):
         space = make_space(inputs)

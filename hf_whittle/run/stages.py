@@ -30,7 +30,7 @@ from .trainers import Trainers, Training, random_student, save_student
 
 
 def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> SearchFacts:
-    """Search for the best subnet, and draw pictures of the search; its cost, and the best's perplexity as sliced."""
+    """Search for the best subnet, and draw the search; facts of it, with the best subnet's perplexity as sliced."""
     return ledger.once("search", SearchFacts, lambda: _search(inputs, ledger, progress))
 
 
@@ -160,7 +160,7 @@ def _initial_student(ledger: Ledger) -> PreTrainedModel:
 
 
 def _copy_origin(source: Path, target: Path) -> None:
-    """Copy the files that tell which subnet a student is, and how it was healed."""
+    """Copy the files about a student's subnet and its healing."""
     for name in (SUBNET_FILE, HEALING_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -1,4 +1,4 @@
-"""Programs killed at every change of a file, and whether what comes of them then is that of a run never stopped.
+"""Programs killed at every change of a file: whether they end as a run never stopped, once started again.
 
 Each is killed before an event (a file opened, appended to, renamed or removed, a folder made or removed) and, where a
 file is written, with half of it; then it goes on. `transformers.Trainer` stands beside them for comparison.
@@ -35,7 +35,7 @@ def measure() -> dict[str, Any]:
 
 
 def _brief(report: dict[str, Any]) -> dict[str, Any]:
-    """Without seconds, and failures by where they are alone."""
+    """Results without seconds; of a failure, only its place."""
     failures = report.pop("failures")
     del report["seconds"]
     return report | ({"not survived": [failure["at"] for failure in failures]} if failures else {})

@@ -103,7 +103,7 @@ def extract(checkpoint: Path, subnet: SubnetConfig, target: Path) -> None:
 
 
 def copy_bytes(checkpoint: Path, size: int, target: Path) -> None:
-    """Read as many bytes of the checkpoint as the student has, and write them, synchronised like the extraction."""
+    """Read as many bytes of the checkpoint as the student has, and write them, synchronized like the extraction."""
     with target.open("wb") as written:
         for file in sorted(checkpoint.glob("*.safetensors")):
             with file.open("rb") as stored:

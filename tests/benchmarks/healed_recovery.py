@@ -1,4 +1,4 @@
-"""Where a healed start helps: all weights trained, adapters alone, or biases and norms alone.
+"""Recovery from a healed start: all weights trained, adapters alone, or biases and norms alone.
 
 Students of the demo's teacher, sliced and healed, trained by distillation for two budgets, each with the better of two
 learning rates. Perplexity on the demo's test text. Every training is kept in `runs/`, so that an interrupted benchmark

@@ -1,4 +1,4 @@
-"""When a healed start lasts: students of one architecture, healed and sliced, over training budgets.
+"""Duration of a healed start: students of one architecture, healed and sliced, over training budgets.
 
 Four of the six layers of the demo's teacher at three quarters of its width, trained with distillation and without, each
 start with the learning rate that is best for it at each budget up to 262,144 tokens, above with the best at that.

@@ -1,4 +1,4 @@
-"""What each part of healing brings: perplexity of students of the demo's teacher before any training.
+"""Parts of healing: perplexity that each restores in students of the demo's teacher before any training.
 
 Three subnets: what the paper's search finds in the demo's bin, four of six layers at three quarters of the width, and a
 deep cut of three layers at half of it. Perplexity on the demo's test text; calibration text is training text.

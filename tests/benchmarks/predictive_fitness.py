@@ -1,4 +1,4 @@
-"""How well fitnesses rank near-good subnets by what training makes of them, against what they cost.
+"""Fitnesses as predictors: how they rank near-good subnets, against the perplexity after training and their cost.
 
 Two teachers, three bins each, in the coarse and the fine-grained layer-wise space: near-good subnets (perplexity before
 training at most 1.6 times the lowest of a short evolution) are trained by distillation for two budgets. Every training
@@ -111,7 +111,7 @@ def training_of(teacher: str, start: str, seed: int) -> Probe:
 
 
 def train(teachers: Sequence[str], starts: Sequence[str] = ("healed",)) -> None:
-    """Perplexity on test text after each budget, by group, start, seed and subnet; what is missing is trained."""
+    """Perplexity on test text after each budget, by group, start, seed and subnet; missing ones are trained."""
     for seed, share, number in product(range(SEEDS), BINS, range(SUBNETS)):
         for teacher, granularity, start in product(teachers, GRANULARITIES, starts):
             path = RUNS / "trained" / f"{teacher}-{share}-{granularity}.json"
@@ -134,7 +134,7 @@ def train(teachers: Sequence[str], starts: Sequence[str] = ("healed",)) -> None:
 
 @cache
 def fitnesses_of(teacher: str) -> dict[str, Fitness]:
-    """What is compared; the perplexity of the sliced subnet is known from the choice of subnets."""
+    """Fitnesses to compare; the perplexity of each slice is known from the choice of subnets."""
     run = run_of(teacher)
     search, train_blocks = run.blocks["search"], run.blocks["train"].shuffle(seed=0)
     healed = healing_of(teacher)
@@ -162,7 +162,7 @@ def fitnesses_of(teacher: str) -> dict[str, Fitness]:
 
 
 def evaluate(teachers: Sequence[str]) -> None:
-    """Every fitness of every subnet that was trained; what is missing is evaluated."""
+    """Every fitness of every subnet that was trained; missing ones are evaluated."""
     for teacher, share, granularity in product(teachers, BINS, GRANULARITIES):
         group = f"{teacher}-{share}-{granularity}"
         path = RUNS / "fitness" / f"{group}.json"

@@ -113,7 +113,7 @@ def _search(space: SearchSpace, bin: ParameterBin, fitness: Any, config: Any, na
 
 
 def _compare(found: dict[str, list[SearchResult]]) -> dict[str, Any]:
-    """Of each algorithm what it found and spent, and how soon it was as good as the paper's in the end."""
+    """Best fitness and cost of each algorithm, and the cost at which it was as good as the paper's in the end."""
     target = statistics.median(result.best_evaluation.fitness for result in found[PAPER])
     spent = statistics.median(result.tokens for result in found[PAPER])
     rows = {}

@@ -1,4 +1,4 @@
-"""What searches by different fitnesses find in the demo's bin: their students, healed and trained alike.
+"""Searches by different fitnesses in the demo's bin: their students, healed and trained alike.
 
 The demo's recipe with the paper's search by perplexity, and with additive scores and ten generations of multi-fidelity
 evolution by perplexity and by healed perplexity. All students are healed on 98,304 tokens and trained for 320 steps of

@@ -114,9 +114,9 @@ def measure_bias(teacher: Any, input_ids: torch.Tensor) -> dict[str, Any]:
     biases: dict[str, float] = {}
     for k in (8, 64, 1024):
         targets = kept(TopK(size, k))
-        renormalised = F.normalize(targets.probabilities, p=1, dim=-1)
+        renormalized = F.normalize(targets.probabilities, p=1, dim=-1)
         biases[f"top {k}, the rest as one entry"] = bias(gradient(student, targets))
-        biases[f"top {k}, renormalised"] = bias(gradient(student, SparseTargets(targets.ids, renormalised, False)))
+        biases[f"top {k}, renormalized"] = bias(gradient(student, SparseTargets(targets.ids, renormalized, False)))
     total = torch.zeros_like(student)
     for seed in range(max(SEEDS)):
         total += gradient(student, kept(Samples(size, seed=seed)))

@@ -293,9 +293,3 @@ def test_a_missing_dataset_is_an_error(tmp_path):
 def test_a_dataset_missing_on_the_hub_is_an_error():
     with pytest.raises(DataError, match="cannot load the split 'train' of the dataset 'someone/something'"):
         load_documents("someone/something")
-
-
-def test_a_file_that_is_not_text_is_an_error(tmp_path):
-    (tmp_path / "image.txt").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match=r"image.txt"):
-        load_documents(files=[f"{tmp_path}/*.txt"])

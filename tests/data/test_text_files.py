@@ -68,10 +68,7 @@ def test_a_folder_of_data_files_edited_within_one_timestamp_is_read_anew(tmp_pat
 
 @pytest.fixture
 def tokenizer():
-    return AutoTokenizer.from_pretrained(TEACHER)
-
-
-TEACHER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
+    return AutoTokenizer.from_pretrained(Path(hf_whittle.__file__).parent / "demo" / "teacher")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -205,8 +202,6 @@ def test_tables_and_texts_are_mixed(tmp_path):
 
 
 def test_rows_without_text_are_no_documents(tmp_path, teacher_folder):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     (tmp_path / "a.csv").write_text('text,id\n,1\n"some words",2\n')
     (tmp_path / "b.txt").write_text("some words")

@@ -226,7 +226,7 @@ def test_perplexity_refuses_columns_that_leave_tokens_out(column, value):
     "blocks, message",
     [
         (Dataset.from_dict({"input_ids": [[1, 2], [3]]}), "not all of the same length in 'input_ids'"),
-        (Dataset.from_dict({"text": ["a"]}), r"no column 'input_ids', only \['text'\]; make them by pack_documents"),
+        (Dataset.from_dict({"text": ["a"]}), r"no column 'input_ids', only \['text'\]; use pack_documents"),
         (make_blocks(2).to_iterable_dataset(), "expected a datasets.Dataset .*, got a IterableDataset"),
     ],
 )

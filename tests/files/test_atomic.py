@@ -96,7 +96,8 @@ def test_disk_full_is_an_output_error_that_names_the_file(tmp_path, monkeypatch)
     with pytest.raises(OutputError, match=r"could not write .*file: No space left on device.*run the same") as caught:
         write_text(tmp_path / "file", "after")
     monkeypatch.undo()
-    assert caught.value.errno == errno.ENOSPC and isinstance(caught.value, OSError | WhittleError)
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value, OSError) and isinstance(caught.value, WhittleError)
     assert (tmp_path / "file").read_text() == "before" and names_in(tmp_path) == ["file"]
 
 

@@ -53,7 +53,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="the JSON file (default: gpu.json)")
     parser.add_argument("--only", nargs="*", choices=names, default=names, help="parts to run (default: all)")
-    parser.add_argument("--seconds", type=float, default=290.0 if gpu else 3600.0, help="time for everything together")
+    parser.add_argument("--seconds", type=float, default=355.0 if gpu else 3600.0, help="time for everything together")
     parser.add_argument("--demo", action=argparse.BooleanOptionalAction, default=gpu, help="run hf-whittle demo too")
     parser.add_argument("--workers", type=int, default=max(1, min(8, CORES // 2)), help="test files in parallel")
     return parser.parse_args()

@@ -50,7 +50,7 @@ def test_a_published_search_is_read_back(hub, found, teacher_folder):
     student = extract_subnet(teacher_folder, worst, progress=False)
     assert student.num_parameters() == max(result.answers, key=lambda each: each.fitness).parameters
     assert SearchResult.from_pretrained("me/archive", repo_type="dataset").evaluations == []
-    with pytest.raises(CheckpointError, match="'me/archive' is no folder, nor could it be read from the Hub"):
+    with pytest.raises(CheckpointError, match="'me/archive' is not a folder, and could not be read from the Hub"):
         SearchResult.from_pretrained("me/archive")
 
 

@@ -68,7 +68,7 @@ def base(hub, teacher_folder):
     return hub.add_repo("someone/base", {**files, "README.md": b"---\nlicense: apache-2.0\nlanguage:\n- en\n---\n"})
 
 
-# What is in the commit
+# Files and commits
 
 
 @pytest.mark.usefixtures("drawn_before")
@@ -137,7 +137,7 @@ def test_arguments_that_do_not_go_together_are_an_error(hub, stock_folder, token
     assert not hub.repos
 
 
-# What is there already
+# Repositories that hold something
 
 
 def test_other_weights_of_the_same_architecture_need_no_overwrite(hub, stock_folder, copy_of_student):
@@ -199,7 +199,7 @@ def test_a_repository_without_a_model_needs_no_overwrite(hub, stock_folder):
 # The card
 
 
-CUTS = {
+EXTRACTIONS = {
     "from files": lambda subnet, **hub: extract_subnet("someone/base", subnet, **hub),
     "of a super-network": lambda subnet, **hub: extract_subnet(
         GPTNeoXSuperNetForCausalLM.from_pretrained("someone/base", **hub), subnet
@@ -207,10 +207,10 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_license_and_language_are_those_of_the_commit_of_the_base_model(hub, base, tmp_path, warnings, cut):
+@pytest.mark.parametrize("extracted", EXTRACTIONS.values(), ids=EXTRACTIONS)
+def test_license_and_language_are_those_of_the_commit_of_the_base_model(hub, base, tmp_path, warnings, extracted):
     last = hub.add_commit(base, {"README.md": b"---\nlicense: mit\n---\n"})
-    student = cut(SubnetConfig(16, 2, 2, 32), revision=last.parent)
+    student = extracted(SubnetConfig(16, 2, 2, 32), revision=last.parent)
     save_student(student, tmp_path)
     push_subnet_to_hub(tmp_path, "me/student")
     data = card_of(hub).data
@@ -219,7 +219,7 @@ def test_license_and_language_are_those_of_the_commit_of_the_base_model(hub, bas
     assert json.loads(hub.published("me/student")["results.json"])["supernet"]["commit"] == last.parent
     push_subnet_to_hub(student, "me/student", card_data=SubnetModelCardData(license="cc-by-4.0"))
     assert card_of(hub).data.license == "cc-by-4.0"
-    push_subnet_to_hub(cut(SubnetConfig(16, 2, 2, 32)), "me/student")
+    push_subnet_to_hub(extracted(SubnetConfig(16, 2, 2, 32)), "me/student")
     assert card_of(hub).data.license == "mit" and last.oid in hub.published("me/student")["results.json"].decode()
 
 
@@ -241,7 +241,7 @@ def test_a_card_is_rendered_for_the_repository_unless_it_was_changed_by_hand(hub
     assert "was written by hand and is published as it is, without the card_data given" in warnings()
 
 
-# What is private
+# Paths and tokens
 
 
 @pytest.mark.usefixtures("base")

@@ -219,7 +219,7 @@ def test_a_commit_of_somebody_else_in_between_is_an_error(hub, push, monkeypatch
     assert len(titles(hub)) == 3 and hub.files("me/student")["notes.txt"] == b"mine\n"
 
 
-# Who may
+# Tokens
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_gated_model_is_not_read_past_its_gate(hub, refused):
     assert "is gated and the token's owner has no access; ask for it" in refused(name="someone/student", create_pr=True)
 
 
-# What the Hub refuses
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_hub_that_cannot_be_reached_offline_is_an_error(hub, refused, monkeypa
     assert "the Hub cannot be reached in offline mode; unset HF_HUB_OFFLINE" in refused()
 
 
-# What is no student
+# Folders without a whole student
 
 
 def truncate(folder):
@@ -355,6 +355,7 @@ BROKEN = {
         lambda folder: (folder / "config.json").write_text("{"),
         "config.json is not JSON",
     ),
+    "has a search that is none": (lambda folder: (folder / "search.json").write_text("{"), "search.json is not JSON"),
     "lacks its code": (
         lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "configuration_x.X"}}'),
         "configuration_x.py is missing",

@@ -99,7 +99,7 @@ def test_a_subnet_and_a_search_are_read_back(hub, teacher_folder, found, uneven_
     other = extract_subnet(teacher_folder, result.top(2)[1])
     assert other.num_parameters() == sorted(result.answers, key=lambda each: each.fitness)[1].parameters
     for kind in (SubnetConfig, SearchResult):
-        with pytest.raises(CheckpointError, match="'me/student' is no folder, nor could it be read from the Hub"):
+        with pytest.raises(CheckpointError, match="'me/student' is not a folder, and could not be read from the Hub"):
             kind.from_pretrained("me/student", token=OTHER, cache_dir=teacher_folder.parent / "another cache")
     push_subnet_to_hub(uneven_student, "me/without")
     with pytest.raises(CheckpointError, match=r"me/without has no search\.json"):

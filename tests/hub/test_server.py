@@ -324,7 +324,7 @@ def test_a_gated_repository_shows_no_content(hub, token, status):
     hf_hub_download("someone/x", "config.json")
 
 
-# What goes wrong
+# Errors
 
 
 def test_large_files_are_checked(hub):

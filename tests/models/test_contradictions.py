@@ -232,7 +232,7 @@ def set_to(value, name):
     return change
 
 
-NOT_FINITE = "layers.1.mlp.dense_h_to_4h.bias contains NaN or infinite values"
+NOT_FINITE = "layers.1.mlp.dense_h_to_4h.bias contains NaN or Inf"
 REFUSED = {
     "no head": (without("embed_out"), {}, {}, "lacks .*lm_head.weight"),
     "a head of another size": (first_rows(90), {}, {}, r"lm_head.weight .*has the shape \(90, 32\)"),

@@ -127,7 +127,7 @@ PROMPTS = calls(["none", "left"], [False])
 TEXTS = calls(["none"], [False]).map(lambda call: call.input_ids)
 
 
-FEW = settings(max_examples=5)  # of each search space
+FEW = settings(max_examples=5)  # for each search space
 
 SPACES = {
     "coarse uniform": {"granularity": "coarse"},

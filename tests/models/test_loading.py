@@ -444,7 +444,7 @@ def test_local_files_only_asks_the_server_nothing(online, model_class):
     assert attempts["not local"]["asked"]
 
 
-# Where hf_whittle is not installed
+# Loading without hf_whittle
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from hf_whittle import HealedPerplexity, KLDivergence, Perplexity, Probe, ProbeC
 from hf_whittle.errors import WeightsError, WhittleError
 from hf_whittle.experimental.proxies import Synflow
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.models.weights import check_plain_weights, is_sharded
+from hf_whittle.models.placement import is_sharded
+from hf_whittle.models.weights import check_plain_weights
 
 ZERO3 = {"ds_id": 0, "ds_shape": torch.Size([99, 32]), "ds_tensor": torch.zeros(1584)}
 REFUSED = "the weights of this GPTNeoXSuperNetForCausalLM are sharded by FSDP1 or DeepSpeed ZeRO-3 and no process has"
@@ -75,7 +76,7 @@ def test_models_that_torch_shards_are_recognized_and_evaluated_whole(run_python,
         from hf_whittle.errors import WeightsError
         from hf_whittle.evaluation import cross_entropy
         from hf_whittle.fingerprints import model_fingerprint
-        from hf_whittle.models.weights import is_sharded
+        from hf_whittle.models.placement import is_sharded
 
         warnings.simplefilter("ignore")
         folder, store = sys.argv[1:]

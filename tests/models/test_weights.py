@@ -40,7 +40,8 @@ from hf_whittle.evaluation import cross_entropy
 from hf_whittle.experimental.proxies import GradientNorm, JacobianCovariance, Snip, Synflow, WeightMagnitude
 from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
-from hf_whittle.models.weights import check_finite, input_device
+from hf_whittle.models.placement import input_device
+from hf_whittle.models.weights import check_finite
 
 COARSE = SubnetConfig(24, 4, 3, 40)
 FINE = SubnetConfig([*range(20), 25, 31], [0, 2, 4], [[1, 3], 4, [2]], [40, [*range(3, 50, 2)], 64])
@@ -235,7 +236,7 @@ def of_modules(kind):
             model.lm_head = nn.Linear(32, 99)
         if kind == "size":
             model.lm_head = nn.Linear(32, 120, bias=False)
-        if kind == "packed":  # as torchao's are
+        if kind == "packed":  # like weights of torchao
             weight = torch.Tensor._make_subclass(Packed, model.lm_head.weight.detach())
             model.lm_head.weight = nn.Parameter(weight)
         if kind == "integers":
@@ -332,7 +333,7 @@ def test_no_slice_of_them_is_run_and_the_model_stays_whole(saved, input_ids, kin
 
 
 @pytest.mark.parametrize("module", [Scaled(3, 3), nn.RMSNorm(3), nn.Bilinear(2, 2, 2)])
-def test_module_without_an_elastic_twin_is_an_error_that_names_it(module):
+def test_module_without_an_elastic_class_is_an_error_that_names_it(module):
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     message = f"layers.0.mlp is a {kind}, of which no slice can be run; a super-network is made of Linear, LayerNorm"
     with pytest.raises(WeightsError, match=re.escape(message)):
@@ -384,9 +385,9 @@ class Quantized(torch.Tensor):
         raise NotImplementedError(operation)
 
 
-def test_only_plain_tensors_are_looked_through_for_what_is_not_finite():
+def test_only_plain_tensors_are_checked_for_nan_and_inf():
     check_finite("quantized", nn.Parameter(Quantized(torch.zeros(2, 2)), requires_grad=False))
-    with pytest.raises(CheckpointError, match="plain contains NaN or infinite values"):
+    with pytest.raises(CheckpointError, match="plain contains NaN or Inf"):
         check_finite("plain", nn.Parameter(torch.tensor([1.0, math.nan])))
 
 
@@ -410,12 +411,12 @@ def test_offloaded_model_is_the_one_in_memory(offloaded, stock, supernet, input_
     assert measure_latency(offloaded, sequence_length=4, repeats=1, warmup=0).median > 0
     options = {"kind": "top-k", "k": 4, "progress": False}
     stores = [store_targets(one, input_ids, tmp_path / str(id(one)), **options) for one in (offloaded, stock)]
-    said = [store.targets(input_ids) for store in stores]
-    torch.testing.assert_close(said[0].probabilities, said[1].probabilities, rtol=1e-3, atol=1e-3)
+    targets = [store.targets(input_ids) for store in stores]
+    torch.testing.assert_close(targets[0].probabilities, targets[1].probabilities, rtol=1e-3, atol=1e-3)
     assert store_targets(stock, input_ids, tmp_path / str(id(offloaded)), **options)  # the same teacher
 
 
-def test_teacher_in_which_a_subnet_is_active_is_an_error_where_its_words_are_kept(model, input_ids, tmp_path):
+def test_teacher_in_which_a_subnet_is_active_is_an_error(model, input_ids, tmp_path):
     uses = [
         lambda: KLDivergence(model, input_ids),
         lambda: Probe(model, input_ids, input_ids, ProbeConfig(steps=1, batch_size=1)),

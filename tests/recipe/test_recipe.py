@@ -9,8 +9,7 @@ from hf_whittle import HealingConfig, ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
-from hf_whittle.recipe.sections import BinSection, DataSection
-from hf_whittle.search.algorithms import ALGORITHMS
+from hf_whittle.recipe.sections import ALGORITHMS, BinSection, DataSection
 
 MINIMAL = {
     "teacher": "someone/teacher",

@@ -75,7 +75,7 @@ def test_a_generation_configuration_that_cannot_be_saved_is_found_before_the_sea
     teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
     (teacher / "generation_config.json").write_text(json.dumps({"temperature": 0.5}))
     recipe = make_recipe(teacher, texts, tmp_path / "run")
-    fails_early(recipe, CheckpointError, "generation configuration contradicts itself, .*temperature.*Mend")
+    fails_early(recipe, CheckpointError, "generation configuration contradicts itself, .*temperature.*Correct")
 
 
 def test_a_store_of_another_temperature_is_found_before_the_search(teacher_folder, texts, tmp_path):

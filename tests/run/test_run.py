@@ -200,7 +200,7 @@ def test_tokens_are_those_seen_where_the_last_batch_of_an_epoch_is_short(teacher
     assert run(recipe, progress=False)["student"]["tokens"] == seen
 
 
-def test_student_learns_from_what_the_teacher_said_before(recipe, results, texts, teacher_folder, tmp_path):
+def test_student_learns_from_stored_logits_as_from_the_teacher(recipe, results, texts, teacher_folder, tmp_path):
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
     assert (

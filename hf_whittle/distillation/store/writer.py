@@ -23,7 +23,8 @@ from ...files.paths import expanded
 from ...files.text import write_json
 from ...fingerprints import model_fingerprint
 from ...loss.heads import dense_targets, output_module
-from ...models.weights import check_no_subnet, input_device
+from ...models.placement import input_device
+from ...models.weights import check_no_subnet
 from ...processes import is_first, lock_in_first, own_device, own_share, wait_for_all
 from ..teacher import load_teacher
 from .encodings import ENCODINGS, Samples, TopK

@@ -1,0 +1,76 @@
+"""Weights that are sharded over processes or offloaded, and the device of a model."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compat import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device
+from ..errors import WeightsError
+
+OFFLOADED = (
+    "is not in memory but offloaded; load the model without a device_map that offloads layers, or give extract_subnet "
+    "the checkpoint's folder or name, which it reads one tensor at a time"
+)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether parameters of a model are spread over processes, which must then run it together.
+
+    Where FSDP1 keeps the original parameters (`use_orig_params`), only the modules are marked.
+    """
+    marked = (hasattr(module, FSDP1_MARK) for module in model.modules())
+    return any(map(is_shard, model.parameters())) or any(marked)
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a parameter is sharded by FSDP or DeepSpeed ZeRO-3, so that this process holds a part of it, or none."""
+    return any(hasattr(tensor, name) for name in SHARD_ATTRIBUTES)
+
+
+def check_can_be_gathered(model: Any) -> None:
+    """Raise `WeightsError` for shards that `whole_tensor` cannot gather: those of FSDP1 and DeepSpeed ZeRO-3."""
+    shards = [parameter for parameter in model.parameters() if is_shard(parameter)]
+    if is_sharded(model) and not (shards and all(hasattr(shard, "full_tensor") for shard in shards)):
+        raise WeightsError(
+            f"the weights of this {type(model).__name__} are sharded by FSDP1 or DeepSpeed ZeRO-3 and no process has "
+            "them whole; give a model that is not sharded, or shard it with FSDP2"
+        )
+
+
+def check_not_offloaded(model: nn.Module) -> None:
+    """Raise `WeightsError` if accelerate has offloaded a module of a model, which could not be trained."""
+    from accelerate.utils import has_offloaded_params
+
+    name = next((name for name, module in model.named_modules() if has_offloaded_params(module)), None)
+    if name is not None:
+        raise WeightsError(f"{name} {OFFLOADED}")
+
+
+def input_device(model: Any) -> torch.device:
+    """The device on which a model reads tokens; if its embedding is offloaded, the device that runs it."""
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        return embedding.weight.device
+    return torch.device(execution_device(embedding))
+
+
+@contextlib.contextmanager
+def whole_tensor(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor of a model's state dict, whole inside the block: loaded if offloaded, gathered if sharded by FSDP2.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        name (`str`): name in its state dict.
+        tensor (`torch.Tensor`): the tensor of that name.
+    """
+    from accelerate.utils import align_module_device
+
+    with contextlib.ExitStack() as stack:
+        if tensor.is_meta:
+            module, _, attribute = name.rpartition(".")
+            stack.enter_context(align_module_device(model.get_submodule(module)))
+            tensor = getattr(model.get_submodule(module), attribute)
+        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
