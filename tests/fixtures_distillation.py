@@ -34,10 +34,10 @@ def make_model(seed, layers=2, vocab_size=VOCABULARY, hidden_size=16, intermedia
     return GPTNeoXForCausalLM(config)
 
 
-def make_blocks(uneven=True):
+def make_blocks(uneven=True, vocabulary=VOCABULARY):
     """Blocks with labels; of each four, one has all labels, one has none and two have a few."""
     generator = torch.Generator().manual_seed(5)
-    input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
+    input_ids = torch.randint(vocabulary, (BLOCKS, LENGTH), generator=generator)
     labels = input_ids.clone()
     if uneven:
         for row, kept in zip(labels, [LENGTH, 3, 0, 7] * BLOCKS, strict=False):

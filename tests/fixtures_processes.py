@@ -26,8 +26,8 @@ def rank_variables(rank, port, processes=2):
 
 
 def environment_of_scripts(**changes):
-    """Environment with one thread, in which helpers of the tests can be imported."""
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """Environment with one thread, in which the package and helpers of the tests can be imported."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **changes}
 
 

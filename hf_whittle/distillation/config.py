@@ -75,8 +75,6 @@ class DistillationConfig(TrainingArguments):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.label_smoothing_factor:
-            raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.loss_chunk_size is not None:
             check_integers(self, {"loss_chunk_size": 1})
 

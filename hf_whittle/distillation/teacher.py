@@ -95,7 +95,7 @@ def _storage(parameter: torch.Tensor) -> int:
 
 
 class Teacher:
-    """A model that predicts the token after each token, in evaluation mode and without gradients.
+    """A teacher on its device, run in evaluation mode and without gradients.
 
     It is moved to the accelerator's device, unless it was placed by a device map, offloaded, quantized or sharded
     before; under FSDP2 or DeepSpeed ZeRO-3 it is sharded as the student is.
@@ -124,6 +124,10 @@ class Teacher:
             return dense_targets(self._run, self._head, **inputs)
 
 
+_FORWARD_SECTIONS = ("zero_optimization", "bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size")
+"""Sections of a DeepSpeed configuration for a model that only runs forward."""
+
+
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
     offloaded = any(parameter.is_meta for parameter in model.parameters())
     if is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
@@ -136,11 +140,8 @@ def _place(model: Any, accelerator: Accelerator) -> nn.Module:
         model.requires_grad_(False)
         import deepspeed
 
-        settings = {key: plugin.deepspeed_config[key] for key in _OF_INFERENCE if key in plugin.deepspeed_config}
+        settings = {key: plugin.deepspeed_config[key] for key in _FORWARD_SECTIONS if key in plugin.deepspeed_config}
         engine = deepspeed.initialize(model=model, config=settings)[0]
         engine.eval()
         return engine
     return model.to(accelerator.device)
-
-
-_OF_INFERENCE = ("zero_optimization", "bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,7 +18,7 @@ from ..errors import NonFiniteLossError
 from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
-from ..loss.divergences import IGNORED, DistillationLoss
+from ..loss.divergences import IGNORED, DistillationLoss, labels_of_rows
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, in_place_of, output_module
 from ..loss.hidden import layer_outputs
@@ -194,7 +193,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, Any]:
         inputs = {**inputs, "use_cache": False}
-        labels = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
+        labels = labels_of_rows(inputs.pop("labels"))
         student: Any = self.accelerator.unwrap_model(model)
         head = None if return_outputs else self._output_module(student)  # may run the student on two tokens
         with self._layer_outputs(self.teacher) as of_teacher:
@@ -321,7 +320,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         return merged
 
     def train_from(self, checkpoint: str | None) -> None:
-        """Train on from a checkpoint, or from the start if it is `None`; one of the last step is only loaded."""
+        """Train on from a checkpoint, or from the start without one; a checkpoint of the last step is only loaded."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= state.max_steps:

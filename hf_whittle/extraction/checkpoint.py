@@ -64,7 +64,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def config(self) -> PreTrainedConfig:
         found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
         if not isinstance(found, dict):
-            raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is no configuration")
+            raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is not a JSON object")
         check_model_type(found.get("model_type"), self.source)
         if found.get("quantization_config"):
             raise WeightsError(f"the checkpoint {self.source!r} is quantized; give the one it was made from")
@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
-        """The checkpoint's own or, without one, that which `from_pretrained` makes of its configuration."""
+        """The checkpoint's own or, without one, the one that `from_pretrained` derives from its configuration."""
         if self.find("generation_config.json"):
             return self._reading(GenerationConfig.from_pretrained, self.source, **self._hub)
         found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
@@ -88,7 +88,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Precision that `from_pretrained` loads in: that of the configuration, or else of the first tensor."""
+        """Precision that `from_pretrained` loads in: the configuration's, or else the first floating-point tensor's."""
         stated = self.config.dtype
         if stated is None:
             floating = (tensor.dtype for name in self if (tensor := self[name]).is_floating_point())
@@ -96,7 +96,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if isinstance(stated, str):
             stated = getattr(torch, stated, stated)
         if not isinstance(stated, torch.dtype):
-            raise CheckpointError(f"the configuration of {self.source!r} states a dtype {stated!r} that torch has not")
+            raise CheckpointError(
+                f"the configuration of {self.source!r} has dtype {stated!r}, which torch lacks; give dtype=..."
+            )
         return stated
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The folder that a student is saved to, and checks of it before anything is computed."""
+"""Save a student to a folder, which is checked before anything is computed."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def new_folder(output_dir: str | Path, max_shard_size: int | str) -> contextlib.AbstractContextManager[Path]:
-    """A folder that appears whole or not at all, in a place where nothing is yet."""
+    """Make a folder that appears whole or not at all, where nothing exists yet."""
     check_shard_size(max_shard_size)
     return atomic_folder(check_new_folder(output_dir))
 
@@ -33,7 +33,7 @@ def check_shard_size(size: int | str) -> None:
 
 
 def check_new_folder(output_dir: str | Path) -> Path:
-    """Resolve the path of a student's folder; its parent folders are made.
+    """Resolve the path of a student's folder, and make its parent folders.
 
     Raises:
         OutputError: if the folder is not empty, or cannot be written.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Format = Literal["auto", "stock", "whittle", "padded"]
-FORMATS = ("auto", "stock", "whittle", "padded")
+FORMATS = get_args(Format)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """A student that is to be extracted.
+    """Settings of an extraction, checked before anything is read.
 
     Args:
         subnet (`SubnetConfig`): the subnet.
@@ -48,7 +48,7 @@ class Extraction:
         progress (`bool`): whether to show a progress bar.
 
     Raises:
-        SubnetError: if the format or the subnet is none.
+        SubnetError: if the format is unknown, or the subnet is not a `SubnetConfig`.
         DataError: if one of `healing` and `calibration` is given without the other.
     """
 
@@ -74,7 +74,7 @@ class Extraction:
 
 
 def as_healing(heal: HealingConfig | bool) -> HealingConfig | None:
-    """The settings that `heal` stands for; `None` for no healing."""
+    """Settings of healing for the argument `heal` of `extract_subnet`; `None` without healing."""
     settings = HealingConfig() if heal is True else heal or None
     if not isinstance(settings, HealingConfig | None):
         raise TypeError(f"heal must be a HealingConfig, True or False, got {heal!r}")
@@ -82,7 +82,7 @@ def as_healing(heal: HealingConfig | bool) -> HealingConfig | None:
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The precision that a name stands for; `None` for the default.
+    """Precision by its name or type; `None` for the default.
 
     Raises:
         SubnetError: if it is not a floating-point type.
@@ -117,7 +117,8 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
     needed = kept_weights(config, SubnetConfig.full(config) if is_healed else subnet)
     checkpoint.fetch([weights.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
     device = torch.device("cuda" if torch.cuda.is_available() and is_healed else "cpu")
-    source = Source(weights, config, device, checkpoint.dtype, checkpoint.generation_config)
+    dtype = extraction.dtype or checkpoint.dtype  # in this order: the latter may read a tensor of any file
+    source = Source(weights, config, device, dtype, checkpoint.generation_config)
     return _extract(source, extraction, progress=extraction.progress).cpu()
 
 
@@ -131,7 +132,7 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
         student = architecture.student_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, dtype=dtype
         )
-    student.config.name_or_path = student.name_or_path = ""  # not the "None" that it was loaded from
+    student.config.name_or_path = student.name_or_path = ""  # instead of "None", the checkpoint given above
     make_portable(student)
     facts = checkpoint_facts(source.config)
     results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
@@ -145,21 +146,27 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
 def _student_weights(
     source: Source, extraction: Extraction, dtype: torch.dtype, progress: bool
 ) -> tuple[dict[str, torch.Tensor], HealingReport | None]:
-    """The student's state dict and, if it was healed, the report on that."""
+    """Slice and, if asked, heal: the student's state dict, and the report on healing."""
     config, subnet, is_padded = source.config, extraction.subnet, extraction.format == "padded"
     if extraction.healing is None:
         return slice_weights(source.weights, config, subnet, padded=is_padded, dtype=dtype, progress=progress), None
     assert extraction.calibration is not None
-    sliced = slice_weights(source.weights, config, subnet, dtype=dtype)
     input_ids = as_input_ids(extraction.calibration, config.vocab_size)
-    healed, report = heal_weights(source, subnet, sliced, extraction.healing, input_ids, progress)
-    return _filled(healed, source, extraction, dtype), report
+    weights, report = heal_weights(
+        source,
+        subnet,
+        slice_weights(source.weights, config, subnet, dtype=dtype),  # no name here: it is freed once healed
+        extraction.healing,
+        input_ids,
+        progress,
+    )
+    return _filled(weights, source, extraction, dtype), report
 
 
 def _filled(
     state_dict: Mapping[str, torch.Tensor], source: Source, extraction: Extraction, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Healed weights in the student's precision, padded if its format is."""
+    """Convert healed weights to the student's precision, and pad them if its format asks for that."""
     config, subnet = source.config, extraction.subnet
     shape = padded_shape(config, subnet) if extraction.format == "padded" else subnet.shape
     return {

@@ -55,8 +55,8 @@ class HealingReport:
 
     Args:
         is_healed (`bool`): whether the healed weights were kept, because they were better on held-out text.
-        perplexity_before (`float`): of the sliced student, on held-out text.
-        perplexity_after (`float`): of the healed student, on held-out text, whether or not it was kept.
+        perplexity_before (`float`): perplexity of the sliced student on held-out text.
+        perplexity_after (`float`): perplexity of the healed student on held-out text, whether or not it was kept.
         tokens (`int`): calibration tokens fitted to.
         held_out_tokens (`int`): calibration tokens held out.
         fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its

@@ -130,23 +130,20 @@ class Healer:
     # Steps
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
-        index, after = self._subnet.layers[position], self._layer_after(position)
+        index = self._subnet.layers[position]
         student = SingleLayer(replace(self._source, weights=weights.tensors, config=self._student_config), position)
         teacher = SingleLayer(self._source, index)
         for number, group in enumerate(self._groups):
             self._heal_readers(weights, student, teacher, group, position)
             is_last = number == len(self._groups) - 1
             if is_last:
-                self._advance_teacher(index, after)
+                self._advance_teacher(index, layer_after(self._subnet, position, self._config.num_hidden_layers))
             if self._settings.outputs:
                 self._heal_writers(weights, student, None if is_last else teacher, number, position)
         is_last_layer = position + 1 == len(self._subnet.layers)  # its output is kept as the output matrix reads it
         for blocks, _ in self._batches():
             output = self._run_student(student, position, blocks)
             self._of_student.write(blocks, output.normalized if is_last_layer else output.hidden_states)
-
-    def _layer_after(self, position: int) -> int:
-        return layer_after(self._subnet, position, self._config.num_hidden_layers)
 
     def _heal_readers(
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
@@ -159,7 +156,7 @@ class Healer:
     def _moments_of_readers(
         self, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
     ) -> dict[Weight, Moments]:
-        """For each reader, the student's normalized hidden states as features and the teacher's as targets."""
+        """Gather, for each reader, the student's normalized hidden states as features and the teacher's as targets."""
         names = {weight: module_of(weight) for weight in group.readers}
         moments = {weight: Moments(constant=True) for weight in names}
         for blocks, held_out in self._batches():
@@ -175,7 +172,8 @@ class Healer:
     ) -> None:
         """Heal the writers of a group, so that the hidden states after it are the teacher's.
 
-        They are those after the same group of the layer `teacher` or, without it, those before the next kept layer.
+        Targets are the hidden states after the same group of the layer `teacher`; without it, those before the next
+        kept layer.
         """
         writers = self._groups[number].writers
         names = [module_of(weight) for weight in writers]

@@ -110,10 +110,11 @@ class StudentWeights:
         """
         start = self.start_of_reader(weight, position).double()
         layer = self._subnet.layers[position]
-        is_sliced = weight.in_layer  # the output matrix is not
-        matrix = self._slice_of_teacher(weight, 0, position) if is_sliced else self.teacher.weight(weight.name)
-        matrix = matrix.double()
-        bias = self.tensors.get(_bias(weight).format(layer=position)) if weight.in_layer else None
+        if weight.in_layer:
+            matrix = self._slice_of_teacher(weight, 0, position).double()
+            bias = self.tensors.get(_bias(weight).format(layer=position))
+        else:  # the output matrix
+            matrix, bias = self.teacher.weight(weight.name).double(), None
         if bias is None and self.basis.up is None:
             assert moments is not None
             found, shift = self._fit_without_bias(matrix, moments, start, layer, weight)
@@ -180,7 +181,7 @@ class StudentWeights:
         return _side_by_side(self.tensors, weights, position)
 
     def matrix_of_teacher(self, weights: Sequence[Weight], layer: int) -> torch.Tensor:
-        """The same of the super-network."""
+        """The same columns of the super-network's layer, in single precision."""
         return _side_by_side(self.teacher.weights, weights, layer).to(self.teacher.device, torch.float32)
 
     def biases(self, weights: Sequence[Weight], position: int) -> list[torch.Tensor]:

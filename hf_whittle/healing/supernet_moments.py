@@ -34,14 +34,14 @@ class SupernetMoments:
         progress (`bool`): whether to show a progress bar.
 
     Attributes:
-        normal: of normalized hidden states and 1, by norm and layer.
-        normal_from_embedding: of normalized hidden states and 1 with those of the embedding, by norm and layer.
-        features: of the inputs of all writers of a layer and 1, by layer.
-        written: of a later layer's output with a layer's features, by the layer and the later one.
-        written_before: of the outputs of all earlier layers with a layer's features, by layer.
+        normal: products of normalized hidden states and 1, by norm and layer.
+        normal_from_embedding: products of these with the embedding's normalized hidden states and 1, by norm and layer.
+        features: products of the inputs of all writers of a layer and 1, by layer.
+        written: products of a later layer's output with a layer's features, by the layer and the later one.
+        written_before: products of the summed outputs of all earlier layers with a layer's features, by layer.
 
     Raises:
-        WhittleError: if they do not fit into memory.
+        WhittleError: if the moments do not fit into memory.
         HealingError: if hidden states contain NaN or Inf.
     """
 
@@ -125,7 +125,7 @@ class SupernetMoments:
             name = str(norm).format(layer=layer)
             eps = cast(float, supernet.get_submodule(name).eps)
             pair = (embedded, activations.inputs[name])
-            first, normal = (_with_one(F.layer_norm(states, states.shape[-1:], eps=eps)) for states in pair)
+            first, normal = (_with_one(F.layer_norm(hidden, hidden.shape[-1:], eps=eps)) for hidden in pair)
             self.normal[norm, layer] += normal.T @ normal
             self.normal_from_embedding[norm, layer] += normal.T @ first
 
@@ -142,6 +142,6 @@ class SupernetMoments:
                 self.written[layer, later] += written[later].T @ features
 
 
-def _with_one(states: torch.Tensor) -> torch.Tensor:
-    """`(B, T, features)` as `(tokens, features + 1)`; the last feature is 1."""
-    return F.pad(states.flatten(0, -2), (0, 1), value=1.0)
+def _with_one(features: torch.Tensor) -> torch.Tensor:
+    """Flatten `(B, T, features)` to `(tokens, features + 1)`; the last feature is 1."""
+    return F.pad(features.flatten(0, -2), (0, 1), value=1.0)

@@ -15,6 +15,15 @@ IGNORED = -100
 """Label of a row left out of cross-entropy and divergence."""
 
 
+def labels_of_rows(labels: torch.Tensor) -> torch.Tensor:
+    """Label of each row, `(N,)`: the token after it; `IGNORED` for the last of a block.
+
+    Args:
+        labels (`torch.Tensor`): `(batch, length)`, the label of each token.
+    """
+    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:].flatten()
+
+
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) from log-probabilities `(N, V)`; `(N,)` in nats, 0 to infinity."""
     return (teacher.exp() * (teacher - student)).sum(-1)

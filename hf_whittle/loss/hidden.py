@@ -16,8 +16,8 @@ HIDDEN_LOSSES = ("mse", "cosine")
 class HiddenStateLoss(nn.Module):
     """Distance of the student's projected hidden states from the teacher's, summed over rows, averaged over layers.
 
-    Each layer has a projection to the teacher's channels, trained with the student but no part of it. At first it puts
-    every channel of the student in the place of the teacher channel it was extracted from.
+    Each layer has a projection to the teacher's channels, trained with the student but not part of it. At first it maps
+    each channel of the student to the teacher channel it was extracted from.
 
     Args:
         subnet (`SubnetConfig`): layers and channels of the teacher that the student was extracted from.

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from ..checks import check_integers, check_numbers, check_positive, check_shares
 
 LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy", "search_fitness", "search_parameters")
-"""Last parts of the names of our metrics, by which the best model can be chosen; the lowest value is best."""
+"""Endings of names of metrics whose lowest value is best."""
 
 _WHOLE = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
@@ -27,7 +27,8 @@ def check_arguments(args: TrainingArguments) -> None:
     Call this before `TrainingArguments.__post_init__`, which sets it to `True` for every metric but a loss.
 
     Raises:
-        ValueError: if a number is NaN or out of range, or `greater_is_better` would keep the worst model.
+        ValueError: if a number is NaN or out of range, `greater_is_better` would keep the worst model, or labels are
+            to be smoothed.
     """
     check_integers(args, _WHOLE)
     check_integers(args, {name: least for name, least in _WHOLE_OR_NONE.items() if getattr(args, name) is not None})
@@ -40,6 +41,11 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(f"max_grad_norm must be at least 0, got {args.max_grad_norm}")
     if not (args.max_steps == -1 or args.max_steps >= 1):
         raise ValueError(f"max_steps must be at least 1, or -1 for num_train_epochs, got {args.max_steps}")
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor must be 0, got {args.label_smoothing_factor}, as evaluation reports plain "
+            "cross-entropy"
+        )
     metric = args.metric_for_best_model
     if metric is not None and metric.endswith(LOWER_IS_BETTER):
         if args.greater_is_better:

@@ -12,7 +12,7 @@ from ..processes import lock_in_first
 
 
 class CarefulTrainer(Trainer):
-    """A `Trainer` that fails before training for errors of saving that would come after it.
+    """A `Trainer` that raises errors of saving before it trains, and locks its output folder while it does.
 
     Raises:
         OutputError: if the output folder cannot be written, another process is writing it, or the disk is full.

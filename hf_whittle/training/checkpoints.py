@@ -1,4 +1,4 @@
-"""WholeCheckpoints: a `Trainer` whose checkpoints appear whole or not at all; find the last whole one in a folder."""
+"""WholeCheckpoints: a `Trainer` whose checkpoints appear whole or not at all; search for the last whole one."""
 
 import os
 import re
@@ -59,7 +59,7 @@ class WholeCheckpoints(CarefulTrainer):
                 lacks = _lacks(Path(resume_from_checkpoint))
                 if lacks is not None:
                     raise CheckpointError(
-                        f"{resume_from_checkpoint} cannot be trained on from: {lacks}; resume_from_checkpoint=True "
+                        f"the checkpoint {resume_from_checkpoint} is incomplete: {lacks}; resume_from_checkpoint=True "
                         "takes the last whole checkpoint of output_dir"
                     )
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)

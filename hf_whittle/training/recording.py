@@ -49,7 +49,7 @@ class RecordTraining(TrainerCallback):
         student = _student(kwargs["model"])
         Lineage.of(student).attach(student)
         self._data = _data_facts(kwargs["train_dataloader"])
-        self._adapters = _adapter_facts(kwargs["model"])  # once they are merged, nothing tells of them
+        self._adapters = _adapter_facts(kwargs["model"])  # now, as merging removes their configuration
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step:
@@ -85,7 +85,7 @@ def _student(model: Any) -> Any:
 
 
 def _data_facts(dataloader: Any) -> DataFacts | None:
-    """Tokens of a block; `None` if rows differ, of a streamed data set, and of data of another form."""
+    """Tokens of a block; `None` if blocks differ in length, are streamed, or have another form."""
     try:
         dataset = dataloader.dataset
         rows = [dataset[row] for row in (0, len(dataset) // 2, len(dataset) - 1)]

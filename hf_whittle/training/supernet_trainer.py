@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -21,7 +20,7 @@ from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
 from ..files.tokenizer import complete_tokenizer
-from ..loss.divergences import IGNORED, LossWeights
+from ..loss.divergences import IGNORED, LossWeights, labels_of_rows
 from ..loss.fused import fused_distillation_loss
 from ..loss.heads import head_of, in_place_of, output_module
 from ..loss.targets import DenseTargets, Head
@@ -87,8 +86,6 @@ class SupernetConfig(TrainingArguments):
         check_integers(self, {"num_random_subnets": 1})
         check_numbers(self, "alpha", "beta")
         check_positive(self, "temperature")
-        if self.label_smoothing_factor:
-            raise ValueError("evaluation reports plain cross-entropy: label_smoothing_factor must be 0")
         if self.strategy != "sandwich" and (self.alpha, self.beta, self.temperature) != (0.0, 1.0, 1.0):
             logger.warning(f"alpha, beta and temperature have no effect with strategy={self.strategy!r}")
 
@@ -249,21 +246,21 @@ class SupernetTrainer(WholeCheckpoints):
         if self._hidden_states is not None:
             loss, outputs = self._distil(model, inputs, self._hidden_states, num_items_in_batch)
         else:
-            with self._teaching() if self.args.distils else contextlib.nullcontext():
+            with self._kept_hidden_states() if self.args.distils else contextlib.nullcontext():
                 loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss / len(self._passes)
         return (loss, outputs) if return_outputs else loss
 
-    def _teaching(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block, a forward pass keeps the full network's last hidden states, as targets for its subnets."""
+    def _kept_hidden_states(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block, a forward pass stores the full network's last hidden states as targets for its subnets."""
         head: Any = self._head
         forward = head.forward
 
-        def watch(hidden_states: torch.Tensor) -> torch.Tensor:
+        def keep(hidden_states: torch.Tensor) -> torch.Tensor:
             self._hidden_states = hidden_states.detach().flatten(0, 1)
             return forward(hidden_states)
 
-        return in_place_of(head, watch)
+        return in_place_of(head, keep)
 
     def _distil(
         self,
@@ -273,7 +270,7 @@ class SupernetTrainer(WholeCheckpoints):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, Any]:
         head: Any = self._head
-        labels = F.pad(inputs["labels"], (0, 1), value=IGNORED)[..., 1:].flatten()  # row t predicts token t + 1
+        labels = labels_of_rows(inputs["labels"])
         weights = LossWeights(self.args.alpha, self.args.beta, self.args.temperature)
         whole = Head(head.weight.detach(), None if head.bias is None else head.bias.detach())
         targets = DenseTargets(of_full_network, whole)

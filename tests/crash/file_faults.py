@@ -1,7 +1,7 @@
-"""Kill a process at a moment at which it changes a file, as `ckpt-chaos` does, and leave files cut off.
+"""Kill a process at one of its changes of files, as `ckpt-chaos` does, and truncate that file if asked.
 
-Beyond what `ckpt-chaos` 0.1.8 sees: single removals within `shutil.rmtree`, lines appended to an open file, and
-safetensors written from numpy.
+`ckpt-chaos` 0.1.8 does not see three kinds of changes: single removals within `shutil.rmtree`, lines appended to an
+open file, and safetensors written from numpy.
 """
 
 import builtins
@@ -15,16 +15,17 @@ from pathlib import Path
 KILLED = 137
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _DIRECTORY_ARGUMENTS = {"os.remove": (1,), "os.rmdir": (1,), "os.mkdir": (2,), "os.rename": (2, 3), "os.link": (2, 3)}
-"""Where the audit events say which directory a relative path is of: one place for each path."""
+"""Positions, among the arguments of an audit event, of the directory that each relative path starts from."""
 
 
 class FileFaults:
-    """Counts what this process does to files below a folder, and ends it at one of these events.
+    """Counts the changes of files below a folder by this process, and ends the process at one of them.
 
     Args:
-        folder (`Path`): what is watched.
-        kill_at (`int`, *optional*): number of the event, from 0, that does not happen any more; counts only by default.
-        torn (`bool`, *optional*, defaults to `False`): whether that event still happens, but half of the file is lost.
+        folder (`Path`): folder to watch.
+        kill_at (`int`, *optional*): number of the event, from 0, before which the process ends; by default events are
+            only counted.
+        torn (`bool`, *optional*, defaults to `False`): whether that event still happens, with half of the file lost.
 
     Attributes:
         events (`list[tuple[str, str, bool]]`): kind, path in the folder, and whether it can be torn.
@@ -49,7 +50,7 @@ class FileFaults:
         sys.addaudithook(self._hear)
 
     def finish(self):
-        """The process has ended by itself."""
+        """Tear the file of the last event if it is to be torn; call this at the end of the program."""
         if self._to_tear is not None:
             self._tear()
 
@@ -66,7 +67,7 @@ class FileFaults:
                     return
 
     def _inside(self, path, directory=-1):
-        """The path in the folder, or `None`."""
+        """Path relative to the folder; `None` outside it."""
         path = os.fspath(path)
         if directory not in (-1, None):
             path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
@@ -114,7 +115,7 @@ class FileFaults:
 
 
 class _Appending:
-    """A file of which every addition is an event."""
+    """A file whose every addition is an event."""
 
     def __init__(self, stream, happens):
         self._stream, self._happens = stream, happens
@@ -131,12 +132,12 @@ class _Appending:
 
 
 def contents(folder):
-    """The bytes of every file below a folder, folders too; by their paths."""
+    """Bytes of every file below a folder, and `None` for every folder, by path."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")
     }
 
 
 def steady_name(path):
-    """A path without what is random in it."""
+    """A path without its random part."""
     return re.sub(r"(_partial-\S+\.)\w{8}(?=\.|$)", r"\1*", path)

@@ -1,4 +1,4 @@
-"""Kill a program at every change of a file, go on with it, and compare what comes of it with a run never stopped.
+"""Kill a program at every change of a file, resume it, and compare its files with those of an uninterrupted run.
 
 python kill_everywhere.py PROGRAM [--points N] [--processes 2]
 
@@ -36,10 +36,10 @@ TIMEOUT = 120
 
 
 def kill_everywhere(program, points=None, processes=1):
-    """Kill a program at `points` moments, evenly spread, or at all of them; how that went, as a `dict`."""
+    """Kill a program at `points` moments, evenly spread, or at all of them; returns a report."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        gc.freeze()  # every training begins with a search for garbage, in all that is imported
+        gc.freeze()  # imports are left out of the garbage collection that each training starts with
         _write_inputs(work / "inputs")
         never_stopped, events = _reference(work, program, processes, twice=points is None)
         moments = [
@@ -70,7 +70,7 @@ def kill_everywhere(program, points=None, processes=1):
 
 
 def _reference(work, program, processes, twice):
-    """What comes of a run never stopped, and what each process did to files; a second run must give the same."""
+    """Outcome of an uninterrupted run, and events of each process; a second run must have the same outcome."""
     outcomes = []
     for _ in range(2 if twice else 1):
         folder = _empty_folder(work)
@@ -82,7 +82,7 @@ def _reference(work, program, processes, twice):
 
 
 def _kill_and_resume(work, program, processes, kill, never_stopped):
-    """What is wrong after a run was killed and taken up again, or `None`."""
+    """Kill a run and resume it; returns a description of the trouble, or `None`."""
     process, number, torn = kill
     folder = _empty_folder(work)
     codes = _launch(work, program, folder, processes, {process: (number, torn)})
@@ -100,7 +100,7 @@ def _kill_and_resume(work, program, processes, kill, never_stopped):
 
 
 def _empty_folder(work):
-    """Always of the same name, as that is in what a run writes."""
+    """Make an empty folder; its name is always the same, since runs write it into files."""
     folder = work / "out"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -108,7 +108,7 @@ def _empty_folder(work):
 
 
 def _launch(work, program, folder, processes, kills):
-    """Run the program in forks of this process; their exit codes. When one dies, the others soon follow."""
+    """Run the program in forks of this process; returns their exit codes. If one fails, the others are ended soon."""
     port, pids = free_port(), []
     for process in range(processes):
         pid = os.fork()
@@ -121,7 +121,7 @@ def _launch(work, program, folder, processes, kills):
 
 
 def _be_the_program(work, program, folder, process, kill):
-    """Never returns."""
+    """Run the program, then end this process."""
     code = 1
     log = os.open(work / f"log.{process}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -160,12 +160,12 @@ def _wait(pids):
 
 
 def _log(work):
-    """The end of what the processes said."""
+    """Last lines that each process printed."""
     return " / ".join(path.read_text(errors="replace")[-700:].strip() for path in sorted(work.glob("log.*")))
 
 
 def _write_inputs(folder):
-    """A teacher with a tokenizer of single bytes, and texts."""
+    """Write a teacher with a tokenizer of single bytes, and texts."""
     from fixtures_distillation import GPTNeoXConfig, GPTNeoXForCausalLM
     from fixtures_run import write_modules
 
@@ -185,7 +185,7 @@ def _write_inputs(folder):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", choices=[*killed_programs.PROGRAMS])
-    parser.add_argument("--points", type=int, help="how many moments, all by default")
+    parser.add_argument("--points", type=int, help="number of moments, all by default")
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
     print(json.dumps(kill_everywhere(asked.program, asked.points, asked.processes), indent=1))

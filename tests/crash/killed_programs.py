@@ -1,7 +1,7 @@
-"""Four programs that may be killed at any moment, what must come of them all the same, and one that may not.
+"""Four programs that survive a kill at any moment, the plain `Trainer`, which does not, and their outcome.
 
-python killed_programs.py PROGRAM FOLDER            # does it, or goes on with it
-python killed_programs.py PROGRAM FOLDER --outcome  # prints what came of it
+python killed_programs.py PROGRAM FOLDER            # starts or resumes a program
+python killed_programs.py PROGRAM FOLDER --outcome  # prints its outcome
 """
 
 # ruff: noqa: E402 (modules of the tests are imported from their folders)
@@ -49,7 +49,7 @@ TRAINING = {
     "disable_tqdm": True,
     "seed": 3,
 }
-"""With a state of the optimizer, of dropout and of the data's order, a best checkpoint and the removal of others."""
+"""Settings with states of optimizer, dropout and data order, a best checkpoint, and the removal of others."""
 
 
 def distil(folder, inputs):
@@ -71,7 +71,9 @@ def train_supernet(folder, inputs):
     config = EvolutionConfig(generations=1, population_size=3, num_offspring=2, num_elites=1)
     trainer = SupernetTrainer(
         model=supernet,
-        args=SupernetConfig(output_dir=str(folder), **{**TRAINING, "learning_rate": 1.0}),  # it gets worse
+        args=SupernetConfig(
+            output_dir=str(folder), **{**TRAINING, "learning_rate": 1.0}
+        ),  # so high that the first checkpoint is best
         train_dataset=_blocks(61, seed=0),
         eval_dataset=_blocks(61, seed=1),
         search_space=make_space(supernet),
@@ -81,7 +83,7 @@ def train_supernet(folder, inputs):
 
 
 def train_plainly(folder, inputs):
-    """What `Trainer` itself does: the reference that shows what is to be told."""
+    """Train with the plain `Trainer`, which shows that the kills do damage."""
     trainer = Trainer(
         model=make_supernet(),
         args=TrainingArguments(output_dir=str(folder), **TRAINING),
@@ -98,7 +100,7 @@ def _blocks(vocabulary, seed):
 
 
 def _train(trainer, folder):
-    """Train on from where it is, and save the student; the step it went on from."""
+    """Train from the last checkpoint, if any, and save the student; returns the step it started from."""
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)
     trainer.save_model(str(folder / "student"))
     return trainer._initial_global_step
@@ -134,11 +136,11 @@ _BYTES = (
     "tokenizer.json",
     "healing.json",
 )
-"""Files that are the same to the byte; others hold times, or what is left out of a training that was interrupted."""
+"""Endings of files that must be equal byte for byte; others contain times, or lack facts after an interruption."""
 
 
 def outcome(folder):
-    """The names of all files, and a digest of those that must be the same to the byte."""
+    """Names of all files, with a digest of those that must be equal byte for byte."""
     return {
         name: hashlib.sha256(content).hexdigest()[:12] if content is not None and name.endswith(_BYTES) else ""
         for name, content in sorted(contents(folder).items())

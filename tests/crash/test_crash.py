@@ -1,4 +1,4 @@
-"""A program killed at any change of a file goes on, and what comes of it is that of a run never stopped."""
+"""A program killed at any change of a file resumes to the outcome of an uninterrupted run."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_one_of_two_processes_killed(program):
 
 @pytest.mark.slow
 def test_the_plain_trainer_does_not_survive_everywhere():
-    """Else the faults would be none."""
+    """Proof that the kills do damage."""
     report = kill("transformers.Trainer", "--points", 24)
     assert report["survived"] < report["tried"]
     assert any("FileNotFoundError" in failure["trouble"] for failure in report["failures"])

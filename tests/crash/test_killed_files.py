@@ -1,4 +1,4 @@
-"""What a process killed while it writes or removes leaves is what was there before, or all of the new."""
+"""A process killed while it writes or removes a file or folder leaves the old one, or all of the new one."""
 
 import itertools
 import os
@@ -33,7 +33,7 @@ def before(folder):
 
 
 def killed_at(folder, work, moment, torn):
-    """Do that in a child which is killed at a moment; whether it was."""
+    """Run `work` in a child process that is killed at a moment; returns whether it was killed."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -72,7 +72,7 @@ def test_killed_at_every_moment_it_is_the_old_or_the_new(tmp_path, name, torn):
 
 
 def test_the_next_to_write_a_folder_puts_back_what_it_was_to_replace(tmp_path):
-    """Where nobody looked for leftovers between a process killed and one that fails."""
+    """Even if leftovers of a killed process were not removed before the next one failed."""
     before(tmp_path / "folder")
     (tmp_path / "folder" / "model").rename(tmp_path / "folder" / "_partial-model.before")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder" / "model", replace=True):

@@ -229,7 +229,7 @@ def with_two_tokens_exchanged(folder):
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
 
 
-def make_trainer_with_tokenizers(folder, output_dir, ours, **theirs):
+def make_trainer_with_tokenizers(output_dir, ours, **theirs):
     size = len(ours)
     return DistillationTrainer(
         model=make_model(1, vocab_size=size),
@@ -245,14 +245,14 @@ def test_other_tokens_are_an_error(teacher_folder, tmp_path):
     ids = ours.convert_tokens_to_ids(["a", "b"])
     message = f"tokenizers differ in 2 tokens, first 'a': student id {ids[0]}, teacher id {ids[1]}"
     with pytest.raises(VocabularyError, match=message):
-        make_trainer_with_tokenizers(teacher_folder, tmp_path, ours, teacher_tokenizer=theirs)
+        make_trainer_with_tokenizers(tmp_path, ours, teacher_tokenizer=theirs)
     with pytest.raises(VocabularyError, match="tokenizers differ in 2 tokens"):
-        make_trainer_with_tokenizers(teacher_folder, tmp_path, theirs, teacher_model=str(teacher_folder))
+        make_trainer_with_tokenizers(tmp_path, theirs, teacher_model=str(teacher_folder))
 
 
 def test_the_same_tokens_are_none(teacher_folder, tmp_path):
     ours = AutoTokenizer.from_pretrained(teacher_folder)
-    make_trainer_with_tokenizers(teacher_folder, tmp_path, ours, teacher_tokenizer=copy.deepcopy(ours))
+    make_trainer_with_tokenizers(tmp_path, ours, teacher_tokenizer=copy.deepcopy(ours))
 
 
 def test_beta_without_a_teacher_is_an_error(tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from small_checkpoints import (
     BARE,
     CLOSE,
+    CONFIG,
     INDEX,
     SUBNET,
     WEIGHTS,
@@ -204,12 +205,16 @@ def test_only_shards_that_hold_something_kept_are_downloaded(sharded, monkeypatc
     assert shards == {"layer-0.safetensors", "layer-2.safetensors", "layer-4.safetensors", "rest.safetensors"}
 
 
-def test_every_kept_tensor_is_read_once_and_no_other(saved, stock, monkeypatch):
+@pytest.mark.parametrize("is_dtype_stated", [True, False])
+def test_every_kept_tensor_is_read_once_and_no_other(checkpoint, monkeypatch, is_dtype_stated):
+    """A dtype that the caller gives is not looked up in the files."""
+    if not is_dtype_stated:
+        edit_json(checkpoint / CONFIG, lambda config: config.pop("dtype"))
     read, get = [], Checkpoint.__getitem__
     monkeypatch.setattr(Checkpoint, "__getitem__", lambda self, name: read.append(name) or get(self, name))
-    extract(saved, SUBNET)
-    dropped = {name for name in load_file(saved / WEIGHTS) if re.search(r"layers\.[13]\.", name)}
-    assert sorted(read) == sorted(load_file(saved / WEIGHTS).keys() - dropped)
+    extract(checkpoint, SUBNET, dtype=None if is_dtype_stated else "bfloat16")
+    dropped = {name for name in load_file(checkpoint / WEIGHTS) if re.search(r"layers\.[13]\.", name)}
+    assert sorted(read) == sorted(load_file(checkpoint / WEIGHTS).keys() - dropped)
 
 
 def hub_cache(folder, revisions):

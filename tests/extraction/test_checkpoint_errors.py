@@ -291,5 +291,5 @@ def test_options_of_the_hub_do_not_apply_to_a_model_in_memory(stock, options):
 
 
 def test_option_that_does_not_exist_is_an_error(saved):
-    with pytest.raises(TypeError, match="colour"):
-        extract_subnet(saved, SUBNET, colour="red")
+    with pytest.raises(TypeError, match="unknown arguments color; a checkpoint takes revision"):
+        extract_subnet(saved, SUBNET, color="red")

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from small_checkpoints import assert_same_weights, logits
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
@@ -16,17 +17,6 @@ from hf_whittle.models.padding import padded_shape
 from hf_whittle.subnet import Shape
 
 STOCK_SUBNET = SubnetConfig(24, [0, 2, 4], 3, 40)
-
-
-def logits(model, input_ids):
-    with torch.no_grad():
-        return model(input_ids=input_ids).logits
-
-
-def assert_equal_weights(first, second):
-    assert first.state_dict().keys() == second.state_dict().keys()
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
 
 
 def test_weights_are_the_rows_and_columns_of_the_kept_entries(stock, uneven_subnet):
@@ -45,14 +35,14 @@ def test_weights_are_the_rows_and_columns_of_the_kept_entries(stock, uneven_subn
 
 
 def test_super_network_and_stock_model_give_the_same_student(supernet, stock, uneven_subnet):
-    assert_equal_weights(extract_subnet(supernet, uneven_subnet), extract_subnet(stock, uneven_subnet))
+    assert_same_weights(extract_subnet(supernet, uneven_subnet), extract_subnet(stock, uneven_subnet))
 
 
 def test_whittle_format_holds_a_stock_student_with_equal_logits(supernet, input_ids):
     whittle = extract_subnet(supernet, STOCK_SUBNET, format="whittle")
     stock = extract_subnet(supernet, STOCK_SUBNET, format="stock")
     assert (type(whittle), type(stock)) == (WhittleGPTNeoXForCausalLM, GPTNeoXForCausalLM)
-    assert_equal_weights(whittle, stock)
+    assert_same_weights(whittle, stock)
     torch.testing.assert_close(logits(whittle, input_ids), logits(stock, input_ids), rtol=0, atol=1e-5)
 
 
@@ -181,7 +171,7 @@ def test_saved_padded_student_is_a_stock_model(supernet, input_ids, tmp_path):
 def test_padding_of_what_a_stock_model_holds_adds_nothing(supernet):
     padded, stock = (extract_subnet(supernet, STOCK_SUBNET, format=format) for format in ("padded", "stock"))
     assert padded.config.to_dict() == stock.config.to_dict()
-    assert_equal_weights(padded, stock)
+    assert_same_weights(padded, stock)
 
 
 def train(model, input_ids, steps=5):
@@ -278,14 +268,14 @@ def test_link_to_an_empty_folder_leads_to_the_student(stock, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "there")
     extract_subnet(stock, STOCK_SUBNET, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert_equal_weights(GPTNeoXForCausalLM.from_pretrained(tmp_path / "there"), extract_subnet(stock, STOCK_SUBNET))
+    assert_same_weights(GPTNeoXForCausalLM.from_pretrained(tmp_path / "there"), extract_subnet(stock, STOCK_SUBNET))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_dtype_may_be_a_name(stock, dtype):
     student = extract_subnet(stock, STOCK_SUBNET, dtype=dtype)
-    assert_equal_weights(student, extract_subnet(stock, STOCK_SUBNET).bfloat16())
-    assert_equal_weights(extract_subnet(stock, STOCK_SUBNET, dtype="auto"), extract_subnet(stock, STOCK_SUBNET))
+    assert_same_weights(student, extract_subnet(stock, STOCK_SUBNET).bfloat16())
+    assert_same_weights(extract_subnet(stock, STOCK_SUBNET, dtype="auto"), extract_subnet(stock, STOCK_SUBNET))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat", "int8", torch.int8, 16])
@@ -328,10 +318,10 @@ def test_healing_arguments_that_do_not_go_together_are_errors(supernet, uneven_s
         extract_subnet(supernet, uneven_subnet, calibration_dataset=input_ids)
 
 
-def test_a_folder_of_a_healed_student_says_what_it_was_cut_from_and_that_it_was_healed(teacher_folder, tmp_path):
+def test_folder_of_a_healed_student_names_its_checkpoint_and_its_healing(teacher_folder, tmp_path):
     blocks = torch.randint(300, (8, 32), generator=torch.Generator().manual_seed(0))
     subnet = SubnetConfig(16, [0, 2, 4], 2, 32)
-    folder = extract_subnet(teacher_folder, subnet, tmp_path / "cut", heal=True, calibration_dataset=blocks)
+    folder = extract_subnet(teacher_folder, subnet, tmp_path / "student", heal=True, calibration_dataset=blocks)
     results = json.loads((folder / "results.json").read_text())
     assert results["supernet"] == {"name": teacher_folder.name}
     report = json.loads((folder / "healing.json").read_text())

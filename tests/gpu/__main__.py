@@ -20,7 +20,7 @@ TESTS = sorted(path.name for path in HERE.glob("test_*.py"))
 MEASUREMENTS = ("loss", "training", "search")
 CORES = os.cpu_count() or 1
 TESTS_SHARE = 0.55
-"""Of the time, at most, for tests and demo; the rest is that of measurements."""
+"""Largest share of the time for tests and demo; measurements have the rest."""
 PACKAGES = ("accelerate", "datasets", "huggingface-hub", "liger-kernel", "numpy", "peft", "safetensors", "triton")
 Results = dict[str, list[dict[str, Any]]]
 
@@ -32,7 +32,7 @@ def main() -> int:
     report |= {"summary": {}, "tests": {}, "measurements": {}}
 
     def note(section: str, name: str, results: list[dict[str, Any]]) -> None:
-        """Take results in; the file is up to date at any moment."""
+        """Add results, and write the file."""
         report[section][name] = results
         report["summary"] = _summary(report, time.monotonic() - began)
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,15 +52,15 @@ def _options() -> argparse.Namespace:
     gpu, names = torch.cuda.is_available(), [*TESTS, *MEASUREMENTS, "demo"]
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="the JSON file (default: gpu.json)")
-    parser.add_argument("--only", nargs="*", choices=names, default=names, help="what to run (default: everything)")
-    parser.add_argument("--seconds", type=float, default=355.0 if gpu else 3600.0, help="for everything together")
+    parser.add_argument("--only", nargs="*", choices=names, default=names, help="parts to run (default: all)")
+    parser.add_argument("--seconds", type=float, default=355.0 if gpu else 3600.0, help="time for everything together")
     parser.add_argument("--demo", action=argparse.BooleanOptionalAction, default=gpu, help="run hf-whittle demo too")
-    parser.add_argument("--workers", type=int, default=max(1, min(8, CORES // 2)), help="files of tests side by side")
+    parser.add_argument("--workers", type=int, default=max(1, min(8, CORES // 2)), help="test files in parallel")
     return parser.parse_args()
 
 
 def _run_tests(options: argparse.Namespace, deadline: float, note: Any) -> None:
-    """Tests side by side, and beside them the demo, most of which is not the device's work."""
+    """Run files of tests in parallel, and beside them the demo, which uses the device little."""
     from .launching import Job, run_job
 
     pytest = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "tests.gpu.recording", "-p", "no:cacheprovider")
@@ -127,7 +127,7 @@ def _summary(report: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _first_error(result: dict[str, Any]) -> dict[str, Any]:
-    """Of a test or a measurement, or of the first of its rows that failed."""
+    """Error of a test or a measurement, or of its first failed row."""
     rows = [(row, figures) for row, figures in result.get("figures", {}).items() if "error" in figures]
     where, error = (None, result["error"]) if "error" in result else (rows[0][0], rows[0][1]["error"])
     return {"row": where, "type": error["type"], "message": _shortened(error["message"]), "at": error["traceback"][-1:]}

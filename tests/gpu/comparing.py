@@ -1,4 +1,4 @@
-"""The device at hand, the subnets that are tried on it, and how near to a reference its numbers must be."""
+"""The device of these tests, the subnets tried on it, and comparisons of its numbers with a reference."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What the tests of the device share."""
+"""Fixtures of the tests of the device."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from .comparing import use_ieee
 
 @pytest.fixture(autouse=True)
 def ieee_products():
-    """Products without TF32, whatever a test before switched on; the last one's garbage is no burden to the next."""
+    """Switch TF32 off before each test, and empty the device's cache after it."""
     use_ieee()
     yield
     use_ieee()

@@ -21,7 +21,7 @@ WAYS = {
 
 
 def trained(way, folder, sizes=None, **changes):
-    """A trainer after five steps; `sizes` gets how many numbers the output layer gave in each forward pass of them."""
+    """A trainer after five steps; `sizes` collects the entries of the output layer's result in each forward pass."""
     make = make_supernet_trainer if way == "super-network" else make_trainer
     trainer = make(folder, max_steps=5, use_cpu=ON_CPU, **changes)
     if sizes is not None:
@@ -32,7 +32,7 @@ def trained(way, folder, sizes=None, **changes):
 
 
 def numbers_of(way, trainer):
-    """What it logged, and the logits of what it trained, through the wrapper of a launcher."""
+    """Logged numbers of a trainer, and logits of its model through the launcher's wrapper."""
     model, logged = trainer.model_wrapped, losses_of if way == "super-network" else logged_numbers
     device = next(model.parameters()).device
     with torch.no_grad():

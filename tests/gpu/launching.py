@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, which write what they do line by line; one that dies goes on after what killed it."""
+"""Run jobs in processes that record results line by line; one that died is restarted without the fatal item."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ NO_TIME = "no time left"
 
 @dataclass(frozen=True)
 class Job:
-    """A command that takes `--record FILE` and what it is to leave out.
+    """A command that takes `--record FILE` and items to leave out.
 
     Args:
-        name (`str`): of the job.
-        command (`tuple[str, ...]`): what to run, in the repository's root.
-        skip (`str`): the option that names one thing to leave out.
-        threads (`int`): of a CPU.
+        name (`str`): name of the job.
+        command (`tuple[str, ...]`): command line, run in the repository's root.
+        skip (`str`): option that names one item to leave out.
+        threads (`int`): number of CPU threads.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Job:
 
 
 def run_job(job: Job, deadline: float) -> list[dict[str, Any]]:
-    """Results of all that a job planned, in its order; it is started again without what ended its process.
+    """Run a job until each planned item has a result; restart it without items that ended its process.
 
     Args:
         job (`Job`): the job.
-        deadline (`float`): of `time.monotonic()`; what has no result by then is reported as failed.
+        deadline (`float`): time of `time.monotonic()`; items without a result by then are reported as failed.
     """
     results: dict[str, dict[str, Any]] = {}
     planned: list[str] = []
@@ -64,7 +64,7 @@ def _died(name: str, end: str) -> dict[str, Any]:
 
 
 def _run_once(job: Job, done: list[str], deadline: float) -> tuple[list[dict[str, Any]], str]:
-    """Lines that one process wrote, and how it ended."""
+    """Run one process; returns the lines it recorded, and how it ended."""
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         record, output = Path(folder) / "lines", Path(folder) / "output"
         record.touch()
@@ -91,7 +91,7 @@ def _run_once(job: Job, done: list[str], deadline: float) -> tuple[list[dict[str
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and those it started."""
+    """Kill a process and those it started."""
     with contextlib.suppress(ProcessLookupError):  # it has ended, and all that it started
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

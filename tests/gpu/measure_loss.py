@@ -36,7 +36,7 @@ def _compare(tokens: int) -> Rows:
 
 
 def _draw(tokens: int) -> Inputs:
-    """States and matrix of a student, the same of a teacher, and labels, in bfloat16."""
+    """Hidden states and matrix of a student and of a teacher, and labels, in bfloat16."""
     torch.manual_seed(0)
     channels, entries = SIZES.loss_channels, SIZES.entries
     shapes = [(tokens, channels), (entries, channels), (tokens, channels), (entries, channels)]

@@ -54,7 +54,7 @@ def _evaluate(fitness: Callable[[SubnetConfig], float], candidates: list[SubnetC
 
 
 def _slices(name: str, precision: str) -> Rows:
-    """Candidates by perplexity; beside them their extracted students, whose cost is what slicing should cost."""
+    """Candidates by perplexity, and their extracted students, whose cost slicing should come near to."""
     enable_tf32(precision == "TF32")
     try:
         supernet = _supernet(name, PRECISIONS[precision])
@@ -86,7 +86,7 @@ def _activate(supernet: Any, candidates: list[SubnetConfig]) -> None:
 
 
 def _fitnesses(name: str) -> Rows:
-    """Each fitness of coarse candidates in single precision, and what making it took."""
+    """Each fitness of coarse candidates in single precision, and the cost of its preparation."""
     supernet = _supernet(name)
     length = SIZES.search_blocks[1]
     blocks, calibration = random_blocks(*SIZES.search_blocks), random_blocks(SIZES.calibration_blocks, length, seed=1)

@@ -77,7 +77,7 @@ def _arguments(kind: Any, folder: str, **changes: Any) -> Any:
 
 
 def _row(train: Callable[[], float]) -> dict[str, Any]:
-    """Tokens a second of the timed steps, whose seconds `train` gives, and peak memory: student, optimizer and all."""
+    """Tokens per second of the timed steps, whose seconds `train` returns, and peak memory of the whole training."""
     seconds: list[float] = []
     peak = peak_megabytes(lambda: seconds.append(train()))
     tokens = SIZES.steps * SIZES.batch[0] * SIZES.batch[1]
@@ -133,7 +133,7 @@ def _plain(student: Any) -> float:
 
 
 def _loop(teacher: Any, student: Any) -> float:
-    """Autocast, the loss as its formula reads, clipping and the optimizer: nothing else."""
+    """Train with autocast, the naive loss, clipping and the optimizer, and nothing else."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
     weights, batches = LossWeights(), _blocks().to(DEVICE).split(SIZES.batch[0])
     student.train()
@@ -156,7 +156,7 @@ def _loop(teacher: Any, student: Any) -> float:
 
 
 def _supernet(name: str) -> Rows:
-    """The sandwich: the full network, the smallest subnet and a random one in each step."""
+    """Train the full network alone, and by sandwich: with the smallest subnet and a random one in each step."""
 
     def train(strategy: str) -> float:
         model = build(GPTNeoXSuperNetForCausalLM, dict(SIZES.models)[name])
@@ -171,7 +171,7 @@ def _supernet(name: str) -> Rows:
 
 
 def _waits(name: str) -> Rows:
-    """Where the program waits for the device in steps of training, and how often in a step."""
+    """Count waits for the device in a training step, by their place in the code."""
     if not HAS_GPU:
         return {"skipped": {"reason": "a CPU is never waited for"}}
     sizes = dict(SIZES.models)

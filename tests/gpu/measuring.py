@@ -1,4 +1,4 @@
-"""Seconds and peak memory of functions on the device at hand, in turn; one that fails says so and stops no other."""
+"""Seconds and peak memory of functions on the device, timed in turn; one that fails does not stop the others."""
 
 import gc
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def synchronized(function: Callable[[], Any]) -> None:
 
 
 def peak_megabytes(function: Callable[[], Any]) -> float:
-    """Megabytes that a function needs above what is held before."""
+    """Peak megabytes of a function above those in use before it."""
     gc.collect()
     if HAS_GPU:
         torch.cuda.empty_cache()
@@ -38,7 +38,7 @@ def peak_megabytes(function: Callable[[], Any]) -> float:
 
 
 def attempt(function: Callable[[], Any]) -> dict[str, Any]:
-    """What a function gives, or the error that it raised, unless nothing more can be done on the device."""
+    """Result of a function, or its error; an error that makes the device unusable is raised."""
     try:
         return function()
     except Exception as error:
@@ -48,12 +48,12 @@ def attempt(function: Callable[[], Any]) -> dict[str, Any]:
 
 
 def compare(functions: dict[str, Callable[[], Any]], repeats: int, per: int = 1) -> Rows:
-    """Peak memory and median seconds of functions, which run in turn, beside the first one's.
+    """Measure peak memory and median seconds of functions in turn, and the ratio of seconds to the first one's.
 
     Args:
-        functions (`dict`): by name.
-        repeats (`int`): how often each is timed.
-        per (`int`): things that a call does; seconds are those of one.
+        functions (`dict`): functions by name.
+        repeats (`int`): number of times each is timed.
+        per (`int`): items that a call processes; seconds are per item.
     """
     rows = {name: attempt(partial(_peak_row, function)) for name, function in functions.items()}
     sound = {name: partial(synchronized, function) for name, function in functions.items() if "error" not in rows[name]}
@@ -67,6 +67,6 @@ def compare(functions: dict[str, Callable[[], Any]], repeats: int, per: int = 1)
 
 
 def _peak_row(function: Callable[[], Any]) -> dict[str, Any]:
-    """Peak memory of a function that ran before: what it compiles or caches is no part of it."""
+    """Peak memory of a function in its second call, without memory for compiling or caching."""
     synchronized(function)
     return {"peak_megabytes": round(peak_megabytes(function), 1)}

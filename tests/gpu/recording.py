@@ -1,4 +1,4 @@
-"""A pytest plugin that writes what became of each test as a line of JSON, as soon as that is known.
+"""A pytest plugin that writes the result of each test as a line of JSON, as soon as it is known.
 
 pytest -p tests.gpu.recording --record FILE
 """
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Lines:
-    """A file of lines of JSON, each of which is there once it is written."""
+    """A file of lines of JSON, on disk as soon as each is written."""
 
     def __init__(self, path: str):
         self._path = path
@@ -46,14 +46,14 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def loses_device(error: BaseException) -> bool:
-    """Whether nothing more can be done on the device in this process."""
+    """Whether an error makes the device unusable for this process."""
     return "out of memory" not in str(error) and any(word in str(error) for word in _LOST)
 
 
 class Recorder:
-    """Writes which tests there are, which one begins, and its result: the worst of its phases.
+    """Writes the planned tests, the start of each, and its result, the worst of its phases.
 
-    After an error that leaves the device unusable, the process ends; the rest belongs into another.
+    After an error that makes the device unusable, the process ends; the remaining tests need another one.
     """
 
     def __init__(self, path: str):

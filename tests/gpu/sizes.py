@@ -1,4 +1,4 @@
-"""Sizes that are measured: those of real models on a GPU, tiny ones on a CPU."""
+"""Sizes of the measurements: real models on a GPU, tiny ones on a CPU."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,19 +14,19 @@ PYTHIA_410M = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_head
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured.
+    """Sizes of the measurements.
 
     Args:
-        entries (`int`): of the vocabulary.
+        entries (`int`): entries of the vocabulary.
         loss_tokens (`tuple[int, ...]`): rows of the distillation loss.
-        loss_channels (`int`): of its student and teacher.
+        loss_channels (`int`): channels of its student and its teacher.
         models (`dict`): sizes of models by name; the last is the teacher of all.
         search_blocks (`tuple[int, int]`): blocks and their length that a candidate is evaluated on.
-        calibration_blocks (`int`): of the same length, for healing and probes.
-        candidates (`int`): evaluated at a time.
-        batch (`tuple[int, int]`): of training, blocks and their length.
-        steps (`int`): of training that are timed.
-        repeats (`int`): how often a thing is timed.
+        calibration_blocks (`int`): blocks of the same length for healing and probes.
+        candidates (`int`): candidates evaluated in a row.
+        batch (`tuple[int, int]`): blocks of a training batch and their length.
+        steps (`int`): training steps that are timed.
+        repeats (`int`): number of times each function is timed.
     """
 
     entries: int = 50_304

@@ -1,4 +1,4 @@
-"""Compiled models on the device: by themselves, since compiling takes longer than all else."""
+"""Compiled models on the device; in a file of their own, since compiling takes longest."""
 
 import pytest
 import torch

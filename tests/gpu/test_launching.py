@@ -1,4 +1,4 @@
-"""Jobs whose things fail, end their process or never end: each is reported, and none keeps the others from running."""
+"""Items of a job that end their process or never end are reported, and the others still run."""
 
 import sys
 import time

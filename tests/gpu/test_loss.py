@@ -23,12 +23,12 @@ MODES = {
     "float32 under bfloat16": (torch.float32, torch.bfloat16),
     "float32 under float16": (torch.float32, torch.float16),
 }
-"""Types of the states and matrices, and of autocast."""
+"""Types of hidden states and matrices, and of autocast."""
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def draw(dtype, of_teacher=ENTRIES, bias=True):
-    """States, matrix and bias of a student, the same of a teacher, and labels, on the CPU."""
+    """Hidden states, matrix and bias of a student and of a teacher, and labels, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     sizes = [
         (ROWS, CHANNELS),
@@ -58,7 +58,7 @@ def value_and_gradients(total, leaves):
 
 
 def naive(parts, labels, weights):
-    """On the CPU in double precision."""
+    """The naive loss on the CPU in double precision."""
     student, teacher = placed(parts[:3], "cpu", torch.float64), placed(parts[3:], "cpu", torch.float64)
     own, others = (states @ matrix.T + (0 if bias is None else bias) for states, matrix, bias in (student, teacher))
     missing = own.shape[1] - others.shape[1]
@@ -113,7 +113,7 @@ def test_entries_of_a_store_give_what_they_give_on_the_cpu(tail):
 
 
 def test_scaled_loss_under_float16_keeps_small_gradients():
-    """A scaler multiplies the loss, after the gradients were made: they must not have been flushed to 0 before."""
+    """A scaler multiplies the loss after its gradients are made, so small ones must not be flushed to 0 before."""
     parts, labels = draw(torch.float32)
     expected = naive(parts, labels, LossWeights())["matrix"]
     found = fused(parts, labels, LossWeights(), torch.float16)["matrix"]

@@ -1,7 +1,5 @@
 """Models whose layers lie on different devices, several visible devices, and processes of a launcher."""
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures_distillation import LENGTH, logged_numbers, make_model, make_trainer
+from fixtures_processes import ENDED, environment_of_scripts, free_port, rank_variables
 from transformers import GPTNeoXForCausalLM
 
 from hf_whittle import GPTNeoXSuperNetForCausalLM, KLDivergence, Perplexity, extract_subnet, store_targets
@@ -18,17 +17,14 @@ from .inner import WeightsError
 from .launched import WAYS, numbers_of, trained
 
 pytestmark = pytest.mark.gpu
-TESTS = Path(__file__).parents[1]
-LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
-"""What a launcher says to the only process it starts."""
 ELSEWHERE = "cpu" if HAS_GPU else "disk"
-"""Where weights are offloaded to."""
+"""Place that weights are offloaded to."""
 PARTS = ("gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.final_layer_norm", "gpt_neox.rotary_emb", "lm_head")
 HERE = DEVICE.index if HAS_GPU else "cpu"
 
 
 def device_map(layers, offloaded):
-    """Every module of a GPT-NeoX on the device but those named."""
+    """Place every module of a GPT-NeoX on the device, except those named."""
     names = [*PARTS, *(f"gpt_neox.layers.{layer}" for layer in range(layers))]
     return {name: ELSEWHERE if name in offloaded else HERE for name in names}
 
@@ -133,7 +129,7 @@ def test_several_visible_devices_are_refused_or_give_what_one_gives(tmp_path, mo
 
 
 def launches(*ways):
-    """Parameters; accelerate shards on a CPU nothing."""
+    """Parameters of tests; FSDP2 needs a GPU, as accelerate shards nothing on a CPU."""
     return [pytest.param(way, marks=needs_gpu if way == "fsdp2" else ()) for way in ways]
 
 
@@ -145,20 +141,17 @@ def launched(tmp_path_factory):
     def run(way):
         if way not in numbers:
             folder = tmp_path_factory.mktemp("launched")
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = str(free.getsockname()[1])
-            path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+            variables = rank_variables(0, free_port(), processes=1) | {"LOCAL_WORLD_SIZE": "1"}
             done = subprocess.run(
                 [sys.executable, str(Path(__file__).with_name("launched.py")), way, str(folder)],
                 capture_output=True,
                 text=True,
-                env=os.environ | LAUNCHED | {"MASTER_PORT": port, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env=environment_of_scripts(**variables),
                 timeout=100,
                 check=False,
             )
             assert done.returncode == 0, done.stderr[-3000:]
-            assert "the process group was ended" in done.stdout
+            assert ENDED in done.stdout
             complaints = ("destroy_process_group", "terminate called")
             assert not [line for line in done.stderr.splitlines() if any(word in line for word in complaints)]
             numbers[way] = torch.load(folder / "launched.pt")

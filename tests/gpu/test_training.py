@@ -8,7 +8,6 @@ import pytest
 import torch
 from fixtures_distillation import (
     SUBNET,
-    VOCABULARY,
     logged_numbers,
     make_arguments,
     make_blocks,
@@ -31,7 +30,7 @@ MODES = {
     "bfloat16": ({"bf16": True}, 5e-2),
     "float16": ({"fp16": True}, 2e-2),
 }
-"""Arguments of a precision, and how near its losses are to those in single precision."""
+"""Arguments of a precision, and its tolerance against single precision."""
 modes = [pytest.param(*MODES[name], id=name, marks=needs_gpu if name in ("tf32", "float16") else ()) for name in MODES]
 WAYS = {
     "plain": {},
@@ -100,7 +99,7 @@ def test_teacher_in_half_precision_teaches_alike(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", ["sample", "top-k"])
 def test_store_made_on_the_device_teaches_as_one_of_the_cpu(tmp_path, kind):
-    """Ids are drawn by numbers of the blocks, so that they hang on the last bits of the teacher alone."""
+    """Draws depend on the blocks and the teacher alone, so that ids differ only where its last bits do."""
     blocks = torch.stack([row["input_ids"] for row in make_blocks()])
     logs = []
     for device in (DEVICE, torch.device("cpu")):
@@ -167,4 +166,4 @@ def test_step_holds_no_logits_of_the_whole_batch(tmp_path, way):
     trainer.train()
     of_logits = tokens * entries * 4
     assert torch.cuda.max_memory_allocated() - before < of_logits / 2
-    assert math.isfinite(losses(trainer)[-1]) and entries > VOCABULARY
+    assert math.isfinite(losses(trainer)[-1])

@@ -76,7 +76,7 @@ def test_divergence_keeps_its_bounds_and_reaches_the_upper_one_of_opposites(pair
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.8])
-def test_generalised_jensen_shannon_is_the_entropy_of_the_mixture_less_those_of_its_parts(pair, weight):
+def test_generalized_jensen_shannon_is_the_entropy_of_the_mixture_less_those_of_its_parts(pair, weight):
     q, p = (part.exp().double().numpy() for part in pair)
     expected = (
         entropy(weight * p + (1 - weight) * q, axis=1) - weight * entropy(p, axis=1) - (1 - weight) * entropy(q, axis=1)

@@ -93,8 +93,6 @@ def test_subnet_is_read_from_the_folder_of_the_student(tmp_path):
     teacher = make_model(seed=2, layers=3)
     teacher.save_pretrained(tmp_path / "teacher")
     extract_subnet(str(tmp_path / "teacher"), SUBNET, tmp_path / "student")
-    from transformers import AutoModelForCausalLM
-
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     trainer = make_trainer(tmp_path, student, teacher, hidden_weight=0.5)
     assert trainer._hidden.layers == (0, 2)

@@ -2,12 +2,14 @@
 
 import sys
 
+import fixtures_distillation
 import torch
+from fixtures_distillation import collate
 from fixtures_training import make_supernet
 
 from hf_whittle import SearchSpace, SupernetConfig, SupernetTrainer
 
-VOCABULARY, LENGTH, BLOCKS = 61, 12, 16
+VOCABULARY = 61
 STRATEGIES = {
     "random": {"strategy": "random", "num_random_subnets": 2},
     "sandwich": {"strategy": "sandwich", "alpha": 0.3, "beta": 0.7, "temperature": 2.0},
@@ -21,17 +23,8 @@ BATCHES = {
 
 
 def make_blocks():
-    """Blocks with labels; of each four, one has all labels, one has none and two have a few."""
-    generator = torch.Generator().manual_seed(5)
-    input_ids = torch.randint(VOCABULARY, (BLOCKS, LENGTH), generator=generator)
-    labels = input_ids.clone()
-    for row, kept in zip(labels, [LENGTH, 3, 0, 7] * BLOCKS, strict=False):
-        row[torch.randperm(LENGTH, generator=generator)[: LENGTH - kept]] = -100
-    return [{"input_ids": ids, "labels": row} for ids, row in zip(input_ids, labels, strict=True)]
-
-
-def collate(blocks):
-    return {name: torch.stack([block[name] for block in blocks]) for name in ("input_ids", "labels")}
+    """Blocks of the super-network's vocabulary, some with few labels."""
+    return fixtures_distillation.make_blocks(vocabulary=VOCABULARY)
 
 
 def make_space(model):

@@ -7,7 +7,7 @@ import torch
 from fixtures_training import make_blocks, make_callback, make_supernet
 from fixtures_training import make_trainer as make_plain_trainer
 from small_supernet_training import collate, make_space
-from small_supernet_training import make_blocks as make_labelled_blocks
+from small_supernet_training import make_blocks as make_labeled_blocks
 
 from hf_whittle import (
     DistillationConfig,
@@ -32,7 +32,7 @@ SETTINGS = {
 def make_trainer(kind, folder, **changes):
     """One of our trainers on a tiny model."""
     model = make_supernet()
-    data = {"train_dataset": make_labelled_blocks(), "data_collator": collate}
+    data = {"train_dataset": make_labeled_blocks(), "data_collator": collate}
     if kind is SupernetTrainer:
         args = SupernetConfig(output_dir=str(folder), **{**SETTINGS, **changes})
         return SupernetTrainer(model, args, search_space=make_space(model), **data)

@@ -103,7 +103,7 @@ def test_a_checkpoint_cut_off_is_passed_over_and_written_anew(trained, tmp_path,
     (folder / "checkpoint-6" / "left over").write_text("by an earlier training")
     assert last_checkpoint(folder) == str(folder / "checkpoint-4")
     assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-4", "checkpoint-2"]
-    with pytest.raises(CheckpointError, match=f"cannot be trained on from: {trouble.strip()}.*takes the last whole"):
+    with pytest.raises(CheckpointError, match=f"is incomplete: {trouble.strip()}.*takes the last whole"):
         train(WholeCheckpoints, folder, resume=str(folder / "checkpoint-6"))
     resumed = train(WholeCheckpoints, folder, resume=True)
     assert resumed._initial_global_step == 4

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures_distillation import LENGTH
 from fixtures_processes import on_two_processes
 from fixtures_training import make_supernet
 from small_supernet_training import (
     BATCHES,
-    LENGTH,
     STRATEGIES,
     collate,
     losses_of,

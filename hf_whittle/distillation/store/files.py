@@ -1,4 +1,4 @@
-"""Format of a store of teacher targets: settings, names of shards, digests and checksums of blocks."""
+"""Files of a store of teacher targets: settings, names of shards, digests and checksums of blocks."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ AGAIN = "run hf-whittle store-logits again"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Settings a store is made with; stores with equal settings are equal byte for byte.
+    """Settings of a store; stores with equal settings are equal byte for byte.
 
     Args:
         encoding (`Encoding`): encoding of the teacher's distribution.
