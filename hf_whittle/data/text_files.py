@@ -168,7 +168,8 @@ def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
         table = load_dataset(kind, data_files=escaped, split="train", cache_dir=str(cache), **marked)
     except Exception as error:  # every builder raises errors of its own
         cause = error.__cause__ or error
-        reason = "no rows" if isinstance(cause, StopIteration) else " ".join(str(cause).split()) or repr(cause)
+        is_empty = type(cause).__name__ in ("StopIteration", "SchemaInferenceError")  # the latter before datasets 5
+        reason = "no rows" if is_empty else " ".join(str(cause).split()) or repr(cause)
         raise DataError(f"cannot read {names} as {kind}: {reason}; correct it, or leave it out") from error
     if text_column not in table.column_names:
         raise DataError(
