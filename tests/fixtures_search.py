@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_whittle import ParameterBin
+from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
 
 CONFIG = SimpleNamespace(
     model_type="gpt_neox",
@@ -18,6 +18,15 @@ CONFIG = SimpleNamespace(
     attention_bias=True,
 )
 BIN = ParameterBin(20_000, 22_000)
+FEW = SearchSpace.from_config(
+    CONFIG,
+    hidden_size=range(8, 17, 8),
+    num_hidden_layers=range(1, 3),
+    num_attention_heads=range(2, 3),
+    intermediate_size=range(8, 9),
+)
+"""A space that a search exhausts."""
+ALL_OF_FEW = {SubnetConfig(c, n, 2, 8) for c in (8, 16) for n in (1, 2)}
 
 
 def assert_same_search(found, expected):

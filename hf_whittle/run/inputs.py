@@ -56,12 +56,12 @@ class Inputs:
             name: pack_documents(split, self.tokenizer, data.block_size, **packing) for name, split in splits.items()
         }
         for name, tokens in (("search", data.search_tokens), ("test", data.test_tokens)):
-            blocks[name] = _spread(blocks[name], max(1, tokens // data.block_size))
+            blocks[name] = spread(blocks[name], max(1, tokens // data.block_size))
         return blocks
 
     def training_blocks(self, number: int) -> Dataset:
         """At most `number` training blocks, evenly over all of them."""
-        return _spread(self.blocks["train"], number)
+        return spread(self.blocks["train"], number)
 
     @property
     def healing_blocks(self) -> Dataset:
@@ -130,7 +130,7 @@ def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
         raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
 
 
-def _spread(blocks: Dataset, number: int) -> Dataset:
+def spread(blocks: Dataset, number: int) -> Dataset:
     """At most `number` blocks, evenly over all of them."""
     if len(blocks) <= number:
         return blocks

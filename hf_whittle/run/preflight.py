@@ -32,7 +32,7 @@ from ..record.lineage import Lineage
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from .changes import has_begun
-from .inputs import Inputs, load_checkpoint
+from .inputs import Inputs, load_checkpoint, spread
 from .search_inputs import make_space
 from .trainers import Trainers, random_student, save_student
 
@@ -155,8 +155,7 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
 
 def _short(blocks: Dataset, length: int | None) -> Dataset:
     """The beginnings of a few blocks, spread over all of them."""
-    number = min(_BLOCKS, len(blocks))
-    rows = blocks.select([i * len(blocks) // number for i in range(number)])
+    rows = spread(blocks, _BLOCKS)
     return Dataset.from_dict({name: [value[:length] for value in rows[name]] for name in rows.column_names})
 
 

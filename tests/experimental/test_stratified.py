@@ -1,7 +1,7 @@
 """Draws from equal parts of a bin; `tests/search` holds them to what every search algorithm keeps to."""
 
 import pytest
-from fixtures_search import BIN, CONFIG
+from fixtures_search import BIN, CONFIG, FEW
 
 from hf_whittle import ParameterBin, RandomSearchConfig, SearchSpace, search_subnets
 from hf_whittle.cost import num_parameters
@@ -44,18 +44,11 @@ def test_stratum_out_of_reach_leaves_its_share_to_the_others():
 
 
 def test_exhausted_stratum_does_not_end_the_search():
-    space = SearchSpace.from_config(
-        CONFIG,
-        hidden_size=range(8, 17, 8),
-        num_hidden_layers=range(1, 3),
-        num_attention_heads=range(2, 3),
-        intermediate_size=range(8, 9),
-    )
-    everything = {e.subnet for e in search(ParameterBin(0, 1e9), space, strata=1).evaluations}
+    everything = {e.subnet for e in search(ParameterBin(0, 1e9), FEW, strata=1).evaluations}
     costs = sorted(num_parameters(CONFIG, subnet) for subnet in everything)
     assert len(everything) == 4
     bin = ParameterBin(costs[0] - 1, 2 * costs[1] - costs[0] - 3)  # one subnet in the lower half, others in the upper
-    result = search(bin, space, strata=2, num_draws=1, evaluations=400)
+    result = search(bin, FEW, strata=2, num_draws=1, evaluations=400)
     inside = {subnet for subnet in everything if bin.contains(CONFIG, subnet)}
     assert {e.subnet for e in result.evaluations} == inside
 

@@ -1,12 +1,12 @@
 """A run that breaks off at any moment goes on to the same student."""
 
 import json
-import resource
 import signal
 from pathlib import Path
 
 import pytest
 from broken_runs import BREAKS, break_off, weights_that_differ
+from fixtures_disk import largest_file
 from fixtures_run import make_recipe
 from fixtures_slow import slow_but
 
@@ -80,15 +80,11 @@ def test_training_may_be_mended_after_the_search_and_the_search_is_kept(
 def test_no_room_for_an_optimizer_is_one_error_and_the_same_command_goes_on(recipe, same_recipe, results, monkeypatch):
     """A file of more than 100 kB is refused by the system itself while a checkpoint is written."""
     monkeypatch.setattr(hf_whittle.run.main, "preflight", lambda *_: None)  # which would find out
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     start = DistillationTrainer._save_optimizer_and_scheduler
 
     def with_little_room(trainer, folder):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        try:
+        with largest_file(100_000):
             start(trainer, folder)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with monkeypatch.context() as patch:
         patch.setattr(DistillationTrainer, "_save_optimizer_and_scheduler", with_little_room)

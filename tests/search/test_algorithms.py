@@ -7,7 +7,7 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
-from fixtures_search import BIN, CONFIG
+from fixtures_search import ALL_OF_FEW, BIN, CONFIG, FEW
 from small_searches import ALGORITHMS, SPACE, Toy, search, small_config
 
 from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
@@ -76,16 +76,6 @@ def test_same_seed_gives_the_same_evaluations_and_another_one_others(name):
 def test_no_more_is_evaluated_than_announced(name, bin):
     evaluations = search(name, bin=bin).evaluations
     assert 0 < len(evaluations) <= small_config(name).algorithm(SPACE, bin).max_evaluations
-
-
-FEW = SearchSpace.from_config(
-    CONFIG,
-    hidden_size=range(8, 17, 8),
-    num_hidden_layers=range(1, 3),
-    num_attention_heads=range(2, 3),
-    intermediate_size=range(8, 9),
-)
-ALL_OF_FEW = {SubnetConfig(c, n, 2, 8) for c in (8, 16) for n in (1, 2)}
 
 
 @each_algorithm

@@ -5,9 +5,9 @@ import re
 from random import Random
 
 import pytest
-from fixtures_search import BIN, CONFIG
+from fixtures_search import ALL_OF_FEW, BIN, CONFIG, FEW
 
-from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, SubnetConfig, search_subnets
+from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import BinError, DataError
 from hf_whittle.search.algorithms.evolution import EvolutionarySearch
@@ -84,16 +84,9 @@ def test_same_seed_gives_the_same_search_and_another_one_another():
 
 
 def test_exhausted_space_ends_the_search_early():
-    space = SearchSpace.from_config(
-        CONFIG,
-        hidden_size=range(8, 17, 8),
-        num_hidden_layers=range(1, 3),
-        num_attention_heads=range(2, 3),
-        intermediate_size=range(8, 9),
-    )
-    result = search(space, bin=ParameterBin(0, 1e9), config=EvolutionConfig(population_size=3, num_offspring=5))
+    result = search(FEW, bin=ParameterBin(0, 1e9), config=EvolutionConfig(population_size=3, num_offspring=5))
     found = {evaluation.subnet for evaluation in result.evaluations}
-    assert found == {SubnetConfig(c, n, 2, 8) for c in (8, 16) for n in (1, 2)}
+    assert found == ALL_OF_FEW
     assert len(result.evaluations) == 4
 
 

@@ -4,7 +4,7 @@ import sys
 
 import fixtures_distillation
 import torch
-from fixtures_distillation import collate
+from fixtures_distillation import collate, make_arguments
 from fixtures_training import make_supernet
 
 from hf_whittle import SearchSpace, SupernetConfig, SupernetTrainer
@@ -35,27 +35,12 @@ def make_space(model):
 
 def make_trainer(output_dir, model=None, blocks=None, callbacks=(), **changes):
     """A trainer of a model without dropout; `changes` are those of its arguments."""
-    values = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "learning_rate": 0.2,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "seed": 3,
-    }
+    values = {"max_steps": 4, "per_device_eval_batch_size": 4, "seed": 3, **changes}
     model = model or make_supernet(hidden_dropout=0.0)
     blocks = blocks or make_blocks()
     return SupernetTrainer(
         model=model,
-        args=SupernetConfig(output_dir=str(output_dir), **{**values, **changes}),
+        args=make_arguments(SupernetConfig, output_dir, **values),
         data_collator=collate,
         train_dataset=blocks,
         eval_dataset=blocks[::4],

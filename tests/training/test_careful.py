@@ -1,9 +1,10 @@
 """Our trainers check before training that they can save, and lock their output folder."""
 
-import resource
+import contextlib
 
 import pytest
 import torch
+from fixtures_disk import largest_file
 from fixtures_training import make_blocks, make_callback, make_supernet
 from fixtures_training import make_trainer as make_plain_trainer
 from small_supernet_training import collate, make_space
@@ -108,17 +109,12 @@ def test_a_checkpoint_that_has_no_room_is_one_error_and_training_goes_on_after(t
     """The operating system refuses files of more than 5 kB while a checkpoint is written."""
     whole = make_trainer(kind, tmp_path / "whole")
     whole.train()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     trainer = make_trainer(kind, tmp_path / "out")
     save = kind._save_optimizer_and_scheduler
 
     def with_little_room(trainer, folder):
-        if trainer.state.global_step == 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
-        try:
+        with largest_file(5_000) if trainer.state.global_step == 2 else contextlib.nullcontext():
             save(trainer, folder)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with monkeypatch.context() as patch:
         patch.setattr(kind, "_save_optimizer_and_scheduler", with_little_room)
