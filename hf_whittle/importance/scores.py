@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..compat import uncompiled
 from ..errors import CheckpointError, SubnetError
@@ -67,11 +67,9 @@ class ImportanceScores:
         for layer, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
             arrays |= {f"heads.{layer}": heads, f"neurons.{layer}": neurons}
         with atomic_path(path) as temporary:
-            save_file(
-                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                temporary,
-                metadata={"settings": json.dumps(self.settings)},
-            )
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            content = save(contiguous, {"settings": json.dumps(self.settings)})
+            temporary.write_bytes(content)  # `save_file` leaves a file of its own if killed
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceScores":

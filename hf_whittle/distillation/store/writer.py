@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -171,7 +171,7 @@ class _ShardWriter:
         encoded["checksums"] = torch.tensor(checksums)
         encoded["digests"] = torch.from_numpy(self._digests[blocks.start : blocks.stop])
         with atomic_path(path) as temporary:
-            save_file(encoded, temporary, metadata={"shard": identity})
+            temporary.write_bytes(save(encoded, {"shard": identity}))  # `save_file` leaves a file of its own if killed
 
     def _encode(self, batch: range) -> dict[str, torch.Tensor]:
         """Encode the targets of some blocks, each tensor `(B, L, ...)`."""
