@@ -1,14 +1,26 @@
-"""SubnetConfig: the layers, attention heads, MLP neurons and residual channels that a subnet keeps."""
+"""SubnetConfig: the entries of each dimension of a super-network that a subnet keeps."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .architectures.dimensions import (
+    CHANNELS,
+    HEAD_CHANNELS,
+    HEADS,
+    KEY_VALUE_HEADS,
+    LAYERS,
+    NEURONS,
+    QUERIES,
+    Dimension,
+)
+from .architectures.registry import get_architecture
 from .compat import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
@@ -21,6 +33,8 @@ Kept = int | tuple[int, ...]
 """Kept entries of a dimension: the first `k`, or those with these indices."""
 
 SUBNET_FILE = "subnet.json"
+DIMENSIONS = (CHANNELS, LAYERS, HEADS, NEURONS, KEY_VALUE_HEADS, QUERIES, HEAD_CHANNELS)
+"""Every dimension of any architecture's subnets, in the order of the fields of `SubnetConfig`."""
 
 
 class Ascending(tuple[int, ...]):
@@ -31,25 +45,62 @@ class Ascending(tuple[int, ...]):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a super-network or a student; every layer may have its own."""
+    """Sizes of a super-network or a student; every layer may have its own heads and neurons.
+
+    A dimension that its architecture does not have is `None`. So is an optional one of a subnet that does not name it;
+    `filled` gives it the super-network's size.
+    """
 
     hidden_size: int
-    num_attention_heads: tuple[int, ...]
-    intermediate_size: tuple[int, ...]
+    num_attention_heads: tuple[int, ...] | None = None
+    intermediate_size: tuple[int, ...] | None = None
+    num_key_value_heads: tuple[int, ...] | None = None
+    num_key_value_groups: int | None = None
+    head_dim: int | None = None
 
     @property
     def num_hidden_layers(self) -> int:
-        return len(self.num_attention_heads)
+        return len(next(getattr(self, d.name) for d in self.dimensions if d.per_layer))
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions with a size; the layers are not among them."""
+        return tuple(d for d in DIMENSIONS if d is not LAYERS and getattr(self, d.name) is not None)
 
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "Shape":
         """Read the sizes of a model configuration, layer by layer if layers differ."""
-        layers = layer_configs(config) or [config] * config.num_hidden_layers
+        architecture = get_architecture(config)
+        layers = layer_configs(config)
+        if layers is None:
+            sizes = [architecture.read_sizes(config)] * config.num_hidden_layers
+        else:
+            sizes = [architecture.read_sizes(layer) for layer in layers]
         return cls(
-            hidden_size=config.hidden_size,
-            num_attention_heads=tuple(layer.num_attention_heads for layer in layers),
-            intermediate_size=tuple(layer.intermediate_size for layer in layers),
+            **{d.name: sizes[0][d] for d in architecture.shared},
+            **{d.name: tuple(of_layer[d] for of_layer in sizes) for d in architecture.per_layer},
         )
+
+    def size(self, dimension: Dimension, layer: int = 0) -> int:
+        """Size of a dimension, in a layer if it is one that layers have of their own."""
+        if dimension is LAYERS:
+            return self.num_hidden_layers
+        size = getattr(self, dimension.name)
+        return size[layer] if dimension.per_layer else size
+
+    def of_layer(self, layer: int) -> dict[Dimension, int]:
+        """Size of each dimension in a layer."""
+        return {dimension: self.size(dimension, layer) for dimension in self.dimensions}
+
+    def filled(self, full: "Shape") -> "Shape":
+        """The same with the sizes of `full`, its super-network's, in optional dimensions that it does not name."""
+        missing = [d.name for d in full.dimensions if d.is_optional and getattr(self, d.name) is None]
+        return replace(self, **{name: getattr(full, name) for name in missing}) if missing else self
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have the same sizes."""
+        return all(len(set(getattr(self, d.name))) == 1 for d in self.dimensions if d.per_layer)
 
 
 @dataclass(frozen=True)
@@ -58,7 +109,8 @@ class SubnetConfig:
 
     A dimension keeps its first `k` entries, written as the number `k`, or the entries with given indices, strictly
     ascending. Indices `0` to `k - 1` are stored as the number `k`, so that equal subnets compare, hash and serialize
-    equal.
+    equal. Which dimensions there are depends on the architecture: where queries may be grouped, as in Llama, a subnet
+    keeps `num_key_value_heads`, each with its queries, and otherwise `num_attention_heads`.
 
     Args:
         hidden_size (`int` or `Sequence[int]`): kept channels of the residual stream.
@@ -66,6 +118,12 @@ class SubnetConfig:
         num_attention_heads (`int` or `Sequence[int | Sequence[int]]`): kept heads, one entry for each kept layer, or
             a single number for all layers.
         intermediate_size (`int` or `Sequence[int | Sequence[int]]`): kept MLP neurons, likewise.
+        num_key_value_heads (`int` or `Sequence[int | Sequence[int]]`): kept key-value heads, likewise.
+        num_key_value_groups (`int` or `Sequence[int]`, *optional*): kept queries of each key-value head, in all layers;
+            by default all.
+        head_dim (`int` or `Sequence[int]`, *optional*): kept channels of each head, in all layers; by default all.
+            Entries `2 * i` and `2 * i + 1` are the channels of rotary pair `i`, kept or left out together; channels
+            that are not rotated come after the pairs.
 
     Raises:
         SubnetError: if a dimension is empty, has negative, repeated or unsorted indices, or if there is not one entry
@@ -74,33 +132,54 @@ class SubnetConfig:
 
     hidden_size: Kept
     num_hidden_layers: Kept
-    num_attention_heads: tuple[Kept, ...]
-    intermediate_size: tuple[Kept, ...]
+    num_attention_heads: tuple[Kept, ...] | None = None
+    intermediate_size: tuple[Kept, ...] | None = None
+    num_key_value_heads: tuple[Kept, ...] | None = None
+    num_key_value_groups: Kept | None = None
+    head_dim: Kept | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers"):
             object.__setattr__(self, name, _canonical(getattr(self, name), name))
-        for name in ("num_attention_heads", "intermediate_size"):
-            value = getattr(self, name)
-            if hasattr(value, "tolist"):  # arrays and tensors
-                value = value.tolist()
-            if _is_number(value):
-                value = [value] * count(self.num_hidden_layers)
-            if not isinstance(value, Sequence) or isinstance(value, str):
-                raise SubnetError(f"{name}: expected a number or one entry for each kept layer, got {value!r}")
-            if len(value) != count(self.num_hidden_layers):
-                raise SubnetError(
-                    f"{name}: got {len(value)} entries for {count(self.num_hidden_layers)} kept layers; "
-                    "give one for each kept layer, or a single number for all"
-                )
-            kept = tuple(_canonical(entry, f"{name} of layer {i}") for i, entry in zip(self.layers, value, strict=True))
+        for dimension in dict.fromkeys((NEURONS, *self.dimensions[2:])):
+            name = dimension.name
+            if dimension.per_layer:
+                kept: Any = self._canonical_by_layer(name)
+            else:
+                kept = _canonical(getattr(self, name), name)
+                _check_units(kept, dimension)
             object.__setattr__(self, name, kept)
+        heads = [dimension.name for dimension in (HEADS, KEY_VALUE_HEADS) if self.kept(dimension) is not None]
+        if len(heads) != 1:
+            raise SubnetError(f"a subnet keeps num_attention_heads or num_key_value_heads, got {heads or 'neither'}")
+
+    def _canonical_by_layer(self, name: str) -> tuple[Kept, ...]:
+        value = getattr(self, name)
+        if hasattr(value, "tolist"):  # arrays and tensors
+            value = value.tolist()
+        if _is_number(value):
+            value = [value] * count(self.num_hidden_layers)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise SubnetError(f"{name}: expected a number or one entry for each kept layer, got {value!r}")
+        if len(value) != count(self.num_hidden_layers):
+            raise SubnetError(
+                f"{name}: got {len(value)} entries for {count(self.num_hidden_layers)} kept layers; "
+                "give one for each kept layer, or a single number for all"
+            )
+        return tuple(_canonical(entry, f"{name} of layer {i}") for i, entry in zip(self.layers, value, strict=True))
 
     @classmethod
     def full(cls, config: "PreTrainedConfig | Shape") -> "SubnetConfig":
-        """Return the subnet that keeps everything."""
+        """Return the subnet that keeps everything; it does not name optional dimensions."""
         shape = _shape(config)
-        return cls(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
+        kept = {d.name: getattr(shape, d.name) for d in shape.dimensions if not d.is_optional}
+        return cls(num_hidden_layers=shape.num_hidden_layers, **kept)
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions that this subnet names: channels, layers, then the others."""
+        named = (getattr(self, dimension.name) is not None for dimension in DIMENSIONS)
+        return tuple(itertools.compress(DIMENSIONS, named))
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -111,16 +190,28 @@ class SubnetConfig:
     def shape(self) -> Shape:
         """The sizes of the student."""
         return Shape(
-            hidden_size=count(self.hidden_size),
-            num_attention_heads=tuple(map(count, self.num_attention_heads)),
-            intermediate_size=tuple(map(count, self.intermediate_size)),
+            **{
+                d.name: tuple(map(count, self.kept(d))) if d.per_layer else count(self.kept(d))
+                for d in self.dimensions
+                if d is not LAYERS
+            }
         )
+
+    def kept(self, dimension: Dimension) -> Any:
+        """Kept entries of a dimension, for each kept layer if layers have entries of their own.
+
+        `None` if this subnet does not name the dimension.
+        """
+        return getattr(self, dimension.name)
 
     @property
     def is_uniform(self) -> bool:
         """Whether all kept layers have the same sizes."""
-        shape = self.shape
-        return len(set(shape.num_attention_heads)) == 1 and len(set(shape.intermediate_size)) == 1
+        return self.shape.is_uniform
+
+    def replaced(self, kept: Mapping[Dimension, Any]) -> "SubnetConfig":
+        """The same subnet with other entries of some dimensions."""
+        return replace(self, **{dimension.name: entries for dimension, entries in kept.items()})
 
     @property
     def digest(self) -> str:
@@ -134,12 +225,28 @@ class SubnetConfig:
             SubnetError: names the dimension, the layer, the entry that was got and the allowed ones.
         """
         shape = _shape(config)
-        _check_within(self.hidden_size, shape.hidden_size, "hidden_size", "channels")
-        _check_within(self.num_hidden_layers, shape.num_hidden_layers, "num_hidden_layers", "layers")
+        self._check_dimensions(shape)
+        _check_within(self.hidden_size, shape.hidden_size, CHANNELS)
+        _check_within(self.num_hidden_layers, shape.num_hidden_layers, LAYERS)
+        for dimension in self.dimensions[2:]:
+            if not dimension.per_layer:
+                _check_within(self.kept(dimension), shape.size(dimension), dimension)
         for position, layer in enumerate(self.layers):
-            heads, neurons = shape.num_attention_heads[layer], shape.intermediate_size[layer]
-            _check_within(self.num_attention_heads[position], heads, "num_attention_heads", "heads", layer)
-            _check_within(self.intermediate_size[position], neurons, "intermediate_size", "neurons", layer)
+            for dimension in self.dimensions:
+                if dimension.per_layer:
+                    _check_within(self.kept(dimension)[position], shape.size(dimension, layer), dimension, layer)
+
+    def _check_dimensions(self, shape: Shape) -> None:
+        allowed = [d.name for d in (CHANNELS, LAYERS, *shape.dimensions[1:])]
+        needed = [d.name for d in (CHANNELS, LAYERS, *shape.dimensions[1:]) if not d.is_optional]
+        got = [d.name for d in self.dimensions]
+        if not set(needed) <= set(got) <= set(allowed):
+            optional = [name for name in allowed if name not in needed]
+            also = f", and may have {' and '.join(optional)}" if optional else ""
+            raise SubnetError(
+                f"subnets of this super-network have {', '.join(needed)}{also}; got {', '.join(got)}. Was the subnet "
+                "made for another model?"
+            )
 
     def with_layers(self, layers: Sequence[int]) -> "SubnetConfig":
         """Return the subnet with only some of its layers, given by their indices in the super-network."""
@@ -148,42 +255,37 @@ class SubnetConfig:
             raise SubnetError(
                 f"num_hidden_layers: got {list(layers)}, the subnet has {list(self.layers)}; use some of these"
             )
-        return SubnetConfig(
-            hidden_size=self.hidden_size,
-            num_hidden_layers=tuple(layers),
-            num_attention_heads=tuple(self.num_attention_heads[position] for position in positions),
-            intermediate_size=tuple(self.intermediate_size[position] for position in positions),
-        )
+        kept = {d: tuple(self.kept(d)[position] for position in positions) for d in self.dimensions if d.per_layer}
+        return self.replaced({LAYERS: tuple(layers), **kept})
 
     def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
         """Map `inner`, a subnet of this one's student, to a subnet of the super-network."""
-        inner.validate(self.shape)
-        positions = inner.layers
-
-        def pick(outer: Sequence[Kept], chosen: Sequence[Kept]) -> list[Kept]:
-            return [_compose(outer[position], kept) for position, kept in zip(positions, chosen, strict=True)]
-
-        return SubnetConfig(
-            hidden_size=_compose(self.hidden_size, inner.hidden_size),
-            num_hidden_layers=_compose(self.num_hidden_layers, inner.num_hidden_layers),
-            num_attention_heads=tuple(pick(self.num_attention_heads, inner.num_attention_heads)),
-            intermediate_size=tuple(pick(self.intermediate_size, inner.intermediate_size)),
-        )
+        names = {dimension for dimension in inner.dimensions if not dimension.is_optional}
+        named = [d for d in self.dimensions if d in names or d in inner.dimensions]
+        inner_of_named = replace(inner, **{d.name: None for d in inner.dimensions if d not in named})
+        inner_of_named.validate(self.shape)
+        composed: dict[Dimension, Any] = {d: inner.kept(d) for d in inner.dimensions if d not in named}
+        for dimension in named:
+            outer, chosen = self.kept(dimension), inner.kept(dimension)
+            if dimension.per_layer:
+                pairs = zip(inner.layers, chosen, strict=True)
+                composed[dimension] = tuple(_compose(outer[position], kept) for position, kept in pairs)
+            else:
+                composed[dimension] = _compose(outer, chosen)
+        return self.replaced(composed)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": list(self.num_attention_heads),
-            "intermediate_size": list(self.intermediate_size),
-        }
+        return {d.name: list(self.kept(d)) if d.per_layer else self.kept(d) for d in self.dimensions}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SubnetConfig":
-        expected = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
-        if not isinstance(values, dict) or set(values) != expected:
+        known = {dimension.name for dimension in DIMENSIONS}
+        expected = {CHANNELS.name, LAYERS.name, NEURONS.name}
+        if not isinstance(values, dict) or not expected <= set(values) <= known:
             got = sorted(values) if isinstance(values, dict) else repr(values)
-            raise SubnetError(f"a subnet has the keys {sorted(expected)}, got {got}")
+            raise SubnetError(
+                f"a subnet has the keys {sorted(expected)} and some of {sorted(known - expected)}, got {got}"
+            )
         return cls(**values)
 
     def to_json(self) -> str:
@@ -254,15 +356,30 @@ def _canonical(kept: Any, name: str) -> Kept:
     return len(chosen) if chosen[-1] == len(chosen) - 1 else chosen
 
 
-def _check_within(kept: Kept, size: int, name: str, noun: str, layer: int | None = None) -> None:
+def _check_units(kept: Kept, dimension: Dimension) -> None:
+    """Raise `SubnetError` unless entries of a dimension are kept in whole units."""
+    unit = dimension.unit
+    chosen = indices(kept)
+    if unit > 1 and (
+        len(chosen) % unit or any(index // unit != chosen[i - i % unit] // unit for i, index in enumerate(chosen))
+    ):
+        raise SubnetError(
+            f"{dimension.name}: {dimension.label} are kept in whole groups of {unit}, 0 to {unit - 1}, {unit} to "
+            f"{2 * unit - 1} and so on, got {kept if isinstance(kept, int) else list(kept)}"
+        )
+
+
+def _check_within(kept: Kept, size: int, dimension: Dimension, layer: int | None = None) -> None:
     largest = kept - 1 if isinstance(kept, int) else kept[-1]
     if largest < size:
         return
-    where = name if layer is None else f"{name} of layer {layer}"
+    where = dimension.name if layer is None else f"{dimension.name} of layer {layer}"
     if isinstance(kept, int):
-        problem = f"cannot keep {kept} {noun}, the super-network has {size}; keep 1 to {size}"
+        problem = f"cannot keep {kept} {dimension.label}, the super-network has {size}; keep 1 to {size}"
     else:
-        problem = f"index {largest} is out of range, the super-network has {size} {noun}; use 0 to {size - 1}"
+        problem = (
+            f"index {largest} is out of range, the super-network has {size} {dimension.label}; use 0 to {size - 1}"
+        )
     raise SubnetError(f"{where}: {problem}. Was the subnet made for another model?")
 
 

@@ -1,0 +1,76 @@
+"""The architectures that have a table."""
+
+import importlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ..errors import ArchitectureError
+from .dimensions import HEAD_CHANNELS
+from .table import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ARCHITECTURES = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+"""The `model_type` of each; its table is the module of this name."""
+
+WHITTLE = "whittle_"
+"""What the `model_type` of a student begins with that no stock class can hold."""
+
+
+def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
+    """The table of a configuration or a `model_type`, of a stock model or a student.
+
+    Raises:
+        ArchitectureError: if there is no table for it.
+    """
+    model_type = source if isinstance(source, str) else source.model_type
+    check_model_type(model_type)
+    return _architecture(model_type.removeprefix(WHITTLE))
+
+
+@lru_cache
+def _architecture(name: str) -> Architecture:
+    return importlib.import_module(f"{__package__}.{name}").ARCHITECTURE
+
+
+def check_model_type(model_type: str | None, source: object = None) -> None:
+    """Raise `ArchitectureError` unless there is a table for `model_type`."""
+    if not is_known(model_type):
+        of = f" of {source}" if source else ""
+        raise ArchitectureError(
+            f"the architecture{of} is {model_type!r}; hf_whittle knows {', '.join(ARCHITECTURES)}: use a checkpoint of "
+            "one of these, or add a table for it as CONTRIBUTING.md describes"
+        )
+
+
+def is_known(model_type: str | None) -> bool:
+    """Whether there is a table for a `model_type`."""
+    return model_type is not None and model_type.removeprefix(WHITTLE) in ARCHITECTURES
+
+
+def has_architecture(config: "PreTrainedConfig") -> bool:
+    """Whether the architecture of a configuration has a table."""
+    return is_known(config.model_type)
+
+
+def is_whittle(model_type: str | None) -> bool:
+    """Whether a `model_type` is that of a student that no stock class can hold."""
+    return model_type is not None and model_type.startswith(WHITTLE)
+
+
+def rotated_channels(config: "PreTrainedConfig") -> int:
+    """Number of channels of a head that are rotated, of a stock model or a student."""
+    pairs = getattr(config, "rotary_pairs", None)
+    rotated = get_architecture(config).rotated
+    return 2 * len(pairs) if pairs is not None else rotated(config) if rotated is not None else 0
+
+
+def head_channels(config: "PreTrainedConfig") -> list[int]:
+    """The channel of a head that each entry of `HEAD_CHANNELS` stands for, in the order of entries."""
+    architecture = get_architecture(config)
+    channels = list(range(architecture.read_sizes(config)[HEAD_CHANNELS]))
+    rotated = rotated_channels(config)
+    if not architecture.is_interleaved:
+        channels[:rotated] = [first + half for first in range(rotated // 2) for half in (0, rotated // 2)]
+    return channels
