@@ -103,6 +103,7 @@ ARCHITECTURE = Architecture(
     parallel_if="use_parallel_residual",
     leftovers=re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$"),
     former_settings=_former_settings,
+    former_names=(*_FORMER_SETTINGS, "rope_scaling"),
     oldest_transformers=_oldest_transformers,
     weights=(
         Weight("gpt_neox.embed_in.weight", (_VOCABULARY, _CHANNELS)),

@@ -168,7 +168,8 @@ class Architecture:
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
         leftovers (`re.Pattern`, *optional*): tensors in files that transformers skips without a warning.
         former_settings (`Callable`): settings of a stock student's configuration under the names that older versions
-            of transformers read.
+            of transformers read, among `former_names`.
+        former_names (`tuple[str, ...]`): these names.
         oldest_transformers (`Callable`): the oldest version that reads a stock student, from its `config.json`.
     """
 
@@ -196,6 +197,7 @@ class Architecture:
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
     former_settings: Callable[["PreTrainedConfig"], dict[str, Any]] = _no_former_settings
+    former_names: tuple[str, ...] = ()
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:

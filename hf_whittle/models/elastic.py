@@ -4,6 +4,7 @@ A prefix is read through a view (`narrow`), any other choice of rows through `in
 nothing and get no gradient. While no gradient is recorded, gathered rows are kept for the next forward.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,19 +13,6 @@ from torch import nn
 
 from ..compat import version_of
 from ..errors import WeightsError
-from ..subnet import Kept
-
-
-def rows(kept: Kept, block: int = 1, device: torch.device | str | None = None) -> int | torch.Tensor:
-    """Rows of the kept entries of an axis, where each entry takes `block` adjacent rows.
-
-    Returns:
-        `int` or `torch.Tensor`: the number of first rows, or an `int64` vector of row indices.
-    """
-    if isinstance(kept, int):
-        return kept * block
-    starts = torch.tensor(kept, dtype=torch.long, device=device) * block
-    return (starts[:, None] + torch.arange(block, device=device)).flatten()
 
 
 def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> torch.Tensor:
@@ -108,11 +96,61 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):
-    """An embedding that can give some of its channels; the vocabulary is kept whole."""
+    """An embedding that can give some of its channels; its rows are kept whole."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        embeddings = super().forward(*args, **kwargs)
+        return embeddings if self.chosen is None else take(embeddings, -1, self.chosen[1])
+
+
+class ElasticNorm(Elastic):
+    """Mixin of a norm of `transformers` that runs its stock forward on a slice of its weights."""
+
+    stock: type[nn.Module]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        embeddings = super().forward(input)
-        return embeddings if self.chosen is None else take(embeddings, -1, self.chosen[1])
+        return self.stock.forward(self if self.chosen is None else _Sliced(self), input)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_elastic, (ElasticNorm, self.stock), self.__getstate__()
+
+
+class _Sliced:
+    """A module in which parameters are those in use."""
+
+    def __init__(self, module: Elastic):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return self._module.in_use(name) if name in ("weight", "bias") else getattr(self._module, name)
+
+
+class ElasticRotary:
+    """Mixin of a rotary embedding that can give some of its channels."""
+
+    stock: type[nn.Module]
+    chosen: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        rotations = self.stock.forward(self, *args, **kwargs)
+        if self.chosen is None:
+            return rotations
+        self.chosen = self.chosen.to(rotations[0].device)
+        return tuple(rotation.index_select(-1, self.chosen) for rotation in rotations)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_elastic, (ElasticRotary, self.stock), self.__getstate__()  # type: ignore[attr-defined]
+
+
+@lru_cache
+def _elastic_class(mixin: type, stock: type) -> type:
+    """A class of modules that run a slice of what a class of `transformers` runs whole."""
+    return type(f"Elastic{stock.__name__}", (mixin, stock), {"stock": stock, "__module__": __name__})
+
+
+def _new_elastic(mixin: type, stock: type) -> Any:
+    own = _elastic_class(mixin, stock)
+    return own.__new__(own)
 
 
 _ELASTIC = {nn.Linear: ElasticLinear, nn.LayerNorm: ElasticLayerNorm, nn.Embedding: ElasticEmbedding}
@@ -126,11 +164,24 @@ def make_elastic(module: nn.Module, name: str = "a module") -> None:
     """
     if isinstance(module, Elastic):
         return
-    if type(module) not in _ELASTIC:
+    stock = type(module)
+    is_of_transformers = stock.__module__.startswith("transformers.models.")
+    if stock in _ELASTIC:
+        module.__class__ = _ELASTIC[stock]
+    elif is_of_transformers and isinstance(module, nn.Embedding):
+        module.__class__ = _elastic_class(ElasticEmbedding, stock)
+    elif is_of_transformers and all(parameter.ndim == 1 for parameter in module.parameters()):
+        module.__class__ = _elastic_class(ElasticNorm, stock)
+    else:
         known = ", ".join(each.__name__ for each in _ELASTIC)
         raise WeightsError(
-            f"{name} is a {type(module).__module__}.{type(module).__qualname__}, of which no slice can be run; a "
-            f"super-network is made of {known} alone: load it without quantization and fused kernels, and merge "
-            "adapters into it (merge_and_unload)"
+            f"{name} is a {stock.__module__}.{stock.__qualname__}, of which no slice can be run; a super-network is "
+            f"made of {known} and norms of transformers alone: load it without quantization and fused kernels, and "
+            "merge adapters into it (merge_and_unload)"
         )
-    module.__class__ = _ELASTIC[type(module)]
+
+
+def make_rotary_elastic(module: nn.Module) -> None:
+    """Change the class of a stock rotary embedding to one that can give some of its channels, in place."""
+    if not isinstance(module, ElasticRotary):
+        module.__class__ = _elastic_class(ElasticRotary, type(module))
