@@ -28,12 +28,12 @@ from hf_whittle import (
     push_subnet_to_hub,
     save_student,
 )
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.cli import main
 from hf_whittle.files.tokenizer import make_tokenizer_portable, save_tokenizer
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.models.architecture import get_architecture
-from hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
 from hf_whittle.models.portable import make_portable, oldest_transformers
+from hf_whittle.models.students.whittle_configuration import OLDEST_TRANSFORMERS
 
 STOCK = SubnetConfig(24, [0, 2, 4], 3, 40)
 STOCK_OF_STOCK = SubnetConfig(16, 2, 2, 20)
