@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",
     "evaluation": "compat errors models",
-    "cost": "architectures errors evaluation files models subnet",
+    "cost": "architectures compat errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
     "importance": "architectures compat errors evaluation files fingerprints models subnet",
     "space": "architectures cost errors importance models subnet",
@@ -42,11 +42,11 @@ MAY_IMPORT = {
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
-    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record search "
-    "space subnet",
+    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record "
+    "search space subnet",
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
-    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models processes "
-    "record subnet training",
+    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
+    "processes record subnet training",
     "recipe": "checks cost distillation errors experimental files fitness healing search",
     "run": "architectures cost data distillation errors evaluation extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space subnet training",
