@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .architectures.registry import class_modules
 from .models.registration import register
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from .hub.saving import save_student
     from .importance.scores import ImportanceScores, score_importance
     from .importance.sorting import sort_by_importance
-    from .models.gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
-    from .models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM
-    from .models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+    from .models.supernets import AutoSuperNetForCausalLM
     from .search.algorithms.additive import AdditiveSearchConfig
     from .search.algorithms.evolution import EvolutionConfig
     from .search.algorithms.local import LocalSearchConfig
@@ -49,11 +48,11 @@ __version__ = "0.1.0.dev0"
 
 _MODULES = {
     "AdditiveSearchConfig": "search.algorithms.additive",
+    "AutoSuperNetForCausalLM": "models.supernets",
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
     "EvolutionConfig": "search.algorithms.evolution",
     "FlopsBin": "cost.bins",
-    "GPTNeoXSuperNetForCausalLM": "models.gpt_neox.supernet",
     "HealedPerplexity": "fitness.healed",
     "HealingConfig": "healing.config",
     "ImportanceScores": "importance.scores",
@@ -82,8 +81,6 @@ _MODULES = {
     "SupernetTrainer": "training.supernet_trainer",
     "SurrogateSearchConfig": "search.algorithms.surrogate",
     "WeightBytesBin": "cost.bins",
-    "WhittleGPTNeoXConfig": "models.gpt_neox.configuration_whittle_gpt_neox",
-    "WhittleGPTNeoXForCausalLM": "models.gpt_neox.modeling_whittle_gpt_neox",
     "extract_subnet": "extraction.extraction",
     "measure_latency": "cost.timing",
     "push_search_archive": "hub.archive",
@@ -97,11 +94,11 @@ _MODULES = {
 
 __all__ = [
     "AdditiveSearchConfig",
+    "AutoSuperNetForCausalLM",
     "DistillationConfig",
     "DistillationTrainer",
     "EvolutionConfig",
     "FlopsBin",
-    "GPTNeoXSuperNetForCausalLM",
     "HealedPerplexity",
     "HealingConfig",
     "ImportanceScores",
@@ -130,8 +127,6 @@ __all__ = [
     "SupernetTrainer",
     "SurrogateSearchConfig",
     "WeightBytesBin",
-    "WhittleGPTNeoXConfig",
-    "WhittleGPTNeoXForCausalLM",
     "extract_subnet",
     "measure_latency",
     "push_search_archive",
@@ -142,6 +137,10 @@ __all__ = [
     "sort_by_importance",
     "store_targets",
 ]
+
+
+_MODULES |= class_modules()
+__all__ += class_modules()
 
 
 def __getattr__(name: str) -> Any:

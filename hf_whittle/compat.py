@@ -136,7 +136,8 @@ def load_renamed_as(class_name: str, stock_class_name: str) -> None:
     from transformers import conversion_mapping
 
     mapping: Any = conversion_mapping.get_checkpoint_conversion_mapping(stock_class_name)
-    conversion_mapping.register_checkpoint_conversion_mapping(class_name, mapping, overwrite=True)
+    if mapping is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(class_name, mapping, overwrite=True)
 
 
 def add_renamings(model: Any, renamings: Mapping[str, str]) -> None:

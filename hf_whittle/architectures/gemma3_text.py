@@ -62,5 +62,6 @@ ARCHITECTURE = replace(
     student_values=_embedding_scale,
     layer_lists=("layer_types",),
     former_settings=_former_settings,
+    former_names=("rope_theta", "rope_local_base_freq", "rope_scaling"),
     oldest_transformers=_oldest_transformers,
 )

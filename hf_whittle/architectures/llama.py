@@ -23,4 +23,5 @@ ARCHITECTURE = Architecture(
     rotary="model.rotary_emb",
     rotated=decoder.all_channels_rotated,
     former_settings=decoder.former_rotary_settings,
+    former_names=("rope_theta", "rope_scaling"),
 )

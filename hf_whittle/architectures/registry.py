@@ -66,6 +66,17 @@ def rotated_channels(config: "PreTrainedConfig") -> int:
     return 2 * len(pairs) if pairs is not None else rotated(config) if rotated is not None else 0
 
 
+def class_modules() -> dict[str, str]:
+    """The module in hf_whittle of each class that an architecture has here, by the name of the class."""
+    modules = {}
+    for model_type in ARCHITECTURES:
+        prefix, students = get_architecture(model_type).prefix, "models.students"
+        modules[f"{prefix}SuperNetForCausalLM"] = "models.supernets"
+        modules[f"Whittle{prefix}Config"] = f"{students}.configuration_whittle_{model_type}"
+        modules[f"Whittle{prefix}ForCausalLM"] = f"{students}.modeling_whittle_{model_type}"
+    return modules
+
+
 def head_channels(config: "PreTrainedConfig") -> list[int]:
     """The channel of a head that each entry of `HEAD_CHANNELS` stands for, in the order of entries."""
     architecture = get_architecture(config)

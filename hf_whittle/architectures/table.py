@@ -112,13 +112,17 @@ class Norms:
 
     Args:
         kind (`str`): `"layer"`, which subtracts the mean, or `"rms"`, which does not.
-        eps (`str`): attribute of the configuration that is added to the mean square.
+        eps (`str` or `float`): what is added to the mean square, or the attribute of the configuration that states it.
         offset (`float`): what is added to the weight before it scales; 1 where weights are stored less 1.
     """
 
     kind: Literal["layer", "rms"]
-    eps: str
+    eps: str | float
     offset: float = 0.0
+
+    def epsilon(self, config: "PreTrainedConfig") -> float:
+        """What is added to the mean square."""
+        return getattr(config, self.eps) if isinstance(self.eps, str) else self.eps
 
     @property
     def neutral(self) -> float:
@@ -168,7 +172,8 @@ class Architecture:
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
         leftovers (`re.Pattern`, *optional*): tensors in files that transformers skips without a warning.
         former_settings (`Callable`): settings of a stock student's configuration under the names that older versions
-            of transformers read.
+            of transformers read, among `former_names`.
+        former_names (`tuple[str, ...]`): these names.
         oldest_transformers (`Callable`): the oldest version that reads a stock student, from its `config.json`.
     """
 
@@ -196,6 +201,7 @@ class Architecture:
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
     former_settings: Callable[["PreTrainedConfig"], dict[str, Any]] = _no_former_settings
+    former_names: tuple[str, ...] = ()
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:

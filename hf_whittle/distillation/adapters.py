@@ -3,11 +3,8 @@
 import copy
 from typing import Any
 
-from ..models.architecture import has_architecture
+from ..architectures.registry import get_architecture, has_architecture
 from .config import DistillationConfig
-
-LORA_TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-"""Every matrix of a GPT-NeoX layer, for adapters whose configuration names none."""
 
 
 def with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
@@ -22,7 +19,9 @@ def with_adapters(model: Any, config: Any, args: DistillationConfig) -> Any:
         raise ImportError("peft_config needs peft: pip install 'hf_whittle[adapters]'") from error
     if getattr(config, "target_modules", None) is None and has_architecture(model.config):
         config = copy.copy(config)
-        config.target_modules = set(LORA_TARGETS)
+        weights = get_architecture(model.config).weights
+        matrices = (weight for weight in weights if weight.in_layer and weight.is_matmul)
+        config.target_modules = {weight.module.rpartition(".")[2] for weight in matrices}
     if args.gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient would reach the adapters through frozen embeddings
     return get_peft_model(model, config)

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
+from ..architectures.registry import check_model_type
 from ..compat import find_file, set_commit_hash
 from ..errors import CheckpointError, WeightsError
 from ..files.paths import expanded
 from ..files.sources import commit_of
 from ..files.text import read_json
 from ..files.tokenizer import TOKENIZER_FILES, names_of_templates
-from ..models.architecture import check_model_type
 
 logger = logging.get_logger(__name__)
 

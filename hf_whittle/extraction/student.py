@@ -12,12 +12,12 @@ from ..errors import DataError, SubnetError
 from ..evaluation import as_input_ids
 from ..healing.config import HealingConfig, HealingReport
 from ..healing.healer import heal_weights
-from ..models.architecture import architecture_module
 from ..models.checkpoint_names import Renamed, as_stored
 from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
 from ..models.source import Source
+from ..models.student import student_class, student_config
 from ..models.weights import check_plain_weights, full_config, kept_weights, weight_shape
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
@@ -111,7 +111,7 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
     """Extract a student from a checkpoint, reading a tensor at a time; healing runs on a GPU if there is one."""
     config, subnet, is_healed = checkpoint.config, extraction.subnet, extraction.healing is not None
     subnet.validate(config)
-    architecture_module(config, "student").student_config(config, subnet, extraction.format)  # fails before a download
+    student_config(config, subnet, extraction.format)  # fails before a download
     config = as_stored(config, checkpoint)
     weights = Renamed(checkpoint, config)
     needed = kept_weights(config, SubnetConfig.full(config) if is_healed else subnet)
@@ -125,13 +125,10 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
 def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
     subnet, dtype = extraction.subnet, extraction.dtype or source.dtype
     subnet.validate(source.config)
-    architecture = architecture_module(source.config, "student")
-    config = architecture.student_config(source.config, subnet, extraction.format)
+    config = student_config(source.config, subnet, extraction.format)
     state_dict, report = _student_weights(source, extraction, dtype, progress)
     with without_bars():
-        student = architecture.student_class(config).from_pretrained(
-            None, config=config, state_dict=state_dict, dtype=dtype
-        )
+        student = student_class(config).from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
     student.config.name_or_path = student.name_or_path = ""  # instead of "None", the checkpoint given above
     make_portable(student)
     facts = checkpoint_facts(source.config)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
+from ..architectures.registry import has_architecture
 from ..cost.counts import num_parameters
 from ..files.paths import expanded
 from ..files.text import write_text
 from ..files.tokenizer import save_tokenizer
-from ..models.architecture import has_architecture
 from ..models.portable import make_portable
 from ..record.facts import TrainingFacts
 from ..record.files import CARD_FILE

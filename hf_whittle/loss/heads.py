@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..architectures.registry import has_architecture
 from ..compat import is_partitioned
 from ..evaluation import evaluating
-from ..models.architecture import has_architecture
 from ..models.elastic import ElasticLinear
 from .targets import DenseTargets, Head
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import logging
 
+from ..architectures.registry import get_architecture
+from ..architectures.table import Weight
 from ..errors import CheckpointError
 from ..subnet import SubnetConfig
-from .architecture import Weight, architecture_module, get_architecture
 from .weights import all_weights, embedding, in_words, kept_weights
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def as_stored(config: "PreTrainedConfig", checkpoint: Mapping[str, torch.Tensor]
             config = copy.deepcopy(config)
             setattr(config, str(weight.shared_if), False)
     names = {name.format(layer=layer) for weight, layer in all_weights(config) for name in _names(weight)}
-    leftovers = architecture_module(config, "student").LEFTOVERS
-    others = [name for name in checkpoint if name not in names and not leftovers.search(name)]
+    leftovers = get_architecture(config).leftovers
+    others = [name for name in checkpoint if name not in names and not (leftovers and leftovers.search(name))]
     if others:
         logger.warning(f"the configuration has no place for {in_words(others)} of the checkpoint: they are left out")
     return config

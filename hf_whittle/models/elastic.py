@@ -4,27 +4,16 @@ A prefix is read through a view (`narrow`), any other choice of rows through `in
 nothing and get no gradient. While no gradient is recorded, gathered rows are kept for the next forward.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..compat import version_of
 from ..errors import WeightsError
-from ..subnet import Kept
-
-
-def rows(kept: Kept, block: int = 1, device: torch.device | str | None = None) -> int | torch.Tensor:
-    """Rows of the kept entries of an axis, where each entry takes `block` adjacent rows.
-
-    Returns:
-        `int` or `torch.Tensor`: the number of first rows, or an `int64` vector of row indices.
-    """
-    if isinstance(kept, int):
-        return kept * block
-    starts = torch.tensor(kept, dtype=torch.long, device=device) * block
-    return (starts[:, None] + torch.arange(block, device=device)).flatten()
 
 
 def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> torch.Tensor:
@@ -39,6 +28,9 @@ def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> 
 class Elastic:
     """Mixin of modules that can run a slice of their weights."""
 
+    output_dim = 0
+    """Number of the axis of the weight along which outputs run."""
+
     _chosen: tuple[int | torch.Tensor | None, ...] | None = None
     _gathered: dict[str, tuple[torch.Tensor, int, torch.Tensor]] | None = None
 
@@ -52,13 +44,15 @@ class Elastic:
         self._chosen, self._gathered = chosen, None
 
     def in_use(self, name: str) -> torch.Tensor:
-        """The slice in use of the parameter `name`; a bias is sliced as the first axis of the weight is.
+        """The slice in use of the parameter `name`; a bias is sliced as the axis of a matrix's outputs is.
 
         A gathered slice is used again until the parameter is replaced or its version counter moves. Changes through
         `parameter.data` do not move the counter: leave the `active_subnet` block before making them.
         """
         whole: torch.Tensor = getattr(self, name)
-        chosen = (self._chosen or ())[: whole.ndim]
+        chosen = self._chosen or ()
+        if whole.ndim < len(chosen):
+            chosen = (chosen[self.output_dim],)
         if torch.compiler.is_compiling():  # the graph gathers anew
             return _take_all(whole, chosen)
         if torch.is_grad_enabled() or whole.is_inference():
@@ -97,6 +91,19 @@ class ElasticLinear(Elastic, nn.Linear):
         return F.linear(input, self.in_use("weight"), None if self.bias is None else self.in_use("bias"))
 
 
+class ElasticConv1D(Elastic, Conv1D):
+    """A linear layer whose weight is transposed, as in GPT-2, that can run on some of its features."""
+
+    output_dim = 1
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.chosen is None:
+            return super().forward(input)
+        weight = self.in_use("weight")
+        output = torch.addmm(self.in_use("bias"), input.view(-1, input.size(-1)), weight)
+        return output.view(*input.shape[:-1], weight.shape[1])
+
+
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
     """A layer norm with statistics over the channels in use alone."""
 
@@ -108,14 +115,69 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):
-    """An embedding that can give some of its channels; the vocabulary is kept whole."""
+    """An embedding that can give some of its channels; its rows are kept whole."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        embeddings = super().forward(input)
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        embeddings = super().forward(*args, **kwargs)
         return embeddings if self.chosen is None else take(embeddings, -1, self.chosen[1])
 
 
-_ELASTIC = {nn.Linear: ElasticLinear, nn.LayerNorm: ElasticLayerNorm, nn.Embedding: ElasticEmbedding}
+class ElasticNorm(Elastic):
+    """Mixin of a norm of `transformers` that runs its stock forward on a slice of its weights."""
+
+    stock: type[nn.Module]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.stock.forward(self if self.chosen is None else _Sliced(self), input)
+
+
+class _Sliced:
+    """A module in which parameters are those in use."""
+
+    def __init__(self, module: Elastic):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return self._module.in_use(name) if name in ("weight", "bias") else getattr(self._module, name)
+
+
+class ElasticRotary:
+    """Mixin of a rotary embedding that can give some of its channels."""
+
+    stock: type[nn.Module]
+    chosen: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        rotations = self.stock.forward(self, *args, **kwargs)
+        if self.chosen is None:
+            return rotations
+        self.chosen = self.chosen.to(rotations[0].device)
+        return tuple(rotation.index_select(-1, self.chosen) for rotation in rotations)
+
+
+@lru_cache
+def _elastic_class(mixin: type, stock: type) -> type:
+    """A class of modules that run a slice of what a class of `transformers` runs whole."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:  # pickle does not find a class that was made here by its name
+        state = self.__getstate__() if issubclass(mixin, Elastic) else self.__dict__
+        return _new_elastic, (mixin, stock), state
+
+    members = {"stock": stock, "__reduce__": reduce, "__module__": __name__}
+    return type(f"Elastic{stock.__name__}", (mixin, stock), members)
+
+
+def _new_elastic(mixin: type, stock: type) -> Any:
+    own = _elastic_class(mixin, stock)
+    return own.__new__(own)
+
+
+_ELASTIC = {
+    nn.Linear: ElasticLinear,
+    Conv1D: ElasticConv1D,
+    nn.LayerNorm: ElasticLayerNorm,
+    nn.Embedding: ElasticEmbedding,
+}
 
 
 def make_elastic(module: nn.Module, name: str = "a module") -> None:
@@ -126,11 +188,24 @@ def make_elastic(module: nn.Module, name: str = "a module") -> None:
     """
     if isinstance(module, Elastic):
         return
-    if type(module) not in _ELASTIC:
+    stock = type(module)
+    is_of_transformers = stock.__module__.startswith("transformers.models.")
+    if stock in _ELASTIC:
+        module.__class__ = _ELASTIC[stock]
+    elif is_of_transformers and isinstance(module, nn.Embedding):
+        module.__class__ = _elastic_class(ElasticEmbedding, stock)
+    elif is_of_transformers and all(parameter.ndim == 1 for parameter in module.parameters()):
+        module.__class__ = _elastic_class(ElasticNorm, stock)
+    else:
         known = ", ".join(each.__name__ for each in _ELASTIC)
         raise WeightsError(
-            f"{name} is a {type(module).__module__}.{type(module).__qualname__}, of which no slice can be run; a "
-            f"super-network is made of {known} alone: load it without quantization and fused kernels, and merge "
-            "adapters into it (merge_and_unload)"
+            f"{name} is a {stock.__module__}.{stock.__qualname__}, of which no slice can be run; a super-network is "
+            f"made of {known} and norms of transformers alone: load it without quantization and fused kernels, and "
+            "merge adapters into it (merge_and_unload)"
         )
-    module.__class__ = _ELASTIC[type(module)]
+
+
+def make_rotary_elastic(module: nn.Module) -> None:
+    """Change the class of a stock rotary embedding to one that can give some of its channels, in place."""
+    if not isinstance(module, ElasticRotary):
+        module.__class__ = _elastic_class(ElasticRotary, type(module))

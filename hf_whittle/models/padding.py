@@ -1,34 +1,40 @@
 """Sizes of a student that is padded so that all of its layers are alike."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..architectures.dimensions import VOCABULARY
+from ..architectures.registry import get_architecture
 from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig
-from .architecture import head_dim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
 def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
-    """The sizes of a student in the `padded` format: all layers alike, with heads that fill the hidden size.
+    """The sizes of a student in the `padded` format: all layers alike, with the fewest heads that a stock class holds.
 
     Raises:
-        SubnetError: if the heads are wider than the hidden size, or that is not a multiple of a head's channels.
+        SubnetError: if no stock class holds a student of this hidden size with at least as many heads.
     """
     subnet.validate(config)
-    shape, width = subnet.shape, head_dim(config)
-    heads, rest = divmod(shape.hidden_size, width)
-    most = max(shape.num_attention_heads)
-    if most > heads:
+    architecture, full = get_architecture(config), Shape.from_config(config)
+    shape = subnet.shape.filled(full)
+    if shape.head_dim != full.head_dim or getattr(config, "rotary_pairs", None) is not None:
         raise SubnetError(
-            f"a padded student needs num_attention_heads * {width} <= hidden_size in every layer, got {most} heads, "
-            f"{most * width} channels wide, and hidden_size={shape.hidden_size}; use format='auto'"
+            f"a padded student needs heads of all channels, got head_dim={shape.head_dim}; use format='auto'"
         )
-    if rest:
-        raise SubnetError(
-            f"a padded student needs a hidden_size that is a multiple of the {width} channels of a head, got "
-            f"{shape.hidden_size}; use format='auto'"
-        )
-    layers = shape.num_hidden_layers
-    return Shape(shape.hidden_size, (heads,) * layers, (max(shape.intermediate_size),) * layers)
+    most = {dimension: max(getattr(shape, dimension.name)) for dimension in architecture.per_layer}
+    heads = architecture.per_layer[0]
+    problem = None
+    for number in range(most[heads], max(getattr(full, heads.name)) + 1):
+        sizes = {**shape.of_layer(0), **most, heads: number, VOCABULARY: config.vocab_size}
+        problem = architecture.stock_problem(config, sizes)
+        if problem is None:
+            layers = shape.num_hidden_layers
+            return replace(shape, **{dimension.name: (sizes[dimension],) * layers for dimension in most})
+    raise SubnetError(
+        f"a padded student of hidden_size={shape.hidden_size} cannot have {most[heads]} {heads.label} or more in every "
+        f"layer: {problem}; use format='auto'"
+    )

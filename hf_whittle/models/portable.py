@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..architectures.registry import get_architecture, has_architecture, is_known, is_whittle
 from ..compat import add_renamings
 from ..errors import CheckpointError
-from .architecture import ARCHITECTURES, architecture_module, get_architecture, has_architecture
+from .students.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
 
 
 def check_generation_config(config: Any) -> None:
@@ -27,8 +28,9 @@ def check_generation_config(config: Any) -> None:
 def make_portable(model: Any) -> None:
     """Save a model's weights by their names in files of the Hub, and load state dicts with these names or its own.
 
-    GPT-NeoX's output matrix is `embed_out` in all files of the Hub and in `transformers` before 5.13. Newer versions
-    rename it while they load a file, save it by the name it had there, and load state dicts by the new name only.
+    Some weights have other names in files than in the model, such as an output matrix that was renamed in `transformers`
+    5.13. Newer versions rename it while they load a file, save it by the name it had there, and load state dicts by the
+    new name only.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): any model; changed in place if its architecture has a table.
@@ -41,7 +43,16 @@ def make_portable(model: Any) -> None:
     if not hasattr(model, "_reads_file_names"):
         model.register_load_state_dict_pre_hook(_read_file_names)
         model._reads_file_names = True  # type: ignore[assignment]
-    architecture_module(model.config, "student").add_former_settings(model.config)
+    _add_former_settings(model.config)
+
+
+def _add_former_settings(config: Any) -> None:
+    """Add the settings of a stock model under the names that older versions of transformers read."""
+    architecture = get_architecture(config)
+    for name in architecture.former_names:
+        vars(config).pop(name, None)
+    if not is_whittle(config.model_type):
+        vars(config).update(architecture.former_settings(config))
 
 
 def _write_file_names(model: Any) -> None:
@@ -71,9 +82,9 @@ def oldest_transformers(config: dict[str, Any]) -> str | None:
         config (`dict`): content of its `config.json`.
     """
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if model_type is None or not is_known(model_type):
         return None
-    return architecture_module(model_type, "student").oldest_transformers(config)
+    return OLDEST_TRANSFORMERS if is_whittle(model_type) else get_architecture(model_type).oldest_transformers(config)
 
 
 def has_portable_names(config: dict[str, Any], names: Iterable[str]) -> bool:
@@ -84,4 +95,4 @@ def has_portable_names(config: dict[str, Any], names: Iterable[str]) -> bool:
         names (`Iterable[str]`): names of the tensors in its files.
     """
     model_type = config.get("model_type")
-    return model_type not in ARCHITECTURES or not {weight.name for weight in _renamed(model_type)} & set(names)
+    return not is_known(model_type) or not {weight.name for weight in _renamed(model_type)} & set(names)

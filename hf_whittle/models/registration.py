@@ -13,7 +13,7 @@ from typing import Any
 
 from ..compat import CONFIGURATION_AUTO, MODELING_AUTO
 
-_OURS = "hf_whittle.models.gpt_neox."
+_OURS = "hf_whittle.models.students."
 
 
 def register() -> None:
@@ -27,12 +27,12 @@ def register() -> None:
 
 def _register_with_imported() -> None:
     if CONFIGURATION_AUTO in sys.modules:
-        from .gpt_neox.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
+        from .students.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
 
         auto_config = sys.modules[CONFIGURATION_AUTO].AutoConfig
         auto_config.register(WhittleGPTNeoXConfig.model_type, WhittleGPTNeoXConfig, exist_ok=True)
     if MODELING_AUTO in sys.modules:
-        from .gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
+        from .students.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
 
         auto = sys.modules[MODELING_AUTO]
         auto.AutoModel.register(WhittleGPTNeoXConfig, WhittleGPTNeoXModel, exist_ok=True)

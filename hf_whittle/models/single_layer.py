@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..architectures.dimensions import POSITIONS, VOCABULARY
+from ..architectures.registry import get_architecture
 from ..compat import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
 from .activations import Activations, recorded_activations
-from .architecture import Dimension, architecture_module, get_architecture
 from .source import Source
+from .student import student_class, student_config
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,19 @@ class SingleLayer:
 
     def __init__(self, source: Source, layer: int):
         config = source.config
-        architecture, table = architecture_module(config, "student"), get_architecture(config)
-        small = architecture.student_config(config, SubnetConfig.full(config).with_layers([layer]))
+        table = get_architecture(config)
+        small = student_config(config, SubnetConfig.full(config).with_layers([layer]))
         small.vocab_size, small.tie_word_embeddings = 1, False  # it reads hidden states, not tokens
         set_attention_kernel(small, single_precision_attention(config))
         with no_init_weights():
-            self.model: Any = architecture.student_class(small)(small).requires_grad_(False).eval()
-        state_dict = {
-            weight.name.format(layer=0): source.weight(weight.name, layer)
-            for weight in table.weights
-            if weight.exists(config) and all(axis.dimension is not Dimension.VOCABULARY for axis in weight.axes)
-        }
+            self.model: Any = student_class(small)(small).requires_grad_(False).eval()
+        state_dict = {}
+        for weight in table.weights:
+            name = weight.name.format(layer=0)
+            if weight.runs_along(POSITIONS):  # the hidden states have their positions
+                state_dict[name] = torch.zeros_like(self.model.get_parameter(name))
+            elif weight.exists(config) and not weight.runs_along(VOCABULARY):
+                state_dict[name] = source.weight(weight.name, layer)
         self.model.load_state_dict(state_dict, strict=False, assign=True)
         self.model.to(source.device)
         self._name = f"{table.layers}.0"

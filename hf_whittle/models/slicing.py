@@ -9,12 +9,12 @@ from tqdm.auto import tqdm
 from ..compat import no_init_weights, set_attention_kernel
 from ..errors import CheckpointError
 from ..subnet import Shape, SubnetConfig
-from .architecture import architecture_module, head_dim
 from .checkpoint_names import stored_name
 from .elastic import take
 from .padding import padded_shape
+from .rows import KeptRows
 from .single_layer import single_precision_attention
-from .supernet import axis_rows
+from .student import student_class, student_config
 from .weights import check_finite, kept_weights, weight_shape
 
 if TYPE_CHECKING:
@@ -44,14 +44,15 @@ def slice_weights(
         CheckpointError: if a weight is missing, has another shape than the configuration says, or contains NaN or Inf.
     """
     full = Shape.from_config(config)
-    target = padded_shape(config, subnet) if padded else subnet.shape
+    target = padded_shape(config, subnet) if padded else subnet.shape.filled(full)
+    rows = KeptRows(config, subnet)
     sliced = {}
     for weight, layer, position in tqdm(kept_weights(config, subnet), "extract", unit="tensor", disable=not progress):
         name = stored_name(weights, weight, layer)
         tensor = weights[name].detach()
         _check_tensor(name, tensor, weight_shape(weight, config, full, layer))
         for dim, axis in enumerate(weight.axes):
-            tensor = take(tensor, dim, axis_rows(axis, subnet, position, head_dim(config), tensor.device))
+            tensor = take(tensor, dim, rows(axis, position, tensor.device))
         shape = weight_shape(weight, config, target, position)
         sliced[weight.name.format(layer=position)] = fill(tensor, shape, dtype or tensor.dtype)
     return sliced
@@ -77,11 +78,10 @@ def student_model(
         state_dict (`Mapping[str, torch.Tensor]`): its weights.
         dtype (`torch.dtype`): precision of its weights.
     """
-    architecture = architecture_module(config, "student")
-    own = architecture.student_config(config, subnet)
+    own = student_config(config, subnet)
     set_attention_kernel(own, single_precision_attention(config))
     with torch.device("cpu"), no_init_weights():
-        student = architecture.student_class(own)(own)
+        student = student_class(own)(own)
     student.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False, assign=True)
     student.tie_weights()
     student.subnet = subnet

@@ -11,13 +11,16 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ..architectures.registry import check_model_type, get_architecture, is_whittle
+from ..architectures.table import Weight
 from ..compat import attention_kernel, set_attention_kernel, set_commit_hash, set_layer_index
-from ..errors import SubnetError, WeightsError
+from ..errors import ArchitectureError, SubnetError, WeightsError
 from ..files.sources import commit_of
-from ..subnet import Kept, SubnetConfig
-from .architecture import Axis, Dimension, Weight, architecture_module, check_model_type, get_architecture, head_dim
-from .elastic import make_elastic, rows
+from ..subnet import Shape, SubnetConfig
+from .elastic import make_elastic, make_rotary_elastic
 from .portable import make_portable
+from .rows import KeptRows
+from .student import student_class, student_config
 from .weights import all_weights, check_no_subnet, check_plain, load_whole
 
 
@@ -87,12 +90,10 @@ class SuperNetModel(PreTrainedModel):
                 Inf.
             WeightsError: if the checkpoint is quantized, or a `quantization_config` is given.
         """
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub = {name: kwargs[name] for name in names if name in kwargs}
         quantization = kwargs.get("quantization_config")
         if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            check_model_type(found.get("model_type"), pretrained_model_name_or_path)
+            found = found_config(pretrained_model_name_or_path, kwargs)
+            cls._check_model_type(found.get("model_type"), pretrained_model_name_or_path)
             quantization = quantization or found.get("quantization_config")
         if quantization is not None:
             raise WeightsError(
@@ -102,8 +103,22 @@ class SuperNetModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            set_commit_hash(model.config, commit_of(pretrained_model_name_or_path, **hub))
+            set_commit_hash(model.config, commit_of(pretrained_model_name_or_path, **_hub_arguments(kwargs)))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_model_type(cls, model_type: str | None, source: object) -> None:
+        """Raise `ArchitectureError` unless a checkpoint is of the architecture of this class."""
+        check_model_type(model_type, source)
+        own = cls.config_class.model_type
+        if model_type != own:
+            raise ArchitectureError(
+                f"{source} is a {model_type}, and {cls.__name__} loads {own}; use AutoSuperNetForCausalLM, which picks "
+                "the class"
+                if not is_whittle(model_type)
+                else f"{source} is a student that no stock model can hold ({model_type}), and no super-network is made "
+                "of one; use the model that it was extracted from"
+            )
 
     @contextlib.contextmanager
     def active_subnet(self, subnet: SubnetConfig) -> Iterator["SuperNetModel"]:
@@ -157,7 +172,7 @@ class SuperNetModel(PreTrainedModel):
         """Write the configuration of a stock model to a folder that has a configuration."""
         path, config = Path(folder) / CONFIG_NAME, self.full_config
         if path.is_file():
-            config.architectures = [architecture_module(config, "student").student_class(config).__name__]
+            config.architectures = [student_class(config).__name__]
             config.to_json_file(path)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
@@ -197,6 +212,11 @@ class SuperNetModel(PreTrainedModel):
     def _layers(self) -> Any:
         return self.get_submodule(get_architecture(self.config).layers)
 
+    @property
+    def _rotary(self) -> Any:
+        name = get_architecture(self.config).rotary
+        return None if name is None else self.get_submodule(name)
+
     def _sliced_modules(self) -> Iterator[tuple[Weight, int | None, Any]]:
         """Each weight of the table that is not a bias, its layer and its module."""
         for weight, layer in all_weights(self.full_config):
@@ -218,33 +238,42 @@ class SuperNetModel(PreTrainedModel):
         sliced = list(self._sliced_modules())
         for weight, layer, module in sliced:
             make_elastic(module, weight.name.format(layer=layer).removesuffix(".weight"))
+        if self._rotary is not None:
+            make_rotary_elastic(self._rotary)
         return sliced
 
     def _activate(
         self, subnet: SubnetConfig | None, sliced: Iterable[tuple[Weight, int | None, Any]] | None = None
     ) -> None:
-        full, width = self.full_config, head_dim(self.full_config)
+        full = self.full_config
+        rows = None if subnet is None else KeptRows(full, subnet)
         kept_layers = () if subnet is None else subnet.layers
         positions = {layer: position for position, layer in enumerate(kept_layers)}
-        known: dict[tuple[Axis, int | None, torch.device], Any] = {}
-
-        def chosen_rows(axis: Axis, position: int | None, device: torch.device) -> Any:
-            assert subnet is not None
-            key = axis, None if axis.dimension is Dimension.CHANNELS else position, device
-            if key not in known:
-                known[key] = axis_rows(axis, subnet, position, width, device)
-            return known[key]
-
         for weight, layer, module in self._sliced_modules() if sliced is None else sliced:
             module.chosen = None
-            if subnet is not None and (layer is None or layer in positions):
+            if rows is not None and (layer is None or layer in positions):
                 position = None if layer is None else positions[layer]
-                module.chosen = tuple(chosen_rows(axis, position, module.weight.device) for axis in weight.axes)
+                module.chosen = tuple(rows(axis, position, module.weight.device) for axis in weight.axes)
+        if self._rotary is not None:
+            self._rotary.chosen = None if rows is None else rows.rotated()
         self._active, self._full_config = subnet, None if subnet is None else full
         self._set_config(full if subnet is None else _active_config(full, subnet))
         self._layers.active = None if subnet is None else kept_layers
-        for position, active_layer in enumerate(self._layers):
-            set_layer_index(active_layer, position)
+        self._set_sizes(Shape.from_config(full) if subnet is None else subnet.shape.filled(Shape.from_config(full)))
+
+    def _set_sizes(self, shape: Shape) -> None:
+        """Set the sizes, and the place in caches, that stock modules of the active layers read in their forward."""
+        known: dict[tuple[int, ...], dict[str, Any]] = {}
+        architecture = get_architecture(self.full_config)
+        for position, layer in enumerate(self._layers):
+            set_layer_index(layer, position)
+            sizes = shape.of_layer(position)
+            key = tuple(sizes.values())
+            if key not in known:
+                known[key] = architecture.module_sizes(sizes, self.full_config)
+            for name, value in known[key].items():
+                module, _, attribute = name.rpartition(".")
+                setattr(layer.get_submodule(module), attribute, value)
 
     def _set_config(self, config: PreTrainedConfig) -> None:
         for module in self.modules():
@@ -252,25 +281,18 @@ class SuperNetModel(PreTrainedModel):
                 module.config = config
 
 
-def axis_rows(axis: Axis, subnet: SubnetConfig, position: int | None, head_dim: int, device: Any = None) -> Any:
-    """Rows of a weight's axis that a subnet keeps, in the form that `elastic.take` expects.
+def found_config(source: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Content of `config.json` of a checkpoint, found by the arguments of `from_pretrained` that say where it is."""
+    found, _ = PreTrainedConfig.get_config_dict(source, **_hub_arguments(arguments))
+    return found
 
-    Args:
-        axis (`Axis`): the axis.
-        subnet (`SubnetConfig`): the subnet.
-        position (`int` or `None`): the weight's layer, counted among the kept layers; `None` outside of layers.
-        head_dim (`int`): channels of a head.
-        device (*optional*): device for a vector of indices.
-    """
-    kept: Kept | None = None
-    if axis.dimension is Dimension.CHANNELS:
-        kept = subnet.hidden_size
-    elif axis.dimension is not Dimension.VOCABULARY:
-        kept = getattr(subnet, axis.dimension.value)[position]
-    return None if kept is None else rows(kept, axis.block_size(head_dim), device)
+
+def _hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 def _active_config(full: PreTrainedConfig, subnet: SubnetConfig) -> PreTrainedConfig:
-    config = architecture_module(full, "student").student_config(full, subnet)
+    config = student_config(full, subnet)
     set_attention_kernel(config, attention_kernel(full))
     return config

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..architectures.dimensions import VOCABULARY
+from ..architectures.registry import get_architecture
+from ..architectures.table import Weight
 from ..compat import has_tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape, SubnetConfig
-from .architecture import Dimension, Weight, get_architecture, head_dim
 from .placement import OFFLOADED, is_shard
+from .rows import unsliced_sizes
 
 _WHAT_TO_DO = (
     "slices can be taken of plain floating-point weights only: load the model without quantization, and merge adapters "
@@ -113,18 +116,13 @@ def kept_weights(config: PreTrainedConfig, subnet: SubnetConfig) -> list[tuple[W
 def embedding(config: PreTrainedConfig) -> Weight:
     """The token embedding, which tied weights share."""
     weights = get_architecture(config).weights
-    return next(w for w in weights if not w.is_matmul and w.axes[0].dimension is Dimension.VOCABULARY)
+    return next(weight for weight in weights if not weight.is_matmul and weight.runs_along(VOCABULARY))
 
 
 def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: int) -> tuple[int, ...]:
-    """The shape of a weight in a model with the sizes `shape`."""
-    sizes = {
-        Dimension.VOCABULARY: config.vocab_size,
-        Dimension.CHANNELS: shape.hidden_size,
-        Dimension.HEADS: shape.num_attention_heads[layer],
-        Dimension.NEURONS: shape.intermediate_size[layer],
-    }
-    return tuple(sizes[axis.dimension] * axis.block_size(head_dim(config)) for axis in weight.axes)
+    """The shape of a weight in a model with the sizes `shape`, optional ones included."""
+    sizes = {**unsliced_sizes(config), **shape.of_layer(layer)}
+    return tuple(axis.size(sizes) for axis in weight.axes)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

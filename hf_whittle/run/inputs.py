@@ -13,7 +13,8 @@ from ..data.documents import load_documents, split_documents
 from ..data.packing import pack_documents
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
-from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from ..models.supernet import SuperNetModel
+from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
 
 
@@ -80,7 +81,7 @@ class Inputs:
         return self.recipe.training_arguments(self.recipe.output_dir).device
 
     @cached_property
-    def supernet(self) -> GPTNeoXSuperNetForCausalLM:
+    def supernet(self) -> SuperNetModel:
         """The super-network, in single precision.
 
         Raises:
@@ -88,7 +89,7 @@ class Inputs:
             DataError: if it has fewer positions than a block has tokens.
         """
         name, block_size = self.recipe.supernet or self.recipe.teacher, self.recipe.data.block_size
-        supernet = load_checkpoint(GPTNeoXSuperNetForCausalLM.from_pretrained, name, dtype=torch.float32)
+        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, name, dtype=torch.float32)
         if len(self.tokenizer) > supernet.config.vocab_size:
             raise VocabularyError(
                 f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "

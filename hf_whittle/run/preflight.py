@@ -20,13 +20,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..architectures.registry import check_model_type
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.extraction import extract_subnet
 from ..extraction.folder import without_bars
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
-from ..models.architecture import check_model_type
 from ..models.portable import check_generation_config
 from ..record.lineage import Lineage
 from ..training.checkpoints import last_checkpoint

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
 from ..importance.scores import ImportanceScores, score_importance
-from ..models.gpt_neox.supernet import GPTNeoXSuperNetForCausalLM
+from ..models.supernet import SuperNetModel
 from ..recipe.sections import FITNESSES
 from ..space.search_space import SearchSpace
 from .inputs import Inputs
@@ -60,7 +60,7 @@ class SearchInputs:
         return self._inputs.load_teacher()
 
     @property
-    def supernet(self) -> GPTNeoXSuperNetForCausalLM:
+    def supernet(self) -> SuperNetModel:
         """The super-network whose subnets are judged."""
         return self._inputs.supernet
 

@@ -14,7 +14,7 @@ from ..distillation.store.reader import LogitStore
 from ..distillation.trainer import DistillationTrainer
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
-from ..models.architecture import architecture_module
+from ..models.student import student_class
 from ..record.facts import TrainingFacts
 from ..record.training import training_facts
 from ..training.checkpoints import last_checkpoint
@@ -145,7 +145,7 @@ class Training:
 
 def random_student(config: PreTrainedConfig) -> PreTrainedModel:
     """A student of a configuration, from random initialization."""
-    student: PreTrainedModel = architecture_module(config, "student").student_class(config)(config)
+    student: PreTrainedModel = student_class(config)(config)
     return student
 
 

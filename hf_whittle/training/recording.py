@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..architectures.registry import has_architecture
 from ..compat import LORA_PREFIX
 from ..cost.counts import num_parameters
-from ..models.architecture import has_architecture
 from ..record.facts import AdapterFacts, DataFacts, TeacherFacts
 from ..record.lineage import Lineage
 from ..record.source import checkpoint_facts

@@ -109,7 +109,7 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         if not isinstance(_unwrapped(model), SuperNetModel):
             raise ArchitectureError(
                 f"SubnetSearchCallback needs a super-network to search, got a {type(_unwrapped(model)).__name__}; "
-                "train one loaded with GPTNeoXSuperNetForCausalLM.from_pretrained"
+                "train one loaded with AutoSuperNetForCausalLM.from_pretrained"
             )
         self._try(_unwrapped(model), Path(str(args.output_dir)) / FOLDER)
         stored: Any = state.stateful_callbacks or {}

@@ -174,7 +174,7 @@ class SupernetTrainer(WholeCheckpoints):
         if not isinstance(model, SuperNetModel):
             raise ArchitectureError(
                 f"SupernetTrainer needs a super-network to train, got a {type(model).__name__}; load one with "
-                "GPTNeoXSuperNetForCausalLM.from_pretrained"
+                "AutoSuperNetForCausalLM.from_pretrained"
             )
         if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
             raise ValueError(

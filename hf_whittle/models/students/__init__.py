@@ -1,0 +1,39 @@
+"""Students that no stock class can hold; the other files here travel with them, without the rest of hf_whittle."""
+
+import importlib
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ...architectures.table import Architecture
+
+
+class StudentClasses(NamedTuple):
+    """Classes of a student.
+
+    Args:
+        config (`type`): of its configuration.
+        model (`type`): of the model without a head.
+        causal (`type`): of the model for causal language modeling.
+    """
+
+    config: Any
+    model: Any
+    causal: Any
+
+
+@lru_cache
+def student_classes(architecture: Architecture) -> StudentClasses:
+    """The classes of an architecture's students, imported when first asked for."""
+    name, prefix = architecture.model_type, f"Whittle{architecture.prefix}"
+    configuration = importlib.import_module(f"{__name__}.configuration_whittle_{name}")
+    modeling = importlib.import_module(f"{__name__}.modeling_whittle_{name}")
+    return StudentClasses(
+        getattr(configuration, f"{prefix}Config"),
+        getattr(modeling, f"{prefix}Model"),
+        getattr(modeling, f"{prefix}ForCausalLM"),
+    )
+
+
+def stock_class(name: str) -> Any:
+    """A class of `transformers`, by its name."""
+    return getattr(importlib.import_module("transformers"), name)
