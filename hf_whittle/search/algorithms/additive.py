@@ -7,12 +7,10 @@ from typing import ClassVar
 
 from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
-from ...subnet import DIMENSIONS, Kept, Shape, SubnetConfig
+from ...subnet import Kept, Shape, SubnetConfig
 from ..algorithm import Candidate, Evaluation
 from .additive_program import Program, Replacement, evenly_spread, full_size
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
-
-_DIMENSIONS = {dimension.label: dimension for dimension in DIMENSIONS}
 
 
 @dataclass
@@ -52,7 +50,7 @@ class AdditiveSearch(MultiFidelitySearch):
 
     def __init__(self, space: SearchSpace, bin: Bin, config: AdditiveSearchConfig):
         super().__init__(space, bin, config)
-        self._channels = sorted({frame[0] for frame, _ in space.reachable_pairs(bin)})
+        self._channels = sorted({channels for channels, _ in space.reachable_pairs(bin)})
         self._full = Shape.from_config(space.config)
         self._replacements = self._all_replacements()
         self._scores: dict[Replacement, float] = {}
@@ -103,7 +101,7 @@ class AdditiveSearch(MultiFidelitySearch):
         if replacement.dimension == "layer":
             layers = [layer for layer in range(full.num_hidden_layers) if layer != replacement.layer]
             return SubnetConfig.full(full).with_layers(layers)
-        kept = entries(_DIMENSIONS[replacement.dimension], replacement.layer).choose(rng, replacement.size)
+        kept = entries(replacement.dimension, replacement.layer).choose(rng, replacement.size)
         if replacement.dimension == "channels":
             return SubnetConfig(kept, full.num_hidden_layers, full.num_attention_heads, full.intermediate_size)
         heads: list[Kept] = list(full.num_attention_heads)
@@ -131,14 +129,13 @@ class AdditiveSearch(MultiFidelitySearch):
         """A subnet of these sizes by dimension and layer."""
         layers = [layer for layer in range(self._full.num_hidden_layers) if ("heads", layer) in sizes]
         rng, entries = self._breeder.rng, self.space.entries
-        kept_channels = entries(_DIMENSIONS["channels"]).choose(rng, channels)
+        kept_channels = entries("channels").choose(rng, channels)
         kept: list[tuple[Kept, ...]] = []
         for name in ("heads", "neurons"):
-            dimension = _DIMENSIONS[name]
             if self.space.layer_wise:
-                kept.append(tuple(entries(dimension, layer).choose(rng, sizes[name, layer]) for layer in layers))
+                kept.append(tuple(entries(name, layer).choose(rng, sizes[name, layer]) for layer in layers))
             else:
-                kept.append((entries(dimension).choose(rng, sizes[name, layers[0]]),) * len(layers))
+                kept.append((entries(name).choose(rng, sizes[name, layers[0]]),) * len(layers))
         return SubnetConfig(kept_channels, tuple(layers), *kept)
 
 

@@ -108,17 +108,13 @@ class Program:
         sizes = {(column.dimension, column.layer): column.size for column in chosen}
         return solution.fun + self._score("channels", -1, channels), sizes
 
-    def _frame(self, channels: int) -> tuple[int, ...]:
-        """Sizes that all layers share; all but the channels are whole."""
-        return channels, *[self._full.size(dimension) for dimension in self.space.architecture.shared[1:]]
-
     def _columns(self, channels: int) -> Iterator[_Column]:
         """Choices of the program: sizes of each layer, or leaving it out; in a uniform space, sizes of all layers."""
-        frame, (of_heads, of_neurons) = self._frame(channels), self.space.architecture.per_layer
-        prices = self._cost.prices(frame)
-        layer_price, per_head, per_neuron = prices.layer, prices.of(of_heads), prices.of(of_neurons)
-        heads = evenly_spread(self.space.sizes_for(of_heads, frame), self.levels)
-        neurons = evenly_spread(self.space.sizes(of_neurons), self.levels)
+        cost = self._cost
+        layer_price = cost.base(channels, 1) - cost.base(channels, 0)
+        heads = evenly_spread(self.space.heads_for(channels), self.levels)
+        neurons = evenly_spread(self.space.intermediate_size, self.levels)
+        per_head, per_neuron = cost.per_head(channels), cost.per_neuron(channels)
         for layer in range(self._layers):
             if self._layers > 1:
                 yield _Column("layer", layer, 0, self._score("layer", layer, 0), 0)
@@ -145,7 +141,7 @@ class Program:
 
     def _price_row(self, channels: int, columns: Sequence[_Column]) -> _Row:
         """The cost lies in the bin; scaled, since the tolerance of the solver is absolute."""
-        spent = self._cost.prices(self._frame(channels)).model
+        spent = self._cost.base(channels, 0)
         prices = np.array([column.price for column in columns], dtype=float)
         scale = prices.max() or 1.0
         return prices / scale, (self.bin.low - spent) / scale, (self.bin.high - spent) / scale
