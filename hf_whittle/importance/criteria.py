@@ -57,8 +57,24 @@ def model_weights(model: "PreTrainedModel") -> Iterator[tuple[Weight, int | None
 
 def magnitudes(model: "PreTrainedModel") -> Arrays:
     """Scores by the `magnitude` criterion."""
-    state = model.state_dict()
-    return {key: total.sqrt().numpy() for key, total in _owned(model, lambda name: state[name].float() ** 2).items()}
+    weights = _scaling(model)
+    return {key: total.sqrt().numpy() for key, total in _owned(model, lambda name: weights(name) ** 2).items()}
+
+
+def _scaling(model: "PreTrainedModel") -> Callable[[str], torch.Tensor]:
+    """Gives weights of a model by name, those of norms as they scale."""
+    parameters, offset = dict(model.named_parameters()), get_architecture(model.config).norms.offset
+    of_norms = {
+        weight.name.format(layer=layer)
+        for weight, layer in model_weights(model)
+        if len(weight.axes) == 1 and weight.name.endswith(".weight")
+    }
+
+    def scaling(name: str) -> torch.Tensor:
+        values = parameters[name].detach().float()
+        return values + offset if name in of_norms else values
+
+    return scaling
 
 
 def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, progress: bool) -> Arrays:
@@ -66,6 +82,7 @@ def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, p
     parameters = dict(model.named_parameters())
     needed = {name: parameter.requires_grad for name, parameter in parameters.items()}
     batches = torch.split(input_ids, batch_size)
+    weights = _scaling(model)
     totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
     with evaluating(model), torch.enable_grad():
         model.requires_grad_(True)
@@ -73,7 +90,7 @@ def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, p
             for batch in tqdm(batches, desc="importance", unit="batch", disable=not progress):
                 loss = _loss(model, batch.to(model.device))
                 gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-                changes = _owned(model, partial(_product, gradients, parameters))
+                changes = _owned(model, partial(_product, gradients, weights))
                 for key, change in changes.items():
                     totals[key] = totals[key] + change**2 / len(batches)
         finally:
@@ -82,8 +99,8 @@ def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, p
     return {key: total.numpy() for key, total in totals.items()}
 
 
-def _product(gradients: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    return gradients[name].float() * parameters[name].detach().float()
+def _product(gradients: Mapping[str, torch.Tensor], weights: Callable[[str], torch.Tensor], name: str) -> torch.Tensor:
+    return gradients[name].float() * weights(name)
 
 
 def _loss(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
