@@ -133,7 +133,7 @@ def normalized(hidden_states: torch.Tensor, config: "PreTrainedConfig") -> torch
     """Hidden states as the norms of an architecture give them, without their weight and bias."""
     norms = get_architecture(config).norms
     normalize = F.layer_norm if norms.kind == "layer" else F.rms_norm
-    return normalize(hidden_states, hidden_states.shape[-1:], eps=getattr(config, norms.eps))
+    return normalize(hidden_states, hidden_states.shape[-1:], eps=norms.epsilon(config))
 
 
 def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
