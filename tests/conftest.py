@@ -44,38 +44,17 @@ import pytest
 import torch
 from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import _http
+from small_models import ALL_VARIANTS, TINY, VARIANTS, draw_subnet, settings_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hf_whittle import GPTNeoXSuperNetForCausalLM, ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle import AutoSuperNetForCausalLM, SubnetConfig
+from hf_whittle.architectures.registry import ARCHITECTURES
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("whittle", deadline=None, derandomize=True, database=None, max_examples=15)
 hypothesis.settings.load_profile("whittle")
 
-ANY_SIZE = ParameterBin(0, 1e18)
-TINY = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-VARIANTS = {
-    "parallel": {},
-    "sequential": {"use_parallel_residual": False},
-    "tied": {"tie_word_embeddings": True},
-    "no attention bias": {"attention_bias": False},
-    "all channels rotated": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-    },
-    "eager": {"attn_implementation": "eager"},
-}
 SPACES = {
     "coarse uniform": {"granularity": "coarse", "layer_wise": False},
     "coarse layer-wise": {"granularity": "coarse", "layer_wise": True},
@@ -133,12 +112,13 @@ def any_hub(request, hub, monkeypatch):
 
 @pytest.fixture(scope="session")
 def make_stock():
-    """A function that builds a random tiny stock GPT-NeoX; keyword arguments change its configuration."""
+    """A function that builds a random tiny stock model; keyword arguments change its configuration."""
 
-    def build(seed=0, attn_implementation="sdpa", **changes):
+    def build(seed=0, attn_implementation="sdpa", model_type="gpt_neox", **changes):
         torch.manual_seed(seed)
-        config = GPTNeoXConfig(**{**TINY, **changes}, attn_implementation=attn_implementation)
-        return _randomize(GPTNeoXForCausalLM(config), seed)
+        settings = settings_of(model_type, **changes)
+        config = AutoConfig.for_model(model_type, **settings, attn_implementation=attn_implementation)
+        return _randomize(AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation), seed)
 
     return build
 
@@ -148,7 +128,7 @@ def make_supernet():
     """A function that builds the super-network with the weights of a stock model."""
 
     def build(stock):
-        supernet = GPTNeoXSuperNetForCausalLM(copy.deepcopy(stock.config))
+        supernet = AutoSuperNetForCausalLM.from_config(copy.deepcopy(stock.config))
         parameters = dict(stock.named_parameters())
         with torch.no_grad():
             for name, parameter in supernet.named_parameters():
@@ -181,36 +161,39 @@ def variant_supernet(request, make_stock, make_supernet):
     return make_supernet(make_stock(**request.param))
 
 
+@pytest.fixture(scope="session", params=ALL_VARIANTS.values(), ids=ALL_VARIANTS)
+def any_supernet(request, make_stock, make_supernet):
+    """A super-network of each variant of every architecture."""
+    return make_supernet(make_stock(**request.param))
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def each_supernet(request, make_stock, make_supernet):
+    """A super-network of each architecture."""
+    return make_supernet(make_stock(model_type=request.param))
+
+
 @pytest.fixture(scope="session", params=SPACES.values(), ids=SPACES)
 def space(request, tiny_config):
     """The four search spaces of the tiny model."""
+    from hf_whittle import SearchSpace
+
     return SearchSpace.from_config(tiny_config, **request.param)
 
 
 @pytest.fixture(scope="session")
 def draw():
     """A function that draws a subnet of any size from a space."""
-    return lambda space, seed: space.sample(Random(seed), ANY_SIZE)
+    from hf_whittle import ParameterBin
+
+    any_size = ParameterBin(0, 1e18)
+    return lambda space, seed: space.sample(Random(seed), any_size)
 
 
 @pytest.fixture(scope="session")
 def draw_within():
-    """A function that draws a subnet of any `Shape`, even one whose layers differ."""
-
-    def some(rng, size):
-        return sorted(rng.sample(range(size), rng.randint(1, size)))
-
-    def build(shape, seed):
-        rng = Random(seed)
-        layers = some(rng, shape.num_hidden_layers)
-        return SubnetConfig(
-            hidden_size=some(rng, shape.hidden_size),
-            num_hidden_layers=layers,
-            num_attention_heads=[some(rng, shape.num_attention_heads[layer]) for layer in layers],
-            intermediate_size=[some(rng, shape.intermediate_size[layer]) for layer in layers],
-        )
-
-    return build
+    """A function that draws a subnet of any `Shape` or configuration, even one whose layers differ."""
+    return draw_subnet
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,104 @@
+"""Configurations of tiny models of every architecture, and subnets drawn from them without a search space."""
+
+from random import Random
+
+from hf_whittle.architectures.dimensions import CHANNELS, LAYERS
+from hf_whittle.subnet import Shape, SubnetConfig
+
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+_GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+_SLIDING = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
+SETTINGS = {
+    "llama": _GROUPED,
+    "mistral": {**_GROUPED, "sliding_window": 5},
+    "qwen2": {"num_key_value_heads": 2, **_SLIDING},
+    "qwen3": {**_GROUPED, **_SLIDING},
+    "gemma3_text": {**_GROUPED, "sliding_window": 5, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12},
+}
+"""Settings of a tiny model of an architecture beside `TINY`; two queries for each key-value head, where grouped."""
+
+ALL_ROTATED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+VARIANTS = {
+    "parallel": {},
+    "sequential": {"use_parallel_residual": False},
+    "tied": {"tie_word_embeddings": True},
+    "no attention bias": {"attention_bias": False},
+    "all channels rotated": {"rope_parameters": ALL_ROTATED},
+    "eager": {"attn_implementation": "eager"},
+}
+"""Settings in which models of GPT-NeoX differ."""
+
+OTHERS = {
+    "llama": {"model_type": "llama"},
+    "llama multi-head": {"model_type": "llama", "num_key_value_heads": 4},
+    "llama tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama scaled rotation": {"model_type": "llama", "rope_parameters": LLAMA3},
+    "llama eager": {"model_type": "llama", "attn_implementation": "eager"},
+    "mistral": {"model_type": "mistral"},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2 tied": {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False},
+    "qwen3": {"model_type": "qwen3"},
+    "qwen3 biases": {"model_type": "qwen3", "attention_bias": True, "attn_implementation": "eager"},
+    "gemma3": {"model_type": "gemma3_text"},
+    "gemma3 untied": {"model_type": "gemma3_text", "tie_word_embeddings": False, "attn_implementation": "eager"},
+}
+"""Settings in which models of the other architectures differ."""
+
+ALL_VARIANTS = {**VARIANTS, **OTHERS}
+
+
+def settings_of(model_type="gpt_neox", **changes):
+    """Keyword arguments of the configuration of a tiny model."""
+    return {**TINY, **SETTINGS.get(model_type, {}), **changes}
+
+
+def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optional=True):
+    """Draw a subnet of any size, of any architecture.
+
+    Args:
+        source (`PreTrainedConfig` or `Shape`): what it is drawn from.
+        seed (`int`): seed of the draw.
+        granularity (`str`): `"coarse"` keeps first entries, `"fine"` any.
+        layer_wise (`bool`): whether each layer draws entries of its own. If not, all layers of `source` must be alike.
+        names_optional (`bool`): whether to draw optional dimensions, too; otherwise they are kept whole.
+    """
+    rng = Random(seed)
+    shape = source if isinstance(source, Shape) else Shape.from_config(source)
+
+    def some(dimension, size):
+        units = rng.randint(1, size // dimension.unit)
+        kept = range(units) if granularity == "coarse" else sorted(rng.sample(range(size // dimension.unit), units))
+        return [dimension.unit * unit + place for unit in kept for place in range(dimension.unit)]
+
+    layers = some(LAYERS, shape.num_hidden_layers)
+    kept = {LAYERS: layers, CHANNELS: some(CHANNELS, shape.hidden_size)}
+    for dimension in shape.dimensions[1:]:
+        if dimension.is_optional and not names_optional:
+            continue
+        if not dimension.per_layer:
+            kept[dimension] = some(dimension, shape.size(dimension))
+        elif layer_wise:
+            kept[dimension] = [some(dimension, shape.size(dimension, layer)) for layer in layers]
+        else:
+            kept[dimension] = [some(dimension, shape.size(dimension))] * len(layers)
+    return SubnetConfig(**{dimension.name: entries for dimension, entries in kept.items()})
