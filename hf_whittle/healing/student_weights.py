@@ -57,10 +57,9 @@ class StudentWeights:
                 self.tensors[weight.name].copy_(self.teacher.weight(weight.name) @ self.basis.down.T)
         for norm in {weight.norm for weight in self._table.weights if weight.norm is not None}:
             for position in range(len(self._subnet.layers)) if "{layer}" in norm else (0,):
-                self.tensors[norm.format(layer=position) + ".weight"].fill_(norms.neutral)
-                bias = self._norm_bias(norm, position)
-                if bias is not None:
-                    bias.zero_()
+                for part, value in (("weight", norms.neutral), ("bias", 0)):
+                    if (tensor := self._of_norm(norm, part, position)) is not None:
+                        tensor.fill_(value)
         for group in projections(self.teacher.config):
             for weight in group.writers:
                 for position, layer in enumerate(self._subnet.layers):
@@ -79,8 +78,9 @@ class StudentWeights:
     def _bias(self, weight: Weight, position: int) -> torch.Tensor | None:
         return self.tensors.get(bias_of(weight).format(layer=position))
 
-    def _norm_bias(self, norm: str | None, position: int) -> torch.Tensor | None:
-        return self.tensors.get(f"{norm}.bias".format(layer=position))
+    def _of_norm(self, norm: str | None, part: str, position: int) -> torch.Tensor | None:
+        """The weight or the bias of a norm of the student, if it has one."""
+        return self.tensors.get(f"{norm}.{part}".format(layer=position))
 
     def _slice_of_teacher(self, weight: Weight, axis: Axis, position: int) -> torch.Tensor:
         """A matrix `(outputs, inputs)` of the super-network, sliced along one axis."""
@@ -91,7 +91,7 @@ class StudentWeights:
 
     def has_constant(self, weights: Sequence[Weight], position: int) -> bool:
         """Whether readers of the same norm can add a constant: they have biases, or the norm has one."""
-        own, of_norm = self._bias(weights[0], position), self._norm_bias(weights[0].norm, position)
+        own, of_norm = self._bias(weights[0], position), self._of_norm(weights[0].norm, "bias", position)
         return own is not None or of_norm is not None
 
     def start_of_readers(self, weights: Sequence[Weight], position: int) -> torch.Tensor:
@@ -115,16 +115,19 @@ class StudentWeights:
 
     def norm_of_student(self, norm: str | None, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a norm of the student multiplies with, and what it adds."""
-        return self._effective(self.tensors[f"{norm}.weight".format(layer=position)], self._norm_bias(norm, position))
+        return self._effective(self.basis.down[:, 0], *(self._of_norm(norm, part, position) for part in _NORM))
 
     def norm_of_teacher(self, norm: str | None, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a norm of the super-network multiplies with, and what it adds."""
-        has_bias = self._norm_bias(norm, 0) is not None
-        bias = self.teacher.weight(f"{norm}.bias", layer) if has_bias else None
-        return self._effective(self.teacher.weight(f"{norm}.weight", layer), bias)
+        has = (self._of_norm(norm, part, 0) is not None for part in _NORM)
+        parts = [self.teacher.weight(f"{norm}.{part}", layer) if exists else None for part, exists in zip(_NORM, has)]
+        return self._effective(self.basis.down[0], *parts)
 
-    def _effective(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return weight + self._table.norms.offset, torch.zeros_like(weight) if bias is None else bias
+    def _effective(
+        self, like: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = torch.ones_like(like) if weight is None else weight + self._table.norms.offset
+        return scale, torch.zeros_like(like) if bias is None else bias
 
     def heal_readers(self, weights: Sequence[Weight], position: int, moments: Moments | None) -> None:
         """Fold a prediction of the teacher's normalized hidden states into matrices that read the student's.
@@ -138,7 +141,8 @@ class StudentWeights:
         """
         start = self.start_of_readers(weights, position).double()
         matrices = [self._slice_of_teacher(weight, weight.outputs, position).double() for weight in weights]
-        norm_bias, has_biases = self._norm_bias(weights[0].norm, position), self._bias(weights[0], position) is not None
+        norm_bias = self._of_norm(weights[0].norm, "bias", position)
+        has_biases = self._bias(weights[0], position) is not None
         if has_biases or norm_bias is None or self.basis.up is not None:
             layer = self._subnet.layers[position]
             found = start if moments is None else self._fit(moments, start, layer, *weights).weight
@@ -225,6 +229,9 @@ class StudentWeights:
     def _record(self, fit: Fit, layer: int, *weights: Weight) -> None:
         names = " and ".join(weight.name.removesuffix(".weight").format(layer=layer) for weight in weights)
         self.fits.append({"weights": names, "ridge": fit.ridge, "before": fit.before, "after": fit.after})
+
+
+_NORM = ("weight", "bias")
 
 
 def _biases(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> list[torch.Tensor]:

@@ -138,7 +138,7 @@ class SupernetMoments:
         after = [activations.outputs[self._layer(layer)] for layer in self.layers]
         written = [(after[layer] - before[layer]).flatten(0, -2) for layer in self.layers]
         for layer in self.layers:
-            inputs = [activations.inputs[module_of(weight, layer)] for weight in self.writers]
+            inputs = [activations.inputs[module_of(weight, layer)].flatten(0, -2) for weight in self.writers]
             features = _with_one(torch.cat(inputs, -1))
             self.features[layer] += features.T @ features
             if not self.absorbs:
