@@ -49,7 +49,7 @@ def seen(model, input_ids):
 
     def keep(name):
         def hook(module, arguments, output):
-            pair = arguments[:1] + ((output[0] if isinstance(output, tuple) else output),)
+            pair = (*arguments[:1], output[0] if isinstance(output, tuple) else output)
             if len(pair) == 2 and all(torch.is_tensor(part) and part.ndim == 3 for part in pair):
                 found[name] = tuple(part.flatten(0, 1).double() for part in pair)
 
