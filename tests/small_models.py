@@ -26,6 +26,7 @@ SETTINGS = {
     "qwen3": {**_GROUPED, **_SLIDING},
     "gpt2": {"n_inner": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0, "init_std": 0.3},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.5},
     "gemma3_text": {**_GROUPED, "sliding_window": 5, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12},
 }
 """Settings of a tiny model of an architecture beside `TINY`; two queries for each key-value head, where grouped."""
@@ -39,6 +40,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+STRETCHED = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 VARIANTS = {
     "parallel": {},
     "sequential": {"use_parallel_residual": False},
@@ -64,6 +66,10 @@ OTHERS = {
     "gpt2": {"model_type": "gpt2"},
     "opt": {"model_type": "opt"},
     "opt untied": {"model_type": "opt", "tie_word_embeddings": False, "enable_bias": False},
+    "cohere": {"model_type": "cohere"},
+    "cohere head norms": {"model_type": "cohere", "use_qk_norm": True, "attention_bias": True},
+    "cohere untied": {"model_type": "cohere", "tie_word_embeddings": False, "attn_implementation": "eager"},
+    "cohere scaled rotation": {"model_type": "cohere", "rope_parameters": STRETCHED},
     "gemma3": {"model_type": "gemma3_text"},
     "gemma3 untied": {"model_type": "gemma3_text", "tie_word_embeddings": False, "attn_implementation": "eager"},
 }

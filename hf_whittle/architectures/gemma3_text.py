@@ -59,6 +59,7 @@ ARCHITECTURE = replace(
     norms=Norms("rms", eps="rms_norm_eps", offset=1.0),
     module_sizes=decoder.unscaled_module_sizes,
     stock_problem=_stock_problem,
+    logit_cap="final_logit_softcapping",
     student_values=_embedding_scale,
     layer_lists=("layer_types",),
     former_settings=_former_settings,

@@ -25,6 +25,7 @@ def weights(
     mlp_bias: str | bool = False,
     has_head_norms: bool = False,
     has_norms_after: bool = False,
+    is_parallel: bool = False,
 ) -> tuple[Weight, ...]:
     """Every weight of such a decoder.
 
@@ -35,8 +36,11 @@ def weights(
         mlp_bias (`str` or `bool`): the same of the MLP.
         has_head_norms (`bool`): whether queries and keys pass a norm over the channels of a head.
         has_norms_after (`bool`): whether the outputs of attention and MLP pass a norm.
+        is_parallel (`bool`): whether the MLP reads the norm before attention, and has none of its own.
     """
     before_mlp = "pre_feedforward_layernorm" if has_norms_after else "post_attention_layernorm"
+    if is_parallel:
+        before_mlp = "input_layernorm"
     after = ("post_attention_layernorm", "post_feedforward_layernorm") if has_norms_after else (None, None)
     found = [Weight("model.embed_tokens.weight", (_VOCABULARY, _CHANNELS))]
 
@@ -62,7 +66,8 @@ def weights(
         add_norm(_LAYER + "self_attn.k_norm", Axis(HEAD_CHANNELS))
     if has_norms_after:
         add_norm(_LAYER + "post_attention_layernorm")
-    add_norm(_LAYER + before_mlp)
+    if not is_parallel:
+        add_norm(_LAYER + before_mlp)
     add_matrix("mlp.gate_proj", _NEURONS, _CHANNELS, mlp_bias, before_mlp)
     add_matrix("mlp.up_proj", _NEURONS, _CHANNELS, mlp_bias, before_mlp)
     add_matrix("mlp.down_proj", _CHANNELS, _NEURONS, mlp_bias, None, after[1])
@@ -127,10 +132,14 @@ def all_channels_rotated(config: "PreTrainedConfig") -> int:
 
 
 def former_rotary_settings(config: "PreTrainedConfig") -> dict[str, Any]:
-    """The rotary settings under the names that transformers 4 reads, where not its defaults."""
+    """The rotary settings under the names that transformers 4 reads, where not the defaults.
+
+    Newer versions read `rope_scaling`, too, and then `rope_theta`, whose default may be another one.
+    """
     rotary: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     theta = rotary.pop("rope_theta", _FORMER_THETA)
-    settings: dict[str, Any] = {} if theta == _FORMER_THETA else {"rope_theta": theta}
+    is_default = theta == _FORMER_THETA == getattr(config, "default_theta", _FORMER_THETA)
+    settings: dict[str, Any] = {} if is_default else {"rope_theta": theta}
     if rotary.get("rope_type", "default") != "default":
         settings["rope_scaling"] = rotary
     return settings

@@ -83,8 +83,9 @@ class Weight:
 
     @property
     def is_norm(self) -> bool:
-        """Whether a norm scales by it."""
-        return len(self.axes) == 1 and self.name.endswith(".weight")
+        """Whether a norm scales by it; one of each head may run along heads and their channels."""
+        is_looked_up = any(not dimension.is_sliced for axis in self.axes for dimension in axis.dimensions)
+        return self.name.endswith(".weight") and not self.is_matmul and not is_looked_up
 
     @property
     def outputs(self) -> Axis:
@@ -170,8 +171,11 @@ class Architecture:
         rotated (`Callable`, *optional*): number of channels of a head that are rotated, from a configuration.
         is_interleaved (`bool`): whether neighbouring channels are a rotary pair; else channels half of the rotated ones
             apart are.
-        parallel_if (`str`, *optional*): attribute of the configuration that, if true, has attention and MLP read the
-            same hidden states; otherwise the MLP reads what attention wrote.
+        parallel_if (`str` or `bool`): whether attention and MLP read the same hidden states, of one norm or of two, or
+            the attribute of the configuration that says so; otherwise the MLP reads what attention wrote.
+        logit_scale (`str`, *optional*): attribute of the configuration that the output matrix's output is multiplied
+            with.
+        logit_cap (`str`, *optional*): attribute of the configuration that, unless it is `None`, caps the logits.
         student_values (`Callable`): other attributes of a student's configuration, from the super-network's
             configuration and the student's sizes.
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
@@ -201,7 +205,9 @@ class Architecture:
     rotary: str | None = None
     rotated: Callable[["PreTrainedConfig"], int] | None = None
     is_interleaved: bool = False
-    parallel_if: str | None = None
+    parallel_if: str | bool = False
+    logit_scale: str | None = None
+    logit_cap: str | None = None
     student_values: Callable[["PreTrainedConfig", Sizes], dict[str, Any]] = _as_they_are
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
@@ -213,6 +219,16 @@ class Architecture:
         """Attributes of the configuration on which weights depend."""
         names = {name for weight in self.weights for name in (weight.exists_if, weight.shared_if) if name is not None}
         return tuple(sorted(names))
+
+    def is_parallel(self, config: "PreTrainedConfig") -> bool:
+        """Whether attention and MLP of a layer read the same hidden states."""
+        return bool(getattr(config, self.parallel_if)) if isinstance(self.parallel_if, str) else self.parallel_if
+
+    def logit_factor(self, config: "PreTrainedConfig") -> float | None:
+        """What the output of the output matrix is multiplied with to give logits; `None` if they are capped."""
+        if self.logit_cap is not None and getattr(config, self.logit_cap) is not None:
+            return None
+        return 1.0 if self.logit_scale is None else float(getattr(config, self.logit_scale))
 
     @cached_property
     def per_layer(self) -> tuple[Dimension, ...]:

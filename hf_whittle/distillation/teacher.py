@@ -13,7 +13,7 @@ from ..errors import VocabularyError
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of
-from ..loss.heads import dense_targets, output_module
+from ..loss.heads import dense_targets, output_layer
 from ..loss.targets import DenseTargets
 from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
@@ -107,7 +107,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         self._accelerator = accelerator
-        self._head = output_module(model)
+        self._head = output_layer(model)
         self.model: Any = model
         self._run = _place(model, accelerator)  # the model, or its DeepSpeed engine
 

@@ -20,7 +20,7 @@ from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
 from ..loss.divergences import IGNORED, DistillationLoss, labels_of_rows
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.heads import head_of, in_place_of, output_layer
 from ..loss.hidden import layer_outputs
 from ..loss.targets import DenseTargets, Head, Targets
 from ..models.placement import check_not_offloaded
@@ -237,7 +237,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""
         current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
         if self._plain_head[0] is not current:
-            self._plain_head = current, output_module(student) if self.args.n_gpu <= 1 else None
+            self._plain_head = current, output_layer(student) if self.args.n_gpu <= 1 else None
         return self._plain_head[1]
 
     def _targets(self, inputs: dict[str, Any]) -> Targets:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..architectures.registry import get_architecture
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost.counts import flops_per_token, training_flops_per_token
 from ..cost.models import forward_flops_per_token
@@ -17,7 +18,7 @@ from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, output_module
+from ..loss.heads import head_of, output_layer
 from ..loss.targets import DenseTargets, Head
 from ..models.placement import input_device, is_sharded
 from ..models.weights import check_no_subnet, check_plain_weights
@@ -82,7 +83,8 @@ class Probe(Fitness):
         DataError: if there are too few blocks to train on.
         VocabularyError: if the teacher's vocabulary has another size.
         SubnetError: if a subnet is active in the teacher.
-        WhittleError: if the super-network is sharded, or the teacher's logits are not a product with an output matrix.
+        WhittleError: if the super-network is sharded, or its or the teacher's logits are not a product with an output
+            matrix.
     """
 
     name = "probe"
@@ -108,7 +110,10 @@ class Probe(Fitness):
         self.input_ids = as_input_ids(_first_blocks(train_blocks, self.config), vocab_size)
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
         self.healing = healing
-        self._teacher = teacher or supernet
+        scale = get_architecture(supernet.full_config).logit_factor(supernet.full_config)
+        if scale is None:
+            raise _capped(supernet, "use another fitness")
+        self._teacher, self._scale = teacher or supernet, scale
         check_no_subnet(self._teacher)
         if self.config.beta and self._teacher.config.vocab_size != vocab_size:
             raise VocabularyError(
@@ -119,19 +124,16 @@ class Probe(Fitness):
 
     @torch.no_grad()
     def _teacher_hidden_states(self) -> tuple[torch.Tensor, Head]:
-        head = output_module(self._teacher)
-        if head is None:
-            raise WhittleError(
-                f"the logits of a {type(self._teacher).__name__} are not a plain product with an output matrix, which "
-                "a probe needs; use another teacher, or beta=0"
-            )
+        layer = output_layer(self._teacher)
+        if layer is None:
+            raise _capped(self._teacher, "use another teacher, or beta=0")
         device = input_device(self._teacher)
         with evaluating(self._teacher):
             hidden_states = [
                 self._teacher.base_model(input_ids=batch.to(device), use_cache=False).last_hidden_state
                 for batch in self.input_ids.split(self.config.batch_size)
             ]
-        return torch.cat(hidden_states), head_of(head)
+        return layer.scale * torch.cat(hidden_states), head_of(layer)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         student = self.student(subnet)
@@ -170,6 +172,7 @@ class Probe(Fitness):
         """Mean distillation loss of the tokens of some blocks."""
         batch, head = self.input_ids[rows].to(student.device), student.get_output_embeddings()
         hidden_states = student.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        hidden_states = self._scale * hidden_states
         labels = batch[:, 1:].flatten()
         if self._targets is None:
             targets = DenseTargets(hidden_states.detach(), Head(head.weight.detach()))
@@ -210,6 +213,12 @@ class Probe(Fitness):
             "teacher": model_fingerprint(self._teacher) if self.config.beta else None,
             "healing": None if self.healing is None else self.healing.settings,
         }
+
+
+def _capped(model: "PreTrainedModel", remedy: str) -> WhittleError:
+    return WhittleError(
+        f"the logits of a {type(model).__name__} are not a product with an output matrix, which a probe needs; {remedy}"
+    )
 
 
 def _first_blocks(blocks: "Dataset | torch.Tensor", config: ProbeConfig) -> "Dataset | torch.Tensor":

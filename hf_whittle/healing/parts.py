@@ -95,7 +95,7 @@ def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
         return Projections(tuple(tuple(same) for _, same in groupby(readers, source)), tuple(writers))
 
     attention, mlp = (*table.heads.dimensions, *table.keys.dimensions), (NEURONS,)
-    if table.parallel_if is not None and getattr(config, table.parallel_if):
+    if table.is_parallel(config):
         return (group(*attention, *mlp),)
     return group(*attention), group(*mlp)
 

@@ -179,12 +179,13 @@ _ELASTIC = {
 }
 
 
-def make_elastic(module: nn.Module, name: str = "a module", is_transposed: bool = False) -> None:
+def make_elastic(module: nn.Module, name: str, *, is_norm: bool = False, is_transposed: bool = False) -> None:
     """Change the class of a stock module to its elastic one, in place; parameters, hooks and buffers stay.
 
     Args:
         module (`nn.Module`): the module.
-        name (`str`, *optional*): its name, for an error.
+        name (`str`): its name, for an error.
+        is_norm (`bool`, *optional*, defaults to `False`): whether it is a norm.
         is_transposed (`bool`, *optional*, defaults to `False`): whether it is a linear layer whose weight has its
             inputs along the first axis.
 
@@ -201,7 +202,7 @@ def make_elastic(module: nn.Module, name: str = "a module", is_transposed: bool 
         module.__class__ = _elastic_class(ElasticTransposed, stock)
     elif is_of_transformers and isinstance(module, nn.Embedding):
         module.__class__ = _elastic_class(ElasticEmbedding, stock)
-    elif is_of_transformers and all(parameter.ndim == 1 for parameter in module.parameters()):
+    elif is_of_transformers and is_norm:
         module.__class__ = _elastic_class(ElasticNorm, stock)
     else:
         known = ", ".join(each.__name__ for each in _ELASTIC)

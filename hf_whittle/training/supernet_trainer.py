@@ -22,7 +22,7 @@ from ..evaluation import perplexity
 from ..files.tokenizer import complete_tokenizer
 from ..loss.divergences import IGNORED, LossWeights, labels_of_rows
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, in_place_of, output_module
+from ..loss.heads import head_of, in_place_of, output_layer
 from ..loss.targets import DenseTargets, Head
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
@@ -164,7 +164,7 @@ class SupernetTrainer(WholeCheckpoints):
             self.search_space.reachable_pairs(one)
         self.smallest = smallest_subnet(self.search_space, self._bins)
         self._passes: Passes = (FULL,)
-        self._head = output_module(self._supernet) if args.distils else None
+        self._head = output_layer(self._supernet) if args.distils else None
         if args.distils and self._head is None:
             raise ArchitectureError("in-place distillation needs a model with a plain output matrix; set beta=0")
         self._hidden_states: torch.Tensor | None = None  # the full network's last ones in the step that runs now
@@ -254,7 +254,7 @@ class SupernetTrainer(WholeCheckpoints):
     def _kept_hidden_states(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block, a forward pass stores the full network's last hidden states as targets for its subnets."""
         head: Any = self._head
-        forward = head.forward
+        forward = head.module.forward
 
         def keep(hidden_states: torch.Tensor) -> torch.Tensor:
             self._hidden_states = hidden_states.detach().flatten(0, 1)
@@ -272,7 +272,8 @@ class SupernetTrainer(WholeCheckpoints):
         head: Any = self._head
         labels = labels_of_rows(inputs["labels"])
         weights = LossWeights(self.args.alpha, self.args.beta, self.args.temperature)
-        whole = Head(head.weight.detach(), None if head.bias is None else head.bias.detach())
+        weight, bias = head.module.weight, head.module.bias
+        whole = Head(weight.detach(), None if bias is None else bias.detach())
         targets = DenseTargets(of_full_network, whole)
         chunk = 128 if self.args.device.type == "cpu" else 1024  # rows whose logits are held at a time
 

@@ -35,7 +35,7 @@ from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.loss.heads import output_module
+from hf_whittle.loss.heads import output_layer
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 
@@ -143,7 +143,7 @@ def test_a_teacher_of_another_architecture(tmp_path):
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
 def test_logits_that_are_not_those_of_the_output_matrix_are_taken_as_they_are(tmp_path, which):
-    assert output_module(capped(1)) is None and output_module(make_model(1)) is not None
+    assert output_layer(capped(1)) is None and output_layer(make_model(1)) is not None
     trained = []
     for loss in ("fused", "naive"):
         student, teacher = (

@@ -18,6 +18,7 @@ from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, 
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.healing.parts import normalized
 from hf_whittle.healing.parts import projections
 from hf_whittle.search.algorithms import AdditiveSearchConfig, MultiFidelityConfig
 from hf_whittle.subnet import Shape
@@ -211,8 +212,8 @@ def test_outputs_of_grouped_queries_and_of_the_mlp_are_least_squares(
     close(own.mlp.down_proj.weight, ridge_least_squares(neurons, mlp, start))
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama tied", "qwen2", "gemma3 untied"])
-def test_inputs_and_head_are_least_squares_of_hidden_states_divided_by_their_root_mean_square(
+@pytest.mark.parametrize("variant", ["llama", "llama tied", "qwen2", "gemma3 untied", "cohere", "cohere untied"])
+def test_inputs_and_head_are_least_squares_of_normalized_hidden_states(
     make_stock, make_supernet, sample_text, variant
 ):
     supernet = make_supernet(make_stock(**OTHERS[variant]))
@@ -220,16 +221,18 @@ def test_inputs_and_head_are_least_squares_of_hidden_states_divided_by_their_roo
     subnet = SubnetConfig.full(supernet.config).with_layers([0, 2, 4]).replaced({CHANNELS: size})
     student = HealedPerplexity(supernet, calibration[:2], calibration, 16).student(subnet)
     found, offset = seen(supernet, calibration), float("gemma" in variant)
+    is_centered = "cohere" in variant
     norms = [f"model.layers.{layer}.input_layernorm" for layer in (0, 2, 4)] + ["model.norm"]
-    normals = [F.rms_norm(found[norm][0], (32,)) for norm in norms]
-    is_principal = variant in ("llama", "qwen2")
+    normals = [normalized(found[norm][0], supernet.config) for norm in norms]
+    is_principal = variant in ("llama", "qwen2", "cohere untied")
     if is_principal:
         _, energies, components = np.linalg.svd(torch.cat(normals).numpy(), full_matrices=False)
         pair = [model.model.embed_tokens.weight.detach().double().numpy() for model in (supernet, student)]
         down = torch.from_numpy(np.linalg.lstsq(*pair, rcond=None)[0].T)
-        first = torch.from_numpy(components[:size])
+        kept = size - is_centered
+        first = torch.from_numpy(components[:kept])
         close(down.T @ down, first.T @ first)
-        share = (energies[:size] ** 2).sum() / (energies**2).sum()
+        share = (energies[:kept] ** 2).sum() / (energies**2).sum()
     else:
         down = torch.eye(32, dtype=torch.float64)[:size]
 
@@ -237,6 +240,7 @@ def test_inputs_and_head_are_least_squares_of_hidden_states_divided_by_their_roo
         """Fit of the output of the super-network's norm to the student's normalized hidden states."""
         scale, own_scale = (offset + part.weight.detach().double() for part in (norm, own))
         reduced = normal @ down.T
+        reduced -= is_centered * reduced.mean(1, keepdim=True)
         x = own_scale * reduced / reduced.square().mean().sqrt()
         start = scale[:, None] * down.T * math.sqrt(32 * share / size) if is_principal else down.T
         if has_constant:
@@ -244,15 +248,16 @@ def test_inputs_and_head_are_least_squares_of_hidden_states_divided_by_their_roo
         return ridge_least_squares(x, normal * scale, start)
 
     full, own = supernet.model.layers[2], student.model.layers[1]
-    for name in ("q_proj", "k_proj", "v_proj"):
-        of_full, of_own = (layer.self_attn.get_submodule(name) for layer in (full, own))
+    names = [f"self_attn.{name}_proj" for name in "qkv"] + ["mlp.up_proj"] * is_centered
+    for name in names:
+        of_full, of_own = (layer.get_submodule(name) for layer in (full, own))
         has_bias = of_full.bias is not None
         expected = least_squares(full.input_layernorm, own.input_layernorm, normals[1], has_bias)
         matrix = of_full.weight.detach().double()
         close(of_own.weight, matrix @ expected[:, :size])
         if has_bias:
             close(of_own.bias, of_full.bias.detach() + matrix @ expected[:, -1])
-    if variant != "llama tied":
+    if not supernet.config.tie_word_embeddings:
         expected = least_squares(supernet.model.norm, student.model.norm, normals[-1])
         close(student.lm_head.weight, supernet.lm_head.weight.detach().double() @ expected)
 

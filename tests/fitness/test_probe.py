@@ -150,6 +150,23 @@ def test_other_kinds_of_models_are_trained(variant_supernet, text, trained):
     assert_trained(trained[0], train_by_hand(student, variant_supernet, blocks, SHORT, 4), value, other)
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_logits_that_the_architecture_scales_are_scaled(make_stock, make_supernet, text, trained, beta):
+    blocks, other = text
+    supernet, teacher = (make_supernet(make_stock(seed, model_type="cohere")) for seed in (0, 1))
+    config = ProbeConfig(steps=4, batch_size=6, alpha=0.5, beta=beta)
+    subnet = SubnetConfig(20, [0, 2, 4], num_key_value_heads=1, intermediate_size=40)
+    value = Probe(supernet, blocks, other, config, teacher=teacher)(subnet)
+    expected = train_by_hand(extract_subnet(supernet, subnet), teacher, blocks, config, 4)
+    assert_trained(trained[0], expected, value, other)
+
+
+def test_capped_logits_of_the_super_network_are_an_error(make_stock, make_supernet, text):
+    supernet = make_supernet(make_stock(model_type="gemma3_text", final_logit_softcapping=3.0))
+    with pytest.raises(WhittleError, match="Gemma3SuperNetForCausalLM are not a product with .* use another fitness"):
+        Probe(supernet, *text, SHORT)
+
+
 def test_share_is_that_of_the_steps(supernet, text, trained):
     blocks, other = text
     probe = Probe(supernet, blocks, other, ProbeConfig(steps=4, batch_size=6))
@@ -280,7 +297,7 @@ def test_teacher_whose_logits_are_not_a_product_is_an_error(supernet, make_stock
     teacher = make_stock(seed=1)
     teacher.lm_head.__class__ = Scaled
     message = (
-        "the logits of a GPTNeoXForCausalLM are not a plain product with an output matrix, which a probe needs; use"
+        "the logits of a GPTNeoXForCausalLM are not a product with an output matrix, which a probe needs; use"
     )
     with pytest.raises(WhittleError, match=message):
         Probe(supernet, *text, SHORT, teacher=teacher)

@@ -275,7 +275,7 @@ def test_grouped_queries_are_healed_to_least_squares_of_the_hidden_states(
     torch.testing.assert_close(found, predicted(x, target, of), rtol=0, atol=2e-2)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "cohere"])
 def test_inputs_without_a_bias_are_least_squares_without_a_constant(make_stock, make_supernet, sample_text, model_type):
     supernet = make_supernet(make_stock(model_type=model_type))
     calibration, other = sample_text(supernet, 120).split([80, 40])
@@ -285,6 +285,8 @@ def test_inputs_without_a_bias_are_least_squares_without_a_constant(make_stock, 
     assert student.healing.is_healed
     fitted, _ = split_blocks(calibration, 0.2)
     names = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    if model_type == "cohere":  # attention and MLP read the same norm
+        names += [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")]
     y = inputs_of(supernet, names, fitted)[0][0]
     x, of = (normalized(states(student, blocks)[0], student.config) for blocks in (fitted, other))
     for name, (_, found) in zip(names, inputs_of(student, names, other), strict=True):

@@ -39,6 +39,7 @@ KINDS = {
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
     "gemma3": {"model_type": "gemma3_text"},
+    "cohere": {"model_type": "cohere", "use_qk_norm": True},
 }
 WIDTH = 8  # channels of a head
 OWNED = {  # by the end of a weight's name, the factors of each of its axes: "c" channels, "d" channels of a head, ...
@@ -64,6 +65,8 @@ OWNED = {  # by the end of a weight's name, the factors of each of its axes: "c"
     "embed_in.weight": ("v", "c"),
     "embed_tokens.weight": ("v", "c"),
     "lm_head.weight": ("v", "c"),
+    "self_attn.q_norm.weight": ("gq", "d"),
+    "self_attn.k_norm.weight": ("g", "d"),
     "q_norm.weight": ("d",),
     "k_norm.weight": ("d",),
     "norm.weight": ("c",),
@@ -133,7 +136,8 @@ def together(model, dimension, entries):
     """Indices of the entries that are scored together, of each entry; of channels of a head, where they lie in it."""
     if dimension is not HEAD_CHANNELS:
         return [[entry] for entry in range(entries)]
-    half = ROTATED.get(model.config.model_type.removeprefix("whittle_"), entries) // 2
+    is_interleaved = get_architecture(model.config).is_interleaved
+    half = 0 if is_interleaved else ROTATED.get(model.config.model_type.removeprefix("whittle_"), entries) // 2
     pairs = [[first, first + half] for first in range(half)]
     pairs += [[first, first + 1] for first in range(2 * half, entries, 2)]
     return [pair for pair in pairs for _ in pair]
@@ -145,7 +149,7 @@ def owned(model, dimension, layer):
     for name, parameter in model.named_parameters():
         if layer is not None and f".layers.{layer}." not in name:
             continue
-        axes = next(axes for end, axes in OWNED.items() if name.endswith(end))
+        axes = next(axes for end, axes in OWNED.items() if name.endswith(end) and len(axes) == parameter.ndim)
         for axis, factors in enumerate(axes):
             if FACTORS[dimension] in factors:
                 known = [sizes.get(factor, -1) for factor in factors]
@@ -301,7 +305,8 @@ def test_activation_is_the_typical_size_of_what_a_matrix_reads(model, states, in
     if model.config.model_type != "gemma3_text":
         read_by_matrices += ("post_attention_layernorm",)
     norms = [output for name, (_, output) in states.items() if name.endswith(read_by_matrices)]
-    assert len(norms) == 2 * len(scores.layers) + 1
+    norms_of_a_layer = 1 if model.config.model_type == "cohere" else 2
+    assert len(norms) == norms_of_a_layer * len(scores.layers) + 1
     assert_close(scores.of(CHANNELS), sum(typical(norm[..., None]) for norm in norms))
 
 

@@ -13,6 +13,7 @@ from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.errors import SubnetError
 from hf_whittle.importance.scores import CRITERIA
 from hf_whittle.importance.sorting import Order
+from hf_whittle.models.elastic import ElasticNorm
 from hf_whittle.subnet import Shape, indices
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # of double precision: sums in another order differ by rounding alone
@@ -56,9 +57,9 @@ def cached_logits(model, input_ids):
 
 
 def close(model):
-    """Tolerances: RMS norms and eager attention of transformers compute in single precision, whatever the model's."""
-    is_single = model.config._attn_implementation == "eager" or get_architecture(model.config).norms.kind == "rms"
-    return SINGLE if is_single else CLOSE
+    """Tolerances: norms and eager attention of transformers compute in single precision, whatever the model's."""
+    has_own_norms = any(isinstance(module, ElasticNorm) for module in model.modules())
+    return SINGLE if has_own_norms or model.config._attn_implementation == "eager" else CLOSE
 
 
 def best(scores, number):

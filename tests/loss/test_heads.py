@@ -1,10 +1,14 @@
 """Output layers: which of them the fused loss can stand in for."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hf_whittle.loss.heads import output_module
+from hf_whittle.loss import heads
+from hf_whittle.loss.divergences import LossWeights, naive_distillation_loss
+from hf_whittle.loss.fused import fused_distillation_loss
+from hf_whittle.loss.heads import OutputLayer, dense_targets, head_of, in_place_of, output_layer
 
 CONFIG = GPTNeoXConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
@@ -21,10 +25,41 @@ class Scaled(nn.Linear):
 
 
 @pytest.mark.parametrize("layer, is_plain", [(nn.Linear, True), (Subclass, True), (Scaled, False)])
-def test_output_module_is_a_linear_layer_by_any_name_and_nothing_more(layer, is_plain):
+def test_output_layer_is_a_linear_layer_by_any_name_and_nothing_more(layer, is_plain):
     model = GPTNeoXForCausalLM(CONFIG)
     model.set_output_embeddings(layer(16, 40, bias=False))
-    assert output_module(model) is (model.lm_head if is_plain else None)
+    assert output_layer(model) == (OutputLayer(model.lm_head) if is_plain else None)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_scale_of_logits_is_that_of_the_architecture(make_stock, monkeypatch, is_sharded):
+    monkeypatch.setattr(heads, "is_partitioned", lambda parameter: is_sharded)
+    scaled, capped = (
+        make_stock(model_type="cohere", logit_scale=0.3),
+        make_stock(model_type="gemma3_text", final_logit_softcapping=3.0),
+    )
+    assert output_layer(scaled) == OutputLayer(scaled.lm_head, 0.3) and output_layer(capped) is None
+    scaled.lm_head.bias = nn.Parameter(torch.ones(99))
+    assert output_layer(scaled) is None
+
+
+def test_loss_in_place_of_the_output_layer_is_that_of_scaled_logits(make_stock, input_ids):
+    student, teacher = (make_stock(seed, model_type="cohere", logit_scale=0.3) for seed in (0, 1))
+    with torch.no_grad():
+        targets = dense_targets(teacher, output_layer(teacher), input_ids=input_ids)
+        of_teacher = teacher(input_ids).logits.flatten(0, 1)
+    torch.testing.assert_close(targets.logits(torch.arange(36), 99), of_teacher)
+    labels, layer, weights = input_ids.flatten(), output_layer(student), LossWeights(0.5, 1.0)
+    expected = naive_distillation_loss(student(input_ids).logits.flatten(0, 1), of_teacher, labels, weights).total
+
+    def loss(states):
+        return fused_distillation_loss(states.flatten(0, 1), head_of(layer), targets, labels, weights).total.view(1, 1, 1)
+
+    with in_place_of(layer, loss):
+        found = student(input_ids).logits.sum()
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(one, student.parameters()) for one in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_not(run_python):
@@ -35,7 +70,7 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         from torch.distributed.fsdp import fully_shard
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
         from hf_whittle.loss.fused import fused_distillation_loss
-        from hf_whittle.loss.heads import head_of, in_place_of, output_module
+        from hf_whittle.loss.heads import head_of, in_place_of, output_layer
         from hf_whittle.loss.targets import DenseTargets, Head
 
         warnings.simplefilter("ignore")
@@ -52,7 +87,7 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         targets = DenseTargets(torch.randn(24, 16), Head(torch.randn(40, 16)))
         gradients = []
         for model in (whole, sharded):
-            head = output_module(model)
+            head = output_layer(model)
 
             def loss(states):
                 return fused_distillation_loss(
@@ -62,7 +97,7 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
             with in_place_of(head, loss):
                 model(input_ids=input_ids, use_cache=False).logits.sum().backward()
             gradients.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()])
-        print(type(head).__name__, all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True)))
+        print(type(head.module).__name__, all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True)))
         torch.distributed.destroy_process_group()
     """
     assert run_python(script) == "FSDPLinear True\n"

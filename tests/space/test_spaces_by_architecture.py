@@ -128,12 +128,14 @@ def test_every_channel_size_of_a_default_stock_space_is_reached(model_type):
 
 def test_stock_steps_of_channels_are_those_that_a_stock_class_allows():
     steps = {
-        name: make_space(name, stock_only=True).hidden_size for name in ("gpt_neox", "llama", "qwen3", "gemma3_text")
+        name: make_space(name, stock_only=True).hidden_size
+        for name in ("gpt_neox", "llama", "qwen3", "cohere", "gemma3_text")
     }
     assert steps == {
         "gpt_neox": range(8, 33, 8),  # heads of 8 channels fill them
         "llama": range(4, 33, 4),  # a multiple of the 4 queries of a key-value head
         "qwen3": range(1, 33),
+        "cohere": range(1, 33),
         "gemma3_text": range(32, 33, 32),  # the scale of embeddings is their root
     }
 

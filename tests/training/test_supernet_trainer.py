@@ -21,9 +21,10 @@ from small_supernet_training import (
     make_space,
     make_trainer,
 )
-from transformers import GPTNeoXForCausalLM, HfArgumentParser, Trainer, TrainingArguments
+from small_models import settings_of
+from transformers import AutoConfig, GPTNeoXForCausalLM, HfArgumentParser, Trainer, TrainingArguments
 
-from hf_whittle import ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, SupernetTrainer, extract_subnet
+from hf_whittle import AutoSuperNetForCausalLM, ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, SupernetTrainer, extract_subnet
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.fitness.perplexity import Perplexity
@@ -187,10 +188,24 @@ def test_standard_is_the_plain_trainer(tmp_path, changes):
     torch.testing.assert_close(weights_of(ours), weights_of(plain), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(0.0, 1.0, 1.0), (0.3, 0.6, 2.0), (0.5, 0.0, 1.0)])
-def test_sandwich_is_its_formula(tmp_path, monkeypatch, alpha, beta, temperature):
+def scaled_supernet():
+    """A super-network that scales its logits."""
+    changes = {"vocab_size": 61, "num_hidden_layers": 3}
+    return AutoSuperNetForCausalLM.from_config(AutoConfig.for_model("cohere", **settings_of("cohere", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("make", "alpha", "beta", "temperature"),
+    [
+        (make_supernet, 0.0, 1.0, 1.0),
+        (make_supernet, 0.3, 0.6, 2.0),
+        (make_supernet, 0.5, 0.0, 1.0),
+        (scaled_supernet, 0.3, 0.6, 2.0),
+    ],
+)
+def test_sandwich_is_its_formula(tmp_path, monkeypatch, make, alpha, beta, temperature):
     settings = {"alpha": alpha, "beta": beta, "temperature": temperature}
-    model = make_supernet(hidden_dropout=0.0)
+    model = make(hidden_dropout=0.0) if make is make_supernet else make()
     before = copy.deepcopy(model)
     trainer = make_trainer(tmp_path, model, max_steps=1, strategy="sandwich", num_random_subnets=2, **settings)
     gradients, loss = gradients_of_step(trainer, monkeypatch)

@@ -22,7 +22,7 @@ from ...files.atomic import atomic_path, remove_leftovers
 from ...files.paths import expanded
 from ...files.text import write_json
 from ...fingerprints import model_fingerprint
-from ...loss.heads import dense_targets, output_module
+from ...loss.heads import dense_targets, output_layer
 from ...models.placement import input_device
 from ...models.weights import check_no_subnet
 from ...processes import is_first, lock_in_first, own_device, own_share, wait_for_all
@@ -154,7 +154,7 @@ class _ShardWriter:
     ):
         self._teacher, self._blocks, self._digests = teacher, blocks, digests
         self._settings, self._encoding, self._batch_size = settings, settings.encoding, batch_size
-        self._head = output_module(teacher)
+        self._head = output_layer(teacher)
 
     def write(self, shard: int, folder: Path) -> None:
         """Write a shard, unless it exists."""

@@ -43,6 +43,7 @@ SETTINGS = {
     "mistral": {**GROUPED, "sliding_window": None},
     "qwen2": {"num_key_value_heads": 4, "use_sliding_window": False},
     "qwen3": {**GROUPED, "use_sliding_window": False},
+    "cohere": {**GROUPED, "tie_word_embeddings": False},
     "gemma3_text": {**GROUPED, "sliding_window": 64, "tie_word_embeddings": False},
 }
 """Settings of the super-network beside those of all tests."""
