@@ -21,12 +21,12 @@ def _name_of(path):
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
 MAY_IMPORT = {
     "errors": "",
-    "architectures": "errors",
+    "architectures": "compat errors",
     "checks": "",
     "compat": "",
     "files": "compat errors",
     "subnet": "architectures compat errors files",
-    "plots": "files subnet",
+    "plots": "architectures files subnet",
     "processes": "errors files",
     "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",
