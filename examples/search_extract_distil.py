@@ -25,9 +25,9 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from hf_whittle import (
     AdditiveSearchConfig,
+    AutoSuperNetForCausalLM,
     DistillationConfig,
     DistillationTrainer,
-    GPTNeoXSuperNetForCausalLM,
     HealedPerplexity,
     ParameterBin,
     SearchSpace,
@@ -73,7 +73,7 @@ def main() -> None:
     held_out = blocks["search"].select(range(min(16, len(blocks["search"]))))
     calibration = blocks["train"].shuffle(seed=0).select(range(min(96, len(blocks["train"]))))
 
-    supernet = GPTNeoXSuperNetForCausalLM.from_pretrained(script.teacher, dtype=torch.float32)
+    supernet = AutoSuperNetForCausalLM.from_pretrained(script.teacher, dtype=torch.float32)
     result = search_subnets(
         supernet,
         SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),

@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
+from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
 from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, VOCABULARY
 from .table import Architecture, Axis, Norms, Sizes, Weight
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
 _VOCABULARY = Axis(VOCABULARY)
 _CHANNELS = Axis(CHANNELS)
-_HEADS = Axis(HEADS, HEAD_CHANNELS)
 _QKV = Axis(HEADS, 3, HEAD_CHANNELS)  # query, key and value of head 0, then of head 1, and so on
 _NEURONS = Axis(NEURONS)
 
@@ -22,7 +22,7 @@ def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
     return {
         CHANNELS: config.hidden_size,
         HEADS: config.num_attention_heads,
-        HEAD_CHANNELS: getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        HEAD_CHANNELS: head_size(config),
         NEURONS: config.intermediate_size,
         VOCABULARY: config.vocab_size,
     }
@@ -43,14 +43,7 @@ def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
 
 def _rotated(config: "PreTrainedConfig") -> int:
     factor = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
-    return int(_read_sizes(config)[HEAD_CHANNELS] * factor)
-
-
-def _stock_problem(config: "PreTrainedConfig", sizes: Sizes) -> str | None:
-    heads, width, channels = sizes[HEADS], sizes[HEAD_CHANNELS], sizes[CHANNELS]
-    if heads * width != channels:
-        return f"its num_attention_heads * {width} must be its hidden_size, got {heads} and {channels}"
-    return None
+    return int(head_size(config) * factor)
 
 
 _FORMER_SETTINGS = {"rotary_pct": ("partial_rotary_factor", 0.25), "rotary_emb_base": ("rope_theta", 10_000)}
@@ -92,12 +85,12 @@ ARCHITECTURE = Architecture(
     dimensions=(CHANNELS, LAYERS, HEADS, HEAD_CHANNELS, NEURONS),
     layers="gpt_neox.layers",
     norms=Norms("layer", eps="layer_norm_eps"),
-    heads=_HEADS,
-    keys=_HEADS,
+    heads=ATTENDING,
+    keys=ATTENDING,
     read_sizes=_read_sizes,
     write_sizes=_write_sizes,
     module_sizes=_module_sizes,
-    stock_problem=_stock_problem,
+    stock_problem=heads_must_fill_channels,
     rotary="gpt_neox.rotary_emb",
     rotated=_rotated,
     parallel_if="use_parallel_residual",
@@ -116,7 +109,7 @@ ARCHITECTURE = Architecture(
             norm=_LAYER + "input_layernorm",
         ),
         Weight(_LAYER + "attention.query_key_value.bias", (_QKV,), exists_if="attention_bias"),
-        Weight(_LAYER + "attention.dense.weight", (_CHANNELS, _HEADS), is_matmul=True),
+        Weight(_LAYER + "attention.dense.weight", (_CHANNELS, ATTENDING), is_matmul=True),
         Weight(_LAYER + "attention.dense.bias", (_CHANNELS,), exists_if="attention_bias"),
         Weight(_LAYER + "post_attention_layernorm.weight", (_CHANNELS,)),
         Weight(_LAYER + "post_attention_layernorm.bias", (_CHANNELS,)),

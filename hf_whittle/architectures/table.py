@@ -112,13 +112,17 @@ class Norms:
 
     Args:
         kind (`str`): `"layer"`, which subtracts the mean, or `"rms"`, which does not.
-        eps (`str`): attribute of the configuration that is added to the mean square.
+        eps (`str` or `float`): what is added to the mean square, or the attribute of the configuration that states it.
         offset (`float`): what is added to the weight before it scales; 1 where weights are stored less 1.
     """
 
     kind: Literal["layer", "rms"]
-    eps: str
+    eps: str | float
     offset: float = 0.0
+
+    def epsilon(self, config: "PreTrainedConfig") -> float:
+        """What is added to the mean square."""
+        return getattr(config, self.eps) if isinstance(self.eps, str) else self.eps
 
     @property
     def neutral(self) -> float:

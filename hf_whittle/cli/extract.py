@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("auto", "stock", "whittle", "padded"),
         default="auto",
-        help="kind of model; auto is a stock GPT-NeoX where that can hold the student (default: auto)",
+        help="kind of model; auto is stock where that can hold the student (default: auto)",
     )
     parser.add_argument("--dtype", help="type of the weights, such as bfloat16 (default: the checkpoint's)")
     parser.add_argument("--max-shard-size", type=_size, default="5GB", help="largest size of a file (default: 5GB)")

@@ -67,15 +67,15 @@ def extract_subnet(
     a GPU if there is one. A model in memory is healed on its own device.
 
     Args:
-        model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock GPT-NeoX or a student, for causal language
-            modeling; or a checkpoint of one in safetensors: a local folder or a name on the Hub.
+        model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock model of an architecture with a table or a
+            student, for causal language modeling; or a checkpoint of one in safetensors: a local folder or a name on the Hub.
         subnet (`SubnetConfig`): the part of the model to keep.
         output_dir (`str` or `Path`, *optional*): new or empty folder to write the student to: weights, configurations,
             `subnet.json`, `results.json` (which says what the student was extracted from) and, from a checkpoint, its
             tokenizer. The folder appears whole or not at all.
-        format (`str`, *optional*, defaults to `"auto"`): `"stock"` for a `GPTNeoXForCausalLM`, `"whittle"` for a
-            `WhittleGPTNeoXForCausalLM`, `"auto"` for stock where that can hold the student. `"padded"` for a
-            `GPTNeoXForCausalLM` in which all layers get as many heads and neurons as the largest needs, the missing
+        format (`str`, *optional*, defaults to `"auto"`): `"stock"` for the stock class, `"whittle"` for a class of
+            ours, whose layers may differ, `"auto"` for stock where that can hold the student. `"padded"` for the stock
+            class, in which all layers get as many heads and neurons as the largest needs, the missing
             ones zero: the logits are the same, also after training, at the cost of the larger size.
         dtype (`torch.dtype` or `str`, *optional*): precision of the student's weights; by default `model.dtype`, or the
             dtype in the checkpoint's configuration.

@@ -1,8 +1,8 @@
-"""Models: tables of architectures, super-networks, and slices of their weights.
+"""Models: super-networks, slices of their weights, and students.
 
-- `architecture`: the classes of a table, and the table of a configuration. Each architecture has a folder, such as
-  `gpt_neox`, with its table, its student's configuration and class, and its super-network.
-- `elastic`, `supernet`: modules that run a slice of their weights, and the super-network made of them.
+- `rows`, `elastic`, `supernet`, `supernets`: the rows of weights that a subnet keeps, modules that run them, and the
+  super-networks made of these.
+- `student`, `students`: the configuration and class of a student; the code that travels with one.
 - `weights`: names and shapes of weights by the table, and checks of weights.
 - `placement`: weights that are sharded or offloaded.
 - `checkpoint_names`: names of weights in checkpoints.

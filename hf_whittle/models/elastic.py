@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..compat import version_of
 from ..errors import WeightsError
@@ -27,6 +28,9 @@ def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> 
 class Elastic:
     """Mixin of modules that can run a slice of their weights."""
 
+    output_dim = 0
+    """Number of the axis of the weight along which outputs run."""
+
     _chosen: tuple[int | torch.Tensor | None, ...] | None = None
     _gathered: dict[str, tuple[torch.Tensor, int, torch.Tensor]] | None = None
 
@@ -40,13 +44,15 @@ class Elastic:
         self._chosen, self._gathered = chosen, None
 
     def in_use(self, name: str) -> torch.Tensor:
-        """The slice in use of the parameter `name`; a bias is sliced as the first axis of the weight is.
+        """The slice in use of the parameter `name`; a bias is sliced as the axis of a matrix's outputs is.
 
         A gathered slice is used again until the parameter is replaced or its version counter moves. Changes through
         `parameter.data` do not move the counter: leave the `active_subnet` block before making them.
         """
         whole: torch.Tensor = getattr(self, name)
-        chosen = (self._chosen or ())[: whole.ndim]
+        chosen = self._chosen or ()
+        if whole.ndim < len(chosen):
+            chosen = (chosen[self.output_dim],)
         if torch.compiler.is_compiling():  # the graph gathers anew
             return _take_all(whole, chosen)
         if torch.is_grad_enabled() or whole.is_inference():
@@ -85,6 +91,19 @@ class ElasticLinear(Elastic, nn.Linear):
         return F.linear(input, self.in_use("weight"), None if self.bias is None else self.in_use("bias"))
 
 
+class ElasticConv1D(Elastic, Conv1D):
+    """A linear layer whose weight is transposed, as in GPT-2, that can run on some of its features."""
+
+    output_dim = 1
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.chosen is None:
+            return super().forward(input)
+        weight = self.in_use("weight")
+        output = torch.addmm(self.in_use("bias"), input.view(-1, input.size(-1)), weight)
+        return output.view(*input.shape[:-1], weight.shape[1])
+
+
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
     """A layer norm with statistics over the channels in use alone."""
 
@@ -111,9 +130,6 @@ class ElasticNorm(Elastic):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.stock.forward(self if self.chosen is None else _Sliced(self), input)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _new_elastic, (ElasticNorm, self.stock), self.__getstate__()
-
 
 class _Sliced:
     """A module in which parameters are those in use."""
@@ -138,14 +154,17 @@ class ElasticRotary:
         self.chosen = self.chosen.to(rotations[0].device)
         return tuple(rotation.index_select(-1, self.chosen) for rotation in rotations)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _new_elastic, (ElasticRotary, self.stock), self.__getstate__()  # type: ignore[attr-defined]
-
 
 @lru_cache
 def _elastic_class(mixin: type, stock: type) -> type:
     """A class of modules that run a slice of what a class of `transformers` runs whole."""
-    return type(f"Elastic{stock.__name__}", (mixin, stock), {"stock": stock, "__module__": __name__})
+
+    def reduce(self: Any) -> tuple[Any, ...]:  # pickle does not find a class that was made here by its name
+        state = self.__getstate__() if issubclass(mixin, Elastic) else self.__dict__
+        return _new_elastic, (mixin, stock), state
+
+    members = {"stock": stock, "__reduce__": reduce, "__module__": __name__}
+    return type(f"Elastic{stock.__name__}", (mixin, stock), members)
 
 
 def _new_elastic(mixin: type, stock: type) -> Any:
@@ -153,7 +172,12 @@ def _new_elastic(mixin: type, stock: type) -> Any:
     return own.__new__(own)
 
 
-_ELASTIC = {nn.Linear: ElasticLinear, nn.LayerNorm: ElasticLayerNorm, nn.Embedding: ElasticEmbedding}
+_ELASTIC = {
+    nn.Linear: ElasticLinear,
+    Conv1D: ElasticConv1D,
+    nn.LayerNorm: ElasticLayerNorm,
+    nn.Embedding: ElasticEmbedding,
+}
 
 
 def make_elastic(module: nn.Module, name: str = "a module") -> None:

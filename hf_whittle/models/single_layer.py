@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..architectures.dimensions import VOCABULARY
+from ..architectures.dimensions import POSITIONS, VOCABULARY
 from ..architectures.registry import get_architecture
 from ..compat import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
@@ -55,11 +55,13 @@ class SingleLayer:
         set_attention_kernel(small, single_precision_attention(config))
         with no_init_weights():
             self.model: Any = student_class(small)(small).requires_grad_(False).eval()
-        state_dict = {
-            weight.name.format(layer=0): source.weight(weight.name, layer)
-            for weight in table.weights
-            if weight.exists(config) and not weight.runs_along(VOCABULARY)
-        }
+        state_dict = {}
+        for weight in table.weights:
+            name = weight.name.format(layer=0)
+            if weight.runs_along(POSITIONS):  # the hidden states have their positions
+                state_dict[name] = torch.zeros_like(self.model.get_parameter(name))
+            elif weight.exists(config) and not weight.runs_along(VOCABULARY):
+                state_dict[name] = source.weight(weight.name, layer)
         self.model.load_state_dict(state_dict, strict=False, assign=True)
         self.model.to(source.device)
         self._name = f"{table.layers}.0"

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import HEAD_CHANNELS, VOCABULARY
 from ..architectures.registry import get_architecture, is_whittle, rotated_channels
-from ..architectures.table import Architecture, Sizes
+from ..architectures.table import Architecture
 from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig, count, indices
 from .padding import padded_shape
@@ -72,15 +72,14 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
         of_layers = getattr(config, name, None)
         if of_layers is not None:
             attributes[name] = [of_layers[layer] for layer in subnet.layers]
-    values = _inherited(config)
+    values, names = _inherited(config), getattr(config, "attribute_map", {})
     if not is_stock:
         attributes |= _rotary_values(config, subnet) | architecture.student_values(config, first)
         if not shape.is_uniform:
-            attributes["per_layer_config"] = _per_layer_config(architecture, shape)
-    names = getattr(config, "attribute_map", {})
+            attributes["per_layer_config"] = _per_layer_config(architecture, shape, names)
     values |= {names.get(name, name): value for name, value in attributes.items()}
     own = stock_class(architecture.config_class) if is_stock else student_classes(architecture).config
-    if is_stock and not _needs_head_dim(own, values, first):
+    if is_stock and not _needs_head_dim(own, attributes):
         values.pop("head_dim", None)
     return own(**values)
 
@@ -90,11 +89,10 @@ def _inherited(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
-def _needs_head_dim(own: type, values: dict[str, Any], sizes: Sizes) -> bool:
+def _needs_head_dim(own: type, values: dict[str, Any]) -> bool:
     """Whether a stock configuration has to state the channels of a head."""
-    if "head_dim" in getattr(own, "__dataclass_fields__", {}):
-        return True
-    return sizes[HEAD_CHANNELS] * values["num_attention_heads"] != values["hidden_size"]
+    is_field = "head_dim" in getattr(own, "__dataclass_fields__", {})
+    return is_field or values["head_dim"] * values["num_attention_heads"] != values["hidden_size"]
 
 
 def _rotary_values(config: PreTrainedConfig, subnet: SubnetConfig) -> dict[str, Any]:
@@ -111,11 +109,11 @@ def _rotary_values(config: PreTrainedConfig, subnet: SubnetConfig) -> dict[str, 
     }
 
 
-def _per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, int]]:
+def _per_layer_config(architecture: Architecture, shape: Shape, names: dict[str, str]) -> dict[int, dict[str, int]]:
     """Attributes of each layer that differ between layers."""
     layers = [architecture.write_sizes(shape.of_layer(layer)) for layer in range(shape.num_hidden_layers)]
     differing = [name for name in layers[0] if len({layer[name] for layer in layers}) > 1]
-    return {i: {name: layer[name] for name in differing} for i, layer in enumerate(layers)}
+    return {i: {names.get(name, name): layer[name] for name in differing} for i, layer in enumerate(layers)}
 
 
 def student_class(config: PreTrainedConfig) -> Any:

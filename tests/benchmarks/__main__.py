@@ -23,13 +23,13 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-LONG = ("predictive_fitness",)
-"""Those that take a day, run by name alone."""
+BY_NAME = ("predictive_fitness", "real_model")
+"""Those run by name alone: one takes a day, one needs a checkpoint."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=(*NAMES, *LONG), default=NAMES)
+    parser.add_argument("names", nargs="*", choices=(*NAMES, *BY_NAME), default=NAMES)
     for name in parser.parse_args().names:
         module = importlib.import_module(f".{name}", __package__)
         print(f"{name}: {module.__doc__.splitlines()[0]}", flush=True)

@@ -1,0 +1,112 @@
+"""The table of OPT."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArchitectureError
+from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
+from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, POSITIONS, VOCABULARY
+from .table import Architecture, Axis, Norms, Sizes, Weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_CHANNELS = Axis(CHANNELS)
+_VOCABULARY = Axis(VOCABULARY)
+_NEURONS = Axis(NEURONS)
+
+_DECODER = "model.decoder."
+_LAYER = _DECODER + "layers.{layer}."
+_POSITION_OFFSET = 2
+
+
+def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
+    if not config.do_layer_norm_before or config._remove_final_layer_norm:
+        raise ArchitectureError(
+            "OPT with norms after attention and MLP, or without its last norm, has no table: use another size than 350m"
+        )
+    if config.word_embed_proj_dim != config.hidden_size:
+        raise ArchitectureError(
+            f"OPT has no table with word_embed_proj_dim={config.word_embed_proj_dim} other than hidden_size="
+            f"{config.hidden_size}: use another size than 350m"
+        )
+    return {
+        CHANNELS: config.hidden_size,
+        HEADS: config.num_attention_heads,
+        HEAD_CHANNELS: head_size(config),
+        NEURONS: config.ffn_dim,
+        VOCABULARY: config.vocab_size,
+        POSITIONS: config.max_position_embeddings + _POSITION_OFFSET,
+    }
+
+
+def _write_sizes(sizes: Sizes) -> dict[str, int]:
+    return {
+        "hidden_size": sizes[CHANNELS],
+        "word_embed_proj_dim": sizes[CHANNELS],
+        "num_attention_heads": sizes[HEADS],
+        "head_dim": sizes[HEAD_CHANNELS],
+        "ffn_dim": sizes[NEURONS],
+    }
+
+
+def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
+    return {
+        "self_attn.num_heads": sizes[HEADS],
+        "self_attn.head_dim": sizes[HEAD_CHANNELS],
+        "self_attn.scaling": sizes[HEAD_CHANNELS] ** -0.5,
+    }
+
+
+def _oldest_transformers(config: dict[str, Any]) -> str:
+    return "4.49"
+
+
+def _linear(name: str, outputs: Axis, inputs: Axis, norm: str | None = None) -> tuple[Weight, Weight]:
+    matrix = Weight(f"{_LAYER}{name}.weight", (outputs, inputs), True, norm=norm and _LAYER + norm)
+    return matrix, Weight(f"{_LAYER}{name}.bias", (outputs,), exists_if="enable_bias")
+
+
+def _norm(name: str) -> tuple[Weight, Weight]:
+    weight, bias = (
+        Weight(f"{name}.{part}", (_CHANNELS,), exists_if="layer_norm_elementwise_affine") for part in ("weight", "bias")
+    )
+    return weight, bias
+
+
+ARCHITECTURE = Architecture(
+    model_type="opt",
+    prefix="OPT",
+    config_class="OPTConfig",
+    model_class="OPTModel",
+    causal_class="OPTForCausalLM",
+    dimensions=(CHANNELS, LAYERS, HEADS, HEAD_CHANNELS, NEURONS),
+    layers="model.decoder.layers",
+    norms=Norms("layer", eps=1e-5),
+    heads=ATTENDING,
+    keys=ATTENDING,
+    read_sizes=_read_sizes,
+    write_sizes=_write_sizes,
+    module_sizes=_module_sizes,
+    stock_problem=heads_must_fill_channels,
+    oldest_transformers=_oldest_transformers,
+    weights=(
+        Weight(_DECODER + "embed_tokens.weight", (_VOCABULARY, _CHANNELS)),
+        Weight(_DECODER + "embed_positions.weight", (Axis(POSITIONS), _CHANNELS)),
+        *_norm(_LAYER + "self_attn_layer_norm"),
+        *_linear("self_attn.q_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.k_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.v_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.out_proj", _CHANNELS, ATTENDING),
+        *_norm(_LAYER + "final_layer_norm"),
+        *_linear("fc1", _NEURONS, _CHANNELS, "final_layer_norm"),
+        *_linear("fc2", _CHANNELS, _NEURONS),
+        *_norm(_DECODER + "final_layer_norm"),
+        Weight(
+            "lm_head.weight",
+            (_VOCABULARY, _CHANNELS),
+            True,
+            shared_if="tie_word_embeddings",
+            norm=_DECODER + "final_layer_norm",
+        ),
+    ),
+)
