@@ -50,25 +50,26 @@ OVERRIDDEN = (
 )
 """Names of base classes that classes of this package override or use on themselves, none with a public counterpart."""
 
-_GPT_NEOX = "transformers.models.gpt_neox.modeling_gpt_neox"
+_CONFIG, _MODEL = "transformers:PreTrainedConfig", "transformers:PreTrainedModel"
 _MAPPING = "transformers.conversion_mapping"
 _PLANS = "unset, since stock plans shard heads that are all alike"
 TRAVELING = (
-    ForeignName(_GPT_NEOX, "GPTNeoXAttention", "base of attention with its own number of heads"),
-    ForeignName(_GPT_NEOX, "GPTNeoXLayer", "base of a layer with its own sizes"),
-    ForeignName(_GPT_NEOX, "GPTNeoXMLP", "built from the configuration of its own layer", ("config",)),
-    ForeignName(_GPT_NEOX, "GPTNeoXRotaryEmbedding", "built from the configuration of the first layer", ("config",)),
     ForeignName(_MAPPING, "get_checkpoint_conversion_mapping", "see `load_renamed_as`", ("model_type",)),
     ForeignName(_MAPPING, "register_checkpoint_conversion_mapping", "see `load_renamed_as`"),
-    ForeignName("transformers:GPTNeoXPreTrainedModel", "_no_split_modules", "names the layer class of a student"),
-    ForeignName("transformers:GPTNeoXPreTrainedModel", "_can_record_outputs", "names the classes of a student"),
-    *(ForeignName("transformers:GPTNeoXForCausalLM", name, _PLANS) for name in ("_tp_plan", "_pp_plan")),
-    *(ForeignName("transformers:GPTNeoXConfig", f"base_model{name}", _PLANS) for name in ("_tp_plan", "_pp_plan")),
-    ForeignName("transformers:GPTNeoXConfig", "validate_architecture", "allows any number of heads times `head_dim`"),
-    ForeignName("transformers:GPTNeoXConfig", "validate_rope", "validates the first layer, since all rotate alike"),
-    ForeignName("transformers:GPTNeoXConfig", "per_layer_config", "see `layer_configs`"),
+    ForeignName(_MODEL, "_no_split_modules", "names the layer class of a student, where that is not the stock one"),
+    *(ForeignName(_MODEL, name, _PLANS) for name in ("_tp_plan", "_pp_plan")),
+    *(ForeignName(_CONFIG, f"base_model{name}", _PLANS) for name in ("_tp_plan", "_pp_plan")),
+    ForeignName(_MODEL, "post_init", "waits until there are layers, which the stock constructor does not make"),
+    ForeignName(_CONFIG, "_attn_implementation", "that which the stock constructor chose; see `attention_kernel`"),
+    ForeignName(_CONFIG, "_auto_class", "set where there is no `register_for_auto_class` yet"),
+    ForeignName(_CONFIG, "validate_architecture", "allows any number of heads times `head_dim`"),
+    ForeignName(_CONFIG, "validate_rope", "validates the first layer, since all rotate alike"),
+    ForeignName(_CONFIG, "per_layer_config", "see `layer_configs`"),
 )
-"""Names in the code that travels with a student; it also uses `_weight_conversions`, as `add_renamings` does."""
+"""Names in the code that travels with a student; it also uses `_weight_conversions`, as `add_renamings` does.
+
+It builds the stock modules of its architecture, too, each from `transformers.models.*.modeling_*`.
+"""
 
 CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 MODELING_AUTO = "transformers.models.auto.modeling_auto"

@@ -325,7 +325,7 @@ def indices(kept: Kept) -> tuple[int, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _canonical(kept: Any, name: str) -> Kept:

@@ -3,11 +3,13 @@
 import ast
 import graphlib
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 import hf_whittle
+from hf_whittle.architectures.registry import ARCHITECTURES, get_architecture
 
 PACKAGE = Path(hf_whittle.__file__).parent
 
@@ -59,7 +61,7 @@ SCRIPTS = [
     *(ROOT / name for name in (".ci/old_transformers", "model_cards/render.py")),
     *sorted(path for folder in ("examples", "tests/benchmarks") for path in (ROOT / folder).glob("*.py")),
 ]
-SHIPPED = ("configuration_whittle_gpt_neox", "modeling_whittle_gpt_neox")
+SHIPPED = sorted(path.stem for path in (PACKAGE / "models" / "students").glob("*whittle*.py"))
 
 
 def imports_of(module):
@@ -148,12 +150,12 @@ def test_a_trainer_of_students_loads_neither_pictures_nor_recipes_nor_search_alg
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_code_that_travels_with_a_student_imports_only_its_libraries_and_siblings(name):
-    folder = "hf_whittle.models.gpt_neox."
-    for imported in imports_of(f"models.gpt_neox.{name}"):
+    folder = "hf_whittle.models.students."
+    for imported in imports_of(f"models.students.{name}"):
         if imported.startswith("hf_whittle."):
             assert imported.removeprefix(folder).split(".")[0] in SHIPPED
         else:
-            assert imported.split(".")[0] in {"torch", "transformers", "huggingface_hub"}
+            assert imported.split(".")[0] in {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -171,8 +173,12 @@ def test_any_module_of_transformers_can_be_imported_next_and_students_are_regist
         import hf_whittle
         from transformers.modeling_layers import GradientCheckpointingLayer
         from transformers import AutoConfig, AutoModelForCausalLM
+        from hf_whittle.architectures.registry import ARCHITECTURES
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-        config = AutoConfig.for_model("whittle_gpt_neox", **sizes)
-        print(type(AutoModelForCausalLM.from_config(config)).__name__)
+        sizes |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 9}
+        for model_type in ARCHITECTURES:
+            config = AutoConfig.for_model("whittle_" + model_type, **sizes)
+            print(type(AutoModelForCausalLM.from_config(config)).__name__)
     """
-    assert run_python(script) == "WhittleGPTNeoXForCausalLM\n"
+    expected = [f"Whittle{get_architecture(model_type).prefix}ForCausalLM" for model_type in ARCHITECTURES]
+    assert run_python(script).split() == expected

@@ -23,6 +23,9 @@ class Dimension:
     unit: int = 1
     is_sliced: bool = True
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 CHANNELS = Dimension("hidden_size", "channels")
 """Channels of the residual stream."""

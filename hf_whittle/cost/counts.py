@@ -54,9 +54,11 @@ def weight_bytes(
 
 
 def student_shape(config: "PreTrainedConfig", subnet: SubnetConfig | Shape | None) -> Shape:
-    if isinstance(subnet, Shape):
-        return subnet
+    """Sizes of a student, with those of optional dimensions that the subnet does not name."""
+    full = Shape.from_config(config)
     if subnet is None:
-        return Shape.from_config(config)
-    subnet.validate(config)
-    return subnet.shape
+        return full
+    if isinstance(subnet, SubnetConfig):
+        subnet.validate(full)
+        subnet = subnet.shape
+    return subnet.filled(full)

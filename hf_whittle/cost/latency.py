@@ -3,7 +3,7 @@
 import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..errors import SubnetError
+from ..architectures.dimensions import CHANNELS
+from ..errors import CheckpointError, SubnetError
 from ..files.text import read_json, write_json
 from ..subnet import Shape, SubnetConfig
 from .bins import Bin, ParameterBin
-from .polynomial import Polynomial
+from .polynomial import Polynomial, parameter_polynomial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -93,17 +94,19 @@ class LatencyModel:
 
         if not hasattr(supernet, "active_subnet"):
             raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")
-        if subnets < 16:
-            raise ValueError(f"subnets must be at least 16, twice the coefficients to fit, got {subnets}")
+        fitted = latency_polynomial(supernet.full_config)
+        least = 2 * len(fitted.terms)
+        if subnets < least:
+            raise ValueError(f"subnets must be at least {least}, twice the coefficients to fit, got {subnets}")
         rng = Random(seed)
         drawn = [space.sample(rng, ParameterBin(0, float("inf"))).shape for _ in range(subnets)]
         how: dict[str, Any] = {"batch_size": batch_size, "sequence_length": sequence_length, "phase": phase}
         seconds = _medians(supernet, tqdm(drawn, desc="latency", unit="subnet", disable=not progress), repeats, how)
         held_out = subnets // 4
-        tried = fit_polynomial(drawn[held_out:], seconds[held_out:])
+        tried = fit_polynomial(fitted, drawn[held_out:], seconds[held_out:])
         errors = [abs(tried(shape) / true - 1) for shape, true in zip(drawn[:held_out], seconds, strict=False)]
         return cls(
-            polynomial=fit_polynomial(drawn, seconds),
+            polynomial=fit_polynomial(fitted, drawn, seconds),
             error=statistics.median(errors),
             device=device_name(supernet.device),
             dtype=str(supernet.dtype).removeprefix("torch."),
@@ -117,13 +120,26 @@ class LatencyModel:
 
     def save(self, path: str | Path) -> None:
         """Write the model as JSON, to be loaded for later searches: measuring anew would give other coefficients."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyModel":
-        """Read a model from a file that `save` wrote."""
+        """Read a model from a file that `save` wrote.
+
+        Raises:
+            CheckpointError: if the file holds something else, or an older version wrote it.
+        """
         values = read_json(path)
-        return cls(**{**values, "polynomial": Polynomial(**values["polynomial"])})
+        try:
+            return cls(**{**values, "polynomial": Polynomial.from_dict(values["polynomial"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} holds no latency model, or one of an older version of hf_whittle, whose polynomial had other "
+                "terms: call LatencyModel.fit again and save the new one"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "polynomial": self.polynomial.to_dict()}
 
     def check(self, config: "PreTrainedConfig") -> None:
         """Raise `SubnetError` unless the model was fitted to a super-network of these sizes."""
@@ -146,6 +162,9 @@ class LatencyBin(Bin):
     of = "seconds"
     model: LatencyModel
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"cost": self.of, "low": self.low, "high": self.high, "model": self.model.to_dict()}
+
     def cost(self, config: "PreTrainedConfig") -> Polynomial:
         self.model.check(config)
         return self.model.polynomial
@@ -162,20 +181,31 @@ def _medians(supernet: "SuperNetModel", shapes: Iterable[Shape], repeats: int, h
     return seconds
 
 
-def fit_polynomial(shapes: Sequence[Shape], costs: Sequence[float]) -> Polynomial:
-    """Fit the polynomial of least squared relative error that has no negative coefficient."""
+def latency_polynomial(config: "PreTrainedConfig") -> Polynomial:
+    """The terms of a latency: those of the parameters, each also without the channels.
+
+    A matrix takes time for its multiplications, and what it gives for its size.
+    """
+    parameters = parameter_polynomial(config)
+    without = [tuple(name for name in names if name != CHANNELS.name) for names in parameters.terms]
+    return Polynomial(dict.fromkeys((*without, *parameters.terms), 1), parameters.shared)
+
+
+def fit_polynomial(polynomial: Polynomial, shapes: Sequence[Shape], costs: Sequence[float]) -> Polynomial:
+    """Give a polynomial coefficients of least squared relative error, none of them negative."""
     from scipy.optimize import nnls
 
-    terms = [Polynomial(**{item.name: 1}) for item in fields(Polynomial)]
+    terms = [Polynomial({names: 1}, polynomial.shared) for names in polynomial.terms]
     rows = np.array([[term(shape) / cost for term in terms] for shape, cost in zip(shapes, costs, strict=True)])
     scale = np.maximum(rows.max(axis=0), 1e-30)
     coefficients, _ = nnls(rows / scale, np.ones(len(rows)))
-    return Polynomial(*(coefficients / scale).tolist())
+    return polynomial.with_coefficients((coefficients / scale).tolist())
 
 
 def _first_entries(shape: Shape) -> SubnetConfig:
     """A subnet of these sizes that is sliced without gathering."""
-    return SubnetConfig(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
+    kept = {dimension.name: getattr(shape, dimension.name) for dimension in shape.dimensions}
+    return SubnetConfig(num_hidden_layers=shape.num_hidden_layers, **kept)
 
 
 def fingerprint_of_sizes(config: "PreTrainedConfig") -> str:

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import entries, output_matrix, projections, writer_features
+from .parts import features_of, output_matrix, projections, writer_features
 
 
 def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..models.architecture import Weight, head_dim
+from ..architectures.registry import get_architecture
+from ..architectures.table import Weight
+from ..models.rows import KeptRows
 from ..models.slicing import slice_weights, student_model
 from ..models.source import Source
-from ..models.supernet import axis_rows
-from ..subnet import SubnetConfig
+from ..subnet import Shape, SubnetConfig
 from .parts import layer_after
 from .regression import Moments
 from .student_weights import StudentWeights
@@ -41,6 +42,9 @@ class _Healing:
 
     def __init__(self, moments: SupernetMoments, student: StudentWeights, subnet: SubnetConfig):
         self._moments, self._student, self._subnet = moments, student, subnet
+        self._full, self._shape = SubnetConfig.full(moments.config), Shape.from_config(moments.config)
+        self._is_centered = get_architecture(moments.config).norms.kind == "layer"
+        self._rows = {each: KeptRows(moments.config, each) for each in (subnet, self._full)}
 
     def run(self) -> None:
         student, moments = self._student, self._moments
@@ -48,35 +52,41 @@ class _Healing:
             student.change_basis(self._gram())
         for position, layer in enumerate(self._subnet.layers):
             for number, group in enumerate(moments.groups):
-                for weight in group.readers:
-                    student.heal_reader(weight, position, self._of_reader(weight, position, layer))
-                student.heal_writers(group.writers, position, self._of_writers(position, number))
+                for readers in group.readers:
+                    student.heal_readers(readers, position, self._of_readers(readers, position, layer))
+                if group.is_normalized:
+                    for weight in group.writers:
+                        student.heal_writers([weight], position, self._of_normalized_writer(weight, position))
+                else:
+                    student.heal_writers(group.writers, position, self._of_writers(position, number))
         if moments.head is not None:
-            last = len(self._subnet.layers) - 1
-            student.heal_reader(moments.head, last, self._of_reader(moments.head, last, moments.layers[-1]))
+            last, head = len(self._subnet.layers) - 1, [moments.head]
+            student.heal_readers(head, last, self._of_readers(head, last, moments.layers[-1]))
 
     def _gram(self) -> torch.Tensor:
         """Gram matrix of the channels of the normalized hidden states where the student reads them."""
         moments = self._moments
         assert moments.head is not None
-        read = [(moments.readers[0].norm, layer) for layer in self._subnet.layers]
+        read = [(moments.readers[0][0].norm, layer) for layer in self._subnet.layers]
         read.append((moments.head.norm, moments.layers[-1]))
         zero = torch.zeros((), device=moments.normal[read[0]].device)
         return sum((moments.normal[key][:-1, :-1] for key in read), zero)
 
-    def _of_reader(self, weight: Weight, position: int, layer: int) -> Moments:
-        """Moments of normalized hidden states and 1: features of the student, targets of the teacher.
+    def _of_readers(self, weights: Sequence[Weight], position: int, layer: int) -> Moments:
+        """Moments of normalized hidden states, and 1 for a constant: features of the student, targets of the teacher.
 
         The student's hidden states are approximated by the teacher's in its basis; at the first kept layer, they are
         the embedding.
         """
-        normal, with_target = self._normal(weight, position, layer)
-        own = (self._student.tensors[f"{weight.norm}.{part}".format(layer=position)] for part in ("weight", "bias"))
-        scale, shift = (part.double() for part in own)
-        scale_of_teacher, shift_of_teacher = (p.double() for p in self._student.norm_of_teacher(weight, layer))
-        normalized = _normalized(self._student.basis.down.double(), normal)
-        features = F.pad(torch.cat([scale[:, None] * normalized, shift[:, None]], 1), (0, 0, 0, 1))
-        features[-1, -1] = 1
+        student, norm = self._student, weights[0].norm
+        normal, with_target = self._normal(weights[0], position, layer)
+        scale, shift = (part.double() for part in student.norm_of_student(norm, position))
+        scale_of_teacher, shift_of_teacher = (part.double() for part in student.norm_of_teacher(norm, layer))
+        normalized = _normalized(student.basis.down.double(), normal, self._is_centered)
+        features = torch.cat([scale[:, None] * normalized, shift[:, None]], 1)
+        if student.has_constant(weights, position):
+            features = F.pad(features, (0, 0, 0, 1))
+            features[-1, -1] = 1
         targets = torch.cat([scale_of_teacher.diag(), shift_of_teacher[:, None]], 1)
         return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T)
 
@@ -84,7 +94,7 @@ class _Healing:
         """Moments of the normalized hidden states that approximate the student's, alone and with the teacher's."""
         moments = self._moments
         if position == 0 and layer > 0 and weight.in_layer:  # only the embedding comes before it
-            normal, with_target = moments.normal[moments.readers[0].norm, 0], moments.normal_from_embedding
+            normal, with_target = moments.normal[moments.readers[0][0].norm, 0], moments.normal_from_embedding
             return normal.double(), with_target[weight.norm, layer].double()
         normal = moments.normal[weight.norm, layer].double()
         return normal, normal
@@ -111,6 +121,14 @@ class _Healing:
             left -= student.matrix(other.writers, position).double() @ gram[others][:, chosen].double()
         return Moments.known(gram[chosen][:, chosen], left)
 
+    def _of_normalized_writer(self, weight: Weight, position: int) -> Moments:
+        """Moments of the kept inputs of a writer as features, and of its output in the super-network as targets."""
+        layer = self._subnet.layers[position]
+        gram, chosen = self._moments.features[layer], self._chosen(self._subnet, position, [weight])
+        every = self._chosen(self._full, layer, [weight])
+        matrix = self._student.basis.down.double() @ self._student.matrix_of_teacher([weight], layer).double()
+        return Moments.known(gram[chosen][:, chosen], matrix @ gram[every][:, chosen].double())
+
     def _written_until_next(self, position: int, chosen: torch.Tensor) -> torch.Tensor:
         """Moments of the output of all layers until the next kept one with the chosen features."""
         layer, moments = self._subnet.layers[position], self._moments
@@ -122,7 +140,7 @@ class _Healing:
         """Moments of the output of a layer's groups up to `number` in the super-network with the chosen features."""
         moments = self._moments
         writers = [weight for group in moments.groups[: number + 1] for weight in group.writers]
-        every = self._chosen(SubnetConfig.full(moments.config), layer, writers)
+        every = self._chosen(self._full, layer, writers)
         matrix = self._student.matrix_of_teacher(writers, layer).double()
         return matrix @ moments.features[layer][every][:, chosen].double()
 
@@ -138,24 +156,27 @@ class _Healing:
         """Indices, among a layer's features, of the kept inputs of some writers, and of 1 if they have a bias."""
         student, chosen, first = self._student, [], 0
         for weight in self._moments.writers:
-            rows = axis_rows(weight.axes[1], subnet, position, head_dim(self._moments.config))
+            inputs = weight.inputs.size(self._shape.of_layer(subnet.layers[position]))
             if weight in weights:
-                chosen.append(first + (torch.arange(rows) if isinstance(rows, int) else rows))
-            first += student.teacher.weights[weight.name.format(layer=subnet.layers[position])].shape[1]
+                rows = self._rows[subnet](weight.inputs, position)
+                chosen.append(first + (rows if isinstance(rows, torch.Tensor) else torch.arange(rows or inputs)))
+            first += inputs
         if student.biases(weights, 0):
             chosen.append(torch.tensor([first]))
-        return torch.cat(chosen).to(student.embedding.device)
+        return torch.cat(chosen).to(student.teacher.device)
 
 
-def _normalized(down: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+def _normalized(down: torch.Tensor, normal: torch.Tensor, is_centered: bool) -> torch.Tensor:
     """Map `(d, D)` from normalized hidden states of the teacher to those of the student.
 
     Args:
         down (`torch.Tensor`): `(d, D)`, basis of the student's hidden states.
         normal (`torch.Tensor`): `(D + 1, D + 1)`, moments of the teacher's normalized hidden states and 1.
+        is_centered (`bool`): whether norms subtract the mean.
     """
     tokens = normal[-1, -1]
-    centered = down - down.mean(0)
-    variance = ((centered @ normal[:-1, :-1]) * centered).sum() / len(down) / tokens
-    variance += 1 - normal.diagonal()[:-1].mean() / tokens  # the same share of eps as in the teacher's variance
-    return centered / variance.sqrt()
+    if is_centered:
+        down = down - down.mean(0)
+    square = ((down @ normal[:-1, :-1]) * down).sum() / len(down) / tokens
+    square += 1 - normal.diagonal()[:-1].mean() / tokens  # the same share of eps as in the teacher's mean square
+    return down / square.sqrt()

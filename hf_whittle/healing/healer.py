@@ -6,21 +6,20 @@ from contextlib import closing
 from dataclasses import asdict, replace
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..architectures.table import Weight
 from ..compat import attention_kernel, set_attention_kernel
 from ..errors import DataError
 from ..evaluation import cross_entropy, perplexity
-from ..models.architecture import Weight, architecture_module
-from ..models.single_layer import LayerOutput, SingleLayer
+from ..models.single_layer import Embedding, LayerOutput, SingleLayer
 from ..models.slicing import student_model
 from ..models.source import Source
-from ..models.weights import embedding
+from ..models.student import student_config
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .hidden_states import HiddenStatesFile, check_hidden_states
-from .parts import Projections, layer_after, module_of, output_matrix, projections
+from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections
 from .regression import Moments
 from .student_weights import StudentWeights
 
@@ -45,7 +44,7 @@ class Healer:
             )
         self._source, self._config, self._subnet, self._settings = teacher, teacher.config, subnet, settings
         self._groups = projections(self._config)
-        self._student_config = architecture_module(self._config, "student").student_config(self._config, subnet)
+        self._student_config = student_config(self._config, subnet)
         set_attention_kernel(self._student_config, attention_kernel(self._config))
         self.fitted, self.held_out = split_blocks(input_ids, settings.held_out)
         self._input_ids = torch.cat([self.fitted, self.held_out])
@@ -70,17 +69,18 @@ class Healer:
         return weights
 
     def _heal(self, weights: StudentWeights, progress: bool) -> None:
-        embedded = self._source.weight(embedding(self._config).name)
         if self._settings.basis == "principal" and weights.can_change_basis:
-            weights.change_basis(self._gram_of_teacher(embedded))
-        self._embed(self._of_teacher, embedded)
-        del embedded
-        self._embed(self._of_student, weights.embedding)
+            weights.change_basis(self._gram_of_teacher())
+        self._embed(self._of_teacher, self._source)
+        self._embed(self._of_student, self._student(weights))
         layers = self._subnet.layers
         self._advance_teacher(0, layers[0])
         for position in tqdm(range(len(layers)), desc="heal", unit="layer", disable=not progress):
             self._heal_layer(weights, position)
         self._heal_head(weights)
+
+    def _student(self, weights: StudentWeights) -> Source:
+        return replace(self._source, weights=weights.tensors, config=self._student_config)
 
     # Hidden states of teacher and student
 
@@ -91,10 +91,10 @@ class Healer:
             for first in range(start, end, size):
                 yield range(first, min(first + size, end)), start > 0
 
-    def _embed(self, hidden_states: HiddenStatesFile, embedding: torch.Tensor) -> None:
+    def _embed(self, hidden_states: HiddenStatesFile, model: Source) -> None:
+        embedding = Embedding(model)
         for blocks, _ in self._batches():
-            input_ids = self._input_ids[blocks.start : blocks.stop].to(self._source.device)
-            hidden_states.write(blocks, F.embedding(input_ids, embedding))
+            hidden_states.write(blocks, embedding(self._input_ids[blocks.start : blocks.stop]))
 
     def _advance_teacher(self, first: int, last: int) -> None:
         """Take the teacher's hidden states from before layer `first` to before layer `last`."""
@@ -113,9 +113,9 @@ class Healer:
         check_hidden_states(output.hidden_states, "the student", self._subnet.layers[position])
         return output
 
-    def _gram_of_teacher(self, embedding: torch.Tensor) -> torch.Tensor:
+    def _gram_of_teacher(self) -> torch.Tensor:
         """Gram matrix of the channels of the teacher's normalized hidden states where the student reads them."""
-        self._embed(self._of_teacher, embedding)
+        self._embed(self._of_teacher, self._source)
         size, done = self._config.hidden_size, 0
         gram = torch.zeros(size, size, dtype=torch.float64, device=self._source.device)
         for layer in (*self._subnet.layers, self._config.num_hidden_layers):
@@ -123,7 +123,7 @@ class Healer:
             done = layer
             for blocks, held_out in self._batches():
                 if not held_out:
-                    normal = F.layer_norm(self._of_teacher.read(blocks), (size,)).flatten(0, -2)
+                    normal = normalized(self._of_teacher.read(blocks), self._config).flatten(0, -2)
                     gram += normal.T @ normal
         return gram
 
@@ -131,14 +131,17 @@ class Healer:
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
         index = self._subnet.layers[position]
-        student = SingleLayer(replace(self._source, weights=weights.tensors, config=self._student_config), position)
+        student = SingleLayer(self._student(weights), position)
         teacher = SingleLayer(self._source, index)
         for number, group in enumerate(self._groups):
             self._heal_readers(weights, student, teacher, group, position)
+            if self._settings.outputs and group.is_normalized:
+                for weight in group.writers:
+                    self._heal_normalized_writer(weights, student, teacher, weight, position)
             is_last = number == len(self._groups) - 1
             if is_last:
                 self._advance_teacher(index, layer_after(self._subnet, position, self._config.num_hidden_layers))
-            if self._settings.outputs:
+            if self._settings.outputs and not group.is_normalized:
                 self._heal_writers(weights, student, None if is_last else teacher, number, position)
         is_last_layer = position + 1 == len(self._subnet.layers)  # its output is kept as the output matrix reads it
         for blocks, _ in self._batches():
@@ -148,23 +151,26 @@ class Healer:
     def _heal_readers(
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
     ) -> None:
-        moments = self._moments_of_readers(student, teacher, group, position) if self._settings.inputs else {}
+        moments = {}
+        if self._settings.inputs:
+            moments = self._moments_of_readers(weights, student, teacher, group, position)
         if moments or weights.basis.up is not None:
-            for weight in group.readers:
-                weights.heal_reader(weight, position, moments.get(weight))
+            for readers in group.readers:
+                weights.heal_readers(readers, position, moments.get(readers))
 
     def _moments_of_readers(
-        self, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
-    ) -> dict[Weight, Moments]:
-        """Gather, for each reader, the student's normalized hidden states as features and the teacher's as targets."""
-        names = {weight: module_of(weight) for weight in group.readers}
-        moments = {weight: Moments(constant=True) for weight in names}
+        self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
+    ) -> dict[tuple[Weight, ...], Moments]:
+        """Gather the student's normalized hidden states as features and the teacher's as targets."""
+        names = {readers: module_of(readers[0]) for readers in group.readers}
+        moments = {readers: Moments(weights.has_constant(readers, position)) for readers in names}
         for blocks, held_out in self._batches():
             of_teacher = teacher(self._of_teacher.read(blocks), names.values())
             check_hidden_states(of_teacher.hidden_states, "the teacher", self._subnet.layers[position])
             of_student = self._run_student(student, position, blocks, names.values())
-            for weight, name in names.items():
-                moments[weight].add(of_student.activations.inputs[name], of_teacher.activations.inputs[name], held_out)
+            for readers, name in names.items():
+                pair = (of.activations.inputs[name] for of in (of_student, of_teacher))
+                moments[readers].add(*pair, held_out)
         return moments
 
     def _heal_writers(
@@ -190,6 +196,17 @@ class Healer:
             moments.add(features, target @ weights.basis.down.T - reached, held_out)
         weights.heal_writers(writers, position, moments)
 
+    def _heal_normalized_writer(
+        self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, weight: Weight, position: int
+    ) -> None:
+        """Heal a writer whose output passes a norm, so that it writes to that norm as the same of the teacher does."""
+        name, moments = module_of(weight), Moments(constant=bool(weights.biases([weight], position)))
+        for blocks, held_out in self._batches():
+            target = teacher(self._of_teacher.read(blocks), [name]).activations.outputs[name]
+            features = self._run_student(student, position, blocks, [name]).activations.inputs[name]
+            moments.add(features, target @ weights.basis.down.T, held_out)
+        weights.heal_writers([weight], position, moments)
+
     def _heal_head(self, weights: StudentWeights) -> None:
         matrix, last = output_matrix(self._config), len(self._subnet.layers) - 1
         if matrix is None or not (self._settings.head or weights.basis.up is not None):
@@ -198,10 +215,10 @@ class Healer:
         if self._settings.head:
             assert matrix.norm is not None
             norm = SingleLayer(self._source, self._config.num_hidden_layers - 1).module(matrix.norm)
-            moments = Moments(constant=True)
+            moments = Moments(weights.has_constant([matrix], last))
             for blocks, held_out in self._batches():
                 moments.add(self._of_student.read(blocks), norm(self._of_teacher.read(blocks)), held_out)
-        weights.heal_reader(matrix, last, moments)
+        weights.heal_readers([matrix], last, moments)
 
 
 def heal_weights(

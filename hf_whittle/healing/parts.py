@@ -1,12 +1,17 @@
 """Parts of a model that healing changes: the basis of its hidden states, and the matrices that read and write them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
-from ..models.architecture import Dimension, Weight, get_architecture, head_dim
+from ..architectures.dimensions import CHANNELS, NEURONS, Dimension
+from ..architectures.registry import get_architecture
+from ..architectures.table import Axis, Weight
 from ..subnet import Shape, SubnetConfig, indices
 
 if TYPE_CHECKING:
@@ -32,53 +37,83 @@ class Basis:
         return cls(torch.eye(size, device=device)[list(indices(subnet.hidden_size))])
 
     @classmethod
-    def principal(cls, gram: torch.Tensor, size: int) -> "Basis":
-        """The first `size - 1` principal components, in an orthonormal basis of the vectors of `size` with mean 0.
+    def principal(cls, gram: torch.Tensor, size: int, is_centered: bool) -> "Basis":
+        """Principal components.
+
+        Where norms subtract the mean, the first `size - 1` in an orthonormal basis of the vectors of `size` with mean
+        0; else the first `size`.
 
         Args:
             gram (`torch.Tensor`): `(D, D)`, Gram matrix of the channels of the teacher's normalized hidden states.
             size (`int`): channels of the student.
+            is_centered (`bool`): whether norms subtract the mean.
         """
         from scipy.linalg import helmert
 
         values, vectors = torch.linalg.eigh(gram.double())
-        components, energies = vectors.flip(1)[:, : size - 1], values.flip(0)
-        share = energies[: size - 1].sum() / energies.sum()
-        centered = torch.from_numpy(helmert(size)).to(components)  # orthonormal rows, each of sum 0
-        up = components @ centered
+        kept = size - is_centered
+        up, energies = vectors.flip(1)[:, :kept], values.flip(0)
+        share = energies[:kept].sum() / energies.sum()
+        if is_centered:
+            up = up @ torch.from_numpy(helmert(size)).to(up)  # orthonormal rows, each of sum 0
         return cls(up.T.float(), (up * math.sqrt(len(gram) * share / size)).float())
 
 
 @dataclass(frozen=True)
 class Projections:
-    """Matrices of a layer that read the same hidden states, and those that add to hidden states after them."""
+    """Matrices of a layer that read the same hidden states, and those that add to hidden states after them.
 
-    readers: tuple[Weight, ...]
+    Args:
+        readers (`tuple`): matrices that read hidden states, in groups that read the output of the same norm and either
+            all have a bias or all have none.
+        writers (`tuple`): matrices whose output is added to the hidden states.
+    """
+
+    readers: tuple[tuple[Weight, ...], ...]
     writers: tuple[Weight, ...]
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the output of the writers passes a norm before it is added."""
+        return any(weight.norm_after is not None for weight in self.writers)
 
 
 def projections(config: "PreTrainedConfig") -> tuple[Projections, ...]:
     """The projections of a layer: one group where attention and MLP read the same hidden states, else one for each."""
     table = get_architecture(config)
-    of_dimension = []
-    for dimension in (Dimension.HEADS, Dimension.NEURONS):
-        matrices = [
-            (tuple(axis.dimension for axis in weight.axes), weight)
-            for weight in table.weights
-            if weight.in_layer and weight.is_matmul
-        ]
-        readers = tuple(weight for axes, weight in matrices if axes == (dimension, Dimension.CHANNELS))
-        writers = tuple(weight for axes, weight in matrices if axes == (Dimension.CHANNELS, dimension))
-        of_dimension.append(Projections(readers, writers))
+    biased = {weight.name for weight in table.weights if weight.exists(config)}
+    matrices = [weight for weight in table.weights if weight.in_layer and weight.is_matmul and weight.exists(config)]
+
+    def group(*dimensions: Dimension) -> Projections:
+        def is_inner(axis: Axis) -> bool:
+            return not set(dimensions).isdisjoint(axis.dimensions)
+
+        def source(weight: Weight) -> tuple[str, bool]:
+            return str(weight.norm), bias_of(weight) in biased
+
+        readers = [weight for weight in matrices if CHANNELS in weight.inputs.dimensions and is_inner(weight.outputs)]
+        writers = [weight for weight in matrices if CHANNELS in weight.outputs.dimensions and is_inner(weight.inputs)]
+        return Projections(tuple(tuple(same) for _, same in groupby(readers, source)), tuple(writers))
+
+    attention, mlp = (*table.heads.dimensions, *table.keys.dimensions), (NEURONS,)
     if table.parallel_if is not None and getattr(config, table.parallel_if):
-        attention, mlp = of_dimension
-        return (Projections(attention.readers + mlp.readers, attention.writers + mlp.writers),)
-    return tuple(of_dimension)
+        return (group(*attention, *mlp),)
+    return group(*attention), group(*mlp)
+
+
+def bias_of(weight: Weight) -> str:
+    """Name of the bias of a matrix, if it has one."""
+    return f"{weight.module}.bias"
 
 
 def module_of(weight: Weight, layer: int = 0) -> str:
     """Name of the module of a matrix in a layer."""
-    return weight.name.format(layer=layer).removesuffix(".weight")
+    return weight.module.format(layer=layer)
+
+
+def as_matrix(weight: Weight, tensor: torch.Tensor) -> torch.Tensor:
+    """A view of a matrix as `(outputs, inputs)`."""
+    return tensor.T if weight.is_transposed else tensor
 
 
 def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:
@@ -94,18 +129,21 @@ def output_matrix(config: "PreTrainedConfig") -> Weight | None:
     return None
 
 
+def normalized(hidden_states: torch.Tensor, config: "PreTrainedConfig") -> torch.Tensor:
+    """Hidden states as the norms of an architecture give them, without their weight and bias."""
+    norms = get_architecture(config).norms
+    normalize = F.layer_norm if norms.kind == "layer" else F.rms_norm
+    return normalize(hidden_states, hidden_states.shape[-1:], eps=norms.epsilon(config))
+
+
 def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
     """For each layer of a model with the sizes `shape`, the number of inputs of each group of writers, plus 1."""
     return [
-        tuple(
-            1 + sum(entries(weight, 1, config, shape, layer) for weight in group.writers)
-            for group in projections(config)
-        )
+        tuple(1 + features_of(group.writers, shape, layer) for group in projections(config))
         for layer in range(shape.num_hidden_layers)
     ]
 
 
-def entries(weight: Weight, axis: int, config: "PreTrainedConfig", shape: Shape, layer: int) -> int:
-    """Rows of a weight along an axis of heads or neurons, in a layer of a model with the sizes `shape`."""
-    dimension, block = weight.axes[axis].dimension, weight.axes[axis].block_size(head_dim(config))
-    return getattr(shape, dimension.value)[layer] * block
+def features_of(weights: Iterable[Weight], shape: Shape, layer: int) -> int:
+    """Number of inputs of some writers, in a layer of a model with the sizes `shape`, optional ones included."""
+    return sum(weight.inputs.size(shape.of_layer(layer)) for weight in weights)

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from ..models.architecture import Dimension, Weight, get_architecture, head_dim
+from ..architectures.registry import get_architecture
+from ..architectures.table import Axis, Weight
 from ..models.elastic import take
+from ..models.rows import KeptRows
 from ..models.source import Source
-from ..models.supernet import axis_rows
-from ..models.weights import embedding
 from ..subnet import SubnetConfig, count
-from .parts import Basis, output_matrix
+from .parts import Basis, as_matrix, bias_of, output_matrix, projections
 from .regression import Fit, Moments
 
 
@@ -33,114 +32,149 @@ class StudentWeights:
         self.fits: list[dict[str, Any]] = []
         self.basis = Basis.channels(subnet, teacher.config.hidden_size, teacher.device)
         self.teacher, self.ridges = teacher, ridges
-        self._subnet = subnet
+        self._subnet, self._table = subnet, get_architecture(teacher.config)
+        self._rows = KeptRows(teacher.config, subnet)
 
     @property
     def can_change_basis(self) -> bool:
-        """Whether the basis is free: some channels are left out, and the output matrix is not tied."""
+        """Whether the basis is free: some channels are left out, the output matrix is not tied, and no norm scales the
+        channels of what writers add."""
         config = self.teacher.config
-        return 1 < count(self._subnet.hidden_size) < config.hidden_size and output_matrix(config) is not None
-
-    @property
-    def embedding(self) -> torch.Tensor:
-        return self.tensors[embedding(self.teacher.config).name]
+        is_partial = 1 < count(self._subnet.hidden_size) < config.hidden_size
+        is_normalized = any(group.is_normalized for group in projections(config))
+        return is_partial and output_matrix(config) is not None and not is_normalized
 
     def change_basis(self, gram: torch.Tensor) -> None:
-        """Change the basis to principal components: embedding, norms and writers now, readers in `heal_reader`.
+        """Change the basis to principal components: embeddings, norms and writers now, readers in `heal_readers`.
 
         Args:
             gram (`torch.Tensor`): `(D, D)`, Gram matrix of the channels of the teacher's normalized hidden states.
         """
-        config = self.teacher.config
-        self.basis = Basis.principal(gram, count(self._subnet.hidden_size))
-        self.embedding.copy_(self.teacher.weight(embedding(config).name) @ self.basis.down.T)
-        table = get_architecture(config)
-        for norm in {weight.norm for weight in table.weights if weight.norm is not None}:
+        size, norms = count(self._subnet.hidden_size), self._table.norms
+        self.basis = Basis.principal(gram, size, is_centered=norms.kind == "layer")
+        for weight in self._table.weights:
+            if not weight.in_layer and not weight.is_matmul and len(weight.axes) > 1:  # embeddings
+                self.tensors[weight.name].copy_(self.teacher.weight(weight.name) @ self.basis.down.T)
+        for norm in {weight.norm for weight in self._table.weights if weight.norm is not None}:
             for position in range(len(self._subnet.layers)) if "{layer}" in norm else (0,):
-                self.tensors[norm.format(layer=position) + ".weight"].fill_(1)
-                self.tensors[norm.format(layer=position) + ".bias"].zero_()
-        for weight in table.weights:
-            if weight.in_layer and weight.is_matmul and weight.axes[0].dimension is Dimension.CHANNELS:
+                for part, value in (("weight", norms.neutral), ("bias", 0)):
+                    if (tensor := self._of_norm(norm, part, position)) is not None:
+                        tensor.fill_(value)
+        for group in projections(self.teacher.config):
+            for weight in group.writers:
                 for position, layer in enumerate(self._subnet.layers):
                     self._change_basis_of_writer(weight, position, layer)
 
     def _change_basis_of_writer(self, weight: Weight, position: int, layer: int) -> None:
-        matrix = self._slice_of_teacher(weight, 1, position)
-        self.tensors[weight.name.format(layer=position)].copy_(self.basis.down @ matrix)
-        bias = self.tensors.get(_bias(weight).format(layer=position))
+        self._own(weight, position).copy_(self.basis.down @ self._slice_of_teacher(weight, weight.inputs, position))
+        bias = self._bias(weight, position)
         if bias is not None:
-            bias.copy_(self.basis.down @ self.teacher.weight(_bias(weight), layer))
+            bias.copy_(self.basis.down @ self.teacher.weight(bias_of(weight), layer))
 
-    def _slice_of_teacher(self, weight: Weight, axis: int, position: int) -> torch.Tensor:
-        """A matrix of the super-network, sliced along one axis."""
-        chosen = self._rows(weight, axis, position)
-        return take(self.teacher.weight(weight.name, self._subnet.layers[position]), axis, chosen)
+    def _own(self, weight: Weight, position: int) -> torch.Tensor:
+        """A view of a matrix of the student as `(outputs, inputs)`."""
+        return as_matrix(weight, self.tensors[weight.name.format(layer=position)])
 
-    def _rows(self, weight: Weight, axis: int, position: int) -> Any:
-        width = head_dim(self.teacher.config)
-        return axis_rows(weight.axes[axis], self._subnet, position, width, self.teacher.device)
+    def _bias(self, weight: Weight, position: int) -> torch.Tensor | None:
+        return self.tensors.get(bias_of(weight).format(layer=position))
+
+    def _of_norm(self, norm: str | None, part: str, position: int) -> torch.Tensor | None:
+        """The weight or the bias of a norm of the student, if it has one."""
+        return self.tensors.get(f"{norm}.{part}".format(layer=position))
+
+    def _slice_of_teacher(self, weight: Weight, axis: Axis, position: int) -> torch.Tensor:
+        """A matrix `(outputs, inputs)` of the super-network, sliced along one axis."""
+        matrix = as_matrix(weight, self.teacher.weight(weight.name, self._subnet.layers[position]))
+        return take(matrix, 0 if axis is weight.outputs else 1, self._rows(axis, position, self.teacher.device))
 
     # Readers: matrices that multiply the output of a norm
 
-    def start_of_reader(self, weight: Weight, position: int) -> torch.Tensor:
-        """Map from the student's normalized hidden states and 1 to the teacher's, before a fit: `(D, d + 1)`.
+    def has_constant(self, weights: Sequence[Weight], position: int) -> bool:
+        """Whether readers of the same norm can add a constant: they have biases, or the norm has one."""
+        own, of_norm = self._bias(weights[0], position), self._of_norm(weights[0].norm, "bias", position)
+        return own is not None or of_norm is not None
+
+    def start_of_readers(self, weights: Sequence[Weight], position: int) -> torch.Tensor:
+        """Map from the student's normalized hidden states, and 1 if there is a constant, to the teacher's.
 
         Args:
-            weight (`Weight`): the reader.
-            position (`int`): its layer among the kept ones.
+            weights (`Sequence[Weight]`): readers of the same norm.
+            position (`int`): their layer among the kept ones.
+
+        Returns:
+            `torch.Tensor`: `(D, d + 1)` or, without a constant, `(D, d)`; before a fit.
         """
-        assert weight.norm is not None
-        if self.basis.up is None:  # the student's norm is a slice of the teacher's
-            return F.pad(self.basis.down.T, (0, 1))
-        scale, shift = self.norm_of_teacher(weight, self._subnet.layers[position])
-        return torch.cat([scale[:, None] * self.basis.up, shift[:, None]], 1)
-
-    def norm_of_teacher(self, weight: Weight, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the norm before a reader, in the super-network."""
-        return self.teacher.weight(f"{weight.norm}.weight", layer), self.teacher.weight(f"{weight.norm}.bias", layer)
-
-    def heal_reader(self, weight: Weight, position: int, moments: Moments | None) -> None:
-        """Fold a prediction of the teacher's normalized hidden states into a matrix that reads the student's.
-
-        Args:
-            weight (`Weight`): a matrix of a layer, or the output matrix.
-            position (`int`): its layer among the kept ones; the last for the output matrix.
-            moments (`Moments`, *optional*): the student's normalized hidden states and 1 as features, the teacher's as
-                targets; without them, only the basis is changed.
-        """
-        start = self.start_of_reader(weight, position).double()
-        layer = self._subnet.layers[position]
-        if weight.in_layer:
-            matrix = self._slice_of_teacher(weight, 0, position).double()
-            bias = self.tensors.get(_bias(weight).format(layer=position))
-        else:  # the output matrix
-            matrix, bias = self.teacher.weight(weight.name).double(), None
-        if bias is None and self.basis.up is None:
-            assert moments is not None
-            found, shift = self._fit_without_bias(matrix, moments, start, layer, weight)
-            self.tensors[f"{weight.norm}.bias".format(layer=position)] += shift
+        assert weights[0].norm is not None
+        start = self.basis.down.T  # where channels are kept, the student's norm is a slice of the teacher's
+        scale, shift = self.norm_of_teacher(weights[0].norm, self._subnet.layers[position])
+        if self.basis.up is None:
+            shift = torch.zeros_like(shift)
         else:
-            found = start if moments is None else self._fit(moments, start, layer, weight).weight
-            found = self._without_constant(found, matrix, weight, position, bias)
-        self.tensors[weight.name.format(layer=position)].copy_(matrix @ found)
+            start = scale[:, None] * self.basis.up
+        return torch.cat([start, shift[:, None]], 1) if self.has_constant(weights, position) else start
 
-    def _without_constant(
-        self, found: torch.Tensor, matrix: torch.Tensor, weight: Weight, position: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Move the last column of a map `(D, d + 1)`, its constant, into a reader's bias or the norm before it."""
-        if bias is None:  # the norm's output has mean 0, so its mean can carry the constant
-            self.tensors[f"{weight.norm}.bias".format(layer=position)].fill_(1)
-            return _constant_by_mean(found)
-        own = self.teacher.weight(_bias(weight), self._subnet.layers[position])
-        bias.copy_(take(own, 0, self._rows(weight, 0, position)).double() + matrix @ found[:, -1])
-        return found[:, :-1]
+    def norm_of_student(self, norm: str | None, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a norm of the student multiplies with, and what it adds."""
+        return self._effective(self.basis.down[:, 0], *(self._of_norm(norm, part, position) for part in _NORM))
+
+    def norm_of_teacher(self, norm: str | None, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a norm of the super-network multiplies with, and what it adds."""
+        has = (self._of_norm(norm, part, 0) is not None for part in _NORM)
+        parts = [self.teacher.weight(f"{norm}.{part}", layer) if exists else None for part, exists in zip(_NORM, has)]
+        return self._effective(self.basis.down[0], *parts)
+
+    def _effective(
+        self, like: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = torch.ones_like(like) if weight is None else weight + self._table.norms.offset
+        return scale, torch.zeros_like(like) if bias is None else bias
+
+    def heal_readers(self, weights: Sequence[Weight], position: int, moments: Moments | None) -> None:
+        """Fold a prediction of the teacher's normalized hidden states into matrices that read the student's.
+
+        Args:
+            weights (`Sequence[Weight]`): matrices of a layer that read the same norm and all have a bias or all have
+                none; or the output matrix.
+            position (`int`): their layer among the kept ones; the last for the output matrix.
+            moments (`Moments`, *optional*): the student's normalized hidden states, and 1 if there `has_constant`, as
+                features, the teacher's as targets; without them, only the basis is changed.
+        """
+        start = self.start_of_readers(weights, position).double()
+        matrices = [self._slice_of_teacher(weight, weight.outputs, position).double() for weight in weights]
+        norm_bias = self._of_norm(weights[0].norm, "bias", position)
+        has_biases = self._bias(weights[0], position) is not None
+        if has_biases or norm_bias is None or self.basis.up is not None:
+            layer = self._subnet.layers[position]
+            found = start if moments is None else self._fit(moments, start, layer, *weights).weight
+            if norm_bias is not None and not has_biases:  # the norm's output has mean 0: its mean carries the constant
+                norm_bias.fill_(1)
+                found = _constant_by_mean(found)
+        else:
+            assert moments is not None
+            found, shift = self._fit_without_bias(torch.cat(matrices), moments, start, position, weights)
+            norm_bias += shift
+        for weight, matrix in zip(weights, matrices, strict=True):
+            self._fold(found, weight, matrix, position)
+
+    def _fold(self, found: torch.Tensor, weight: Weight, matrix: torch.Tensor, position: int) -> None:
+        """Fold a map `(D, d)`, or `(D, d + 1)` with a constant, into a reader and its bias.
+
+        Args:
+            matrix (`torch.Tensor`): `(outputs, D)`, the reader in the super-network.
+        """
+        own, bias = self._own(weight, position), self._bias(weight, position)
+        own.copy_(matrix @ found[:, : own.shape[1]])
+        if bias is not None:
+            of_teacher = self.teacher.weight(bias_of(weight), self._subnet.layers[position])
+            rows = self._rows(weight.outputs, position, self.teacher.device)
+            bias.copy_(take(of_teacher, 0, rows).double() + matrix @ found[:, -1])
 
     def _fit_without_bias(
-        self, matrix: torch.Tensor, moments: Moments, start: torch.Tensor, layer: int, weight: Weight
+        self, matrix: torch.Tensor, moments: Moments, start: torch.Tensor, position: int, weights: Sequence[Weight]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fit a reader that has no bias: the map to the teacher's hidden states, and a shift of the norm before it.
+        """Fit readers that have no bias: the map to the teacher's hidden states, and a shift of the norm before them.
 
-        The shift gives a constant only as far as the matrix passes it on; it is then part of the features.
+        The shift gives a constant only as far as the matrices pass it on; it is then part of the features.
         """
         free = moments.fit(start, self.ridges).weight
         shift = _shift(matrix @ free[:, :-1], matrix @ free[:, -1])
@@ -150,7 +184,7 @@ class StudentWeights:
             features = torch.cat([identity, added[:, None]], 1)
             fits.append((moments.mapped(features).fit(start[:, :-1], self.ridges), added))
         fit, added = min(fits, key=lambda pair: pair[0].after)
-        self._record(fit, layer, weight)
+        self._record(fit, self._subnet.layers[position], *weights)
         return fit.weight, added.float()
 
     # Writers: matrices whose output is added to the hidden states
@@ -170,7 +204,7 @@ class StudentWeights:
             return
         first = 0
         for weight in weights:
-            matrix = self.tensors[weight.name.format(layer=position)]
+            matrix = self._own(weight, position)
             matrix.copy_(fit.weight[:, first : first + matrix.shape[1]])
             first += matrix.shape[1]
         for number, bias in enumerate(self.biases(weights, position)):  # the first carries the sum
@@ -197,18 +231,17 @@ class StudentWeights:
         self.fits.append({"weights": names, "ridge": fit.ridge, "before": fit.before, "after": fit.after})
 
 
-def _bias(weight: Weight) -> str:
-    return weight.name.removesuffix("weight") + "bias"
+_NORM = ("weight", "bias")
 
 
 def _biases(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> list[torch.Tensor]:
-    names = [_bias(weight).format(layer=layer) for weight in weights]
+    names = [bias_of(weight).format(layer=layer) for weight in weights]
     return [tensors[name] for name in names if name in tensors]
 
 
 def _side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> torch.Tensor:
     biases = _biases(tensors, weights, layer)
-    matrices = [tensors[weight.name.format(layer=layer)] for weight in weights]
+    matrices = [as_matrix(weight, tensors[weight.name.format(layer=layer)]) for weight in weights]
     return torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
 
 

@@ -2,20 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..architectures.registry import get_architecture
 from ..errors import WhittleError
 from ..evaluation import evaluating
 from ..models.activations import Activations, recorded_activations
-from ..models.architecture import get_architecture
 from ..subnet import Shape
 from .hidden_states import check_hidden_states
-from .parts import module_of, output_matrix, projections, writer_features
+from .parts import module_of, normalized, output_matrix, projections, writer_features
 
 if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
@@ -47,11 +47,11 @@ class SupernetMoments:
 
     def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
         self.config = supernet.full_config
-        self._check_memory(supernet.device, min(batch_size, len(input_ids)) * input_ids.shape[1])
         self.groups = projections(self.config)
-        self.readers = tuple(weight for group in self.groups for weight in group.readers)
+        self.readers = tuple(weights for group in self.groups for weights in group.readers)
         self.writers = tuple(weight for group in self.groups for weight in group.writers)
         self.head = output_matrix(self.config)
+        self._check_memory(supernet.device, min(batch_size, len(input_ids)) * input_ids.shape[1])
         self.normal: dict[tuple[str | None, int], Any] = defaultdict(float)
         self.normal_from_embedding: dict[tuple[str | None, int], Any] = defaultdict(float)
         self.features: dict[int, Any] = defaultdict(float)
@@ -66,6 +66,11 @@ class SupernetMoments:
         return range(self.config.num_hidden_layers)
 
     @property
+    def absorbs(self) -> bool:
+        """Whether writers absorb the output of layers that are left out: no norm scales what they add."""
+        return not any(group.is_normalized for group in self.groups)
+
+    @property
     def bytes(self) -> int:
         """Memory of the moments, in single precision."""
         return 4 * (self._products_of_writers + 4 * self.config.hidden_size**2 * (len(self.layers) + 1))
@@ -73,7 +78,7 @@ class SupernetMoments:
     @property
     def flops_per_token(self) -> int:
         """FLOPs of gathering, without those of the forward pass."""
-        norms = len({weight.norm for weight in self.readers}) * len(self.layers) + 1
+        norms = len(list(self._norms()))
         return 2 * self._products_of_writers + 4 * self.config.hidden_size**2 * norms
 
     @property
@@ -86,7 +91,8 @@ class SupernetMoments:
     def _products_of_writers(self) -> int:
         """Products that are summed over tokens for the writers: each takes a number in memory and 2 FLOPs a token."""
         size, layers = self.config.hidden_size, len(self.layers)
-        return sum(width**2 + width * size * (layers - layer + 1) for layer, width in enumerate(self._widths))
+        outputs = [(layers - layer + 1) * self.absorbs for layer in self.layers]
+        return sum(width**2 + width * size * of_layer for width, of_layer in zip(self._widths, outputs, strict=True))
 
     def _check_memory(self, device: torch.device, tokens: int) -> None:
         activations = sum(self._widths) + 5 * self.config.hidden_size * len(self.layers)
@@ -101,7 +107,7 @@ class SupernetMoments:
 
     def _norms(self) -> Iterable[tuple[str | None, int]]:
         """The norms before readers, with their layer; the norm before the output matrix counts to the last layer."""
-        yield from dict.fromkeys((weight.norm, layer) for weight in self.readers for layer in self.layers)
+        yield from dict.fromkeys((weights[0].norm, layer) for weights in self.readers for layer in self.layers)
         if self.head is not None:
             yield self.head.norm, self.layers[-1]
 
@@ -116,16 +122,14 @@ class SupernetMoments:
             supernet.base_model(input_ids=batch, use_cache=False)
         for layer in self.layers:
             check_hidden_states(activations.outputs[self._layer(layer)], "the super-network", layer)
-        self._add_normal(supernet, activations)
+        self._add_normal(activations)
         self._add_written(activations)
 
-    def _add_normal(self, supernet: "SuperNetModel", activations: Activations) -> None:
+    def _add_normal(self, activations: Activations) -> None:
         embedded = activations.inputs[self._layer(0)]
         for norm, layer in self._norms():
-            name = str(norm).format(layer=layer)
-            eps = cast(float, supernet.get_submodule(name).eps)
-            pair = (embedded, activations.inputs[name])
-            first, normal = (_with_one(F.layer_norm(hidden, hidden.shape[-1:], eps=eps)) for hidden in pair)
+            pair = (embedded, activations.inputs[str(norm).format(layer=layer)])
+            first, normal = (_with_one(normalized(hidden, self.config)) for hidden in pair)
             self.normal[norm, layer] += normal.T @ normal
             self.normal_from_embedding[norm, layer] += normal.T @ first
 
@@ -134,9 +138,11 @@ class SupernetMoments:
         after = [activations.outputs[self._layer(layer)] for layer in self.layers]
         written = [(after[layer] - before[layer]).flatten(0, -2) for layer in self.layers]
         for layer in self.layers:
-            inputs = [activations.inputs[module_of(weight, layer)] for weight in self.writers]
+            inputs = [activations.inputs[module_of(weight, layer)].flatten(0, -2) for weight in self.writers]
             features = _with_one(torch.cat(inputs, -1))
             self.features[layer] += features.T @ features
+            if not self.absorbs:
+                continue
             self.written_before[layer] += (before[layer] - before[0]).flatten(0, -2).T @ features
             for later in self.layers[layer:]:
                 self.written[layer, later] += written[later].T @ features

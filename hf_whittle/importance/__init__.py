@@ -1,1 +1,1 @@
-"""Importance of layers, heads, neurons and channels: scores, and the sorting of super-networks by them."""
+"""Importance of layers and of entries of other dimensions: scores, and super-networks sorted by them."""

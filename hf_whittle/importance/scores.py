@@ -1,7 +1,8 @@
-"""Scores of the importance of a model's layers, heads, neurons and channels."""
+"""Scores of the importance of a model's layers and of the entries of every other dimension."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,16 +12,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..architectures.dimensions import CHANNELS, LAYERS, Dimension
+from ..architectures.registry import get_architecture
 from ..compat import uncompiled
 from ..errors import CheckpointError, SubnetError
 from ..evaluation import as_input_ids
 from ..files.atomic import atomic_path
 from ..files.paths import expanded
 from ..fingerprints import fingerprint, model_fingerprint
-from ..models.architecture import Dimension
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_finite, check_no_subnet, check_plain_weights
-from ..subnet import Shape
+from ..subnet import DIMENSIONS, Shape
 from .criteria import Arrays, activations, key_of, magnitudes, removal, taylor
 
 if TYPE_CHECKING:
@@ -32,42 +34,67 @@ LayerCriterion = Literal["magnitude", "cosine", "taylor", "removal"]
 CRITERIA = get_args(Criterion)
 LAYER_CRITERIA = get_args(LayerCriterion)
 
+_LAYERS = "layers"
+_PER_LAYER = {dimension.name: dimension.per_layer for dimension in DIMENSIONS if dimension is not LAYERS}
+
+
+Entries = np.ndarray | tuple[np.ndarray, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class ImportanceScores:
-    """Scores of every layer, head, neuron and channel of a model; the higher, the more important.
+    """Scores of every layer of a model, and of every entry of its other dimensions; the higher, the more important.
 
     Scores compare only within one dimension and layer.
 
     Args:
         layers (`np.ndarray`): `(layers,)`.
-        heads (`tuple[np.ndarray, ...]`): `(heads,)` for each layer.
-        neurons (`tuple[np.ndarray, ...]`): `(neurons,)` for each layer.
-        channels (`np.ndarray`): `(channels,)`.
+        entries (`Mapping[str, np.ndarray | tuple[np.ndarray, ...]]`): by the name of a dimension in `SubnetConfig`,
+            `(entries,)`, or a tuple of these by layer where each layer keeps entries of its own.
         settings (`dict`): criteria, text and model of the measurement.
     """
 
     layers: np.ndarray
-    heads: tuple[np.ndarray, ...]
-    neurons: tuple[np.ndarray, ...]
-    channels: np.ndarray
+    entries: Mapping[str, Entries]
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def of(self, dimension: Dimension) -> Any:
+        """Scores of a dimension, by layer where each layer keeps entries of its own; `None` if it was not scored."""
+        return self.layers if dimension is LAYERS else self.entries.get(dimension.name)
+
     def check(self, shape: Shape) -> None:
-        """Raise `SubnetError` unless there is a score for every entry of a model of this shape."""
-        scored = Shape(len(self.channels), tuple(map(len, self.heads)), tuple(map(len, self.neurons)))
-        if scored != shape or len(self.layers) != shape.num_hidden_layers:
+        """Raise `SubnetError` unless there is a score for every entry of a model of this shape.
+
+        Dimensions that subnets need not name may be without scores.
+        """
+        scored = self._shape()
+        if scored is None or scored.filled(shape) != shape or len(self.layers) != shape.num_hidden_layers:
             raise SubnetError(f"these scores are for a model with {scored}, got one with {shape}; score this model")
-        if not all(np.isfinite(scores).all() for scores in (self.layers, self.channels, *self.heads, *self.neurons)):
+        if not all(np.isfinite(array).all() for array in self._arrays().values()):
             raise SubnetError("some of these scores are NaN or Inf; score the model in float32")
+
+    def _shape(self) -> Shape | None:
+        """Sizes of the model that was scored; `None` if it has no channels."""
+        sizes: dict[str, Any] = {
+            name: tuple(map(len, scores)) if isinstance(scores, tuple) else len(scores)
+            for name, scores in self.entries.items()
+        }
+        return Shape(**sizes) if CHANNELS.name in sizes else None
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by their names in a file."""
+        arrays = {_LAYERS: self.layers}
+        for name, scores in self.entries.items():
+            if isinstance(scores, tuple):
+                arrays |= {f"{name}.{layer}": of_layer for layer, of_layer in enumerate(scores)}
+            else:
+                arrays[name] = scores
+        return arrays
 
     def save(self, path: str | Path) -> None:
         """Write the scores as safetensors."""
-        arrays = {"layers": self.layers, "channels": self.channels}
-        for layer, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
-            arrays |= {f"heads.{layer}": heads, f"neurons.{layer}": neurons}
         with atomic_path(path) as temporary:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            contiguous = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
             content = save(contiguous, {"settings": json.dumps(self.settings)})
             temporary.write_bytes(content)  # `save_file` leaves a file of its own if killed
 
@@ -76,18 +103,20 @@ class ImportanceScores:
         """Read scores from a file that `save` wrote.
 
         Raises:
-            CheckpointError: if the file is missing or damaged.
+            CheckpointError: if the file is missing or damaged, or of an earlier version.
         """
         try:
             with safe_open(expanded(path), framework="np") as file:
-                layers = file.get_tensor("layers")
-                return cls(
-                    layers=layers,
-                    heads=tuple(file.get_tensor(f"heads.{layer}") for layer in range(len(layers))),
-                    neurons=tuple(file.get_tensor(f"neurons.{layer}") for layer in range(len(layers))),
-                    channels=file.get_tensor("channels"),
-                    settings=json.loads(file.metadata()["settings"]),
-                )
+                layers = file.get_tensor(_LAYERS)
+                entries: dict[str, Entries] = {}
+                for name in dict.fromkeys(key.partition(".")[0] for key in file.keys() if key != _LAYERS):  # noqa: SIM118
+                    if name not in _PER_LAYER:
+                        raise ValueError(f"it has scores of {name!r}, which is no dimension of a subnet")
+                    of_layers = (file.get_tensor(f"{name}.{layer}") for layer in range(len(layers)))
+                    entries[name] = tuple(of_layers) if _PER_LAYER[name] else file.get_tensor(name)
+                if CHANNELS.name not in entries:
+                    raise ValueError(f"it has no scores of {CHANNELS.name}")
+                return cls(layers, entries, json.loads(file.metadata()["settings"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"cannot read importance scores from {path}: {error}; remove the file and score the model again"
@@ -104,14 +133,15 @@ def score_importance(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> ImportanceScores:
-    """Score layers, heads, neurons and channels in one pass over some text.
+    """Score layers, and the entries of every other dimension, in one pass over some text.
 
     `taylor` and `removal` take passes of their own.
 
     Args:
-        model (`PreTrainedModel`): a super-network, a stock GPT-NeoX or a student; it is not changed.
+        model (`PreTrainedModel`): a super-network, a stock model or a student; it is not changed.
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
-        criterion (`str`, *optional*, defaults to `"activation"`): criterion of heads, neurons and channels.
+        criterion (`str`, *optional*, defaults to `"activation"`): criterion of heads, neurons,
+            channels and other entries.
         layer_criterion (`str`, *optional*, defaults to `"cosine"`): criterion of layers; `"removal"` needs a
             super-network.
         batch_size (`int`, *optional*, defaults to 16): blocks at a time; `taylor` squares after each batch.
@@ -143,7 +173,8 @@ def score_importance(
     }
     cached = None
     if cache_dir is not None:
-        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        dimensions = [dimension.name for dimension in get_architecture(model.config).dimensions]
+        digest = hashlib.sha256(json.dumps([settings, dimensions]).encode()).hexdigest()[:16]
         cached = Path(expanded(cache_dir)) / f"importance-{digest}.safetensors"
         if cached.is_file():
             return ImportanceScores.load(cached)
@@ -175,18 +206,20 @@ def _score(
     if "taylor" in wanted:
         found["taylor"] = taylor(*how)
     layers = range(model.config.num_hidden_layers)
-    widths = found[settings["criterion"]]
     if settings["layer_criterion"] == "removal":
         of_layers = removal(*how)
     else:
-        of_layers = np.stack([found[settings["layer_criterion"]][f"layer.{layer}"] for layer in layers])
-    return ImportanceScores(
-        layers=of_layers,
-        heads=tuple(widths[key_of(Dimension.HEADS, layer)] for layer in layers),
-        neurons=tuple(widths[key_of(Dimension.NEURONS, layer)] for layer in layers),
-        channels=widths[key_of(Dimension.CHANNELS, None)],
-        settings=settings,
-    )
+        by_key = found[settings["layer_criterion"]]
+        of_layers = np.stack([by_key[key_of(LAYERS, layer)] for layer in layers])
+    by_key = found[settings["criterion"]]
+    entries: dict[str, Entries] = {
+        dimension.name: tuple(by_key[key_of(dimension, layer)] for layer in layers)
+        if dimension.per_layer
+        else by_key[dimension.name]
+        for dimension in get_architecture(model.config).dimensions
+        if dimension is not LAYERS
+    }
+    return ImportanceScores(of_layers, entries, settings)
 
 
 def check_whole(model: "PreTrainedModel") -> None:

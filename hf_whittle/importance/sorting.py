@@ -1,16 +1,19 @@
 """Sort a super-network by importance, so that coarse subnets keep the best entries."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, Dimension
+from ..architectures.table import Axis
 from ..compat import uncompiled
 from ..errors import SubnetError
 from ..fingerprints import model_fingerprint
-from ..models.architecture import Dimension, head_dim
-from ..models.elastic import rows, take
+from ..models.elastic import take
+from ..models.rows import unsliced_sizes
 from ..subnet import Kept, Shape, SubnetConfig, indices
 from .criteria import model_weights
 from .scores import ImportanceScores, check_whole
@@ -19,19 +22,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_UNSORTED = (LAYERS, HEAD_CHANNELS)
+"""Dimensions whose order matters: layers follow each other, and rotary frequencies belong to channels of a head."""
+
+
 @dataclass(frozen=True)
 class Order:
     """Original indices of the entries of a sorted super-network: entry `i` was entry `order[i]` before.
 
     Args:
-        channels (`tuple[int, ...]`): indices of channels.
-        heads (`tuple[tuple[int, ...], ...]`): indices of the heads of each layer.
-        neurons (`tuple[tuple[int, ...], ...]`): indices of the neurons of each layer.
+        entries (`Mapping[str, tuple]`): by the name of a dimension, the indices of its entries, or a tuple of these by
+            layer where each layer keeps entries of its own; dimensions that are not sorted are left out.
     """
 
-    channels: tuple[int, ...]
-    heads: tuple[tuple[int, ...], ...]
-    neurons: tuple[tuple[int, ...], ...]
+    entries: Mapping[str, Any]
 
     @classmethod
     def by(cls, scores: ImportanceScores) -> "Order":
@@ -40,44 +44,51 @@ class Order:
         def descending(values: np.ndarray) -> tuple[int, ...]:
             return tuple(np.argsort(-values, kind="stable").tolist())
 
+        unsorted = [dimension.name for dimension in _UNSORTED]
         return cls(
-            channels=descending(scores.channels),
-            heads=tuple(map(descending, scores.heads)),
-            neurons=tuple(map(descending, scores.neurons)),
+            {
+                name: tuple(map(descending, of_entries)) if isinstance(of_entries, tuple) else descending(of_entries)
+                for name, of_entries in scores.entries.items()
+                if name not in unsorted
+            }
         )
 
-    def of(self, dimension: Dimension, layer: int | None) -> tuple[int, ...] | None:
+    def of(self, dimension: Dimension, layer: int | None = None) -> tuple[int, ...] | None:
         """The order along a dimension; `None` if it is not sorted."""
-        if dimension is Dimension.CHANNELS:
-            return self.channels
-        in_layer = {Dimension.HEADS: self.heads, Dimension.NEURONS: self.neurons}.get(dimension)
-        return None if in_layer is None or layer is None else in_layer[layer]
+        order = self.entries.get(dimension.name)
+        return order[layer] if order is not None and dimension.per_layer else order
 
     def original(self, subnet: SubnetConfig) -> SubnetConfig:
         """Map a subnet of the sorted super-network to the original indices."""
 
-        def before(order: tuple[int, ...], kept: Kept) -> tuple[int, ...]:
+        def before(dimension: Dimension, kept: Kept, layer: int | None = None) -> tuple[int, ...]:
+            order = self.of(dimension, layer)
+            assert order is not None
             return tuple(sorted(order[index] for index in indices(kept)))
 
-        def in_layers(orders: tuple[tuple[int, ...], ...], kept: tuple[Kept, ...]) -> tuple[Kept, ...]:
-            return tuple(before(orders[layer], entry) for layer, entry in zip(subnet.layers, kept, strict=True))
-
-        return SubnetConfig(
-            hidden_size=before(self.channels, subnet.hidden_size),
-            num_hidden_layers=subnet.num_hidden_layers,
-            num_attention_heads=in_layers(self.heads, subnet.num_attention_heads),
-            intermediate_size=in_layers(self.neurons, subnet.intermediate_size),
+        return subnet.replaced(
+            {
+                dimension: tuple(
+                    before(dimension, kept, layer)
+                    for layer, kept in zip(subnet.layers, subnet.kept(dimension), strict=True)
+                )
+                if dimension.per_layer
+                else before(dimension, subnet.kept(dimension))
+                for dimension in subnet.dimensions
+                if dimension.name in self.entries
+            }
         )
 
 
 def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Order:
     """Sort heads, neurons and channels of a model by importance, in place, so that a prefix keeps the best of them.
 
-    The model computes the same function, up to the rounding of sums in another order. Layers are not sorted, since
-    their order matters; a fine-grained search space can leave out any of them.
+    The model computes the same function, up to the rounding of sums in another order. Key-value heads move with their
+    queries, whose order is the same in all of them. Layers and channels of a head are not sorted, since their order
+    matters; a fine-grained search space can leave out any of them.
 
     Args:
-        model (`PreTrainedModel`): a super-network, a stock GPT-NeoX or a student.
+        model (`PreTrainedModel`): a super-network, a stock model or a student.
         scores (`ImportanceScores`): scores of this model.
 
     Returns:
@@ -88,7 +99,8 @@ def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Or
     """
     model = uncompiled(model)
     check_whole(model)
-    scores.check(Shape.from_config(model.config))
+    shape = Shape.from_config(model.config)
+    scores.check(shape)
     if scores.settings.get("model", fingerprint := model_fingerprint(model)) != fingerprint:
         raise SubnetError("these scores belong to another model, or this one was sorted since; score it again")
     order = Order.by(scores)
@@ -96,9 +108,16 @@ def sort_by_importance(model: "PreTrainedModel", scores: ImportanceScores) -> Or
     with torch.no_grad():
         for weight, layer in model_weights(model):
             parameter = parameters[weight.name.format(layer=layer)]
+            sizes = {**unsliced_sizes(model.config), **shape.of_layer(layer or 0)}
             for dim, axis in enumerate(weight.axes):
-                entries = order.of(axis.dimension, layer)
-                if entries is not None:
-                    block = axis.block_size(head_dim(model.config))
-                    parameter.copy_(take(parameter, dim, rows(entries, block, parameter.device)))
+                if any(dimension.name in order.entries for dimension in axis.dimensions):
+                    rows = torch.from_numpy(_rows(axis, axis.factor_sizes(sizes), order, layer))
+                    parameter.copy_(take(parameter, dim, rows.to(parameter.device)))
     return order
+
+
+def _rows(axis: Axis, sizes: Sequence[int], order: Order, layer: int | None) -> np.ndarray:
+    """Original rows of a sorted axis, `(rows,)`."""
+    orders = (order.of(factor, layer) if isinstance(factor, Dimension) else None for factor in axis.factors)
+    entries = [range(size) if kept is None else kept for kept, size in zip(orders, sizes, strict=True)]
+    return np.ravel_multi_index(np.ix_(*entries), tuple(sizes)).flatten()

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..architectures.registry import get_architecture, has_architecture, is_known, is_whittle
 from ..compat import add_renamings
 from ..errors import CheckpointError
-from .students.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
+from .students.whittle_configuration import OLDEST_TRANSFORMERS
 
 
 def check_generation_config(config: Any) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from ..architectures.registry import ARCHITECTURES, get_architecture
 from ..compat import CONFIGURATION_AUTO, MODELING_AUTO
+from .students import student_classes, student_config_class
 
 _OURS = "hf_whittle.models.students."
 
@@ -26,17 +28,18 @@ def register() -> None:
 
 
 def _register_with_imported() -> None:
+    architectures = [get_architecture(model_type) for model_type in ARCHITECTURES]
     if CONFIGURATION_AUTO in sys.modules:
-        from .students.configuration_whittle_gpt_neox import WhittleGPTNeoXConfig
-
         auto_config = sys.modules[CONFIGURATION_AUTO].AutoConfig
-        auto_config.register(WhittleGPTNeoXConfig.model_type, WhittleGPTNeoXConfig, exist_ok=True)
+        for architecture in architectures:
+            config = student_config_class(architecture)
+            auto_config.register(config.model_type, config, exist_ok=True)
     if MODELING_AUTO in sys.modules:
-        from .students.modeling_whittle_gpt_neox import WhittleGPTNeoXForCausalLM, WhittleGPTNeoXModel
-
         auto = sys.modules[MODELING_AUTO]
-        auto.AutoModel.register(WhittleGPTNeoXConfig, WhittleGPTNeoXModel, exist_ok=True)
-        auto.AutoModelForCausalLM.register(WhittleGPTNeoXConfig, WhittleGPTNeoXForCausalLM, exist_ok=True)
+        for architecture in architectures:
+            own = student_classes(architecture)
+            auto.AutoModel.register(own.config, own.model, exist_ok=True)
+            auto.AutoModelForCausalLM.register(own.config, own.causal, exist_ok=True)
 
 
 class _Watcher(importlib.abc.MetaPathFinder):

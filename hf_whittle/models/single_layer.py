@@ -1,14 +1,16 @@
-"""One layer of a model, run alone, so that only its weights need be in memory."""
+"""One layer of a model, or its embedding, run alone, so that only its weights need be in memory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import POSITIONS, VOCABULARY
 from ..architectures.registry import get_architecture
+from ..architectures.table import Weight
 from ..compat import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
 from .activations import Activations, recorded_activations
@@ -48,20 +50,13 @@ class SingleLayer:
     """
 
     def __init__(self, source: Source, layer: int):
-        config = source.config
-        table = get_architecture(config)
-        small = student_config(config, SubnetConfig.full(config).with_layers([layer]))
-        small.vocab_size, small.tie_word_embeddings = 1, False  # it reads hidden states, not tokens
-        set_attention_kernel(small, single_precision_attention(config))
-        with no_init_weights():
-            self.model: Any = student_class(small)(small).requires_grad_(False).eval()
-        state_dict = {}
-        for weight in table.weights:
-            name = weight.name.format(layer=0)
-            if weight.runs_along(POSITIONS):  # the hidden states have their positions
-                state_dict[name] = torch.zeros_like(self.model.get_parameter(name))
-            elif weight.exists(config) and not weight.runs_along(VOCABULARY):
-                state_dict[name] = source.weight(weight.name, layer)
+        table = get_architecture(source.config)
+        self.model = _one_layer(source.config, layer)
+        state_dict = {
+            weight.name.format(layer=0): source.weight(weight.name, layer)
+            for weight in table.weights
+            if weight.exists(source.config) and not _is_embedding(weight)
+        }
         self.model.load_state_dict(state_dict, strict=False, assign=True)
         self.model.to(source.device)
         self._name = f"{table.layers}.0"
@@ -81,3 +76,46 @@ class SingleLayer:
         with recorded_activations(self.model, recorded, [*recorded, self._name]) as activations:
             normalized = self.model.base_model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state
         return LayerOutput(activations.outputs.pop(self._name), normalized, activations)
+
+
+class Embedding:
+    """The embedding of a model, in single precision: its hidden states before the first layer.
+
+    Args:
+        source (`Source`): the model.
+    """
+
+    def __init__(self, source: Source):
+        table = get_architecture(source.config)
+        self._device, self._model = source.device, _one_layer(source.config, 0)
+        del self._model.get_submodule(table.layers)[0]
+        for weight in table.weights:
+            if not weight.is_matmul and _is_embedding(weight):
+                tensor = source.weight(weight.name)
+                self._model.get_submodule(weight.module).weight = nn.Parameter(tensor, requires_grad=False)
+            elif weight.norm is not None and not weight.in_layer:  # the output matrix
+                self._model.set_submodule(weight.norm, nn.Identity())
+        self._model.to(source.device)
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(B, T, channels)` of tokens `(B, T)`."""
+        return self._model.base_model(input_ids=input_ids.to(self._device), use_cache=False).last_hidden_state
+
+
+def _is_embedding(weight: Weight) -> bool:
+    """Whether a weight has a row for each token or position."""
+    return weight.runs_along(VOCABULARY) or weight.runs_along(POSITIONS)
+
+
+def _one_layer(config: PreTrainedConfig, layer: int) -> Any:
+    """A model with one of the layers of another, for one token and without weights of its own; positions add nothing."""
+    small = student_config(config, SubnetConfig.full(config).with_layers([layer]))
+    small.vocab_size, small.tie_word_embeddings, small.pad_token_id = 1, False, None  # it reads hidden states
+    set_attention_kernel(small, single_precision_attention(config))
+    with no_init_weights():
+        model = student_class(small)(small).requires_grad_(False).eval()
+    for weight in get_architecture(config).weights:
+        if weight.runs_along(POSITIONS):
+            model.get_parameter(weight.name).zero_()
+    return model

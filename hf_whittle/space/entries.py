@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from ..subnet import Ascending, Kept
+from ..architectures.dimensions import LAYERS, Dimension
+from ..subnet import Ascending, Kept, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -103,6 +104,34 @@ class AnyEntries:
         return entries[np.argpartition(-noisy, size)[:size]]
 
 
+class Units:
+    """Keep whole units of neighbouring entries, such as rotary pairs.
+
+    Args:
+        entries (`Entries`): a way to choose among the units.
+        unit (`int`): number of entries of a unit.
+    """
+
+    def __init__(self, entries: Entries, unit: int):
+        self.total = entries.total * unit
+        self._entries, self._unit = entries, unit
+
+    def choose(self, rng: Random, size: int) -> Kept:
+        return self._expanded(self._entries.choose(rng, size // self._unit))
+
+    def resize(self, rng: Random, kept: Kept, size: int) -> Kept:
+        return self._expanded(self._entries.resize(rng, self._units(kept), size // self._unit))
+
+    def exchange(self, rng: Random, kept: Kept) -> Kept:
+        return self._expanded(self._entries.exchange(rng, self._units(kept)))
+
+    def _units(self, kept: Kept) -> Kept:
+        return Ascending((_array(kept)[:: self._unit] // self._unit).tolist())
+
+    def _expanded(self, units: Kept) -> Kept:
+        return Ascending((_array(units)[:, None] * self._unit + np.arange(self._unit)).ravel().tolist())
+
+
 class Choices:
     """Ways to choose entries of every dimension of a super-network.
 
@@ -121,39 +150,43 @@ class Choices:
         temperature: float = 0.1,
     ):
         self._granularity, self._temperature = granularity, temperature
-        layers, heads, neurons = config.num_hidden_layers, config.num_attention_heads, config.intermediate_size
-        self._of_model = {
-            "channels": self._some(config.hidden_size, importance and importance.channels),
-            "layers": self._some(layers, importance and importance.layers),
-        }
-        self._of_layers = {
-            "heads": self._by_layer(layers, heads, importance and importance.heads),
-            "neurons": self._by_layer(layers, neurons, importance and importance.neurons),
-        }
+        full = Shape.from_config(config)
+        self._of_model = {LAYERS: self._some(LAYERS, full.num_hidden_layers, importance and importance.layers)}
+        self._of_layers: dict[Dimension, list[Entries]] = {}
+        for dimension in full.dimensions:
+            total, scores = full.size(dimension), importance and importance.of(dimension)
+            if dimension.per_layer:
+                self._of_layers[dimension] = self._by_layer(dimension, full.num_hidden_layers, total, scores)
+            else:
+                self._of_model[dimension] = self._some(dimension, total, scores)
 
-    def of(self, name: str, layer: int | None = None) -> Entries:
+    def of(self, dimension: Dimension, layer: int | None = None) -> Entries:
         """Get the way to choose entries of one dimension.
 
         Args:
-            name (`str`): `"channels"`, `"layers"`, `"heads"` or `"neurons"`.
-            layer (`int`, *optional*): layer of the heads or neurons; by default, the same are chosen for all layers.
+            dimension (`Dimension`): one that the architecture has.
+            layer (`int`, *optional*): layer whose entries they are, if layers have entries of their own; by default,
+                the same are chosen for all layers.
         """
-        if name in self._of_model:
-            return self._of_model[name]
-        return self._of_layers[name][-1 if layer is None else layer]
+        if dimension.per_layer:
+            return self._of_layers[dimension][-1 if layer is None else layer]
+        return self._of_model[dimension]
 
-    def _by_layer(self, layers: int, total: int, scores: Any = None) -> list[Entries]:
+    def _by_layer(self, dimension: Dimension, layers: int, total: int, scores: Any = None) -> list[Entries]:
         """Choices for each layer; the last one, by mean rank, for all layers alike."""
         if scores is None:
-            return [self._some(total)] * (layers + 1)
+            return [self._some(dimension, total)] * (layers + 1)
         stacked = np.stack(scores)
         mean_rank = -(-stacked).argsort(1, kind="stable").argsort(1).mean(0)  # 0 for the best
-        return [self._some(total, of_layer) for of_layer in (*stacked, mean_rank)]
+        return [self._some(dimension, total, of_layer) for of_layer in (*stacked, mean_rank)]
 
-    def _some(self, total: int, scores: Any = None) -> Entries:
+    def _some(self, dimension: Dimension, total: int, scores: Any = None) -> Entries:
         if self._granularity == "coarse":
             return FirstEntries(total)
-        return AnyEntries(total, scores, self._temperature)
+        if dimension.unit == 1:
+            return AnyEntries(total, scores, self._temperature)
+        of_units = None if scores is None else np.asarray(scores).reshape(-1, dimension.unit).mean(1)
+        return Units(AnyEntries(total // dimension.unit, of_units, self._temperature), dimension.unit)
 
 
 def _array(kept: Kept) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Sizes of a search space that lie in a bin, found by arithmetic.
 
-The cost of a subnet is a polynomial of its sizes: for given channels and layers it is linear in the total number of
-heads and in the total number of neurons over the layers.
+The cost of a subnet is a polynomial of its sizes: where the shared sizes and the number of layers are given, it is
+linear in the total over the layers of each dimension that layers have of their own. Totals of all of these but the last
+are enumerated; the totals of the last one follow.
 """
 
-from dataclasses import astuple
+import itertools
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from ..cost.bins import Bin
 from ..errors import BinError
-from .sizes import Sizes
+from .sizes import Frame, Sizes
 
 
 class Reach:
@@ -21,22 +23,25 @@ class Reach:
     def __init__(self, space: Sizes, bin: Bin):
         self.space, self._bin = space, bin
         self._cost = bin.cost(space.config)
-        self._head_totals: dict[tuple[int, int], list[int]] = {}
-        if all(isinstance(coefficient, int) for coefficient in astuple(self._cost)):
+        self._totals: dict[tuple[Frame, int], np.ndarray] = {}
+        self._totals_by_layers: dict[int, np.ndarray] = {}
+        *self._enumerated, self._last = space.architecture.per_layer
+        if self._cost.is_exact:
             self._low: float = int(np.ceil(min(bin.low, 1e18)))
             self._high: float = int(np.floor(min(bin.high, 1e18)))
         else:  # a measured cost: move the ends inwards by more than the rounding of a sum
             self._low, self._high = min(bin.low, 1e18) * (1 + 1e-9), min(bin.high, 1e18) * (1 - 1e-9)
 
     @cached_property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Pairs of numbers of channels and layers for which some subnet lies in the bin.
+    def pairs(self) -> list[tuple[Frame, int]]:
+        """Pairs of shared sizes and a number of layers for which some subnet lies in the bin.
 
         Raises:
             BinError: if there is none.
         """
         space = self.space
-        pairs = [(c, n) for c in space.hidden_size for n in space.num_hidden_layers if self.head_totals(c, n)]
+        every = itertools.product(space.frames, space.num_hidden_layers)
+        pairs = [(frame, layers) for frame, layers in every if len(self.totals(frame, layers))]
         if not pairs:
             low, high = space.reachable_costs(self._cost)
             raise BinError(
@@ -45,35 +50,58 @@ class Reach:
             )
         return pairs
 
-    def head_totals(self, channels: int, layers: int) -> list[int]:
-        """Ascending totals of heads over the layers for which some total of neurons lies in the bin."""
-        if (channels, layers) not in self._head_totals:
-            sizes, found = self.space.heads_for(channels), []
-            if sizes:
-                totals = np.arange(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step * self.unit(layers))
-                low, high = self.neuron_totals(channels, layers, totals)
-                found = totals[low <= high].tolist()
-            self._head_totals[channels, layers] = found
-        return self._head_totals[channels, layers]
+    @cached_property
+    def _pairs(self) -> frozenset[tuple[Frame, int]]:
+        return frozenset(self.pairs)
 
-    def neuron_totals(self, channels: int, layers: int, heads: Any) -> tuple[Any, Any]:
-        """Least and greatest total of neurons over the layers that lies in the bin, for a total of heads.
+    def holds(self, frame: Frame, layers: int) -> bool:
+        """Whether some subnet with these shared sizes and number of layers lies in the bin."""
+        return (frame, layers) in self._pairs
 
-        `heads` may be a number or an array. Where no total lies in the bin, the least exceeds the greatest.
+    def totals(self, frame: Frame, layers: int) -> np.ndarray:
+        """Totals over the layers of all dimensions but the last for which some total of the last lies in the bin.
+
+        Ascending, `(number, dimensions - 1)`.
         """
-        cost, sizes = self._cost, self.space.intermediate_size
-        fewest, step = sizes[0] * layers, sizes.step * self.unit(layers)
-        spent = cost.base(channels, layers) + heads * cost.per_head(channels) + fewest * cost.per_neuron(channels)
-        price = step * cost.per_neuron(channels)
+        if (frame, layers) not in self._totals:
+            totals = self._possible_totals(frame, layers)
+            low, high = self.last_totals(frame, layers, totals.T)
+            self._totals[frame, layers] = totals[np.broadcast_to(low <= high, len(totals))]
+        return self._totals[frame, layers]
+
+    def _possible_totals(self, frame: Frame, layers: int) -> np.ndarray:
+        if not self.space.layer_wise:
+            return self.space.allowed_layers(frame) * layers
+        if layers not in self._totals_by_layers:
+            ranges = [self.space.sizes(dimension) for dimension in self._enumerated]
+            totals = [range(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step) for sizes in ranges]
+            self._totals_by_layers[layers] = np.array(list(itertools.product(*totals)))
+        return self._totals_by_layers[layers]
+
+    def last_totals(self, frame: Frame, layers: int, totals: Iterable[Any]) -> tuple[Any, Any]:
+        """Least and greatest total over the layers of the last dimension that lies in the bin.
+
+        Where no total lies in the bin, the least exceeds the greatest.
+
+        Args:
+            frame (`tuple[int, ...]`): shared sizes.
+            layers (`int`): number of layers.
+            totals (`Iterable`): the total of each dimension but the last, all numbers or all arrays.
+        """
+        prices, sizes = self._cost.prices(frame), self.space.sizes(self._last)
+        fewest, step, price = sizes[0] * layers, self.step(layers), prices.of(self._last)
+        spent = prices.base(layers) + fewest * price
+        for dimension, total in zip(self._enumerated, totals, strict=True):
+            spent = spent + total * prices.of(dimension)
         steps = (sizes[-1] - sizes[0]) * layers // step
         if price:
-            low = np.maximum(0, -np.floor_divide(spent - self._low, price))
-            high = np.minimum(steps, np.floor_divide(self._high - spent, price))
-        else:  # neurons are free
+            low = np.maximum(0, -np.floor_divide(spent - self._low, step * price))
+            high = np.minimum(steps, np.floor_divide(self._high - spent, step * price))
+        else:  # the last dimension is free
             low, high = 0 * spent, np.where((self._low <= spent) & (spent <= self._high), steps, -1)
         low, high = fewest + low * step, fewest + high * step
-        return (int(low), int(high)) if np.ndim(heads) == 0 else (low, high)
+        return (int(low), int(high)) if np.ndim(low) == 0 else (low, high)
 
-    def unit(self, layers: int) -> int:
-        """Number of layers that change together: all in a uniform space, else 1."""
-        return 1 if self.space.layer_wise else layers
+    def step(self, layers: int) -> int:
+        """Distance between totals of the last dimension."""
+        return self.space.sizes(self._last).step * (1 if self.space.layer_wise else layers)

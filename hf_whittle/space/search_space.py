@@ -6,14 +6,25 @@ from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..architectures.dimensions import (
+    CHANNELS,
+    HEAD_CHANNELS,
+    HEADS,
+    KEY_VALUE_HEADS,
+    LAYERS,
+    NEURONS,
+    QUERIES,
+    Dimension,
+)
+from ..architectures.registry import get_architecture
+from ..architectures.table import Architecture
 from ..cost.bins import Bin
 from ..errors import SubnetError
-from ..models.architecture import head_dim
 from ..subnet import Shape, SubnetConfig
 from .entries import Choices, Entries
 from .moves import Moves
 from .reach import Reach
-from .sizes import Sizes
+from .sizes import Frame, Sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,9 +41,11 @@ class SearchSpace(Sizes):
     Args:
         config (`PreTrainedConfig`): configuration of the super-network, whose layers all have the same sizes.
         granularity (`str`): `"coarse"` keeps the first entries of each dimension, `"fine"` any entries.
-        layer_wise (`bool`): whether layers may keep different heads and neurons.
-        stock_only (`bool`): whether students must fit a stock model: uniform, with heads that fill the hidden size.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`range`): allowed sizes.
+        layer_wise (`bool`): whether layers may differ.
+        stock_only (`bool`): whether a stock model must hold the students: uniform, with whole heads, and of sizes that
+            its class allows.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, num_key_value_heads,
+            num_key_value_groups, head_dim (`range`): allowed sizes, `None` where the architecture lacks the dimension.
         importance (`ImportanceScores`, *optional*): scores by which fine-grained entries are chosen.
         temperature (`float`): how far a choice may stray from the scores; see `AnyEntries`.
     """
@@ -49,7 +62,7 @@ class SearchSpace(Sizes):
                     "a coarse space keeps first entries and has no use for importance; sort the super-network with "
                     "sort_by_importance, or use granularity='fine'"
                 )
-            self.importance.check(Shape.from_config(self.config))
+            self.importance.check(self.full)
         if not 0 <= self.temperature < math.inf:
             raise SubnetError(f"temperature must be a number from 0, got {self.temperature}")
 
@@ -66,6 +79,9 @@ class SearchSpace(Sizes):
         intermediate_size: range | None = None,
         importance: "ImportanceScores | None" = None,
         temperature: float = 0.1,
+        num_key_value_heads: range | None = None,
+        num_key_value_groups: range | None = None,
+        head_dim: range | None = None,
     ) -> "SearchSpace":
         """Make a space of subnets of a super-network.
 
@@ -75,7 +91,8 @@ class SearchSpace(Sizes):
             layer_wise (`bool`, *optional*, defaults to `False`): whether layers may differ.
             stock_only (`bool`, *optional*, defaults to `False`): whether a stock model must hold the student.
             hidden_size (`range`, *optional*): allowed numbers of channels; by default every multiple of
-                `config.hidden_size // 64` (of `head_dim` with `stock_only`).
+                `config.hidden_size // 64`; with `stock_only`, of the least number from there on whose multiples a
+                stock model holds.
             num_hidden_layers (`range`, *optional*): allowed numbers of layers; by default all.
             num_attention_heads (`range`, *optional*): allowed numbers of heads of a layer; by default all.
             intermediate_size (`range`, *optional*): allowed numbers of neurons of a layer; by default every multiple
@@ -84,27 +101,42 @@ class SearchSpace(Sizes):
                 adds and leaves out entries by them.
             temperature (`float`, *optional*, defaults to 0.1): how far a choice may stray from the scores: 0 always
                 keeps the most important entries; see `AnyEntries`.
+            num_key_value_heads (`range`, *optional*): allowed numbers of key-value heads of a layer, where queries may
+                be grouped; by default all. Each is kept with its queries.
+            num_key_value_groups (`range`, *optional*): allowed numbers of queries of a key-value head; by default all
+                of them are kept.
+            head_dim (`range`, *optional*): allowed numbers of channels of a head, all of them even; by default all
+                channels are kept.
 
         Raises:
             SubnetError: if a range does not fit the super-network.
         """
-        channel_step = head_dim(config) if stock_only else max(1, config.hidden_size // 64)
-        neuron_step = max(1, config.intermediate_size // 256)
-
-        def given(sizes: range | None, most: int, step: int = 1) -> range:
-            return range(step, most + 1, step) if sizes is None else sizes
-
+        architecture, full = get_architecture(config), Shape.from_config(config)
+        steps = {CHANNELS: max(1, full.hidden_size // 64), NEURONS: max(1, config.intermediate_size // 256)}
+        if stock_only:
+            steps[CHANNELS] = _stock_step(architecture, config, steps[CHANNELS])
+        given = {
+            CHANNELS: hidden_size,
+            LAYERS: num_hidden_layers,
+            HEADS: num_attention_heads,
+            NEURONS: intermediate_size,
+            KEY_VALUE_HEADS: num_key_value_heads,
+            QUERIES: num_key_value_groups,
+            HEAD_CHANNELS: head_dim,
+        }
+        for dimension in architecture.dimensions:
+            if given[dimension] is None:
+                most = full.size(dimension)
+                step = most if dimension.is_optional else steps.get(dimension, 1)
+                given[dimension] = range(step, most + 1, step)
         return cls(
             config=config,
             granularity=granularity,
             layer_wise=layer_wise,
             stock_only=stock_only,
-            hidden_size=given(hidden_size, config.hidden_size, channel_step),
-            num_hidden_layers=given(num_hidden_layers, config.num_hidden_layers),
-            num_attention_heads=given(num_attention_heads, config.num_attention_heads),
-            intermediate_size=given(intermediate_size, config.intermediate_size, neuron_step),
             importance=importance,
             temperature=temperature,
+            **{dimension.name: sizes for dimension, sizes in given.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,12 +147,12 @@ class SearchSpace(Sizes):
     def sample(self, rng: Random, bin: Bin) -> SubnetConfig:
         """Draw a subnet in the bin.
 
-        The law of the draw: the pair of a number of channels and a number of layers is uniform over the pairs for
-        which the bin is reachable; given the pair, the total of heads is uniform over the totals for which the bin is
-        reachable, and then the total of neurons over those that lie in the bin. Totals are spread over the layers by
-        independent uniform draws, corrected in a random order. Kept entries are uniform, or follow importance. Every
-        subnet of the bin can be drawn, but not all are equally likely: sizes are uniform, so a subnet of few layers,
-        of which there are fewer, is likelier than one of many.
+        The law of the draw: the sizes that all layers share, such as the number of channels, and the number of layers
+        are together uniform over those for which the bin is reachable; given them, the total of heads is uniform over
+        the totals for which the bin is reachable, and then the total of neurons over those that lie in the bin. Totals
+        are spread over the layers by independent uniform draws, corrected in a random order. Kept entries are uniform,
+        or follow importance. Every subnet of the bin can be drawn, but not all are equally likely: sizes are uniform,
+        so a subnet of few layers, of which there are fewer, is likelier than one of many.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.
@@ -130,9 +162,9 @@ class SearchSpace(Sizes):
     def mutate(self, subnet: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
         """Change one dimension of a subnet, then its sizes by as little as brings it back into the bin.
 
-        One of these changes is drawn: another number of channels, another number of layers, other heads or other
-        neurons in one layer (in all of them if the space is uniform), or, in a fine-grained space, as many other
-        entries of one dimension.
+        One of these changes is drawn: another size of a dimension that may have several, of heads or neurons in one
+        layer (in all of them if the space is uniform), or, in a fine-grained space, as many other entries of one
+        dimension.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.
@@ -142,25 +174,27 @@ class SearchSpace(Sizes):
     def crossover(self, first: SubnetConfig, second: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
         """Make a child that takes each dimension from one of two parents, then settles in the bin.
 
-        Channels and layers come from either parent; the heads and the neurons of a kept layer from a parent that
-        keeps this layer (in a uniform space, of all layers from either parent).
+        What all layers share, and the layers, come from either parent; the heads and the neurons of a kept layer from
+        a parent that keeps this layer (in a uniform space, of all layers from either parent).
 
         Raises:
             BinError: if no subnet of the space lies in the bin.
         """
         return self._moves(rng, bin).crossover(first, second)
 
-    def reachable_pairs(self, bin: Bin) -> list[tuple[int, int]]:
-        """Pairs of numbers of channels and layers for which some subnet of this space lies in the bin.
+    def reachable_pairs(self, bin: Bin) -> list[tuple[Frame, int]]:
+        """Pairs of shared sizes and a number of layers for which some subnet of this space lies in the bin.
+
+        Shared sizes, such as the number of channels, are in the order of `Architecture.shared`.
 
         Raises:
             BinError: if there is none.
         """
         return self._reach(bin).pairs
 
-    def entries(self, name: str, layer: int | None = None) -> Entries:
+    def entries(self, dimension: Dimension, layer: int | None = None) -> Entries:
         """Get the way to choose entries of a dimension; see `Choices.of`."""
-        return self._choices.of(name, layer)
+        return self._choices.of(dimension, layer)
 
     def _moves(self, rng: Random, bin: Bin) -> Moves:
         return Moves(self._reach(bin), self._choices, rng)
@@ -173,3 +207,21 @@ class SearchSpace(Sizes):
     @cached_property
     def _choices(self) -> Choices:
         return Choices(self.config, self.granularity, self.importance, self.temperature)
+
+
+def _stock_step(architecture: Architecture, config: "PreTrainedConfig", least: int) -> int:
+    """A number of channels, at least `least` if that can be, of which a stock model holds all multiples.
+
+    It is a multiple of the smallest one. Of each multiple, some number of heads must do.
+    """
+    full = Shape.from_config(config)
+    sizes, (dimension, *_) = full.of_layer(0), architecture.per_layer
+
+    def is_held(channels: int) -> bool:
+        tried = ({**sizes, CHANNELS: channels, dimension: heads} for heads in range(1, sizes[dimension] + 1))
+        return any(architecture.stock_problem(config, each) is None for each in tried)
+
+    most = full.hidden_size
+    divisors = (step for step in range(1, most + 1) if most % step == 0)
+    step = next((step for step in divisors if all(map(is_held, range(step, most + 1, step)))), most)
+    return min(step * math.ceil(least / step), most)

@@ -1,17 +1,25 @@
 """Sizes that the subnets of a space may have."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, Dimension
+from ..architectures.registry import get_architecture
+from ..architectures.table import Architecture
 from ..cost.polynomial import Polynomial
 from ..errors import BinError, SubnetError
-from ..models.architecture import head_dim
-from ..subnet import Shape, SubnetConfig
+from ..subnet import DIMENSIONS, Shape, SubnetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+Frame = tuple[int, ...]
+"""A size of each dimension that all layers share, in the order of `Architecture.shared`."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,11 @@ class Sizes:
     Args:
         config (`PreTrainedConfig`): configuration of the super-network, whose layers all have the same sizes.
         granularity (`str`): `"coarse"` keeps the first entries of each dimension, `"fine"` any entries.
-        layer_wise (`bool`): whether layers may keep different heads and neurons.
-        stock_only (`bool`): whether students must fit a stock model: uniform, with heads that fill the hidden size.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`range`): allowed sizes.
+        layer_wise (`bool`): whether layers may differ.
+        stock_only (`bool`): whether a stock model must hold the students: uniform, with whole heads, and of sizes that
+            its class allows.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, num_key_value_heads,
+            num_key_value_groups, head_dim (`range`): allowed sizes, `None` where the architecture lacks the dimension.
 
     Raises:
         SubnetError: if a setting or a range does not fit the super-network.
@@ -35,53 +45,113 @@ class Sizes:
     stock_only: bool
     hidden_size: range
     num_hidden_layers: range
-    num_attention_heads: range
-    intermediate_size: range
+    num_attention_heads: range | None = None
+    intermediate_size: range | None = None
+    num_key_value_heads: range | None = None
+    num_key_value_groups: range | None = None
+    head_dim: range | None = None
 
     def __post_init__(self) -> None:
         if self.granularity not in ("coarse", "fine"):
             raise SubnetError(f"granularity must be 'coarse' or 'fine', got {self.granularity!r}")
-        shape = Shape.from_config(self.config)
-        if len(set(shape.num_attention_heads)) > 1 or len(set(shape.intermediate_size)) > 1:
+        if not self.full.is_uniform:
             raise SubnetError(
                 "a search space needs a super-network whose layers are all alike, got one whose layers differ; search "
                 "the model that it was extracted from"
             )
         if self.stock_only and self.layer_wise:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
-        for name in _SIZES:
-            sizes, most = getattr(self, name), getattr(self.config, name)
-            if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
-                raise SubnetError(f"{name}: sizes must be an ascending range within 1 to {most}, got {sizes}")
+        for dimension in DIMENSIONS:
+            self._check_range(dimension)
+        if self.stock_only and HEAD_CHANNELS in self.named:
+            raise SubnetError(
+                f"a stock model has heads of all {self.full.head_dim} channels: stock_only=True needs head_dim=None, "
+                f"got {self.head_dim}"
+            )
+
+    def _check_range(self, dimension: Dimension) -> None:
+        name, sizes = dimension.name, getattr(self, dimension.name)
+        if dimension not in self.architecture.dimensions:
+            if sizes is not None:
+                known = ", ".join(each.name for each in self.architecture.dimensions)
+                raise SubnetError(f"{name}: a {self.config.model_type} has no such dimension, only {known}")
+            return
+        most = self.full.size(dimension)
+        if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
+            raise SubnetError(f"{name}: sizes must be an ascending range within 1 to {most}, got {sizes}")
+        if any(size % dimension.unit and size != most for size in sizes):
+            raise SubnetError(
+                f"{name}: {dimension.label} are kept in groups of {dimension.unit}, so sizes must be multiples of "
+                f"{dimension.unit}, got {sizes}"
+            )
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return get_architecture(self.config)
+
+    @cached_property
+    def full(self) -> Shape:
+        """Sizes of the super-network."""
+        return Shape.from_config(self.config)
+
+    @cached_property
+    def named(self) -> tuple[Dimension, ...]:
+        """The dimensions that subnets of this space name: all but optional ones of which only the whole is allowed."""
+        return tuple(d for d in self.architecture.dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d))
+
+    def sizes(self, dimension: Dimension) -> range:
+        """Allowed sizes of a dimension that the architecture has."""
+        return getattr(self, dimension.name)
+
+    @property
+    def frames(self) -> Iterator[Frame]:
+        """Allowed sizes of the shared dimensions, the last one changing fastest."""
+        return itertools.product(*map(self.sizes, self.architecture.shared))
 
     def to_dict(self) -> dict[str, Any]:
         """Choices that define the space, for the record of a search."""
         chosen = {name: getattr(self, name) for name in ("granularity", "layer_wise", "stock_only")}
-        ranges = {name: getattr(self, name) for name in _SIZES}
+        ranges = {dimension.name: self.sizes(dimension) for dimension in self.named}
         sizes = {name: [sizes.start, sizes[-1], sizes.step] for name, sizes in ranges.items()}
-        return {**chosen, **sizes, "supernet": {name: getattr(self.config, name) for name in _SIZES}}
+        return {**chosen, **sizes, "supernet": {dimension.name: self.full.size(dimension) for dimension in self.named}}
 
     def contains(self, subnet: SubnetConfig) -> bool:
         """Whether a subnet belongs to the space, in any bin."""
-        subnet.validate(self.config)
-        shape = subnet.shape
-        kept = (subnet.hidden_size, subnet.num_hidden_layers, *subnet.num_attention_heads, *subnet.intermediate_size)
-        return (
-            shape.hidden_size in self.hidden_size
-            and shape.num_hidden_layers in self.num_hidden_layers
-            and all(heads in self.num_attention_heads for heads in shape.num_attention_heads)
-            and all(neurons in self.intermediate_size for neurons in shape.intermediate_size)
-            and (self.granularity == "fine" or all(isinstance(entry, int) for entry in kept))
-            and (self.layer_wise or len({*subnet.num_attention_heads}) == len({*subnet.intermediate_size}) == 1)
-            and (not self.stock_only or shape.num_attention_heads[0] * head_dim(self.config) == shape.hidden_size)
-        )
+        subnet.validate(self.full)
+        shape = subnet.shape.filled(self.full)
+        if shape.num_hidden_layers not in self.num_hidden_layers:
+            return False
+        for dimension in shape.dimensions:
+            sizes = getattr(shape, dimension.name)
+            if any(size not in self.sizes(dimension) for size in (sizes if dimension.per_layer else (sizes,))):
+                return False
+        for dimension in subnet.dimensions:
+            kept = subnet.kept(dimension)
+            if dimension.per_layer and not self.layer_wise and len({*kept}) > 1:
+                return False
+            if self.granularity == "coarse" and not all(
+                isinstance(entry, int) for entry in (kept if dimension.per_layer else (kept,))
+            ):
+                return False
+        return not self.stock_only or self.architecture.stock_problem(self.config, shape.of_layer(0)) is None
 
-    def heads_for(self, channels: int) -> range:
-        """Allowed numbers of heads of a layer; with `stock_only`, only those that fill the channels."""
+    def allowed_layers(self, frame: Frame) -> np.ndarray:
+        """Sizes of all dimensions of a layer but the last, for layers that are alike: `(number, dimensions - 1)`.
+
+        With `stock_only`, only those that a stock model holds with these shared sizes.
+        """
         if not self.stock_only:
-            return self.num_attention_heads
-        heads, rest = divmod(channels, head_dim(self.config))
-        return range(heads, heads + 1) if not rest and heads in self.num_attention_heads else range(0)
+            return self._all_layers
+        if frame not in self._stock_layers:
+            fits = [self._stock_problem(frame, sizes) is None for sizes in self._all_layers.tolist()]
+            self._stock_layers[frame] = self._all_layers[fits]
+        return self._stock_layers[frame]
+
+    def sizes_for(self, dimension: Dimension, frame: Frame) -> Sequence[int]:
+        """Allowed sizes of a dimension of layers with these shared sizes."""
+        if not self.stock_only or dimension not in self._all_but_last:
+            return self.sizes(dimension)
+        return sorted({*self.allowed_layers(frame)[:, self._all_but_last.index(dimension)].tolist()})
 
     def reachable_costs(self, cost: Polynomial) -> tuple[float, float]:
         """Least and greatest cost of a subnet of this space.
@@ -89,16 +159,44 @@ class Sizes:
         Raises:
             BinError: if the space has no subnet at all.
         """
-        possible = [channels for channels in self.hidden_size if self.heads_for(channels)]
-        if not possible:
+        corners = [self._corners(cost, frame) for frame in self.frames if len(self.allowed_layers(frame))]
+        if not corners:
+            *_, greatest = self.frames
+            problem = self._stock_problem(greatest, [self.sizes(d)[-1] for d in self._all_but_last])
+            ranges = [f"{d.name}={self.sizes(d)}" for d in (*self.architecture.shared, *self._all_but_last)]
             raise BinError(
-                f"no subnet of this space fits a stock model: none of the hidden sizes {self.hidden_size} is filled "
-                f"by {self.num_attention_heads} heads of {head_dim(self.config)} channels; change one of these ranges"
+                f"no subnet of this space fits a stock model; of the greatest one, {problem}; change one of the ranges "
+                f"{', '.join(ranges)}"
             )
+        return min(low for low, _ in corners), max(high for _, high in corners)
 
-        def corner(end: int) -> float:
-            channels, layers = possible[end], self.num_hidden_layers[end]
-            heads, neurons = self.heads_for(channels)[end], self.intermediate_size[end]
-            return cost(Shape(channels, (heads,) * layers, (neurons,) * layers))
+    def _corners(self, cost: Polynomial, frame: Frame) -> tuple[float, float]:
+        """Least and greatest cost of a subnet with these shared sizes."""
+        prices, last = cost.prices(frame), self.architecture.per_layer[-1]
+        of_layers = [
+            prices.layer + sum(size * prices.of(d) for size, d in zip(sizes, self._all_but_last, strict=True))
+            for sizes in self.allowed_layers(frame).tolist()
+        ]
+        least, most = (
+            prices.model + self.num_hidden_layers[end] * (of_layer + self.sizes(last)[end] * prices.of(last))
+            for end, of_layer in ((0, min(of_layers)), (-1, max(of_layers)))
+        )
+        return least, most
 
-        return corner(0), corner(-1)
+    @cached_property
+    def _all_but_last(self) -> tuple[Dimension, ...]:
+        """The dimensions of a layer but the last."""
+        return self.architecture.per_layer[:-1]
+
+    @cached_property
+    def _all_layers(self) -> np.ndarray:
+        return np.array(list(itertools.product(*map(self.sizes, self._all_but_last))))
+
+    @cached_property
+    def _stock_layers(self) -> dict[Frame, np.ndarray]:
+        return {}
+
+    def _stock_problem(self, frame: Frame, sizes: Sequence[int]) -> str | None:
+        """Why no stock model has these shared sizes, and these of all dimensions of a layer but the last."""
+        given = zip((*self.architecture.shared, *self._all_but_last), (*frame, *sizes), strict=True)
+        return self.architecture.stock_problem(self.config, {**self.full.of_layer(0), **dict(given)})

@@ -11,11 +11,20 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from safetensors.numpy import save_file
-from torch import nn
 from torch.func import functional_call
 from transformers import GPTNeoXModel
 
 from hf_whittle import ImportanceScores, SubnetConfig, extract_subnet, score_importance
+from hf_whittle.architectures.dimensions import (
+    CHANNELS,
+    HEAD_CHANNELS,
+    HEADS,
+    KEY_VALUE_HEADS,
+    LAYERS,
+    NEURONS,
+    QUERIES,
+)
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.errors import CheckpointError, DataError, SubnetError, VocabularyError
 from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from hf_whittle.subnet import Shape
@@ -25,28 +34,44 @@ KINDS = {
     "sequential": {"use_parallel_residual": False},
     "tied": {"tie_word_embeddings": True},
     "no attention bias": {"attention_bias": False},
+    "llama": {"model_type": "llama", "attention_bias": True},
+    "llama tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3"},
+    "gemma3": {"model_type": "gemma3_text"},
 }
 WIDTH = 8  # channels of a head
-OWNED = {  # by the end of a weight's name: the axis of an entry, and how many adjacent rows belong to it
-    "heads": {
-        "key_value.weight": (0, 3 * WIDTH),
-        "key_value.bias": (0, 3 * WIDTH),
-        "attention.dense.weight": (1, WIDTH),
-    },
-    "neurons": {"dense_h_to_4h.weight": (0, 1), "dense_h_to_4h.bias": (0, 1), "dense_4h_to_h.weight": (1, 1)},
-    "channels": {
-        "embed_in.weight": (1, 1),
-        "norm.weight": (0, 1),
-        "norm.bias": (0, 1),
-        "key_value.weight": (1, 1),
-        "attention.dense.weight": (0, 1),
-        "attention.dense.bias": (0, 1),
-        "dense_h_to_4h.weight": (1, 1),
-        "dense_4h_to_h.weight": (0, 1),
-        "dense_4h_to_h.bias": (0, 1),
-        "lm_head.weight": (1, 1),
-    },
+OWNED = {  # by the end of a weight's name, the factors of each of its axes: "c" channels, "d" channels of a head, ...
+    "key_value.weight": ("h3d", "c"),
+    "key_value.bias": ("h3d",),
+    "q_proj.weight": ("gqd", "c"),
+    "q_proj.bias": ("gqd",),
+    "k_proj.weight": ("gd", "c"),
+    "k_proj.bias": ("gd",),
+    "v_proj.weight": ("gd", "c"),
+    "v_proj.bias": ("gd",),
+    "o_proj.weight": ("c", "gqd"),
+    "o_proj.bias": ("c",),
+    "attention.dense.weight": ("c", "hd"),
+    "attention.dense.bias": ("c",),
+    "dense_h_to_4h.weight": ("n", "c"),
+    "dense_h_to_4h.bias": ("n",),
+    "dense_4h_to_h.weight": ("c", "n"),
+    "dense_4h_to_h.bias": ("c",),
+    "gate_proj.weight": ("n", "c"),
+    "up_proj.weight": ("n", "c"),
+    "down_proj.weight": ("c", "n"),
+    "embed_in.weight": ("v", "c"),
+    "embed_tokens.weight": ("v", "c"),
+    "lm_head.weight": ("v", "c"),
+    "q_norm.weight": ("d",),
+    "k_norm.weight": ("d",),
+    "norm.weight": ("c",),
+    "norm.bias": ("c",),
 }
+FACTORS = {CHANNELS: "c", HEAD_CHANNELS: "d", HEADS: "h", KEY_VALUE_HEADS: "g", QUERIES: "q", NEURONS: "n"}
+OFFSET = {"gemma3_text": 1.0}  # of the weights of norms, by architecture
+ROTATED = {"gpt_neox": 2}  # channels of a head that are rotated, by architecture; by default all
 PAIRS = [("magnitude", "magnitude"), ("activation", "cosine"), ("taylor", "taylor"), ("magnitude", "removal")]
 each_pair = pytest.mark.parametrize(("criterion", "layer_criterion"), PAIRS)
 
@@ -81,7 +106,7 @@ def score(model, blocks, criterion="activation", layer_criterion="cosine", **set
 
 
 def every_array(scores):
-    return [scores.layers, scores.channels, *scores.heads, *scores.neurons]
+    return [values for _, _, values in of_entries(scores)]
 
 
 def assert_same(first, second):
@@ -94,33 +119,57 @@ def assert_close(scores, expected):
 
 
 def of_entries(scores):
-    """The scores of every dimension: its name, the layer, the values."""
-    yield "layers", None, scores.layers
-    yield "channels", None, scores.channels
-    for name in ("heads", "neurons"):
-        for layer, values in enumerate(getattr(scores, name)):
-            yield name, layer, values
+    """The scores of every dimension: the dimension, the layer, the values."""
+    yield LAYERS, None, scores.layers
+    for dimension in FACTORS:
+        values = scores.of(dimension)
+        if isinstance(values, tuple):
+            yield from ((dimension, layer, of_layer) for layer, of_layer in enumerate(values))
+        elif values is not None:
+            yield dimension, None, values
+
+
+def together(model, dimension, entries):
+    """Indices of the entries that are scored together, of each entry; of channels of a head, where they lie in it."""
+    if dimension is not HEAD_CHANNELS:
+        return [[entry] for entry in range(entries)]
+    half = ROTATED.get(model.config.model_type.removeprefix("whittle_"), entries) // 2
+    pairs = [[first, first + half] for first in range(half)]
+    pairs += [[first, first + 1] for first in range(2 * half, entries, 2)]
+    return [pair for pair in pairs for _ in pair]
 
 
 def owned(model, dimension, layer):
-    """The weights that belong to entries of a dimension: the name, the axis of the entries, adjacent rows of each."""
-    prefix = "" if layer is None else f"gpt_neox.layers.{layer}."
-    for name, _ in model.named_parameters():
-        for end, (axis, rows) in OWNED[dimension].items():
-            if name.startswith(prefix) and name.endswith(end):
-                yield name, axis, rows
+    """The weights that belong to entries of a dimension: the name, and axes and factors to unflatten and gate."""
+    sizes = {"d": WIDTH, "3": 3, "q": 2}
+    for name, parameter in model.named_parameters():
+        if layer is not None and f".layers.{layer}." not in name:
+            continue
+        axes = next(axes for end, axes in OWNED.items() if name.endswith(end))
+        for axis, factors in enumerate(axes):
+            if FACTORS[dimension] in factors:
+                known = [sizes.get(factor, -1) for factor in factors]
+                yield name, parameter, axis, known, factors.index(FACTORS[dimension])
 
 
 def gated(model, dimension, layer, gates):
     """The weights, all that belongs to entry `i` multiplied by `gates[i]`, and the names of those with a gate."""
     weights, names = dict(model.named_parameters()), []
-    if dimension == "layers":
+    offset = OFFSET.get(model.config.model_type, 0)
+    if dimension is LAYERS:
         names = [name for name in weights if ".layers." in name]
-        return weights | {name: weights[name] * gates[int(name.split(".")[2])] for name in names}, names
-    for name, axis, rows in owned(model, dimension, layer):
-        factors = gates.repeat_interleave(rows)
-        weights[name] = weights[name] * (factors[:, None] if axis == 0 and weights[name].ndim == 2 else factors)
-        names.append(name)
+        factors = {name: gates[int(name.split(".layers.")[1].split(".")[0])] for name in names}
+    else:
+        factors = {}
+        for name, parameter, axis, sizes, factor in owned(model, dimension, layer):
+            shape = parameter.unflatten(axis, sizes).shape
+            along = torch.ones(len(shape), dtype=int)
+            along[axis + factor] = -1
+            factors[name] = gates.view(*along.tolist()).expand(shape).reshape(parameter.shape)
+        names = list(factors)
+    for name in names:
+        added = offset if "norm" in name else 0
+        weights[name] = (weights[name] + added) * factors[name] - added
     return weights, names
 
 
@@ -141,17 +190,20 @@ def test_magnitude_is_the_norm_of_the_rows_and_columns_of_an_entry(stock, input_
     def norm(tensors):
         return pytest.approx(torch.cat([tensor.flatten() for tensor in tensors]).norm().item(), rel=1e-5)
 
-    assert scores.heads[2][3] == norm(head)
-    assert scores.neurons[2][7] == norm(neuron)
+    assert scores.of(HEADS)[2][3] == norm(head)
+    assert scores.of(NEURONS)[2][7] == norm(neuron)
     assert scores.layers[2] == norm(layer.values())
 
 
 def test_every_magnitude_is_the_norm_of_what_a_gate_leaves(model, input_ids):
+    offset = OFFSET.get(model.config.model_type, 0)
     for dimension, layer, values in of_entries(score(model, input_ids, "magnitude", "magnitude")):
         expected = []
-        for only in torch.eye(len(values)):
+        for entries in together(model, dimension, len(values)):
+            only = torch.zeros(len(values)).index_fill(0, torch.tensor(entries), 1)
             weights, names = gated(model, dimension, layer, only)
-            expected.append(torch.cat([weights[name].detach().flatten() for name in names]).norm())
+            left = [weights[name].detach().flatten() + (offset if "norm" in name else 0) for name in names]
+            expected.append(torch.cat(left).norm())
         assert_close(values, expected)
 
 
@@ -170,7 +222,8 @@ def slopes(model, batch, dimension, layer, entries):
 def test_taylor_is_the_mean_over_batches_of_the_squared_slope_along_a_gate(model, input_ids, batch_size):
     batches = torch.split(input_ids, batch_size)
     for dimension, layer, values in of_entries(score(model, input_ids, "taylor", "taylor", batch_size=batch_size)):
-        squares = [slopes(model, batch, dimension, layer, len(values)) ** 2 for batch in batches]
+        groups = torch.tensor(together(model, dimension, len(values)))
+        squares = [slopes(model, batch, dimension, layer, len(values))[groups].sum(1) ** 2 for batch in batches]
         assert_close(values, torch.stack(squares).mean(0))
 
 
@@ -180,10 +233,10 @@ def test_taylor_is_the_squared_difference_of_the_loss_for_a_small_change(stock, 
     def loss(factor):
         gates = torch.ones(4, dtype=torch.double).index_fill(0, torch.tensor(1), factor)
         with torch.no_grad():
-            logits = functional_call(exact, gated(exact, "heads", 3, gates)[0], (input_ids,)).logits[:, :-1]
+            logits = functional_call(exact, gated(exact, HEADS, 3, gates)[0], (input_ids,)).logits[:, :-1]
             return F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten()).item()
 
-    assert scores.heads[3][1] == pytest.approx(((loss(1 + 1e-4) - loss(1 - 1e-4)) / 2e-4) ** 2, rel=1e-3)
+    assert scores.of(HEADS)[3][1] == pytest.approx(((loss(1 + 1e-4) - loss(1 - 1e-4)) / 2e-4) ** 2, rel=1e-3)
 
 
 def test_taylor_works_where_gradients_are_switched_off(stock, input_ids):
@@ -205,8 +258,8 @@ def test_taylor_of_a_frozen_model_is_that_of_a_trainable_one(stock, input_ids):
 def states(model, input_ids):
     """Input and output of each norm and matrix by its name, each `(blocks, tokens, features)`."""
     seen = {}
-    kinds = (nn.LayerNorm, nn.Linear)
-    modules = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
+    modules = {model.get_submodule(name.removesuffix(".weight")): name.removesuffix(".weight")
+               for name, _ in model.named_parameters() if name.endswith(".weight")}  # fmt: skip
 
     def note(module, inputs, output):
         seen[modules[module]] = inputs[0], output
@@ -219,27 +272,43 @@ def states(model, input_ids):
     return seen
 
 
-def typical(states, width=1):
-    """Norm of each entry of `width` features, averaged over tokens, and the norm of these averages over blocks."""
-    return torch.stack([entry.norm(dim=2).mean(1).norm() for entry in states.split(width, dim=2)])
+def typical(states):
+    """Norm of each entry over its features, averaged over tokens, and the norm of these averages over blocks.
+
+    Args:
+        states (`torch.Tensor`): `(blocks, tokens, entries, features)`.
+    """
+    return states.norm(dim=-1).mean(1).norm(dim=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_activation_is_the_typical_size_of_what_a_matrix_reads(model, states, input_ids, batch_size):
     scores = score(model, input_ids, batch_size=batch_size)
-    for layer, (heads, neurons) in enumerate(zip(scores.heads, scores.neurons, strict=True)):
-        name = f"gpt_neox.layers.{layer}."
-        assert_close(heads, typical(states[name + "attention.dense"][0], WIDTH))
-        assert_close(neurons, typical(states[name + "mlp.dense_4h_to_h"][0]))
-    norms = [output for name, (_, output) in states.items() if name.endswith("norm")]
+    attending = [read for name, (read, _) in states.items() if name.endswith(("attention.dense", "o_proj"))]
+    hidden = [read for name, (read, _) in states.items() if name.endswith(("dense_4h_to_h", "down_proj"))]
+    is_grouped = scores.of(HEADS) is None
+    queries = [read.unflatten(-1, (-1, 2 if is_grouped else 1, WIDTH)) for read in attending]
+    for layer in range(len(scores.layers)):
+        heads = scores.of(KEY_VALUE_HEADS if is_grouped else HEADS)[layer]
+        assert_close(heads, typical(queries[layer].flatten(3)))
+        assert_close(scores.of(NEURONS)[layer], typical(hidden[layer][..., None]))
+    if is_grouped:
+        assert_close(scores.of(QUERIES), sum(typical(read.transpose(2, 3).flatten(3)) for read in queries))
+    groups = together(model, HEAD_CHANNELS, WIDTH)
+    channels = [read[..., groups].flatten(2, 3).transpose(2, 3).flatten(3) for read in queries]
+    assert_close(scores.of(HEAD_CHANNELS), sum(map(typical, channels)))
+    read_by_matrices = ("input_layernorm", "pre_feedforward_layernorm", "final_layer_norm", "model.norm")
+    if model.config.model_type != "gemma3_text":
+        read_by_matrices += ("post_attention_layernorm",)
+    norms = [output for name, (_, output) in states.items() if name.endswith(read_by_matrices)]
     assert len(norms) == 2 * len(scores.layers) + 1
-    assert_close(scores.channels, sum(map(typical, norms)))
+    assert_close(scores.of(CHANNELS), sum(typical(norm[..., None]) for norm in norms))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_cosine_is_how_far_a_layer_turns_its_input(model, states, input_ids, batch_size):
-    layers = [f"gpt_neox.layers.{layer}.input_layernorm" for layer in range(model.config.num_hidden_layers)]
-    hidden_states = [states[name][0].double() for name in (*layers, "gpt_neox.final_layer_norm")]
+    between = ("input_layernorm", "final_layer_norm", "model.norm")
+    hidden_states = [read.double() for name, (read, _) in states.items() if name.endswith(between)]
     expected = []
     for before, after in pairwise(hidden_states):
         cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
@@ -258,7 +327,7 @@ def loss_of(model, input_ids):
 def test_removal_is_how_much_worse_the_student_without_the_layer_is(kind, input_ids):
     scores = score(kind, input_ids, layer_criterion="removal", batch_size=2)
     for layer in range(5):
-        without = SubnetConfig(32, [other for other in range(5) if other != layer], 4, 64)
+        without = SubnetConfig.full(kind.config).with_layers([other for other in range(5) if other != layer])
         expected = loss_of(extract_subnet(kind, without), input_ids) - loss_of(kind, input_ids)
         assert scores.layers[layer] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -267,14 +336,19 @@ def test_removal_is_how_much_worse_the_student_without_the_layer_is(kind, input_
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_head_neuron_and_channel_that_do_nothing_score_nothing(supernet, input_ids, criterion):
-    idle = copy.deepcopy(supernet)
+def test_entry_that_does_nothing_scores_nothing(each_supernet, input_ids, criterion):
+    idle = copy.deepcopy(each_supernet)
+    by_dimension = ((HEADS, 1, 2), (KEY_VALUE_HEADS, 2, 1), (QUERIES, None, 1), (NEURONS, 3, 40), (CHANNELS, None, 5))
+    idlers = [each for each in by_dimension if each[0] in get_architecture(idle.config).dimensions]
     with torch.no_grad():
-        for dimension, layer, entry in (("heads", 1, 2), ("neurons", 3, 40), ("channels", None, 5)):
-            for name, axis, rows in owned(idle, dimension, layer):
-                idle.get_parameter(name).narrow(axis, rows * entry, rows).zero_()
+        for dimension, layer, entry in idlers:
+            gates = torch.ones(Shape.from_config(idle.config).size(dimension)).index_fill(0, torch.tensor(entry), 0)
+            weights, names = gated(idle, dimension, layer, gates)
+            for name in names:
+                idle.get_parameter(name).copy_(weights[name])
     scores = score(idle, input_ids, criterion)
-    for values, entry in ((scores.heads[1], 2), (scores.neurons[3], 40), (scores.channels, 5)):
+    for dimension, layer, entry in idlers:
+        values = scores.of(dimension) if layer is None else scores.of(dimension)[layer]
         assert values[entry] == 0 and np.count_nonzero(values) == len(values) - 1
 
 
@@ -294,7 +368,7 @@ def test_layer_that_adds_nothing_scores_nothing(supernet, input_ids, layer_crite
 def test_criteria_of_widths_and_layers_do_not_mix(supernet, input_ids, criterion, layer_criterion):
     both = score(supernet, input_ids, criterion, layer_criterion)
     widths, layers = score(supernet, input_ids, criterion), score(supernet, input_ids, layer_criterion=layer_criterion)
-    assert_same(both, ImportanceScores(layers.layers, widths.heads, widths.neurons, widths.channels))
+    assert_same(both, ImportanceScores(layers.layers, widths.entries))
     assert (both.settings["criterion"], both.settings["layer_criterion"]) == (criterion, layer_criterion)
 
 
@@ -447,22 +521,28 @@ def test_saved_scores_load_as_the_same(supernet, uneven_student, input_ids, tmp_
 
 def test_scores_that_are_views_are_saved_as_they_read(tmp_path):
     ascending = np.arange(64, dtype=np.float32)
-    scores = ImportanceScores(ascending[4::-1], (ascending[:4],) * 5, (ascending[::-1],) * 5, ascending[::2])
+    of_layers = {"num_attention_heads": (ascending[:4],) * 5, "intermediate_size": (ascending[::-1],) * 5}
+    scores = ImportanceScores(ascending[4::-1], {"hidden_size": ascending[::2], **of_layers})
     scores.save(tmp_path / "scores.safetensors")
     assert_same(ImportanceScores.load(tmp_path / "scores.safetensors"), scores)
 
 
+NOT_SCORES = {"settings": "{}"}
 DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:-50]),
     "cut off in its header": lambda path: path.write_bytes(path.read_bytes()[:50]),
     "no safetensors": lambda path: path.write_bytes(b"These are no scores. " * 50),
-    "without settings": lambda path: save_file({"layers": np.zeros(1)}, path),
+    "without settings": lambda path: save_file({"layers": np.zeros(1), "hidden_size": np.zeros(1)}, path),
     "settings of another kind": lambda path: save_file(
-        {name: np.zeros(1) for name in ("layers", "heads.0", "neurons.0", "channels")}, path, {"settings": "{"}
+        {name: np.zeros(1) for name in ("layers", "hidden_size")}, path, {"settings": "{"}
     ),
     "without a layer": lambda path: save_file(
-        {"layers": np.zeros(2), "heads.0": np.zeros(4), "neurons.0": np.zeros(4)}, path, {"settings": "{}"}
+        {"layers": np.zeros(2), "hidden_size": np.zeros(4), "intermediate_size.0": np.zeros(4)}, path, NOT_SCORES
+    ),
+    "without channels": lambda path: save_file({"layers": np.zeros(2)}, path, NOT_SCORES),
+    "of an earlier version": lambda path: save_file(
+        {name: np.zeros(1) for name in ("layers", "heads.0", "neurons.0", "channels")}, path, NOT_SCORES
     ),
     "missing": lambda path: path.unlink(),
 }
@@ -540,17 +620,27 @@ def test_text_of_another_vocabulary_is_an_error(supernet):
 
 CUTS = {
     "layers": lambda scores: {"layers": scores.layers[:4]},
-    "a layer's heads": lambda scores: {"heads": (*scores.heads[:4], scores.heads[4][:3])},
-    "neurons of all layers": lambda scores: {"neurons": tuple(values[:60] for values in scores.neurons)},
-    "channels": lambda scores: {"channels": scores.channels[:22]},
+    "a layer's heads": lambda scores: {"num_attention_heads": (*scores.of(HEADS)[:4], scores.of(HEADS)[4][:3])},
+    "neurons of all layers": lambda scores: {"intermediate_size": tuple(values[:60] for values in scores.of(NEURONS))},
+    "channels": lambda scores: {"hidden_size": scores.of(CHANNELS)[:22]},
+    "another architecture": lambda scores: {"num_key_value_heads": scores.of(HEADS)},
 }
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_scores_of_a_model_of_other_sizes_are_an_error(supernet, input_ids, cut):
     scores = score(supernet, input_ids)
-    fields = {name: getattr(scores, name) for name in ("layers", "heads", "neurons", "channels")}
-    other = ImportanceScores(**{**fields, **cut(scores)})
+    changed = cut(scores)
+    other = ImportanceScores(changed.pop("layers", scores.layers), {**scores.entries, **changed})
     message = re.escape("these scores are for a model with Shape(") + ".*score this model"
     with pytest.raises(SubnetError, match=message):
         other.check(Shape.from_config(supernet.config))
+
+
+def test_scores_without_those_of_optional_dimensions_are_whole(each_supernet, input_ids):
+    scores = score(each_supernet, input_ids)
+    needed = {
+        name: values for name, values in scores.entries.items() if name not in ("head_dim", "num_key_value_groups")
+    }
+    ImportanceScores(scores.layers, needed).check(Shape.from_config(each_supernet.config))
+    assert ImportanceScores(scores.layers, needed).of(HEAD_CHANNELS) is None

@@ -24,14 +24,19 @@ class StudentClasses(NamedTuple):
 @lru_cache
 def student_classes(architecture: Architecture) -> StudentClasses:
     """The classes of an architecture's students, imported when first asked for."""
-    name, prefix = architecture.model_type, f"Whittle{architecture.prefix}"
-    configuration = importlib.import_module(f"{__name__}.configuration_whittle_{name}")
-    modeling = importlib.import_module(f"{__name__}.modeling_whittle_{name}")
+    modeling = importlib.import_module(f"{__name__}.modeling_whittle_{architecture.model_type}")
+    prefix = f"Whittle{architecture.prefix}"
     return StudentClasses(
-        getattr(configuration, f"{prefix}Config"),
+        student_config_class(architecture),
         getattr(modeling, f"{prefix}Model"),
         getattr(modeling, f"{prefix}ForCausalLM"),
     )
+
+
+def student_config_class(architecture: Architecture) -> Any:
+    """The first of these alone, which does not import torch."""
+    configuration = importlib.import_module(f"{__name__}.configuration_whittle_{architecture.model_type}")
+    return getattr(configuration, f"Whittle{architecture.prefix}Config")
 
 
 def stock_class(name: str) -> Any:

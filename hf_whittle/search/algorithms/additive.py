@@ -1,16 +1,38 @@
 """Additive scores: replace one thing at a time in the full super-network, then solve for the best sum in the bin."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from ...architectures.dimensions import (
+    CHANNELS,
+    HEAD_CHANNELS,
+    HEADS,
+    KEY_VALUE_HEADS,
+    LAYERS,
+    NEURONS,
+    QUERIES,
+    Dimension,
+)
 from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
-from ...subnet import Kept, Shape, SubnetConfig
+from ...space.sizes import Frame
+from ...subnet import SubnetConfig
 from ..algorithm import Candidate, Evaluation
 from .additive_program import Program, Replacement, evenly_spread, full_size
 from .multi_fidelity import MultiFidelityConfig, MultiFidelitySearch
+
+_OPTIONS = {
+    CHANNELS: "channel_options",
+    HEADS: "head_options",
+    KEY_VALUE_HEADS: "head_options",
+    QUERIES: "head_options",
+    HEAD_CHANNELS: "channel_options",
+    NEURONS: "neuron_options",
+}
+"""The setting that says how many sizes of a dimension are tried."""
 
 
 @dataclass
@@ -23,12 +45,15 @@ class AdditiveSearchConfig(MultiFidelityConfig):
     name: ClassVar[str] = "additive"
 
     head_options: int = field(
-        default=4, metadata={"help": "Numbers of heads tried in each layer, the full one among them."}
+        default=4,
+        metadata={"help": "Numbers of heads tried in each layer, and of queries of a head, the full one among them."},
     )
     neuron_options: int = field(
         default=4, metadata={"help": "Numbers of neurons tried in each layer, the full one among them."}
     )
-    channel_options: int = field(default=8, metadata={"help": "Numbers of channels tried, the full one among them."})
+    channel_options: int = field(
+        default=8, metadata={"help": "Numbers of channels tried, and of channels of a head, the full one among them."}
+    )
     score_share: float = field(default=1.0, metadata={"help": "Share of the tokens that replacements are scored on."})
     levels: int = field(default=16, metadata={"help": "Sizes of a dimension that the program chooses from."})
     answers: int = field(default=8, metadata={"help": "Best answers of the program that are evaluated."})
@@ -50,8 +75,7 @@ class AdditiveSearch(MultiFidelitySearch):
 
     def __init__(self, space: SearchSpace, bin: Bin, config: AdditiveSearchConfig):
         super().__init__(space, bin, config)
-        self._channels = sorted({channels for channels, _ in space.reachable_pairs(bin)})
-        self._full = Shape.from_config(space.config)
+        self._frames = sorted({frame for frame, _ in space.reachable_pairs(bin)})
         self._replacements = self._all_replacements()
         self._scores: dict[Replacement, float] = {}
         self._stage = 0
@@ -64,7 +88,7 @@ class AdditiveSearch(MultiFidelitySearch):
     def ask(self) -> list[Candidate]:
         self._stage += 1
         if self._stage == 1:
-            changed = [SubnetConfig.full(self._full), *map(self._with, self._replacements)]
+            changed = [self._full, *map(self._with, self._replacements)]
             share = self.config.score_share
             return [Candidate(subnet, "replacement", share=share, in_space=False) for subnet in changed]
         if self._stage == 2:
@@ -83,60 +107,78 @@ class AdditiveSearch(MultiFidelitySearch):
 
     # Replacements
 
+    @property
+    def _full(self) -> SubnetConfig:
+        return SubnetConfig.full(self.space.full)
+
     def _all_replacements(self) -> list[Replacement]:
-        space, config, layers = self.space, self.config, range(self._full.num_hidden_layers)
-        channels = evenly_spread(space.hidden_size, config.channel_options)
-        heads = evenly_spread(space.num_attention_heads, config.head_options)
-        neurons = evenly_spread(space.intermediate_size, config.neuron_options)
-        found = [Replacement("channels", -1, size) for size in channels]
+        space, layers = self.space, range(self.space.full.num_hidden_layers)
+        tried = {dimension: self._tried(dimension) for dimension in space.named if dimension is not LAYERS}
+        found = [Replacement(d, None, size) for d, sizes in tried.items() if not d.per_layer for size in sizes]
         if len(layers) > 1:
-            found += [Replacement("layer", layer, 0) for layer in layers]
-        found += [Replacement("heads", layer, size) for layer in layers for size in heads]
-        found += [Replacement("neurons", layer, size) for layer in layers for size in neurons]
-        return [one for one in found if one.size < full_size(self._full, one.dimension, one.layer)]
+            found += [Replacement(LAYERS, layer, 0) for layer in layers]
+        for dimension in space.architecture.per_layer:
+            found += [Replacement(dimension, layer, size) for layer in layers for size in tried[dimension]]
+        return [one for one in found if one.size < full_size(space, one.dimension, one.layer)]
+
+    def _tried(self, dimension: Dimension) -> list[int]:
+        return evenly_spread(self.space.sizes(dimension), getattr(self.config, _OPTIONS[dimension]))
 
     def _with(self, replacement: Replacement) -> SubnetConfig:
         """The full super-network with one replacement."""
-        full, entries, rng = self._full, self.space.entries, self._breeder.rng
-        if replacement.dimension == "layer":
-            layers = [layer for layer in range(full.num_hidden_layers) if layer != replacement.layer]
-            return SubnetConfig.full(full).with_layers(layers)
-        kept = entries(replacement.dimension, replacement.layer).choose(rng, replacement.size)
-        if replacement.dimension == "channels":
-            return SubnetConfig(kept, full.num_hidden_layers, full.num_attention_heads, full.intermediate_size)
-        heads: list[Kept] = list(full.num_attention_heads)
-        neurons: list[Kept] = list(full.intermediate_size)
-        (heads if replacement.dimension == "heads" else neurons)[replacement.layer] = kept
-        return SubnetConfig(full.hidden_size, full.num_hidden_layers, tuple(heads), tuple(neurons))
+        dimension, layer, full = replacement.dimension, replacement.layer, self._full
+        if dimension is LAYERS:
+            return full.with_layers([other for other in full.layers if other != layer])
+        kept: Any = self.space.entries(dimension, layer).choose(self._breeder.rng, replacement.size)
+        if layer is not None:
+            of_layers = full.kept(dimension)
+            kept = (*of_layers[:layer], kept, *of_layers[layer + 1 :])
+        return full.replaced({dimension: kept})
 
     # Answers
 
     def _answers(self) -> list[SubnetConfig]:
-        """The best subnet for each of some numbers of channels, in the order of their predicted scores."""
+        """The best subnet for each of some sizes of the shared dimensions, in the order of their predicted scores."""
         program = Program(self.space, self.bin, self._scores, self.config.levels)
         found = []
-        for channels in evenly_spread(self._channels, max(self.config.levels, self.config.answers)):
-            solved = program.solve(channels)
+        for frame in self._tried_frames():
+            solved = program.solve(frame)
             if solved is None:
                 continue
-            subnet = self._assemble(channels, solved[1])
+            subnet = self._assemble(frame, solved[1])
             # The program ignores the step of numbers of layers, and rounding may leave a bin's ends.
             if self.space.contains(subnet) and self.bin.contains(self.space.config, subnet):
                 found.append((solved[0], subnet))
         return [subnet for _, subnet in sorted(found, key=lambda pair: pair[0])]
 
-    def _assemble(self, channels: int, sizes: dict[tuple[str, int], int]) -> SubnetConfig:
-        """A subnet of these sizes by dimension and layer."""
-        layers = [layer for layer in range(self._full.num_hidden_layers) if ("heads", layer) in sizes]
-        rng, entries = self._breeder.rng, self.space.entries
-        kept_channels = entries("channels").choose(rng, channels)
-        kept: list[tuple[Kept, ...]] = []
-        for name in ("heads", "neurons"):
-            if self.space.layer_wise:
-                kept.append(tuple(entries(name, layer).choose(rng, sizes[name, layer]) for layer in layers))
+    def _tried_frames(self) -> list[Frame]:
+        """Some numbers of channels, evenly spread, with some sizes of the other shared dimensions."""
+        number = max(self.config.levels, self.config.answers)
+        others = itertools.groupby(sorted(self._frames, key=_others), key=_others)
+        frames = [list(group) for _, group in others]
+        groups = evenly_spread(frames, self.config.answers)
+        return [frame for group in groups for frame in evenly_spread(group, number)]
+
+    def _assemble(self, frame: Frame, sizes: dict[tuple[Dimension, int], int]) -> SubnetConfig:
+        """A subnet of these shared sizes, and of sizes by dimension and layer."""
+        space, rng = self.space, self._breeder.rng
+        kept: dict[str, Any] = {LAYERS.name: sorted({layer for _, layer in sizes})}
+        for dimension, size in zip(space.architecture.shared, frame, strict=True):
+            if dimension in space.named:
+                kept[dimension.name] = space.entries(dimension).choose(rng, size)
+        for dimension in space.architecture.per_layer:
+            by_layer = {layer: size for (of, layer), size in sizes.items() if of is dimension}
+            if space.layer_wise:
+                chosen = [space.entries(dimension, layer).choose(rng, size) for layer, size in by_layer.items()]
             else:
-                kept.append((entries(name).choose(rng, sizes[name, layers[0]]),) * len(layers))
-        return SubnetConfig(kept_channels, tuple(layers), *kept)
+                chosen = [space.entries(dimension).choose(rng, next(iter(by_layer.values())))] * len(by_layer)
+            kept[dimension.name] = chosen
+        return SubnetConfig(**kept)
+
+
+def _others(frame: Frame) -> Frame:
+    """The shared sizes but the channels, which are the first."""
+    return frame[1:]
 
 
 def additive_scores(full: float, others: Sequence[float]) -> list[float]:

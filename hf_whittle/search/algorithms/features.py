@@ -5,16 +5,24 @@ from itertools import pairwise
 
 import numpy as np
 
+from ...architectures.dimensions import NEURONS, Dimension
 from ...cost.polynomial import Polynomial
 from ...subnet import Kept, Shape, SubnetConfig, count, indices
 
 
-def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | None = None) -> np.ndarray:
+def features(
+    subnet: SubnetConfig,
+    full: Shape,
+    cost: Polynomial,
+    depth: int | None = None,
+    optional: Sequence[Dimension] = (),
+) -> np.ndarray:
     """Describe a subnet by numbers that compare between super-networks of different sizes.
 
-    All are shares of the super-network, or statistics of shares: kept channels, layers, heads, neurons and cost; first,
-    last and mean kept layer, longest run and gap of layers; for heads and neurons their mean, spread, minimum, maximum
-    and slope over the kept layers, the location of kept entries, and the width of every layer (0 where it is left out).
+    All are shares of the super-network, or statistics of shares: kept channels, layers and cost, entries of each
+    dimension that layers have of their own, such as heads and neurons; first, last and mean kept layer, longest run and
+    gap of layers; for each of these dimensions its mean, spread, minimum, maximum and slope over the kept layers, the
+    location of kept entries, and the width of every layer (0 where it is left out).
 
     Args:
         subnet (`SubnetConfig`): the subnet.
@@ -22,30 +30,38 @@ def features(subnet: SubnetConfig, full: Shape, cost: Polynomial, depth: int | N
         cost (`Polynomial`): cost that the bin bounds.
         depth (`int`, *optional*): number of layers to describe the widths of, read at the same relative positions
             where the super-network has another depth; by default its own.
+        optional (`Sequence[Dimension]`, *optional*): dimensions that subnets need not name whose share and location
+            are described as well.
 
     Returns:
-        `np.ndarray`: `(features,)`, `float64`; the number of features depends on `depth` only.
+        `np.ndarray`: `(features,)`, `float64`; the number of features depends on `depth` and `optional` only.
     """
-    shape, layers, total = subnet.shape, subnet.layers, full.num_hidden_layers
+    shape, layers, total = subnet.shape.filled(full), subnet.layers, full.num_hidden_layers
+    per_layer = of_layers(full)
     values = [
         shape.hidden_size / full.hidden_size,
         shape.num_hidden_layers / total,
         cost(shape) / cost(full),
-        sum(shape.num_attention_heads) / sum(full.num_attention_heads),
-        sum(shape.intermediate_size) / sum(full.intermediate_size),
+        *(sum(getattr(shape, d.name)) / sum(getattr(full, d.name)) for d in per_layer),
         *_layout(layers, total),
         *_location(subnet.hidden_size, full.hidden_size),
     ]
     read_at = [position * total // (depth or total) for position in range(depth or total)]
-    for kept, sizes, available in (
-        (subnet.num_attention_heads, shape.num_attention_heads, full.num_attention_heads),
-        (subnet.intermediate_size, shape.intermediate_size, full.intermediate_size),
-    ):
-        widths = [size / available[layer] for layer, size in zip(layers, sizes, strict=True)]
-        values += [*_statistics(widths), *_mean_location(kept, [available[layer] for layer in layers])]
+    for dimension in per_layer:
+        available = [full.size(dimension, layer) for layer in layers]
+        widths = [size / most for size, most in zip(getattr(shape, dimension.name), available, strict=True)]
+        values += [*_statistics(widths), *_mean_location(subnet.kept(dimension), available)]
         by_layer = dict(zip(layers, widths, strict=True))
         values += [by_layer.get(layer, 0.0) for layer in read_at]
+    for dimension in optional:
+        size, kept = full.size(dimension), subnet.kept(dimension)
+        values += [shape.size(dimension) / size, *_location(size if kept is None else kept, size)]
     return np.array(values, dtype=np.float64)
+
+
+def of_layers(shape: Shape) -> list[Dimension]:
+    """The dimensions that layers have of their own, those of attention first whatever the architecture."""
+    return sorted((d for d in shape.dimensions if d.per_layer), key=lambda dimension: dimension is NEURONS)
 
 
 def _layout(layers: Sequence[int], total: int) -> list[float]:

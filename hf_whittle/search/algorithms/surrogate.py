@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ...architectures.dimensions import LAYERS
 from ...cost.bins import Bin
+from ...errors import OtherSearchError
 from ...files.paths import expanded
 from ...space.search_space import SearchSpace
-from ...subnet import Shape, SubnetConfig
+from ...subnet import DIMENSIONS, Shape, SubnetConfig
 from ..algorithm import BudgetedConfig, BudgetedSearch, Candidate, Evaluation, SearchAlgorithm
 from ..result import CANDIDATES_FILE, SearchResult
 from .features import features
@@ -78,6 +80,7 @@ class Surrogate:
 
     Raises:
         ImportError: if scikit-learn is missing.
+        OtherSearchError: if an archive's super-network has other dimensions.
     """
 
     def __init__(
@@ -88,7 +91,8 @@ class Surrogate:
         seed: int = 0,
         archives: Sequence[SearchResult] = (),
     ):
-        self._full = Shape.from_config(space.config)
+        self._full = space.full
+        self._optional = [d for d in space.named if d.is_optional]
         self._cost = bin.cost(space.config)
         _ensemble()  # raises before the search if it is missing
         self._model, self._seed = model, seed
@@ -97,7 +101,7 @@ class Surrogate:
 
     def describe(self, subnets: Sequence[SubnetConfig]) -> np.ndarray:
         """Features of subnets, `(subnets, features)`."""
-        return np.stack([features(subnet, self._full, self._cost) for subnet in subnets])
+        return np.stack([features(each, self._full, self._cost, optional=self._optional) for each in subnets])
 
     def fit(self, described: np.ndarray | None = None, fitness: Sequence[float] = ()) -> bool:
         """Fit to features `(n, features)` with their fitness `(n,)`, and to the archives.
@@ -118,12 +122,27 @@ class Surrogate:
 
     def _task(self, archive: SearchResult) -> tuple[np.ndarray, np.ndarray]:
         """Features `(n, features)` and scaled fitness `(n,)` of an earlier search, as shares of its super-network."""
-        sizes, answers = archive.settings["space"]["supernet"], archive.answers
-        layers, heads, neurons = (sizes[n] for n in ("num_hidden_layers", "num_attention_heads", "intermediate_size"))
-        full = Shape(sizes["hidden_size"], (heads,) * layers, (neurons,) * layers)
-        depth = self._full.num_hidden_layers
-        described = np.stack([features(answer.subnet, full, self._cost, depth) for answer in answers])
+        answers, full = archive.answers, _sizes(archive).filled(self._full)
+        if full.dimensions != self._full.dimensions:
+            raise OtherSearchError(
+                f"an archive's subnets keep {_in_words(full)}, those of this space {_in_words(self._full)}; give "
+                "archives of searches in super-networks with the same dimensions"
+            )
+        how: dict[str, Any] = {"depth": self._full.num_hidden_layers, "optional": self._optional}
+        described = np.stack([features(answer.subnet, full, self._cost, **how) for answer in answers])
         return described, scaled(np.array([answer.fitness for answer in answers]))
+
+
+def _sizes(archive: SearchResult) -> Shape:
+    """Sizes of the super-network of an earlier search, as far as its subnets name them."""
+    sizes = dict(archive.settings["space"]["supernet"])
+    layers = sizes.pop(LAYERS.name)
+    known = {dimension.name: dimension for dimension in DIMENSIONS}
+    return Shape(**{name: (size,) * layers if known[name].per_layer else size for name, size in sizes.items()})
+
+
+def _in_words(shape: Shape) -> str:
+    return ", ".join(dimension.name for dimension in shape.dimensions)
 
 
 def _random_forest(seed: int) -> Any:
