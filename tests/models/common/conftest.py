@@ -3,26 +3,48 @@
 import copy
 
 import pytest
+from small_models import draw_subnet
+from small_students import student_of, uneven_subnet_of
+from uneven_student import SETTINGS
 
-from hf_whittle import SubnetConfig, extract_subnet
+from hf_whittle.architectures.registry import ARCHITECTURES
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def student(supernet, uneven_subnet):
-    """Three layers of 2, 4 and 1 heads; 16, 32 and 8 channels of attention beside a hidden size of 22."""
-    return extract_subnet(supernet, uneven_subnet)
+def make_own(architecture, make_stock, make_supernet):
+    """A function that builds a super-network of the architecture."""
+
+    def build(**changes):
+        return make_supernet(make_stock(model_type=architecture, **SETTINGS.get(architecture, {}) | changes))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def own_supernet(make_own):
+    return make_own()
+
+
+@pytest.fixture(scope="module")
+def student(own_supernet):
+    return student_of(own_supernet, uneven_subnet_of(own_supernet.config))
 
 
 @pytest.fixture(scope="module", params=["with head", "backbone"])
 def model(request, student):
     """The student and its backbone."""
-    return student if request.param == "with head" else student.gpt_neox
+    return student if request.param == "with head" else student.base_model
 
 
 @pytest.fixture(scope="module")
-def assistant(supernet):
+def assistant(own_supernet):
     """A smaller student of the same super-network."""
-    return extract_subnet(supernet, SubnetConfig(24, 2, 2, 40))
+    return student_of(own_supernet, draw_subnet(own_supernet.config, 3))
 
 
 @pytest.fixture

@@ -5,39 +5,54 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_students import student_of, uneven_subnet_of
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     DynamicCache,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from uneven_student import CLOSE, HEADS, MASKS, VOCABULARY, anew, first, gradients, greedy
+from uneven_student import (
+    CLOSE,
+    MASKS,
+    VOCABULARY,
+    anew,
+    attention_of,
+    first,
+    gradients,
+    greedy,
+    heads_of,
+    key_value_heads_of,
+    names_of,
+    norm_of,
+)
 
-from hf_whittle import WhittleGPTNeoXForCausalLM, extract_subnet
+from hf_whittle.architectures.registry import get_architecture
 
 # Initialization
 
 
-def _built(config):
-    return WhittleGPTNeoXForCausalLM(config)
+def _built(kind, config):
+    return kind(config)
 
 
-def _loaded_from_nothing(config):
-    return WhittleGPTNeoXForCausalLM.from_pretrained(None, config=config, state_dict={})
+def _loaded_from_nothing(kind, config):
+    return kind.from_pretrained(None, config=config, state_dict={})
 
 
 @pytest.mark.parametrize("build", [_built, _loaded_from_nothing])
 @pytest.mark.parametrize("std", [0.02, 0.3])
-def test_fresh_weights_are_normal_biases_zero_and_norms_one(student, build, std):
+def test_fresh_weights_are_normal_biases_zero_and_norms_neutral(student, build, std):
     config = copy.deepcopy(student.config)
     config.initializer_range = std
     torch.manual_seed(0)
-    model = build(config)
+    model = build(type(student), config)
+    neutral = get_architecture(config).norms.neutral
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
         elif "norm" in name:
-            assert (parameter == 1).all(), name
+            assert (parameter == neutral).all(), name
         else:
             error = std / parameter.numel() ** 0.5
             assert parameter.mean().item() == pytest.approx(0, abs=5 * error), name
@@ -51,7 +66,7 @@ def test_fresh_weights_depend_on_the_seed_alone(student, build):
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        weights.append(build(student.config).get_input_embeddings().weight)
+        weights.append(build(type(student), student.config).get_input_embeddings().weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -82,7 +97,7 @@ def test_new_entries_of_a_resized_vocabulary_run_and_learn(student):
     model.resize_token_embeddings(VOCABULARY + 1)
     new = torch.full((1, 4), VOCABULARY)
     computed = gradients(model, new)
-    assert computed["gpt_neox.embed_in.weight"][VOCABULARY].any()
+    assert computed[f"{names_of(model).embedding}.weight"][VOCABULARY].any()
     assert computed["lm_head.weight"][VOCABULARY].any()
 
 
@@ -94,32 +109,32 @@ def test_resized_vocabulary_is_padded_to_a_multiple(student, input_ids):
 
 
 def test_backbone_with_a_resized_vocabulary_gives_the_same_states(student, input_ids):
-    backbone = copy.deepcopy(student.gpt_neox)
+    backbone = copy.deepcopy(student.base_model)
     backbone.resize_token_embeddings(120)
     assert backbone.config.vocab_size == 120
-    torch.testing.assert_close(first(backbone, input_ids), first(student.gpt_neox, input_ids), **CLOSE)
+    torch.testing.assert_close(first(backbone, input_ids), first(student.base_model, input_ids), **CLOSE)
 
 
 def test_embeddings_that_are_set_are_the_ones_that_run(student, input_ids):
     model, other = copy.deepcopy(student), anew(student)
     model.set_input_embeddings(other.get_input_embeddings())
     model.set_output_embeddings(other.get_output_embeddings())
-    assert model.get_input_embeddings() is model.gpt_neox.get_input_embeddings() is other.gpt_neox.embed_in
+    assert model.get_input_embeddings() is model.base_model.get_input_embeddings() is other.get_input_embeddings()
     assert model.get_output_embeddings() is other.lm_head
-    assert model.gpt_neox.get_output_embeddings() is None
-    states = first(student.gpt_neox, inputs_embeds=other.gpt_neox.embed_in(input_ids))
+    assert model.base_model.get_output_embeddings() is None
+    states = first(student.base_model, inputs_embeds=other.get_input_embeddings()(input_ids))
     torch.testing.assert_close(first(model, input_ids), states @ other.lm_head.weight.T, **CLOSE)
 
 
 def test_tied_output_matrix_is_saved_once_and_tied_again(student, input_ids, tmp_path):
     model = anew(student, tie_word_embeddings=True)
-    assert model.lm_head.weight is model.gpt_neox.embed_in.weight
+    assert model.lm_head.weight is model.get_input_embeddings().weight
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == model.state_dict().keys() - {"lm_head.weight"}
     reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert reloaded.lm_head.weight is reloaded.gpt_neox.embed_in.weight
+    assert reloaded.lm_head.weight is reloaded.get_input_embeddings().weight
     torch.testing.assert_close(first(reloaded, input_ids), first(model, input_ids), **CLOSE)
 
 
@@ -127,10 +142,11 @@ def test_tied_weight_gets_the_gradients_of_both_its_uses(student, input_ids):
     tied = anew(student, tie_word_embeddings=True)
     untied = anew(student)
     untied.load_state_dict(tied.state_dict())
-    assert untied.lm_head.weight is not untied.gpt_neox.embed_in.weight
+    assert untied.lm_head.weight is not untied.get_input_embeddings().weight
     of_untied = gradients(untied, input_ids)
-    both = of_untied["gpt_neox.embed_in.weight"] + of_untied["lm_head.weight"]
-    torch.testing.assert_close(gradients(tied, input_ids)["gpt_neox.embed_in.weight"], both, **CLOSE)
+    name = f"{names_of(tied).embedding}.weight"
+    both = of_untied[name] + of_untied["lm_head.weight"]
+    torch.testing.assert_close(gradients(tied, input_ids)[name], both, **CLOSE)
 
 
 # The forward
@@ -150,12 +166,12 @@ def test_tokens_and_embeddings_exclude_each_other(model, student, input_ids, bot
 
 def test_hidden_states_are_the_embeddings_and_what_each_layer_gives(model, student, input_ids):
     given = []
-    hooks = [layer.register_forward_hook(lambda *call: given.append(call[-1])) for layer in student.gpt_neox.layers]
+    hooks = [layer.register_forward_hook(lambda *call: given.append(call[-1])) for layer in student.base_model.layers]
     with torch.no_grad():
         states = model(input_ids, output_hidden_states=True).hidden_states
     for hook in hooks:
         hook.remove()
-    norm = student.gpt_neox.final_layer_norm
+    norm = norm_of(student)
     expected = [student.get_input_embeddings()(input_ids), *given[:-1], norm(given[-1])]
     for ours, theirs in zip(states, expected, strict=True):
         assert torch.equal(ours, theirs)
@@ -166,7 +182,7 @@ def test_attentions_are_causal_distributions_of_as_many_heads_as_the_layer_has(m
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = model(input_ids, output_attentions=True).attentions
-    assert [tuple(attention.shape) for attention in attentions] == [(3, heads, 12, 12) for heads in HEADS]
+    assert [tuple(attention.shape) for attention in attentions] == [(3, heads, 12, 12) for heads in heads_of(model)]
     for attention in attentions:
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
         assert not attention.triu(1).any()
@@ -243,7 +259,7 @@ def test_rows_of_a_batch_equal_each_row_alone(model, input_ids):
 
 
 def test_dropout_acts_in_training_and_nowhere_else(student, input_ids):
-    model = anew(student, hidden_dropout=0.5, attention_dropout=0.5)
+    model = anew(student, **dict.fromkeys({"hidden_dropout", "attention_dropout"} & vars(student.config).keys(), 0.5))
     assert torch.equal(first(model, input_ids), first(model, input_ids))
     model.train()
     assert not torch.allclose(first(model, input_ids), first(model, input_ids))
@@ -269,13 +285,18 @@ ROPES = {
 
 
 @pytest.mark.parametrize("rope_type", ROPES)
-def test_scaled_rotations_are_those_of_the_super_network(make_stock, make_supernet, uneven_subnet, rope_type):
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **ROPES[rope_type]}
-    supernet = make_supernet(make_stock(max_position_embeddings=32, rope_parameters=rope))
-    student = extract_subnet(supernet, uneven_subnet)
+def test_scaled_rotations_are_those_of_the_super_network(architecture, make_own, rope_type):
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
+    if architecture == "gpt_neox":
+        rope["partial_rotary_factor"] = 1.0
+    if architecture == "gemma3_text":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0}}
+    supernet = make_own(max_position_embeddings=32, rope_parameters=rope)
+    subnet = uneven_subnet_of(supernet.config)
+    student = student_of(supernet, subnet)
     long = torch.randint(0, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
     for input_ids in (long[:, :8], long):
-        with supernet.active_subnet(uneven_subnet):
+        with supernet.active_subnet(subnet):
             expected = first(supernet, input_ids)
         torch.testing.assert_close(first(student, input_ids), expected, **CLOSE)
 
@@ -316,12 +337,12 @@ def test_kernel_is_chosen_by_argument_by_configuration_and_at_any_time(student, 
     for model in (
         AutoModelForCausalLM.from_pretrained(saved, attn_implementation="eager"),
         AutoModelForCausalLM.from_config(student.config, attn_implementation="eager"),
-        WhittleGPTNeoXForCausalLM(config),
+        type(student)(config),
     ):
         assert model(input_ids, output_attentions=True).attentions[0] is not None
         model.load_state_dict(student.state_dict())
         model.eval().set_attn_implementation("sdpa")
-        assert {layer.attention.config._attn_implementation for layer in model.gpt_neox.layers} == {"sdpa"}
+        assert {attention_of(layer).config._attn_implementation for layer in model.base_model.layers} == {"sdpa"}
         torch.testing.assert_close(first(model, input_ids), expected, **CLOSE)
 
 
@@ -336,7 +357,9 @@ def test_registered_kernel_gets_the_heads_of_each_layer(student, input_ids, monk
     model = copy.deepcopy(student)
     model.set_attn_implementation("recording")
     logits = first(model, input_ids)
-    assert seen == [(layer, heads, heads, heads) for layer, heads in enumerate(HEADS)]
+    heads, key_value_heads = heads_of(student), key_value_heads_of(student)
+    assert [layer for layer, *_ in seen] == [0, 1, 2]
+    assert [shapes[1:] for shapes in seen] == list(zip(heads, key_value_heads, key_value_heads, strict=True))
     torch.testing.assert_close(logits, first(student, input_ids), **CLOSE)
 
 

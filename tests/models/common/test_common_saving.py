@@ -9,11 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    GPTNeoXForCausalLM,
 )
-from uneven_student import CLOSE, HEADS, VOCABULARY, anew, assert_same_weights, first
+from uneven_student import (
+    CLOSE,
+    VOCABULARY,
+    anew,
+    assert_same_weights,
+    first,
+    heads_of,
+    names_of,
+    norm_of,
+)
 
-from hf_whittle import WhittleGPTNeoXConfig, WhittleGPTNeoXForCausalLM
+from hf_whittle.architectures.registry import get_architecture
+from hf_whittle.models.students import stock_class
 
 # Saving and loading
 
@@ -26,8 +35,11 @@ def test_reloaded_model_has_the_same_weights_and_outputs(model, input_ids, tmp_p
     torch.testing.assert_close(first(reloaded, input_ids), first(model, input_ids), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "embed_out.weight"])
-def test_output_matrix_is_saved_in_one_safetensors_file_under_its_name_in_files(student, tmp_path, name):
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["name in models", "name in files"])
+def test_output_matrix_is_saved_in_one_safetensors_file_under_its_name_in_files(student, tmp_path, is_renamed):
+    output = get_architecture(student.config).weights[-1]
+    in_files = output.file_name or output.name
+    name = in_files if is_renamed else output.name
     expected = dict(student.state_dict())
     expected[name] = expected.pop("lm_head.weight")
     student.config.save_pretrained(tmp_path)
@@ -35,7 +47,7 @@ def test_output_matrix_is_saved_in_one_safetensors_file_under_its_name_in_files(
     AutoModelForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert [path.name for path in (tmp_path / "again").glob("*model*") if path.suffix != ".py"] == ["model.safetensors"]
     tensors = load_file(tmp_path / "again" / "model.safetensors")
-    expected["embed_out.weight"] = expected.pop(name)
+    expected[in_files] = expected.pop(name)
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
@@ -71,7 +83,7 @@ def test_only_the_main_process_writes(student, tmp_path):
 
 def test_given_state_dict_is_saved_in_place_of_the_weights(student, tmp_path):
     other = {name: tensor + 1 for name, tensor in student.state_dict().items()}
-    student.save_pretrained(tmp_path, state_dict=other)
+    student.save_pretrained(tmp_path, state_dict=dict(other))  # transformers empties it
     for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict().items():
         assert torch.equal(tensor, other[name])
 
@@ -95,22 +107,22 @@ def test_copy_of_a_model_gives_the_same_outputs_from_weights_of_its_own(model, i
 
 
 def test_missing_weight_is_named_and_drawn_anew(student, saved):
-    missing = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    missing = f"{names_of(student).neurons}.weight"
     tensors = load_file(saved / "model.safetensors")
     del tensors[missing]
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
     assert info["missing_keys"] == {missing}
     assert loaded.get_parameter(missing).std().item() == pytest.approx(student.config.initializer_range, rel=0.15)
-    kept = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias"
+    kept = f"{names_of(student).norm}.weight"
     assert torch.equal(loaded.get_parameter(kept), student.get_parameter(kept))
 
 
 def test_unexpected_weight_is_named_and_left_out(student, saved, input_ids):
-    tensors = load_file(saved / "model.safetensors") | {"gpt_neox.layers.3.extra": torch.ones(2)}
+    tensors = load_file(saved / "model.safetensors") | {f"{student.base_model_prefix}.layers.3.extra": torch.ones(2)}
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
-    assert info["unexpected_keys"] == {"gpt_neox.layers.3.extra"}
+    assert info["unexpected_keys"] == {f"{student.base_model_prefix}.layers.3.extra"}
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
 
 
@@ -120,28 +132,28 @@ def test_other_vocabulary_size_is_an_error_unless_mismatched_sizes_are_ignored(s
     loaded, info = AutoModelForCausalLM.from_pretrained(
         saved, vocab_size=50, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    assert {name for name, *_ in info["mismatched_keys"]} == {"gpt_neox.embed_in.weight", "lm_head.weight"}
+    assert {name for name, *_ in info["mismatched_keys"]} == {f"{names_of(student).embedding}.weight", "lm_head.weight"}
     assert loaded.get_input_embeddings().weight.shape == loaded.get_output_embeddings().weight.shape == (50, 22)
-    for ours, theirs in zip(loaded.gpt_neox.layers.parameters(), student.gpt_neox.layers.parameters(), strict=True):
+    for ours, theirs in zip(loaded.base_model.layers.parameters(), student.base_model.layers.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_saved_backbone_loads_under_a_head(student, input_ids, tmp_path, tied):
-    backbone = anew(student, tie_word_embeddings=tied).gpt_neox
+    backbone = anew(student, tie_word_embeddings=tied).base_model
     backbone.save_pretrained(tmp_path)
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is WhittleGPTNeoXForCausalLM
+    assert type(loaded) is type(student)
     assert info["missing_keys"] == (set() if tied else {"lm_head.weight"})
-    torch.testing.assert_close(first(loaded.gpt_neox, input_ids), first(backbone, input_ids), **CLOSE)
+    torch.testing.assert_close(first(loaded.base_model, input_ids), first(backbone, input_ids), **CLOSE)
 
 
 def test_head_stands_on_the_backbone_that_its_prefix_names(student):
-    assert student.base_model_prefix == "gpt_neox"
-    assert student.base_model is student.get_decoder() is student.gpt_neox
-    assert student.gpt_neox.base_model is student.gpt_neox
+    assert get_architecture(student.config).layers == f"{student.base_model_prefix}.layers"
+    assert student.base_model is student.get_decoder() is getattr(student, student.base_model_prefix)
+    assert student.base_model.base_model is student.base_model
     assert student.main_input_name == "input_ids"
-    assert student.config.num_hidden_layers == len(student.gpt_neox.layers) == 3
+    assert student.config.num_hidden_layers == len(student.base_model.layers) == 3
 
 
 # Plans of tensor and pipeline parallelism
@@ -154,7 +166,8 @@ def test_student_has_no_plan_which_is_not_an_empty_one(model):
     assert not model.tp_plan and not model.pp_plan
 
 
-def test_every_entry_of_the_plan_of_a_super_network_is_a_module_of_it(supernet):
+def test_every_entry_of_the_plan_of_a_super_network_is_a_module_of_it(own_supernet):
+    supernet = own_supernet
     names = {re.sub(r"\.\d+", ".*", name) for name, _ in supernet.named_modules()}
     assert supernet.supports_tp_plan and set(supernet.tp_plan) <= names
 
@@ -191,15 +204,18 @@ def test_dtype_under_its_old_name_in_the_configuration_is_read(saved):
 
 def test_rotary_frequencies_are_the_same_in_every_dtype(student, saved):
     loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
-    assert torch.equal(loaded.gpt_neox.rotary_emb.inv_freq, student.gpt_neox.rotary_emb.inv_freq)
+    ours, theirs = (dict(each.base_model.rotary_emb.named_buffers()) for each in (loaded, student))
+    assert ours.keys() == theirs.keys() and ours
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_modules_kept_in_float32_stay_in_float32(saved, monkeypatch):
-    monkeypatch.setattr(WhittleGPTNeoXForCausalLM, "_keep_in_fp32_modules_strict", {"final_layer_norm"})
+def test_modules_kept_in_float32_stay_in_float32(student, saved, monkeypatch):
+    norm = names_of(student).norm
+    monkeypatch.setattr(type(student), "_keep_in_fp32_modules_strict", {norm})
     loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
     kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
-    assert kept == {"gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias"}
+    assert kept == {f"{norm}.{name}" for name, _ in norm_of(student).named_parameters()}
 
 
 def test_model_built_on_the_meta_device_holds_no_memory_and_takes_the_weights(student, input_ids):
@@ -207,7 +223,9 @@ def test_model_built_on_the_meta_device_holds_no_memory_and_takes_the_weights(st
         empty = anew(student)
     assert {tensor.device.type for tensor in (*empty.parameters(), *empty.buffers())} == {"meta"}
     empty.load_state_dict(student.state_dict(), assign=True)
-    empty.gpt_neox.rotary_emb = copy.deepcopy(student.gpt_neox.rotary_emb)
+    for name, buffer in student.named_buffers():
+        module, _, own = name.rpartition(".")
+        setattr(empty.get_submodule(module), own, buffer.clone())
     assert torch.equal(first(empty, input_ids), first(student, input_ids))
 
 
@@ -223,21 +241,13 @@ def test_device_map_places_the_whole_student(student, saved, input_ids, device_m
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
 
 
-OFFLOADED = {
-    "gpt_neox.embed_in": "cpu",
-    "gpt_neox.layers.0": "cpu",
-    "gpt_neox.layers.1": "disk",
-    "gpt_neox.layers.2": "disk",
-    "gpt_neox.final_layer_norm": "disk",
-    "gpt_neox.rotary_emb": "cpu",
-    "lm_head": "cpu",
-}
-
-
 def test_student_with_layers_on_disk_runs_and_is_saved_as_it_is(student, saved, input_ids, tmp_path):
-    loaded = AutoModelForCausalLM.from_pretrained(saved, device_map=OFFLOADED, offload_folder=tmp_path / "offload")
+    prefix, names = student.base_model_prefix, names_of(student)
+    places = {names.embedding: "cpu", f"{prefix}.layers.0": "cpu", f"{prefix}.rotary_emb": "cpu", "lm_head": "cpu"}
+    prefixes = (f"{prefix}.layers.1", f"{prefix}.layers.2", names.norm)
+    places |= dict.fromkeys(prefixes, "disk")
+    loaded = AutoModelForCausalLM.from_pretrained(saved, device_map=places, offload_folder=tmp_path / "offload")
     on_disk = {name for name, parameter in loaded.named_parameters() if parameter.device.type == "meta"}
-    prefixes = tuple(name for name, place in OFFLOADED.items() if place == "disk")
     assert on_disk == {name for name in student.state_dict() if name.startswith(prefixes)}
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
     with pytest.warns(UserWarning, match="Attempting to save a model with offloaded modules"):
@@ -251,7 +261,7 @@ def test_student_that_does_not_fit_in_memory_goes_to_disk_in_whole_layers(studen
         saved, device_map="auto", max_memory={"cpu": budget}, offload_folder=tmp_path / "offload"
     )
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
-    for layer in loaded.gpt_neox.layers:
+    for layer in loaded.base_model.layers:
         assert len({parameter.device for parameter in layer.parameters()}) == 1
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
 
@@ -260,26 +270,27 @@ def test_student_that_does_not_fit_in_memory_goes_to_disk_in_whole_layers(studen
 
 
 def test_configuration_survives_every_way_of_writing_it(student, tmp_path):
-    config = copy.deepcopy(student.config)
+    config, kind = copy.deepcopy(student.config), type(student.config)
     config.save_pretrained(tmp_path / "folder" / "sub")  # notes in the configuration where its code is
     config.to_json_file(tmp_path / "plain.json")
     for read in (
-        WhittleGPTNeoXConfig.from_dict(config.to_dict()),
-        WhittleGPTNeoXConfig(**config.to_diff_dict()),
-        WhittleGPTNeoXConfig(**json.loads(config.to_json_string())),
-        WhittleGPTNeoXConfig.from_json_file(tmp_path / "plain.json"),
-        WhittleGPTNeoXConfig.from_pretrained(tmp_path / "folder", subfolder="sub"),
+        kind.from_dict(config.to_dict()),
+        kind(**config.to_diff_dict()),
+        kind(**json.loads(config.to_json_string())),
+        kind.from_json_file(tmp_path / "plain.json"),
+        kind.from_pretrained(tmp_path / "folder", subfolder="sub"),
         copy.deepcopy(config),
     ):
         assert {**read.to_dict(), "_name_or_path": None} == {**config.to_dict(), "_name_or_path": None}
-        assert [layer.num_attention_heads for layer in read.per_layer_config] == HEADS
+        assert [layer.num_attention_heads for layer in read.per_layer_config] == heads_of(student)
         assert [layer.intermediate_size for layer in read.per_layer_config] == [40, 24, 64]
 
 
-def test_configuration_without_arguments_is_the_stock_one():
-    ours, stock = WhittleGPTNeoXConfig().to_dict(), GPTNeoXForCausalLM.config_class().to_dict()
-    assert ours.pop("head_dim") == stock["hidden_size"] // stock["num_attention_heads"]
-    assert (ours.pop("model_type"), stock.pop("model_type")) == ("whittle_gpt_neox", "gpt_neox")
+def test_configuration_without_arguments_is_the_stock_one(student):
+    table = get_architecture(student.config)
+    ours, stock = type(student.config)().to_dict(), stock_class(table.config_class)().to_dict()
+    assert ours["head_dim"] == stock.get("head_dim", stock["hidden_size"] // stock["num_attention_heads"])
+    assert (ours.pop("model_type"), stock.pop("model_type")) == (f"whittle_{table.model_type}", table.model_type)
     assert {k: ours[k] for k in stock if k in ours} == stock
 
 
@@ -291,6 +302,7 @@ def test_sizes_that_differ_by_layer_cannot_be_read_as_if_they_did_not(student):
 
 
 def test_parameters_are_counted_whole_and_without_embeddings(student):
-    layers = sum(parameter.numel() for parameter in student.gpt_neox.layers.parameters())
-    assert student.num_parameters() == layers + 2 * 22 + 2 * 22 * VOCABULARY
+    norm = sum(parameter.numel() for parameter in norm_of(student).parameters())
+    layers = sum(parameter.numel() for parameter in student.base_model.layers.parameters())
+    assert student.num_parameters() == layers + norm + 2 * 22 * VOCABULARY
     assert student.num_parameters(exclude_embeddings=True) == student.num_parameters() - 22 * VOCABULARY

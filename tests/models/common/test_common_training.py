@@ -8,7 +8,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
 )
-from uneven_student import CLOSE, HEADS, VOCABULARY, anew, first, gradients, greedy
+from uneven_student import CLOSE, VOCABULARY, anew, attention_of, first, gradients, greedy, heads_of
+
+from hf_whittle.architectures.registry import ARCHITECTURES
 
 # Training
 
@@ -45,12 +47,12 @@ CHECKPOINTING = {
 
 @pytest.mark.parametrize("settings", CHECKPOINTING.values(), ids=CHECKPOINTING)
 def test_gradients_with_checkpoints_are_those_without(student, input_ids, settings):
-    model = anew(student, hidden_dropout=0.1).train()
+    model = anew(student, attention_dropout=0.1).train()
     torch.manual_seed(0)
     expected = gradients(model, input_ids)
     calls = Counter()
-    for index, layer in enumerate(model.gpt_neox.layers):
-        layer.attention.register_forward_hook(lambda *_, index=index: calls.update([index]))
+    for index, layer in enumerate(model.base_model.layers):
+        attention_of(layer).register_forward_hook(lambda *_, index=index: calls.update([index]))
     model.activation_checkpointing_enable(**settings)
     torch.manual_seed(0)
     for name, gradient in gradients(model, input_ids).items():
@@ -65,7 +67,7 @@ def test_checkpoints_are_switched_on_and_off(student):
     assert model.is_activation_checkpointing
     model.activation_checkpointing_disable()
     assert not model.is_activation_checkpointing
-    assert not any(module.gradient_checkpointing for module in model.gpt_neox.layers)
+    assert not any(module.gradient_checkpointing for module in model.base_model.layers)
 
 
 def test_inputs_of_a_frozen_student_can_require_gradients(student, input_ids):
@@ -79,12 +81,16 @@ def test_inputs_of_a_frozen_student_can_require_gradients(student, input_ids):
 
 def test_lora_adapters_attach_to_layers_of_every_width_and_are_saved_apart(student, saved, input_ids, tmp_path):
     peft = pytest.importorskip("peft")
-    adapters = peft.LoraConfig(r=2, target_modules=["query_key_value", "dense"], init_lora_weights=False)
+    attention = attention_of(student.base_model.layers[0])
+    fused = hasattr(attention, "query_key_value")
+    targets = ["query_key_value", "dense"] if fused else ["q_proj", "o_proj"]
+    adapters = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     torch.manual_seed(0)
     model = copy.deepcopy(student)
     model.add_adapter(adapters)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert trainable == sum(2 * (22 + 24 * heads) + 2 * (8 * heads + 22) for heads in HEADS)
+    widths = [6 * heads for heads in heads_of(student)]
+    assert trainable == sum(2 * (22 + (3 if fused else 1) * width) + 2 * (width + 22) for width in widths)
     adapted = first(model, input_ids)
     assert (adapted - first(student, input_ids)).abs().max() > 0.1
     model.save_pretrained(tmp_path / "adapters")
@@ -109,8 +115,14 @@ def compiled():
 
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+EACH = pytest.mark.parametrize(
+    "architecture",
+    [name if name in ("gpt_neox", "llama") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+    indirect=True,
+)
 
 
+@EACH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student, input_ids, compiled, backend):
     model = compiled(student, backend)
@@ -122,6 +134,7 @@ def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student,
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@EACH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_student_compiled_with_a_static_cache_generates_the_same_tokens(student, input_ids, compiled, backend):
     model = copy.deepcopy(student)
