@@ -2,7 +2,7 @@
 
 from random import Random
 
-from hf_whittle.architectures.dimensions import CHANNELS, LAYERS
+from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS
 from hf_whittle.subnet import Shape, SubnetConfig
 
 TINY = {
@@ -111,5 +111,9 @@ def draw_stock_subnet(config, seed, granularity="fine"):
     rng = Random(seed)
     while True:
         subnet = draw_subnet(config, rng.random(), granularity, layer_wise=False)
-        if fits_stock(config, subnet):
-            return subnet
+        subnet = subnet.replaced({HEAD_CHANNELS: None})
+        for number in rng.sample(range(1, config.hidden_size + 1), config.hidden_size):
+            channels = number if granularity == "coarse" else sorted(rng.sample(range(config.hidden_size), number))
+            candidate = subnet.replaced({CHANNELS: channels})
+            if fits_stock(config, candidate):
+                return candidate

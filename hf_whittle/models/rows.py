@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import HEAD_CHANNELS, Dimension
-from ..architectures.registry import get_architecture, head_channels, rotated_channels
+from ..architectures.registry import first_layer, get_architecture, head_channels, rotated_channels
 from ..architectures.table import Axis
 from ..subnet import Kept, Shape, SubnetConfig, count, indices
 
@@ -84,8 +84,5 @@ class KeptRows:
 
 def unsliced_sizes(config: PreTrainedConfig) -> dict[Dimension, int]:
     """Sizes of the dimensions of which no part can be kept."""
-    from ..compat import layer_configs
-
-    layers = layer_configs(config)
-    sizes = get_architecture(config).read_sizes(layers[0] if layers else config)
+    sizes = get_architecture(config).read_sizes(first_layer(config))
     return {dimension: size for dimension, size in sizes.items() if not dimension.is_sliced}
