@@ -17,7 +17,7 @@ HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 atexit.register(HUB.close)
 for name in list(os.environ):
-    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_OFFLINE")):
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_OFFLINE")) and not name.startswith("HF_WHITTLE_"):
         del os.environ[name]
 os.environ.update(
     HF_ENDPOINT=HUB.url,

@@ -6,6 +6,7 @@ import resource
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -49,8 +50,8 @@ def supernet(checkpoint):
 def blocks(tokenizer):
     """English and code from the documents of Python's standard library, `(blocks, 256)`."""
     documents = load_documents("python-standard-library").select(range(60))
-    packed = pack_documents(documents, tokenizer, BLOCK_SIZE, progress=False)
-    return torch.tensor(packed["input_ids"])
+    packed = pack_documents(documents, tokenizer, BLOCK_SIZE)
+    return torch.tensor(np.stack(packed["input_ids"]))
 
 
 @pytest.fixture(autouse=True)
