@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle.cost import Polynomial
 
 CONFIG = SimpleNamespace(
     model_type="gpt_neox",
@@ -18,6 +19,20 @@ CONFIG = SimpleNamespace(
     attention_bias=True,
 )
 BIN = ParameterBin(20_000, 22_000)
+SECONDS = Polynomial(
+    {
+        (): 2e-3,
+        ("hidden_size",): 1e-5,
+        ("num_hidden_layers",): 5e-4,
+        ("hidden_size", "num_hidden_layers"): 2e-6,
+        ("num_attention_heads",): 1e-4,
+        ("hidden_size", "num_attention_heads"): 1e-6,
+        ("intermediate_size",): 3e-7,
+        ("hidden_size", "intermediate_size"): 1e-8,
+    },
+    shared={"hidden_size": None, "head_dim": 8},
+)
+"""A latency of subnets of `CONFIG`."""
 FEW = SearchSpace.from_config(
     CONFIG,
     hidden_size=range(8, 17, 8),

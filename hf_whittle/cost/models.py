@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..models.architecture import has_architecture
+from ..architectures.registry import has_architecture
 from ..models.weights import full_config
 from .counts import flops_per_token
 

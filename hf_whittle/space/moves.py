@@ -50,9 +50,7 @@ class Draft:
     def frame(self) -> Frame:
         """Sizes of the shared dimensions."""
         space = self.space
-        return tuple(
-            count(self.kept[d]) if d in self.kept else space.full.size(d) for d in space.architecture.shared
-        )
+        return tuple(count(self.kept[d]) if d in self.kept else space.full.size(d) for d in space.architecture.shared)
 
     def by_layer(self, dimension: Dimension) -> dict[int, Kept]:
         """Kept entries of each kept layer."""

@@ -23,8 +23,7 @@ class Reach:
     def __init__(self, space: Sizes, bin: Bin):
         self.space, self._bin = space, bin
         self._cost = bin.cost(space.config)
-        self._totals: dict[tuple[Frame, int], np.ndarray] = {}
-        self._totals_by_layers: dict[int, np.ndarray] = {}
+        self._totals: dict[Frame, dict[int, np.ndarray]] = {}
         *self._enumerated, self._last = space.architecture.per_layer
         if self._cost.is_exact:
             self._low: float = int(np.ceil(min(bin.low, 1e18)))
@@ -63,30 +62,46 @@ class Reach:
 
         Ascending, `(number, dimensions - 1)`.
         """
-        if (frame, layers) not in self._totals:
-            totals = self._possible_totals(frame, layers)
-            low, high = self.last_totals(frame, layers, totals.T)
-            self._totals[frame, layers] = totals[np.broadcast_to(low <= high, len(totals))]
-        return self._totals[frame, layers]
+        if frame not in self._totals:
+            numbers = self.space.num_hidden_layers
+            of_layers, totals = self._possible_totals(frame)
+            low, high = self.last_totals(frame, of_layers, totals.T)
+            fits = low <= high
+            ends = np.searchsorted(of_layers[fits], numbers, side="right")
+            self._totals[frame] = dict(zip(numbers, np.split(totals[fits], ends[:-1]), strict=True))
+        return self._totals[frame][layers]
 
-    def _possible_totals(self, frame: Frame, layers: int) -> np.ndarray:
-        if not self.space.layer_wise:
-            return self.space.allowed_layers(frame) * layers
-        if layers not in self._totals_by_layers:
-            ranges = [self.space.sizes(dimension) for dimension in self._enumerated]
-            totals = [range(sizes[0] * layers, sizes[-1] * layers + 1, sizes.step) for sizes in ranges]
-            self._totals_by_layers[layers] = np.array(list(itertools.product(*totals)))
-        return self._totals_by_layers[layers]
+    def _possible_totals(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """Totals of all dimensions but the last, `(number, dimensions - 1)`, and of how many layers, `(number,)`."""
+        if self.space.stock_only:
+            return self._totals_of_equal_layers(self.space.allowed_layers(frame))
+        return self._all_totals
 
-    def last_totals(self, frame: Frame, layers: int, totals: Iterable[Any]) -> tuple[Any, Any]:
+    @cached_property
+    def _all_totals(self) -> tuple[np.ndarray, np.ndarray]:
+        space, numbers = self.space, self.space.num_hidden_layers
+        if not space.layer_wise:
+            return self._totals_of_equal_layers(space.all_layers)
+        ranges = [space.sizes(dimension) for dimension in self._enumerated]
+        totals = [
+            list(itertools.product(*(range(r[0] * number, r[-1] * number + 1, r.step) for r in ranges)))
+            for number in numbers
+        ]
+        return np.repeat(numbers, list(map(len, totals))), np.array(list(itertools.chain(*totals)))
+
+    def _totals_of_equal_layers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        of_layers = np.repeat(self.space.num_hidden_layers, len(sizes))
+        return of_layers, np.tile(sizes, (len(self.space.num_hidden_layers), 1)) * of_layers[:, None]
+
+    def last_totals(self, frame: Frame, layers: Any, totals: Iterable[Any]) -> tuple[Any, Any]:
         """Least and greatest total over the layers of the last dimension that lies in the bin.
 
         Where no total lies in the bin, the least exceeds the greatest.
 
         Args:
             frame (`tuple[int, ...]`): shared sizes.
-            layers (`int`): number of layers.
-            totals (`Iterable`): the total of each dimension but the last, all numbers or all arrays.
+            layers (`int` or `np.ndarray`): number of layers.
+            totals (`Iterable`): the total of each dimension but the last, numbers or arrays as `layers` is.
         """
         prices, sizes = self._cost.prices(frame), self.space.sizes(self._last)
         fewest, step, price = sizes[0] * layers, self.step(layers), prices.of(self._last)
@@ -100,8 +115,8 @@ class Reach:
         else:  # the last dimension is free
             low, high = 0 * spent, np.where((self._low <= spent) & (spent <= self._high), steps, -1)
         low, high = fewest + low * step, fewest + high * step
-        return (int(low), int(high)) if np.ndim(low) == 0 else (low, high)
+        return (int(low), int(high)) if np.ndim(layers) == 0 else (low, high)
 
-    def step(self, layers: int) -> int:
+    def step(self, layers: Any) -> Any:
         """Distance between totals of the last dimension."""
         return self.space.sizes(self._last).step * (1 if self.space.layer_wise else layers)

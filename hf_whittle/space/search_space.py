@@ -112,7 +112,7 @@ class SearchSpace(Sizes):
             SubnetError: if a range does not fit the super-network.
         """
         architecture, full = get_architecture(config), Shape.from_config(config)
-        steps = {CHANNELS: max(1, full.hidden_size // 64), NEURONS: max(1, config.intermediate_size // 256)}
+        steps = {CHANNELS: max(1, full.hidden_size // 64), NEURONS: max(1, full.size(NEURONS) // 256)}
         if stock_only:
             steps[CHANNELS] = _stock_step(architecture, config, steps[CHANNELS])
         given = {
@@ -214,14 +214,13 @@ def _stock_step(architecture: Architecture, config: "PreTrainedConfig", least: i
 
     It is a multiple of the smallest one. Of each multiple, some number of heads must do.
     """
-    full = Shape.from_config(config)
-    sizes, (dimension, *_) = full.of_layer(0), architecture.per_layer
+    sizes, dimension = architecture.read_sizes(config), architecture.per_layer[0]
 
     def is_held(channels: int) -> bool:
         tried = ({**sizes, CHANNELS: channels, dimension: heads} for heads in range(1, sizes[dimension] + 1))
         return any(architecture.stock_problem(config, each) is None for each in tried)
 
-    most = full.hidden_size
+    most = sizes[CHANNELS]
     divisors = (step for step in range(1, most + 1) if most % step == 0)
     step = next((step for step in divisors if all(map(is_held, range(step, most + 1, step)))), most)
     return min(step * math.ceil(least / step), most)

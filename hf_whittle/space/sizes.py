@@ -1,14 +1,14 @@
 """Sizes that the subnets of a space may have."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, Dimension
+from ..architectures.dimensions import HEAD_CHANNELS, Dimension
 from ..architectures.registry import get_architecture
 from ..architectures.table import Architecture
 from ..cost.polynomial import Polynomial
@@ -63,10 +63,10 @@ class Sizes:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
         for dimension in DIMENSIONS:
             self._check_range(dimension)
-        if self.stock_only and HEAD_CHANNELS in self.named:
+        if self.stock_only and (HEAD_CHANNELS in self.named or getattr(self.config, "rotary_pairs", None) is not None):
             raise SubnetError(
-                f"a stock model has heads of all {self.full.head_dim} channels: stock_only=True needs head_dim=None, "
-                f"got {self.head_dim}"
+                "a stock model has heads of all channels: stock_only=True needs a super-network with whole heads and "
+                f"no range of head_dim, got {self.head_dim}"
             )
 
     def _check_range(self, dimension: Dimension) -> None:
@@ -97,7 +97,9 @@ class Sizes:
     @cached_property
     def named(self) -> tuple[Dimension, ...]:
         """The dimensions that subnets of this space name: all but optional ones of which only the whole is allowed."""
-        return tuple(d for d in self.architecture.dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d))
+        return tuple(
+            d for d in self.architecture.dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d)
+        )
 
     def sizes(self, dimension: Dimension) -> range:
         """Allowed sizes of a dimension that the architecture has."""
@@ -133,7 +135,7 @@ class Sizes:
                 isinstance(entry, int) for entry in (kept if dimension.per_layer else (kept,))
             ):
                 return False
-        return not self.stock_only or self.architecture.stock_problem(self.config, shape.of_layer(0)) is None
+        return not self.stock_only or self._stock_problem(shape.of_layer(0)) is None
 
     def allowed_layers(self, frame: Frame) -> np.ndarray:
         """Sizes of all dimensions of a layer but the last, for layers that are alike: `(number, dimensions - 1)`.
@@ -141,10 +143,10 @@ class Sizes:
         With `stock_only`, only those that a stock model holds with these shared sizes.
         """
         if not self.stock_only:
-            return self._all_layers
+            return self.all_layers
         if frame not in self._stock_layers:
-            fits = [self._stock_problem(frame, sizes) is None for sizes in self._all_layers.tolist()]
-            self._stock_layers[frame] = self._all_layers[fits]
+            possible = (self._named_sizes(frame, sizes) for sizes in self.all_layers.tolist())
+            self._stock_layers[frame] = self.all_layers[[self._stock_problem(sizes) is None for sizes in possible]]
         return self._stock_layers[frame]
 
     def sizes_for(self, dimension: Dimension, frame: Frame) -> Sequence[int]:
@@ -162,7 +164,7 @@ class Sizes:
         corners = [self._corners(cost, frame) for frame in self.frames if len(self.allowed_layers(frame))]
         if not corners:
             *_, greatest = self.frames
-            problem = self._stock_problem(greatest, [self.sizes(d)[-1] for d in self._all_but_last])
+            problem = self._stock_problem(self._named_sizes(greatest, [self.sizes(d)[-1] for d in self._all_but_last]))
             ranges = [f"{d.name}={self.sizes(d)}" for d in (*self.architecture.shared, *self._all_but_last)]
             raise BinError(
                 f"no subnet of this space fits a stock model; of the greatest one, {problem}; change one of the ranges "
@@ -189,14 +191,18 @@ class Sizes:
         return self.architecture.per_layer[:-1]
 
     @cached_property
-    def _all_layers(self) -> np.ndarray:
+    def all_layers(self) -> np.ndarray:
+        """Sizes of all dimensions of a layer but the last: `(number, dimensions - 1)`."""
         return np.array(list(itertools.product(*map(self.sizes, self._all_but_last))))
 
     @cached_property
     def _stock_layers(self) -> dict[Frame, np.ndarray]:
         return {}
 
-    def _stock_problem(self, frame: Frame, sizes: Sequence[int]) -> str | None:
-        """Why no stock model has these shared sizes, and these of all dimensions of a layer but the last."""
-        given = zip((*self.architecture.shared, *self._all_but_last), (*frame, *sizes), strict=True)
-        return self.architecture.stock_problem(self.config, {**self.full.of_layer(0), **dict(given)})
+    def _stock_problem(self, sizes: Mapping[Dimension, int]) -> str | None:
+        """Why no stock model has these sizes in all layers, and the super-network's where they are not given."""
+        return self.architecture.stock_problem(self.config, {**self.architecture.read_sizes(self.config), **sizes})
+
+    def _named_sizes(self, frame: Frame, sizes: Sequence[int]) -> dict[Dimension, int]:
+        """Shared sizes, and those of all dimensions of a layer but the last, by their dimensions."""
+        return dict(zip((*self.architecture.shared, *self._all_but_last), (*frame, *sizes), strict=True))

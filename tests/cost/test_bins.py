@@ -5,6 +5,7 @@ import json
 import re
 from random import Random
 
+import fixtures_search
 import pytest
 from fixtures_search import BIN, CONFIG
 
@@ -20,12 +21,12 @@ from hf_whittle import (
     WeightBytesBin,
     search_subnets,
 )
-from hf_whittle.cost import Polynomial, flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
+from hf_whittle.cost import flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
 from hf_whittle.cost.latency import fingerprint_of_sizes
 from hf_whittle.errors import BinError, OutputError
 
 SECONDS = LatencyModel(
-    polynomial=Polynomial(2e-3, 1e-5, 5e-4, 2e-6, 1e-4, 1e-6, 3e-7, 1e-8),
+    polynomial=fixtures_search.SECONDS,
     error=0.02,
     device="cpu, 1 threads",
     dtype="float32",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures_slow import slow_but
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPTNeoXConfig, LlamaConfig
+from transformers import FalconConfig, GPTNeoXConfig
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
 from hf_whittle.cost import (
@@ -21,7 +21,7 @@ from hf_whittle.cost import (
     weight_bytes,
 )
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
-from hf_whittle.models.gpt_neox.student import student_class, student_config
+from hf_whittle.models.student import student_class, student_config
 from hf_whittle.subnet import Shape
 
 # hidden_size, num_hidden_layers, num_attention_heads, vocab_size; parameters and those outside the embeddings, from the
@@ -261,8 +261,8 @@ def test_subnet_that_does_not_fit_is_an_error(tiny_config, cost):
 
 
 def test_another_architecture_is_an_error():
-    with pytest.raises(ArchitectureError, match="the architecture is 'llama'; hf_whittle knows"):
-        num_parameters(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+    with pytest.raises(ArchitectureError, match="the architecture is 'falcon'; hf_whittle knows"):
+        num_parameters(FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
 
 
 def test_bin_includes_both_ends(tiny_config, uneven_subnet):

@@ -1,21 +1,21 @@
 """Latency: measured on the device, and fitted as a polynomial of a subnet's sizes."""
 
 import copy
+import json
 import re
 from random import Random
 
 import pytest
 import torch
+from fixtures_search import SECONDS as TRUE
 
 import hf_whittle.cost.timing
 from hf_whittle import LatencyBin, LatencyModel, ParameterBin, SearchSpace, SubnetConfig, measure_latency
-from hf_whittle.cost import Polynomial
-from hf_whittle.cost.latency import fit_polynomial
+from hf_whittle.cost.latency import fit_polynomial, latency_polynomial
 from hf_whittle.cost.timing import Latency
-from hf_whittle.errors import SubnetError
+from hf_whittle.errors import CheckpointError, SubnetError
 from hf_whittle.subnet import Shape
 
-TRUE = Polynomial(2e-3, 1e-5, 5e-4, 2e-6, 1e-4, 1e-6, 3e-7, 1e-8)
 QUICK = {"sequence_length": 16, "warmup": 1, "repeats": 5}
 
 
@@ -39,17 +39,18 @@ def shapes(space, number):
     return [space.sample(rng, ParameterBin(0, 1e18)).shape for _ in range(number)]
 
 
-def test_polynomial_behind_exact_costs_is_found(space):
+def test_polynomial_behind_exact_costs_is_found(space, tiny_config):
     drawn = shapes(space, 60)
-    fitted = fit_polynomial(drawn[:40], [TRUE(shape) for shape in drawn[:40]])
+    fitted = fit_polynomial(latency_polynomial(tiny_config), drawn[:40], [TRUE(shape) for shape in drawn[:40]])
     for shape in drawn[40:]:
         assert fitted(shape) == pytest.approx(TRUE(shape), rel=1e-6)
 
 
-def test_no_coefficient_is_negative_whatever_the_costs(space):
+def test_no_coefficient_is_negative_whatever_the_costs(space, tiny_config):
     drawn, rng = shapes(space, 40), Random(1)
-    fitted = fit_polynomial(drawn, [rng.uniform(1, 2) / shape.hidden_size for shape in drawn])
-    assert min(vars(fitted).values()) >= 0
+    costs = [rng.uniform(1, 2) / shape.hidden_size for shape in drawn]
+    fitted = fit_polynomial(latency_polynomial(tiny_config), drawn, costs)
+    assert min(fitted.terms.values()) >= 0
 
 
 def test_fitted_model_predicts_subnets_it_has_not_seen(supernet, space, draw, synthetic_clock):
@@ -149,6 +150,34 @@ def test_saved_model_is_the_same_bin(supernet, space, synthetic_clock, tmp_path)
     loaded = LatencyModel.load(tmp_path / "latency.json")
     assert loaded == model
     assert LatencyBin(0, 1, loaded).to_dict() == LatencyBin(0, 1, model).to_dict()
+
+
+@pytest.mark.parametrize("polynomial", [{"constant": 1.0, "head": 2e-6}, None, {"terms": {"rows": 1.0}, "shared": {}}])
+def test_saved_model_of_an_older_version_is_an_error_that_says_to_fit_again(polynomial, tmp_path):
+    (tmp_path / "latency.json").write_text(json.dumps({"polynomial": polynomial, "error": 0.1}))
+    with pytest.raises(CheckpointError, match="holds no latency model, or one of an older version of hf_whittle"):
+        LatencyModel.load(tmp_path / "latency.json")
+
+
+def test_latency_of_grouped_queries_is_fitted_by_their_terms(make_stock, make_supernet, monkeypatch):
+    def measure(model, **settings):
+        shape = Shape.from_config(model.config)
+        width, neurons = shape.head_dim * sum(shape.num_key_value_heads), sum(shape.intermediate_size)
+        attention = 1e-6 * width + 3e-8 * width * shape.num_key_value_groups * shape.hidden_size
+        return Latency(1e-3 + 2e-4 * shape.num_hidden_layers + attention + 1e-7 * neurons, 0.0, 0.0)
+
+    monkeypatch.setattr(hf_whittle.cost.timing, "measure_latency", measure)
+    supernet = make_supernet(make_stock(model_type="llama"))
+    sizes = {"num_key_value_groups": range(1, 3), "head_dim": range(2, 9, 2)}
+    varied = SearchSpace.from_config(supernet.config, "coarse", layer_wise=True, **sizes)
+    assert LatencyModel.fit(supernet, varied, subnets=60, progress=False).error < 1e-6
+    whole = SearchSpace.from_config(supernet.config, "coarse", layer_wise=True)
+    model = LatencyModel.fit(supernet, whole, progress=False)
+    assert model.error < 1e-6
+    subnet = whole.sample(Random(1), LatencyBin(3e-3, 4e-3, model))
+    assert 3e-3 <= model(subnet) <= 4e-3
+    with pytest.raises(ValueError, match="subnets must be at least 20, twice the coefficients to fit, got 19"):
+        LatencyModel.fit(supernet, whole, subnets=19, progress=False)
 
 
 def test_bin_without_an_upper_end_holds_every_subnet(supernet, space, synthetic_clock):

@@ -12,7 +12,7 @@ from hf_whittle.search.algorithms.features import features
 from hf_whittle.subnet import Shape
 
 FULL = Shape(8, (4,) * 4, (16,) * 4)
-COST = Polynomial(constant=10, neuron=1)
+COST = Polynomial({(): 10, ("intermediate_size",): 1})
 LAYOUT, CHANNELS, OF_HEADS = slice(5, 11), slice(11, 13), slice(13, 22)
 ANY_SIZE = ParameterBin(0, 1e18)
 
@@ -157,7 +157,7 @@ def test_super_network_of_another_depth_is_read_at_the_same_relative_layers(laye
 
 def test_twice_the_super_network_with_twice_of_everything_kept_has_the_same_shares():
     subnet, twice = SubnetConfig(4, 2, 2, 8), SubnetConfig(8, 4, 4, 16)
-    cost = Polynomial(neuron=1)
+    cost = Polynomial({("intermediate_size",): 1})
     one = features(subnet, FULL, cost)
     other = features(twice, Shape(16, (8,) * 8, (32,) * 8), cost, depth=4)
     assert one[:5].tolist() == other[:5].tolist()

@@ -44,19 +44,29 @@ def scores_of(config, seed=0, **settings):
     layers = range(config.num_hidden_layers)
     return ImportanceScores(
         layers=shuffled(config.num_hidden_layers),
-        heads=tuple(shuffled(config.num_attention_heads) for _ in layers),
-        neurons=tuple(shuffled(config.intermediate_size) for _ in layers),
-        channels=shuffled(config.hidden_size),
+        entries={
+            "num_attention_heads": tuple(shuffled(config.num_attention_heads) for _ in layers),
+            "intermediate_size": tuple(shuffled(config.intermediate_size) for _ in layers),
+            "hidden_size": shuffled(config.hidden_size),
+        },
         settings={"criterion": "made up", **settings},
     )
 
 
 IMPORTANCE = scores_of(CONFIG)
+CHANNELS, HEADS, NEURONS = (
+    IMPORTANCE.entries[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")
+)
 each_wise = pytest.mark.parametrize("layer_wise", [False, True], ids=["uniform", "layer-wise"])
 
 
 def scored_space(layer_wise=True, temperature=0.1, importance=IMPORTANCE):
     return SearchSpace.from_config(CONFIG, "fine", layer_wise, importance=importance, temperature=temperature)
+
+
+def with_scores(**entries):
+    """The scores with others of some dimensions."""
+    return replace(IMPORTANCE, entries={**IMPORTANCE.entries, **entries})
 
 
 def best(scores, number):
@@ -227,19 +237,19 @@ def mean_rank(of_layers):
 @given(seed=SEEDS)
 def test_cold_layer_wise_draws_keep_the_best_of_every_layer(seed):
     subnet = scored_space(temperature=0).sample(Random(seed), BIN)
-    assert indices(subnet.hidden_size) == best(IMPORTANCE.channels, count(subnet.hidden_size))
+    assert indices(subnet.hidden_size) == best(CHANNELS, count(subnet.hidden_size))
     assert subnet.layers == best(IMPORTANCE.layers, len(subnet.layers))
     for position, layer in enumerate(subnet.layers):
         heads, neurons = subnet.num_attention_heads[position], subnet.intermediate_size[position]
-        assert indices(heads) == best(IMPORTANCE.heads[layer], count(heads))
-        assert indices(neurons) == best(IMPORTANCE.neurons[layer], count(neurons))
+        assert indices(heads) == best(HEADS[layer], count(heads))
+        assert indices(neurons) == best(NEURONS[layer], count(neurons))
 
 
 @given(seed=SEEDS)
 def test_cold_uniform_draws_keep_the_best_by_mean_rank(seed):
     rng = np.random.default_rng(seed)
     neurons = tuple(rng.random(64) * 10.0**layer for layer in range(5))  # of very different sizes: only ranks count
-    importance = replace(IMPORTANCE, neurons=neurons)
+    importance = with_scores(intermediate_size=neurons)
     subnet = scored_space(layer_wise=False, temperature=0, importance=importance).sample(Random(seed), BIN)
     ranks, kept = mean_rank(neurons), indices(subnet.intermediate_size[0])
     left_out = set(range(64)).difference(kept)
@@ -250,7 +260,7 @@ def test_cold_uniform_draws_keep_the_best_by_mean_rank(seed):
 @pytest.mark.parametrize("heads", [[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 1.0, 2.0]])
 def test_cold_uniform_and_layer_wise_draws_agree_where_all_layers_have_the_same_scores(heads):
     neurons = np.repeat(np.arange(8.0), 8)
-    importance = replace(IMPORTANCE, heads=(np.array(heads),) * 5, neurons=(neurons,) * 5)
+    importance = with_scores(num_attention_heads=(np.array(heads),) * 5, intermediate_size=(neurons,) * 5)
     kept = {}
     for layer_wise in (False, True):
         space = SearchSpace.from_config(
@@ -276,7 +286,7 @@ def test_cold_mutations_drop_the_least_and_add_the_best():
         stayed = set(indices(before.hidden_size)) - removed
         added = set(indices(after.hidden_size)) - stayed
         absent = set(range(32)) - set(indices(before.hidden_size)) - added
-        channels = IMPORTANCE.channels
+        channels = CHANNELS
         assert not removed or not stayed or max(channels[list(removed)]) < min(channels[list(stayed)])
         assert not added or not absent or min(channels[list(added)]) > max(channels[list(absent)])
         before = after
@@ -361,8 +371,8 @@ def test_search_with_other_scores_or_another_temperature_is_another_search(tmp_p
         ({"temperature": math.nan}, "temperature must"),
         ({"temperature": math.inf}, "temperature must"),
         ({"importance": replace(IMPORTANCE, layers=np.ones(4))}, "these scores are for a model with"),
-        ({"importance": replace(IMPORTANCE, channels=np.ones(31))}, "these scores are for a model with Shape("),
-        ({"importance": replace(IMPORTANCE, heads=(np.ones(3),) * 5)}, "got one with Shape("),
+        ({"importance": with_scores(hidden_size=np.ones(31))}, "these scores are for a model with Shape("),
+        ({"importance": with_scores(num_attention_heads=(np.ones(3),) * 5)}, "got one with Shape("),
     ],
 )
 def test_choice_that_does_not_fit_is_an_error(choices, message):

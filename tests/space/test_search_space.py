@@ -1,5 +1,6 @@
 """Search spaces: everything they give lies in the space and in the bin, and nothing in the bin is out of reach."""
 
+import hashlib
 import itertools
 import math
 import re
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle.architectures.dimensions import NEURONS
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import BinError, SubnetError
 from hf_whittle.subnet import Shape, indices
@@ -251,6 +253,28 @@ def test_same_seed_gives_the_same_subnets(kind):
     assert walk(3) != walk(4)
 
 
+RECORDED = {
+    "coarse uniform": "5b43020bf35ed24f",
+    "coarse layer-wise": "643fadf5d0f05f33",
+    "fine uniform": "8327676913faa708",
+    "fine layer-wise": "04e2cd503f2f5742",
+    "coarse stock": "651f24880265bba6",
+    "fine stock": "524b89b97a645d35",
+}
+"""Digests of walks by the version that knew one architecture."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_same_seed_gives_the_subnets_of_earlier_versions(name):
+    space, bin, rng = SearchSpace.from_config(CONFIG, **KINDS[name]), ParameterBin(20_000, 22_000), Random(7)
+    subnets = [space.sample(rng, bin) for _ in range(10)]
+    for _ in range(40):
+        subnets.append(space.mutate(rng.choice(subnets), rng, bin))
+        subnets.append(space.crossover(*rng.sample(subnets, 2), rng, bin))
+    walk = "\n".join(subnet.to_json() for subnet in subnets)
+    assert hashlib.sha256(walk.encode()).hexdigest()[:16] == RECORDED[name]
+
+
 # Effects of the moves
 
 
@@ -316,12 +340,13 @@ def law_of_sample(space, bin):
 
     pairs = space.reachable_pairs(bin)
     heads_of, neurons_of = space.num_attention_heads, space.intermediate_size
-    for channels, layers in pairs:
+    for frame, layers in pairs:
+        channels, per_neuron = frame[0], bin.cost(CONFIG).prices(frame).of(NEURONS)
 
-        def inside(heads, neurons, channels=channels, layers=layers):
+        def inside(heads, neurons, channels=channels, layers=layers, per_neuron=per_neuron):
             extra = [heads // layers + (i < heads % layers) for i in range(layers)]
             shape = Shape(channels, tuple(extra), (0,) * layers)
-            return bin.low <= bin.cost(CONFIG)(shape) + neurons * bin.cost(CONFIG).per_neuron(channels) <= bin.high
+            return bin.low <= bin.cost(CONFIG)(shape) + neurons * per_neuron <= bin.high
 
         totals = {
             heads: [n for n in range(layers * neurons_of[0], layers * neurons_of[-1] + 1, neurons_of.step)
