@@ -23,7 +23,7 @@ from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import checkpoint_facts
-from ..subnet import SubnetConfig
+from ..subnet import Shape, SubnetConfig
 from .checkpoint import Checkpoint
 from .folder import without_bars
 
@@ -165,7 +165,8 @@ def _filled(
 ) -> dict[str, torch.Tensor]:
     """Convert healed weights to the student's precision, and pad them if its format asks for that."""
     config, subnet = source.config, extraction.subnet
-    shape = padded_shape(config, subnet) if extraction.format == "padded" else subnet.shape
+    is_padded = extraction.format == "padded"
+    shape = padded_shape(config, subnet) if is_padded else subnet.shape.filled(Shape.from_config(config))
     return {
         name: fill(state_dict[name], weight_shape(weight, config, shape, position), dtype)
         for weight, _, position in kept_weights(config, subnet)

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import features_of, output_matrix, projections, writer_features
+from .parts import output_matrix, projections, writer_features
 
 
 def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:
@@ -30,10 +30,12 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     of_student = flops_per_token(config, subnet, sequence_length=sequence_length)
     passes = (1 + is_principal + groups * inputs + (groups - 1) * outputs) * of_teacher
     passes += (1 + groups * (inputs + outputs)) * of_student
-    shape, size, channels = subnet.shape, config.hidden_size, subnet.shape.hidden_size
+    shape = subnet.shape.filled(Shape.from_config(config))
+    size, channels = config.hidden_size, shape.hidden_size
     fits = []  # for each, the number of features, a constant included, and of targets
+    readers = sum(len(group.readers) for group in projections(config))
     for of_layer in writer_features(config, shape):
-        fits += [(features, channels) for features in of_layer] * outputs + [(channels + 1, size)] * (2 * inputs)
+        fits += [(features, channels) for features in of_layer] * outputs + [(channels + 1, size)] * readers * inputs
     fits += [(channels + 1, size)] * settings["head"]
     sums = sum(2 * features * (features + targets) for features, targets in fits)
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
@@ -48,8 +50,9 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig) -
         config (`PreTrainedConfig`): the super-network's.
         subnet (`SubnetConfig`): the student's.
     """
-    shape = subnet.shape
+    shape = subnet.shape.filled(Shape.from_config(config))
     size, full = config.hidden_size, writer_features(config, Shape.from_config(config))
+    is_normalized = any(group.is_normalized for group in projections(config))
 
     def fitted(features: int) -> int:
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
@@ -57,6 +60,11 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig) -
     total = _reader_flops(config, shape)
     for position, groups in enumerate(writer_features(config, shape)):
         layer = subnet.layers[position]
+        if is_normalized:  # each group is fitted to its own output
+            total += sum(
+                fitted(features) + 2 * features * size * of for features, of in zip(groups, full[layer], strict=True)
+            )
+            continue
         for number, features in enumerate(groups):
             total += fitted(features) + 2 * features * sum(groups[:number]) * shape.hidden_size
             if number + 1 < len(groups):
@@ -69,8 +77,10 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig) -
 def _reader_flops(config: PreTrainedConfig, shape: Shape) -> int:
     """FLOPs of healing the readers: each regression, its products, and folding it into its matrix."""
     channels, size, head = shape.hidden_size, config.hidden_size, output_matrix(config)
-    rows = [] if head is None else [config.vocab_size]
+    fits, rows = (0, 0) if head is None else (1, config.vocab_size)
     for layer in range(shape.num_hidden_layers):
-        rows += [entries(weight, 0, config, shape, layer) for group in projections(config) for weight in group.readers]
+        for group in projections(config):
+            fits += len(group.readers)
+            rows += sum(weight.outputs.size(shape.of_layer(layer)) for weights in group.readers for weight in weights)
     fit = channels**3 // 3 + 4 * channels**2 * size + 6 * channels * size**2 + 2 * channels**2 * size + 2 * size**3
-    return sum(fit + 2 * row * size * channels for row in rows)
+    return fits * fit + 2 * rows * size * channels

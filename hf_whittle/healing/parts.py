@@ -1,7 +1,6 @@
 """Parts of a model that healing changes: the basis of its hidden states, and the matrices that read and write them."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -138,12 +137,8 @@ def normalized(hidden_states: torch.Tensor, config: "PreTrainedConfig") -> torch
 
 def writer_features(config: "PreTrainedConfig", shape: Shape) -> list[tuple[int, ...]]:
     """For each layer of a model with the sizes `shape`, the number of inputs of each group of writers, plus 1."""
+    groups, layers = projections(config), range(shape.num_hidden_layers)
     return [
-        tuple(1 + features_of(group.writers, shape, layer) for group in projections(config))
-        for layer in range(shape.num_hidden_layers)
+        tuple(1 + sum(weight.inputs.size(shape.of_layer(layer)) for weight in group.writers) for group in groups)
+        for layer in layers
     ]
-
-
-def features_of(weights: Iterable[Weight], shape: Shape, layer: int) -> int:
-    """Number of inputs of some writers, in a layer of a model with the sizes `shape`, optional ones included."""
-    return sum(weight.inputs.size(shape.of_layer(layer)) for weight in weights)

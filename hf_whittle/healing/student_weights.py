@@ -115,13 +115,16 @@ class StudentWeights:
 
     def norm_of_student(self, norm: str | None, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a norm of the student multiplies with, and what it adds."""
-        return self._effective(self.basis.down[:, 0], *(self._of_norm(norm, part, position) for part in _NORM))
+        weight, bias = (self._of_norm(norm, part, position) for part in _NORM)
+        return self._effective(self.basis.down[:, 0], weight, bias)
 
     def norm_of_teacher(self, norm: str | None, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a norm of the super-network multiplies with, and what it adds."""
-        has = (self._of_norm(norm, part, 0) is not None for part in _NORM)
-        parts = [self.teacher.weight(f"{norm}.{part}", layer) if exists else None for part, exists in zip(_NORM, has)]
-        return self._effective(self.basis.down[0], *parts)
+        weight, bias = (
+            None if self._of_norm(norm, part, 0) is None else self.teacher.weight(f"{norm}.{part}", layer)
+            for part in _NORM
+        )
+        return self._effective(self.basis.down[0], weight, bias)
 
     def _effective(
         self, like: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
@@ -157,11 +160,7 @@ class StudentWeights:
             self._fold(found, weight, matrix, position)
 
     def _fold(self, found: torch.Tensor, weight: Weight, matrix: torch.Tensor, position: int) -> None:
-        """Fold a map `(D, d)`, or `(D, d + 1)` with a constant, into a reader and its bias.
-
-        Args:
-            matrix (`torch.Tensor`): `(outputs, D)`, the reader in the super-network.
-        """
+        """Fold a map `(D, d)`, or `(D, d + 1)` with a constant, into a reader `(outputs, D)` and its bias."""
         own, bias = self._own(weight, position), self._bias(weight, position)
         own.copy_(matrix @ found[:, : own.shape[1]])
         if bias is not None:

@@ -109,9 +109,9 @@ def _is_embedding(weight: Weight) -> bool:
 
 
 def _one_layer(config: PreTrainedConfig, layer: int) -> Any:
-    """A model with one of the layers of another, for one token and without weights of its own; positions add nothing."""
+    """A model with one of the layers of another, without weights of its own; positions add nothing."""
     small = student_config(config, SubnetConfig.full(config).with_layers([layer]))
-    small.vocab_size, small.tie_word_embeddings, small.pad_token_id = 1, False, None  # it reads hidden states
+    small.vocab_size, small.tie_word_embeddings, small.pad_token_id = 1, False, None  # it reads no tokens
     set_attention_kernel(small, single_precision_attention(config))
     with no_init_weights():
         model = student_class(small)(small).requires_grad_(False).eval()

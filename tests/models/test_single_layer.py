@@ -4,54 +4,82 @@ import pytest
 import torch
 
 from hf_whittle import SubnetConfig, extract_subnet
-from hf_whittle.models.single_layer import SingleLayer
+from hf_whittle.architectures.registry import get_architecture
+from hf_whittle.models.single_layer import Embedding, SingleLayer
 from hf_whittle.models.source import Source
 
-CLOSE = {"rtol": 0, "atol": 1e-5}
-RECORDED = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["full", "stock", "uneven"])
-def model(request, variant_supernet, uneven_subnet):
-    """The super-network, a stock student of it and one whose layers differ."""
+@pytest.fixture(params=["full", "whole heads", "any heads"])
+def model(request, any_supernet, draw_within):
+    """The super-network, and students of it whose layers differ."""
     if request.param == "full":
-        return variant_supernet
-    return extract_subnet(variant_supernet, SubnetConfig(24, 3, 3, 40) if request.param == "stock" else uneven_subnet)
+        return any_supernet
+    names_optional = request.param == "any heads"
+    return extract_subnet(any_supernet, draw_within(any_supernet.config, 3, names_optional=names_optional))
+
+
+def matrices(model):
+    """Names of the matrices of a layer, without the layer's own name."""
+    table = get_architecture(model.config)
+    prefix = f"{table.layers}.{{layer}}."
+    return [weight.module.removeprefix(prefix) for weight in table.weights if weight.in_layer and weight.is_matmul]
 
 
 @torch.no_grad()
 def run(model, input_ids):
     """Hidden states before and after every layer, the normalized last ones, and inputs and outputs of every matrix."""
-    inputs, outputs, before = {}, {}, []
-    hooks = []
-    for index, layer in enumerate(model.gpt_neox.layers):
-        for name in RECORDED:
+    inputs, outputs, states, hooks = {}, {}, [], []
+    layers = model.get_submodule(get_architecture(model.config).layers)
+    for index, layer in enumerate(layers):
+        for name in matrices(model):
 
             def keep(module, arguments, output, key=(index, name)):
                 inputs[key], outputs[key] = arguments[0], output
 
             hooks.append(layer.get_submodule(name).register_forward_hook(keep))
-        hooks.append(layer.register_forward_pre_hook(lambda module, arguments: before.append(arguments[0])))
-    hooks.append(model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda _, a: before.append(a[0])))
-    state = model.gpt_neox(input_ids, use_cache=False).last_hidden_state
+        hooks.append(layer.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0])))
+
+    def keep_last(module, arguments, output):
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks.append(layers[len(layers) - 1].register_forward_hook(keep_last))
+    normalized = model.base_model(input_ids, use_cache=False).last_hidden_state
     for hook in hooks:
         hook.remove()
-    return before, state, inputs, outputs
+    return states, normalized, inputs, outputs
 
 
 def test_layer_by_layer_is_the_whole_model(model, input_ids):
-    before, state, inputs, outputs = run(model, input_ids)
-    weights, hidden_states = model.state_dict(), before[0]
-    names = [f"gpt_neox.layers.0.{name}" for name in RECORDED]
-    for index in range(len(model.gpt_neox.layers)):
-        done = SingleLayer(Source(weights, model.config, CPU), index)(hidden_states, names)
+    states, normalized, inputs, outputs = run(model, input_ids)
+    layers, weights = get_architecture(model.config).layers, model.state_dict()
+    hidden_states = Embedding(Source(weights, model.config, CPU))(input_ids)
+    torch.testing.assert_close(hidden_states, states[0], **CLOSE)
+    for index in range(model.config.num_hidden_layers):
+        names = {name: f"{layers}.0.{name}" for name in matrices(model)}
+        done = SingleLayer(Source(weights, model.config, CPU), index)(hidden_states, names.values())
         hidden_states = done.hidden_states
-        torch.testing.assert_close(hidden_states, before[index + 1], **CLOSE)
-        for name, recorded in zip(RECORDED, names, strict=True):
+        torch.testing.assert_close(hidden_states, states[index + 1], **CLOSE)
+        for name, recorded in names.items():
             torch.testing.assert_close(done.activations.inputs[recorded], inputs[index, name], **CLOSE)
             torch.testing.assert_close(done.activations.outputs[recorded], outputs[index, name], **CLOSE)
-    torch.testing.assert_close(done.normalized, state, **CLOSE)
+    torch.testing.assert_close(done.normalized, normalized, **CLOSE)
+
+
+def test_token_for_padding_is_no_error_and_layers_that_slide_do_so(make_stock, input_ids):
+    changes = {"pad_token_id": 5, "use_sliding_window": True, "sliding_window": 3}
+    stock = make_stock(
+        model_type="qwen3",
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        **changes | {"num_hidden_layers": 4},
+    )
+    states, source = run(stock, input_ids)[0], Source(stock.state_dict(), stock.config, CPU)
+    for index in range(4):
+        layer = SingleLayer(source, index)
+        assert layer.model.config.layer_types == [stock.config.layer_types[index]]
+        torch.testing.assert_close(layer(states[index]).hidden_states, states[index + 1], **CLOSE)
 
 
 @pytest.mark.parametrize(
