@@ -82,6 +82,11 @@ class Weight:
         return self.name.rpartition(".")[0]
 
     @property
+    def is_norm(self) -> bool:
+        """Whether a norm scales by it."""
+        return len(self.axes) == 1 and self.name.endswith(".weight")
+
+    @property
     def outputs(self) -> Axis:
         """The axis of a matrix along which its outputs run."""
         return self.axes[self.output_dim]

@@ -22,7 +22,7 @@ from ..evaluation import evaluating
 from ..fingerprints import model_fingerprint
 from ..fitness.base import Fitness, TokenFitness
 from ..models.placement import is_sharded
-from ..models.weights import check_plain_weights
+from ..models.weights import all_weights, check_plain_weights
 from ..subnet import Kept, SubnetConfig, indices
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ class WeightMagnitude(Fitness):
 
 
 class RetainedImportance(Fitness):
-    """Negative mean share of importance retained in channels, layers, heads and neurons. Experimental: tau -0.25.
+    """Negative mean share of importance retained in each dimension that a subnet names. Experimental: tau -0.25.
+
+    Of a dimension that layers have of their own, it is the mean over all layers of the super-network; layers that are
+    left out retain nothing.
 
     Args:
         scores (`ImportanceScores`): scores of the super-network; a negative one counts as 0.
@@ -82,18 +85,14 @@ class RetainedImportance(Fitness):
         self.scores = scores
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
-        scores = self.scores
-
-        def per_layer(kept: Sequence[Kept], of_layers: Sequence[Any]) -> float:
-            retained = sum(_retained(entry, of_layers[layer]) for layer, entry in zip(subnet.layers, kept, strict=True))
-            return retained / len(of_layers)
-
-        shares = (
-            _retained(subnet.hidden_size, scores.channels),
-            _retained(subnet.num_hidden_layers, scores.layers),
-            per_layer(subnet.num_attention_heads, scores.heads),
-            per_layer(subnet.intermediate_size, scores.neurons),
-        )
+        shares = []
+        for dimension in subnet.dimensions:
+            kept, scores = subnet.kept(dimension), self.scores.of(dimension)
+            if dimension.per_layer:
+                of_layers = zip(subnet.layers, kept, strict=True)
+                shares.append(sum(_retained(entries, scores[layer]) for layer, entries in of_layers) / len(scores))
+            else:
+                shares.append(_retained(kept, scores))
         return -sum(shares) / len(shares)
 
     def tokens(self, share: float = 1.0) -> int:
@@ -177,7 +176,7 @@ class Synflow(Fitness):
 
     The flow is the sum of weight x gradient in a network of absolute weights, in which norms pass on their inputs. The
     input is a vector of ones in place of the embedding of a single token, for which attention only passes on values.
-    The sum then equals the output R times the number of weights on a path. It needs no text, but a copy of the
+    Without gates, the sum equals the output R times the number of weights on a path. It needs no text, but a copy of the
     super-network in `float64`, since R grows exponentially with depth.
 
     Args:
@@ -217,8 +216,8 @@ class Synflow(Fitness):
 
 
 def _pass_on_values(module: nn.Module, query: Any, key: Any, value: torch.Tensor, *_: Any, **__: Any) -> Any:
-    """Attention of a single token."""
-    return value.transpose(1, 2), None
+    """Attention of a single token; queries of the same key-value head read the same values."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
 
 
 _VALUES = "hf_whittle_values"
@@ -226,8 +225,9 @@ AttentionInterface.register(_VALUES, _pass_on_values)
 
 
 @contextmanager
-def _norms_pass_on(model: nn.Module) -> Iterator[None]:
-    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+def _norms_pass_on(model: "SuperNetModel") -> Iterator[None]:
+    names = [weight.module.format(layer=layer) for weight, layer in all_weights(model.full_config) if weight.is_norm]
+    norms = map(model.get_submodule, names)
     hooks = [norm.register_forward_hook(lambda module, inputs, output: inputs[0]) for norm in norms]
     try:
         yield

@@ -64,11 +64,7 @@ def magnitudes(model: "PreTrainedModel") -> Arrays:
 def _scaling(model: "PreTrainedModel") -> Callable[[str], torch.Tensor]:
     """Gives weights of a model by name, those of norms as they scale."""
     parameters, offset = dict(model.named_parameters()), get_architecture(model.config).norms.offset
-    of_norms = {
-        weight.name.format(layer=layer)
-        for weight, layer in model_weights(model)
-        if len(weight.axes) == 1 and weight.name.endswith(".weight")
-    }
+    of_norms = {weight.name.format(layer=layer) for weight, layer in model_weights(model) if weight.is_norm}
 
     def scaling(name: str) -> torch.Tensor:
         values = parameters[name].detach().float()

@@ -145,10 +145,13 @@ def test_proxy_does_not_depend_on_the_batch_size(supernet, uneven_subnet, input_
 
 
 SCORES = ImportanceScores(
-    layers=np.array([4.0, 1.0, -3.0]),
-    heads=(np.array([1.0, 3.0]), np.array([2.0, 2.0]), np.array([0.0, 5.0])),
-    neurons=(np.array([1.0, 2.0, 5.0]), np.array([4.0, 4.0, 2.0]), np.array([1.0, 1.0, 2.0])),
-    channels=np.array([6.0, 2.0, 1.0, 1.0]),
+    np.array([4.0, 1.0, -3.0]),
+    {
+        "hidden_size": np.array([6.0, 2.0, 1.0, 1.0]),
+        "num_attention_heads": (np.array([1.0, 3.0]), np.array([2.0, 2.0]), np.array([0.0, 5.0])),
+        "intermediate_size": (np.array([1.0, 2.0, 5.0]), np.array([4.0, 4.0, 2.0]), np.array([1.0, 1.0, 2.0])),
+        "head_dim": np.array([3.0, 3.0, 1.0, 1.0]),
+    },
 )
 
 
@@ -167,8 +170,15 @@ def test_importance_is_the_mean_share_that_is_retained(subnet, channels, layers,
     assert RetainedImportance(SCORES)(subnet) == pytest.approx(expected, rel=1e-6)
 
 
+def test_importance_retained_in_a_dimension_that_need_not_be_named_counts_where_it_is():
+    subnet = SubnetConfig(2, 2, 1, 2, head_dim=[0, 1])
+    parts = (8 / 10, 1, (1 / 4 + 2 / 4) / 3, (3 / 8 + 8 / 10) / 3, 6 / 8)
+    assert RetainedImportance(SCORES)(subnet) == pytest.approx(-sum(parts) / 5, rel=1e-6)
+
+
 def test_importance_of_a_model_in_which_nothing_matters_is_none():
-    nothing = ImportanceScores(*(np.zeros(3), (np.zeros(2),) * 3, (np.zeros(3),) * 3, np.zeros(4)))
+    of_layers = {"num_attention_heads": (np.zeros(2),) * 3, "intermediate_size": (np.zeros(3),) * 3}
+    nothing = ImportanceScores(np.zeros(3), {"hidden_size": np.zeros(4), **of_layers})
     assert RetainedImportance(nothing)(SubnetConfig(2, 2, 1, 2)) == 0
 
 

@@ -5,15 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM
 
 from hf_whittle import ImportanceScores, SearchSpace, SubnetConfig, extract_subnet, score_importance, sort_by_importance
+from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.errors import SubnetError
 from hf_whittle.importance.scores import CRITERIA
 from hf_whittle.importance.sorting import Order
 from hf_whittle.subnet import Shape, indices
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # of double precision: sums in another order differ by rounding alone
+SINGLE = {"rtol": 0, "atol": 2e-4}
 RIGHT_PADDED = torch.tensor([[1] * 12, [1] * 9 + [0] * 3, [1] * 5 + [0] * 7])
 LEFT_PADDED = RIGHT_PADDED.flip(1)
 COARSE = {"granularity": "coarse", "layer_wise": True}
@@ -22,12 +25,12 @@ COARSE = {"granularity": "coarse", "layer_wise": True}
 def random_scores(shape, seed=0):
     """Scores drawn at random, some of them equal."""
     rng = np.random.default_rng(seed)
-    return ImportanceScores(
-        layers=rng.random(shape.num_hidden_layers),
-        heads=tuple(rng.random(heads) for heads in shape.num_attention_heads),
-        neurons=tuple(rng.random(neurons).round(1) for neurons in shape.intermediate_size),
-        channels=rng.random(shape.hidden_size).round(1),
-    )
+    layers, entries = rng.random(shape.num_hidden_layers), {}
+    for dimension in shape.dimensions:
+        sizes = getattr(shape, dimension.name)
+        drawn = [rng.random(size).round(1) for size in (sizes if dimension.per_layer else [sizes])]
+        entries[dimension.name] = tuple(drawn) if dimension.per_layer else drawn[0]
+    return ImportanceScores(layers, entries)
 
 
 def scores_by(criterion, model, input_ids):
@@ -53,8 +56,9 @@ def cached_logits(model, input_ids):
 
 
 def close(model):
-    """Eager attention of transformers takes its softmax in single precision, whatever that of the model."""
-    return {"rtol": 0, "atol": 1e-5} if model.config._attn_implementation == "eager" else CLOSE
+    """Tolerances: RMS norms and eager attention of transformers compute in single precision, whatever the model's."""
+    is_single = model.config._attn_implementation == "eager" or get_architecture(model.config).norms.kind == "rms"
+    return SINGLE if is_single else CLOSE
 
 
 def best(scores, number):
@@ -63,9 +67,9 @@ def best(scores, number):
 
 
 @pytest.fixture(scope="module")
-def exact_variant(variant_supernet):
+def exact_variant(any_supernet):
     """Super-networks of every kind in double precision."""
-    return copy.deepcopy(variant_supernet).double()
+    return copy.deepcopy(any_supernet).double()
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +91,21 @@ def exact_models(exact, stock, uneven_subnet):
 def test_sorted_model_computes_what_it_did(exact_variant, input_ids, criterion):
     model = copy.deepcopy(exact_variant)
     order = sort_by_importance(model, scores_by(criterion, model, input_ids))
-    assert order.channels != tuple(range(32))
-    assert not torch.equal(model.gpt_neox.embed_in.weight, exact_variant.gpt_neox.embed_in.weight)
+    assert order.of(CHANNELS) != tuple(range(32))
+    assert not torch.equal(model.get_input_embeddings().weight, exact_variant.get_input_embeddings().weight)
     before = logits(exact_variant, input_ids, attention_mask=RIGHT_PADDED)
-    torch.testing.assert_close(logits(model, input_ids, attention_mask=RIGHT_PADDED), before, **close(model))
+    after = logits(model, input_ids, attention_mask=RIGHT_PADDED)
+    # Eager attention of transformers gives NaN where a window holds only padding, in both models.
+    torch.testing.assert_close(after, before, **close(model), equal_nan=True)
+    assert torch.isfinite(before[0]).all()
     torch.testing.assert_close(cached_logits(model, input_ids), logits(exact_variant, input_ids), **close(model))
 
 
-def test_sorted_model_computes_what_it_did_in_single_precision(variant_supernet, input_ids):
-    model = copy.deepcopy(variant_supernet)
+def test_sorted_model_computes_what_it_did_in_single_precision(any_supernet, input_ids):
+    model = copy.deepcopy(any_supernet)
     sort_by_importance(model, scores_by("activation", model, input_ids))
-    before = logits(variant_supernet, input_ids, attention_mask=LEFT_PADDED)
-    torch.testing.assert_close(logits(model, input_ids, attention_mask=LEFT_PADDED), before, rtol=0, atol=5e-5)
+    before, after = (logits(each, input_ids, attention_mask=LEFT_PADDED) for each in (any_supernet, model))
+    torch.testing.assert_close(after[LEFT_PADDED == 1], before[LEFT_PADDED == 1], **SINGLE)
 
 
 def test_sorted_model_generates_what_it_did(exact_variant, input_ids):
@@ -115,9 +122,8 @@ def test_every_class_of_model_is_sorted(exact_models, input_ids, name):
     scores = random_scores(shape)
     order = sort_by_importance(model, scores)
     torch.testing.assert_close(logits(model, input_ids), before, **CLOSE)
-    assert [list(np.sort(heads)[::-1]) for heads in scores.heads] == [
-        list(heads[list(entries)]) for heads, entries in zip(scores.heads, order.heads, strict=True)
-    ]
+    for layer, heads in enumerate(scores.of(HEADS)):
+        assert list(heads[list(order.of(HEADS, layer))]) == sorted(heads, reverse=True)
 
 
 def test_parameters_stay_the_same_tensors_in_the_same_memory(supernet, input_ids):
@@ -152,75 +158,90 @@ def test_coarse_subnet_of_the_sorted_network_is_the_original_subnet_of_the_unsor
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_fine_subnet_of_the_sorted_network_is_its_original_too(exact, draw_within, input_ids, seed):
-    model, shape = copy.deepcopy(exact), Shape.from_config(exact.config)
+def test_fine_subnet_of_the_sorted_network_is_its_original_too(exact_variant, draw_within, input_ids, seed):
+    model, shape = copy.deepcopy(exact_variant), Shape.from_config(exact_variant.config)
     order = sort_by_importance(model, random_scores(shape, seed))
     fine = draw_within(shape, seed)
-    with model.active_subnet(fine), exact.active_subnet(order.original(fine)):
-        torch.testing.assert_close(logits(model, input_ids), logits(exact, input_ids), **CLOSE)
+    with model.active_subnet(fine), exact_variant.active_subnet(order.original(fine)):
+        torch.testing.assert_close(logits(model, input_ids), logits(exact_variant, input_ids), **close(model))
 
 
-def test_full_subnet_is_its_own_original(supernet):
-    full = SubnetConfig.full(supernet.config)
-    assert Order.by(random_scores(Shape.from_config(supernet.config))).original(full) == full
+def test_full_subnet_is_its_own_original(each_supernet):
+    full, shape = SubnetConfig.full(each_supernet.config), Shape.from_config(each_supernet.config)
+    order = Order.by(random_scores(shape))
+    assert order.original(full) == full
+    named = full.replaced({d: shape.size(d) for d in shape.dimensions if d.is_optional})
+    assert order.original(named) == named
 
 
 @pytest.mark.parametrize("criterion", [*CRITERIA, "random"])
-def test_coarse_subnet_keeps_exactly_the_best_entries(supernet, draw, input_ids, criterion):
-    model = copy.deepcopy(supernet)
+def test_coarse_subnet_keeps_exactly_the_best_entries(each_supernet, draw_within, input_ids, criterion):
+    model = copy.deepcopy(each_supernet)
     scores = scores_by(criterion, model, input_ids)
     order = sort_by_importance(model, scores)
-    coarse = draw(SearchSpace.from_config(model.config, **COARSE), 5)
-    original = order.original(coarse)
-    assert set(indices(original.hidden_size)) == best(scores.channels, coarse.shape.hidden_size)
+    coarse = draw_within(model.config, 5, granularity="coarse")
+    original, shape = order.original(coarse), coarse.shape
     assert original.layers == coarse.layers
-    for position, layer in enumerate(coarse.layers):
-        heads, neurons = coarse.shape.num_attention_heads[position], coarse.shape.intermediate_size[position]
-        assert set(indices(original.num_attention_heads[position])) == best(scores.heads[layer], heads)
-        assert set(indices(original.intermediate_size[position])) == best(scores.neurons[layer], neurons)
+    for dimension in shape.dimensions:
+        kept, of_dimension = original.kept(dimension), scores.of(dimension)
+        if dimension is HEAD_CHANNELS:
+            assert kept == coarse.kept(dimension)
+        elif not dimension.per_layer:
+            assert set(indices(kept)) == best(of_dimension, shape.size(dimension))
+        else:
+            for position, layer in enumerate(coarse.layers):
+                most = best(of_dimension[layer], shape.size(dimension, position))
+                assert set(indices(kept[position])) == most
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_scores_of_the_sorted_model_are_the_same_ones_in_descending_order(exact, input_ids, criterion):
-    model = copy.deepcopy(exact)
+def test_scores_of_the_sorted_model_are_the_same_ones_in_descending_order(each_supernet, input_ids, criterion):
+    model = copy.deepcopy(each_supernet).double()
     before = scores_by(criterion, model, input_ids)
     sort_by_importance(model, before)
     after = scores_by(criterion, model, input_ids)
-    for name in ("heads", "neurons"):
-        for unsorted, now in zip(getattr(before, name), getattr(after, name), strict=True):
-            np.testing.assert_allclose(now, np.sort(unsorted)[::-1], rtol=1e-4, atol=1e-6 * unsorted.max())
-    channels = np.sort(before.channels)[::-1]
-    np.testing.assert_allclose(after.channels, channels, rtol=1e-4, atol=1e-6 * channels[0])
+    for dimension in Shape.from_config(model.config).dimensions:
+        unsorted, now = before.of(dimension), after.of(dimension)
+        for earlier, later in zip(unsorted, now, strict=True) if dimension.per_layer else [(unsorted, now)]:
+            expected = earlier if dimension is HEAD_CHANNELS else np.sort(earlier)[::-1]
+            np.testing.assert_allclose(later, expected, rtol=1e-4, atol=1e-6 * expected.max())
     np.testing.assert_allclose(after.layers, before.layers, rtol=1e-4)
 
 
-def test_sorting_twice_changes_nothing_the_second_time(supernet, input_ids):
-    model = copy.deepcopy(supernet)
+def test_sorting_twice_changes_nothing_the_second_time(each_supernet, input_ids):
+    model, shape = copy.deepcopy(each_supernet), Shape.from_config(each_supernet.config)
     sort_by_importance(model, scores_by("magnitude", model, input_ids))
     once = copy.deepcopy(model.state_dict())
     order = sort_by_importance(model, scores_by("magnitude", model, input_ids))
-    assert order == Order(tuple(range(32)), (tuple(range(4)),) * 5, (tuple(range(64)),) * 5)
+    for dimension in shape.dimensions:
+        if dimension is not HEAD_CHANNELS:
+            assert order.of(dimension, 3) == tuple(range(shape.size(dimension, 3)))
     assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
 
 
 def test_equal_scores_leave_entries_in_their_order():
-    equal = ImportanceScores(np.ones(5), (np.ones(4),) * 5, (np.ones(64),) * 5, np.repeat([1.0, 2.0], 16))
-    order = Order.by(equal)
-    assert order.channels == (*range(16, 32), *range(16))
-    assert order.heads == (tuple(range(4)),) * 5 and order.neurons == (tuple(range(64)),) * 5
+    channels, heads = np.repeat([1.0, 2.0], 16), (np.ones(4),) * 5
+    order = Order.by(ImportanceScores(np.ones(5), {"hidden_size": channels, "num_attention_heads": heads}))
+    assert order.of(CHANNELS) == (*range(16, 32), *range(16))
+    assert order.of(HEADS, 2) == tuple(range(4))
+
+
+def test_layers_and_channels_of_a_head_are_not_sorted(each_supernet):
+    order = Order.by(random_scores(Shape.from_config(each_supernet.config)))
+    assert order.of(LAYERS) is None and order.of(HEAD_CHANNELS) is None
 
 
 # On disk
 
 
-def test_saved_sorted_super_network_is_a_plain_checkpoint(variant_supernet, input_ids, tmp_path):
-    model = copy.deepcopy(variant_supernet)
+def test_saved_sorted_super_network_is_a_plain_checkpoint(any_supernet, input_ids, tmp_path):
+    model = copy.deepcopy(any_supernet)
     sort_by_importance(model, scores_by("activation", model, input_ids))
     model.save_pretrained(tmp_path)
     loaded, info = AutoModelForCausalLM.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation=model.config._attn_implementation
     )
-    assert type(loaded) is GPTNeoXForCausalLM and not any(info.values())
+    assert type(loaded).__name__ == get_architecture(model.config).causal_class and not any(info.values())
     torch.testing.assert_close(logits(loaded, input_ids), logits(model, input_ids), **CLOSE)
 
 
@@ -254,6 +275,6 @@ def test_scores_of_before_the_sorting_are_an_error_the_second_time(supernet, inp
 
 def test_scores_that_are_not_finite_are_an_error(supernet, input_ids):
     scores = score_importance(supernet, input_ids, criterion="magnitude", progress=False)
-    scores.neurons[1][3] = float("nan")
+    scores.of(NEURONS)[1][3] = float("nan")
     with pytest.raises(SubnetError, match="some of these scores are NaN or Inf; score the model in float32"):
         sort_by_importance(copy.deepcopy(supernet), scores)
