@@ -21,34 +21,35 @@ def _name_of(path):
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
 MAY_IMPORT = {
     "errors": "",
+    "architectures": "errors",
     "checks": "",
     "compat": "",
     "files": "compat errors",
-    "subnet": "compat errors files",
+    "subnet": "architectures compat errors files",
     "plots": "files subnet",
     "processes": "errors files",
-    "models": "compat errors files subnet",
+    "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",
     "evaluation": "compat errors models",
-    "cost": "errors evaluation files models subnet",
+    "cost": "architectures errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
-    "importance": "compat errors evaluation files fingerprints models subnet",
-    "space": "cost errors importance models subnet",
-    "loss": "compat evaluation models subnet",
-    "healing": "checks compat cost errors evaluation files models subnet",
+    "importance": "architectures compat errors evaluation files fingerprints models subnet",
+    "space": "architectures cost errors importance models subnet",
+    "loss": "architectures compat evaluation models subnet",
+    "healing": "architectures checks compat cost errors evaluation files models subnet",
     "record": "compat files healing subnet",
-    "extraction": "compat cost errors evaluation files healing models record subnet",
+    "extraction": "architectures compat cost errors evaluation files healing models record subnet",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
-    "search": "checks cost errors files fitness models plots processes record space subnet",
+    "search": "architectures checks cost errors files fitness models plots processes record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
-    "training": "checks compat cost data errors evaluation files fitness loss models processes record search space "
-    "subnet",
-    "hub": "compat cost data errors files fitness healing models plots record search subnet training",
-    "distillation": "checks compat cost data errors evaluation files fingerprints hub loss models processes record "
-    "subnet training",
+    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record search "
+    "space subnet",
+    "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
+    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models processes "
+    "record subnet training",
     "recipe": "checks cost distillation errors experimental files fitness healing search",
-    "run": "cost data distillation errors evaluation extraction files fingerprints fitness healing hub importance "
-    "models processes recipe record search space subnet training",
+    "run": "architectures cost data distillation errors evaluation extraction files fingerprints fitness healing hub "
+    "importance models processes recipe record search space subnet training",
     "cli": "cost data distillation errors extraction files healing hub processes recipe run subnet",
     "demo": "",
 }

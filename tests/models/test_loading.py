@@ -31,7 +31,7 @@ from hf_whittle import (
     WhittleGPTNeoXForCausalLM,
     extract_subnet,
 )
-from hf_whittle.models.gpt_neox.modeling_whittle_gpt_neox import WhittleGPTNeoXModel
+from hf_whittle.models.students.modeling_whittle_gpt_neox import WhittleGPTNeoXModel
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 STOCK_SUBNET = SubnetConfig([*range(3, 27)], [0, 2, 4], [[0, 1, 3], 3, [1, 2, 3]], 40)

@@ -28,12 +28,12 @@ from hf_whittle import (
     push_subnet_to_hub,
     save_student,
 )
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.cli import main
 from hf_whittle.files.tokenizer import make_tokenizer_portable, save_tokenizer
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.models.architecture import get_architecture
-from hf_whittle.models.gpt_neox.configuration_whittle_gpt_neox import OLDEST_TRANSFORMERS
 from hf_whittle.models.portable import make_portable, oldest_transformers
+from hf_whittle.models.students.whittle_configuration import OLDEST_TRANSFORMERS
 
 STOCK = SubnetConfig(24, [0, 2, 4], 3, 40)
 STOCK_OF_STOCK = SubnetConfig(16, 2, 2, 20)
@@ -273,7 +273,11 @@ def configuration(model, folder):
 def test_configuration_has_the_keys_that_the_stock_class_writes(supernet, student, tmp_path):
     ours = configuration(student, tmp_path / "ours")
     stock = configuration(GPTNeoXForCausalLM(supernet.config), tmp_path / "stock")
-    own = {"auto_map", "head_dim"} if isinstance(student, WhittleGPTNeoXForCausalLM) else set()
+    own = (
+        {"auto_map", "head_dim", "rotary_head_dim", "rotary_pairs"}
+        if isinstance(student, WhittleGPTNeoXForCausalLM)
+        else set()
+    )
     assert ours.keys() - {"per_layer_config"} == stock.keys() | own
     assert ("per_layer_config" in ours) == bool(own)
     assert ours["architectures"] == [type(student).__name__]
@@ -339,7 +343,7 @@ def test_oldest_version_is_told_by_what_the_configuration_says(make_stock, tmp_p
     assert oldest(ROTARY, "whittle") == OLDEST_TRANSFORMERS
     assert oldest(STRETCHED) == "5.0"
     assert oldest_transformers({"model_type": "gpt_neox", "rope_parameters": ROTARY}) == "5.0"
-    assert oldest_transformers({"model_type": "llama"}) is None
+    assert oldest_transformers({"model_type": "t5"}) is None
 
 
 def test_rotary_settings_do_not_make_another_model_of_it(make_stock, tmp_path):

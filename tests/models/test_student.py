@@ -164,14 +164,18 @@ def test_students_of_every_architecture_run_where_hf_whittle_is_not_installed(
         torch.testing.assert_close(torch.load(tmp_path / name / "logits.pt"), logits(student, input_ids), **CLOSE)
 
 
-def test_saved_code_gives_the_same_model(each_student, input_ids, tmp_path):
-    each_student.save_pretrained(tmp_path)
+def test_saved_code_gives_the_same_model_and_is_saved_again(each_student, input_ids, tmp_path):
+    each_student.save_pretrained(tmp_path / "first")
     reference = each_student.config.auto_map["AutoModelForCausalLM"]
-    kind = get_class_from_dynamic_module(reference, tmp_path)
+    kind = get_class_from_dynamic_module(reference, tmp_path / "first")
     assert kind.__module__.startswith("transformers_modules.") and kind.config_class is not type(each_student.config)
-    torch.testing.assert_close(
-        logits(kind.from_pretrained(tmp_path), input_ids), logits(each_student, input_ids), **CLOSE
-    )
+    loaded = kind.from_pretrained(tmp_path / "first")
+    torch.testing.assert_close(logits(loaded, input_ids), logits(each_student, input_ids), **CLOSE)
+    loaded.save_pretrained(tmp_path / "second")
+    code = {path.name: path.read_text() for path in (tmp_path / "first").glob("*.py")}
+    assert code == {path.name: path.read_text() for path in (tmp_path / "second").glob("*.py")}
+    before, after = (json.loads((tmp_path / each / "config.json").read_text()) for each in ("first", "second"))
+    assert before == after
 
 
 def test_student_is_saved_with_the_code_of_its_architecture_alone(each_student, tmp_path):

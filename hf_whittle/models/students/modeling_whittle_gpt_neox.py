@@ -3,6 +3,8 @@
 Attention is not the stock one, whose heads have `hidden_size // num_attention_heads` channels.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import GPTNeoXForCausalLM, GPTNeoXModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -20,7 +22,7 @@ from .whittle_modeling import WhittleForCausalLM, WhittleModel, WhittleRotaryEmb
 class WhittleGPTNeoXAttention(GPTNeoXAttention):
     """GPT-NeoX attention whose heads are `num_attention_heads * head_dim` channels wide, for any hidden size."""
 
-    def __init__(self, config: WhittleGPTNeoXConfig, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         nn.Module.__init__(self)
         self.config = config
         self.head_size = config.head_dim
@@ -37,7 +39,7 @@ class WhittleGPTNeoXAttention(GPTNeoXAttention):
 class WhittleGPTNeoXLayer(GPTNeoXLayer):
     """A GPT-NeoX layer with such attention."""
 
-    def __init__(self, config: WhittleGPTNeoXConfig, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         nn.Module.__init__(self)
         self.use_parallel_residual = config.use_parallel_residual
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -6,7 +6,7 @@ each other.
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import transformers
 
@@ -20,7 +20,10 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, OLD
     )
 
 if TYPE_CHECKING:
-    Stock = transformers.PreTrainedConfig
+
+    class Stock(transformers.PreTrainedConfig):
+        head_dim: Any
+
 else:
     Stock = object
 
@@ -44,8 +47,8 @@ class WhittleConfiguration(Stock):
     """
 
     # The stock plans shard heads that are all alike; nothing here is known to survive that.
-    base_model_tp_plan = None  # type: ignore[assignment]
-    base_model_pp_plan = None  # type: ignore[assignment]
+    base_model_tp_plan: ClassVar[Any] = None
+    base_model_pp_plan: ClassVar[Any] = None
     _auto_class = "AutoConfig"
 
     rotary_head_dim: int | None = None

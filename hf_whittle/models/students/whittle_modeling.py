@@ -16,11 +16,11 @@ class WhittleRotaryEmbedding(nn.Module):
     """Whether the channels of a pair are neighbours; else they are half of the rotated channels apart."""
 
     def __init__(self, config: WhittleConfiguration):
-        super().__init__(config=config.with_all_pairs())  # type: ignore[call-arg]
+        super().__init__(config=config.with_all_pairs())
         self.pairs = config.rotary_pairs
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = super().forward(*args, **kwargs)  # type: ignore[misc]
+        cos, sin = super().forward(*args, **kwargs)
         return (cos, sin) if self.pairs is None else (self._kept(cos), self._kept(sin))
 
     def _kept(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class WhittlePreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args, **kwargs):
         """Save with an `auto_map` for all auto classes; arguments as in `PreTrainedModel`."""
-        own = type(self).config_class
+        own: Any = type(self).config_class
         configuration, prefix = own.__module__.rpartition(".")[2], own.__name__.removesuffix("Config")
         modeling = configuration.replace("configuration_", "modeling_", 1)
         self.config.auto_map = {
@@ -64,6 +64,8 @@ class WhittleModel(WhittlePreTrainedModel):
     layer_class: ClassVar[Any]
     """A layer that is made of its own configuration and its index."""
     rotary_class: ClassVar[type[WhittleRotaryEmbedding]]
+    layers: Any
+    rotary_emb: Any
 
     def __init__(self, config: Any):
         without_layers = config.with_all_pairs()
@@ -90,8 +92,8 @@ class WhittleForCausalLM(WhittlePreTrainedModel):
     model_class: ClassVar[Any]
     """The model without a head."""
     # The stock plans shard heads that are all alike.
-    _tp_plan = None  # type: ignore[assignment]
-    _pp_plan = None  # type: ignore[assignment]
+    _tp_plan: Any = None
+    _pp_plan: Any = None
 
     def __init__(self, config: Any):
         PreTrainedModel.__init__(self, config)

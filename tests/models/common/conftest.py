@@ -9,7 +9,6 @@ from uneven_student import SETTINGS
 
 from hf_whittle.architectures.registry import ARCHITECTURES
 
-
 FIRST = ("gpt_neox", "llama", "gemma3_text")
 """With attention of its own, with stock layers alone, and with layers of two types; all others are like one of them."""
 EACH = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
