@@ -21,7 +21,7 @@ def _name_of(path):
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
 MAY_IMPORT = {
     "errors": "",
-    "architectures": "errors",
+    "architectures": "compat errors",
     "checks": "",
     "compat": "",
     "files": "compat errors",
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",
     "evaluation": "compat errors models",
-    "cost": "architectures errors evaluation files models subnet",
+    "cost": "architectures compat errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
     "importance": "architectures compat errors evaluation files fingerprints models subnet",
     "space": "architectures cost errors importance models subnet",
