@@ -21,9 +21,9 @@ def _name_of(path):
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
 MAY_IMPORT = {
     "errors": "",
-    "architectures": "compat errors",
     "checks": "",
     "compat": "",
+    "architectures": "compat errors",
     "files": "compat errors",
     "subnet": "architectures compat errors files",
     "plots": "files subnet",
@@ -42,11 +42,11 @@ MAY_IMPORT = {
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
-    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record search "
-    "space subnet",
+    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record "
+    "search space subnet",
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
-    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models processes "
-    "record subnet training",
+    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
+    "processes record subnet training",
     "recipe": "checks cost distillation errors experimental files fitness healing search",
     "run": "architectures cost data distillation errors evaluation extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space subnet training",

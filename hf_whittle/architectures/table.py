@@ -176,8 +176,8 @@ class Architecture:
             configuration and the student's sizes.
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
         leftovers (`re.Pattern`, *optional*): tensors in files that transformers skips without a warning.
-        capped_if (`str`, *optional*): attribute of the configuration that, if true, has logits differ from the output of
-            the last matrix.
+        capped_if (`str`, *optional*): attribute of the configuration that, if true, makes logits other than the output
+            of the last matrix.
         former_settings (`Callable`): settings of a stock student's configuration under the names that older versions
             of transformers read, among `former_names`.
         former_names (`tuple[str, ...]`): these names.

@@ -234,7 +234,7 @@ def test_another_architecture_is_an_error(checkpoint):
     edit_json(checkpoint / CONFIG, lambda config: config.update(model_type="mamba"))
     with pytest.raises(
         ArchitectureError,
-        match=re.escape(f"the architecture of {checkpoint} is 'mamba'; hf_whittle knows gpt_neox, llama"),
+        match=re.escape(f"the architecture of {checkpoint} is 'mamba'; hf_whittle"),
     ):
         extract(checkpoint, SUBNET)
 
@@ -246,9 +246,7 @@ def test_subnet_that_does_not_fit_is_an_error_before_weights_are_looked_for(chec
 
 
 def test_format_that_cannot_hold_the_student_is_an_error(saved, tmp_path):
-    with pytest.raises(
-        SubnetError, match="a GPTNeoXForCausalLM cannot hold this student: its layers must all be alike"
-    ):
+    with pytest.raises(SubnetError, match="GPTNeoXForCausalLM cannot hold this student: its layers must all be alike"):
         extract(saved, SubnetConfig(24, 2, [3, 2], 40), tmp_path / "out", format="stock")
     assert names_in(tmp_path) == []
 
