@@ -21,11 +21,12 @@ def _name_of(path):
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := _name_of(path))}
 MAY_IMPORT = {
     "errors": "",
-    "architectures": "compat errors",
     "checks": "",
     "compat": "",
+    "architectures": "compat errors",
     "files": "compat errors",
-    "subnet": "architectures compat errors files",
+    "kept": "architectures errors",
+    "subnet": "architectures compat errors files kept",
     "plots": "architectures files subnet",
     "processes": "errors files",
     "models": "architectures compat errors files subnet",

@@ -61,6 +61,7 @@ ARCHITECTURE = replace(
     stock_problem=_stock_problem,
     student_values=_embedding_scale,
     layer_lists=("layer_types",),
+    capped_if="final_logit_softcapping",
     former_settings=_former_settings,
     former_names=("rope_theta", "rope_local_base_freq", "rope_scaling"),
     oldest_transformers=_oldest_transformers,

@@ -176,6 +176,8 @@ class Architecture:
             configuration and the student's sizes.
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
         leftovers (`re.Pattern`, *optional*): tensors in files that transformers skips without a warning.
+        capped_if (`str`, *optional*): attribute of the configuration that, if true, makes logits other than the output
+            of the last matrix.
         former_settings (`Callable`): settings of a stock student's configuration under the names that older versions
             of transformers read, among `former_names`.
         former_names (`tuple[str, ...]`): these names.
@@ -205,6 +207,7 @@ class Architecture:
     student_values: Callable[["PreTrainedConfig", Sizes], dict[str, Any]] = _as_they_are
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
+    capped_if: str | None = None
     former_settings: Callable[["PreTrainedConfig"], dict[str, Any]] = _no_former_settings
     former_names: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..architectures.registry import has_architecture
+from ..architectures.registry import get_architecture, has_architecture
 from ..compat import is_partitioned
 from ..evaluation import evaluating
 from ..models.elastic import ElasticLinear
@@ -31,7 +31,7 @@ def output_module(model: nn.Module) -> nn.Module | None:
     if getattr(type(head), "forward", None) not in _PLAIN:
         return None
     if any(map(is_partitioned, whole.parameters())):
-        return head if has_architecture(whole.config) else None
+        return head if _has_plain_logits(whole.config) else None
     if head.weight.is_meta:  # offloaded: its weight is loaded only during its own forward
         return None
     seen: list[torch.Tensor] = []
@@ -43,6 +43,14 @@ def output_module(model: nn.Module) -> nn.Module | None:
         hook.remove()
     is_plain = len(seen) == 1 and seen[0].shape == logits.shape and torch.equal(seen[0].to(logits), logits)
     return head if is_plain else None
+
+
+def _has_plain_logits(config: Any) -> bool:
+    """Whether logits are the output of the last matrix, by the table of an architecture."""
+    if not has_architecture(config):
+        return False
+    capped_if = get_architecture(config).capped_if
+    return capped_if is None or not getattr(config, capped_if)
 
 
 @contextlib.contextmanager

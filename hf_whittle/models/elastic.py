@@ -156,7 +156,7 @@ class ElasticRotary:
 
 
 @lru_cache
-def _elastic_class(mixin: type, stock: type) -> type:
+def _elastic_class(mixin: Any, stock: Any) -> Any:
     """A class of modules that run a slice of what a class of `transformers` runs whole."""
 
     def reduce(self: Any) -> tuple[Any, ...]:  # pickle does not find a class that was made here by its name

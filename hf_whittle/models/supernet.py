@@ -74,6 +74,7 @@ class SuperNetModel(PreTrainedModel):
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        self._check_model_type(config.model_type, f"a {type(config).__name__}")
         super().__init__(config, *args, **kwargs)
         self._layers.__class__ = ElasticModuleList
         self._layers.active = None
@@ -91,9 +92,10 @@ class SuperNetModel(PreTrainedModel):
             WeightsError: if the checkpoint is quantized, or a `quantization_config` is given.
         """
         quantization = kwargs.get("quantization_config")
-        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            found = found_config(pretrained_model_name_or_path, kwargs)
-            cls._check_model_type(found.get("model_type"), pretrained_model_name_or_path)
+        source = kwargs.get("config") or pretrained_model_name_or_path
+        if isinstance(source, str | os.PathLike):
+            found = found_config(source, kwargs)
+            cls._check_model_type(found.get("model_type"), source)
             quantization = quantization or found.get("quantization_config")
         if quantization is not None:
             raise WeightsError(

@@ -1,6 +1,7 @@
 """Output layers: which of them the fused loss can stand in for."""
 
 import pytest
+from small_models import draw_subnet
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -66,3 +67,17 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         torch.distributed.destroy_process_group()
     """
     assert run_python(script) == "FSDPLinear True\n"
+
+
+def test_output_module_of_each_architecture_is_its_head(each_supernet):
+    assert output_module(each_supernet) is each_supernet.lm_head
+    with each_supernet.active_subnet(draw_subnet(each_supernet.config, 2)):
+        assert output_module(each_supernet) is each_supernet.lm_head
+
+
+def test_capped_logits_have_no_output_module_not_even_where_weights_are_sharded(make_stock, monkeypatch):
+    capped = make_stock(model_type="gemma3_text", final_logit_softcapping=3.0)
+    assert output_module(capped) is None
+    monkeypatch.setattr("hf_whittle.loss.heads.is_partitioned", lambda parameter: True)
+    plain = make_stock(model_type="gemma3_text")
+    assert output_module(capped) is None and output_module(plain) is plain.lm_head
