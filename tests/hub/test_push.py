@@ -31,7 +31,12 @@ from hf_whittle.run import run
 
 STUDENT = {"config.json", "generation_config.json", "model.safetensors", "subnet.json", "results.json", "README.md"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
-CODE = {"configuration_whittle_gpt_neox.py", "modeling_whittle_gpt_neox.py"}
+CODE = {
+    "configuration_whittle_gpt_neox.py",
+    "modeling_whittle_gpt_neox.py",
+    "whittle_configuration.py",
+    "whittle_modeling.py",
+}
 SEARCH = {"search.json", "candidates.jsonl", "search.png", "pareto.png", "architecture.png"}
 SOMEONES = {"notes.txt": b"mine\n", "extra/model.safetensors": b"\1" * 600, "extra/modeling_x.py": b"x = 1\n"}
 LM_EVAL = {

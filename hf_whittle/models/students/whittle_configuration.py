@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 else:
     Stock = object
 
-_BY_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-
 
 @dataclass(kw_only=True)
 class WhittleConfiguration(Stock):
@@ -51,6 +49,9 @@ class WhittleConfiguration(Stock):
     base_model_pp_plan: ClassVar[Any] = None
     _auto_class = "AutoConfig"
 
+    names_by_layer: ClassVar[tuple[str, ...]] = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    """Attributes that may differ by layer, as far as the stock configuration has them."""
+
     rotary_head_dim: int | None = None
     rotary_pairs: list[int] | None = None
 
@@ -71,7 +72,7 @@ class WhittleConfiguration(Stock):
         super().__post_init__(**kwargs)
 
     def _names_by_layer(self) -> list[str]:
-        return [name for name in _BY_LAYER if name in self.__dataclass_fields__]
+        return [name for name in self.names_by_layer if name in self.__dataclass_fields__]
 
     def with_all_pairs(self) -> Any:
         """A configuration of the first layer, whose heads have all channels that frequencies are computed for."""
