@@ -302,7 +302,7 @@ def test_healed_subnets_of_trained_models_are_better(trained):
         subnets = {name: subnet for name, subnet in subnets.items() if subnet.num_hidden_layers == 4}
     found = {name: (fitness(subnet), plain(subnet)) for name, subnet in subnets.items()}
     lossy = {name for name, (_, sliced) in found.items() if sliced > 1.01 * plain(full)}  # others need no healing
-    assert len(lossy) > 3
+    assert len(lossy) >= 3
     assert [name for name in lossy if not found[name][0] < found[name][1]] == []
 
 
