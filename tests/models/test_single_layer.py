@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_whittle import SubnetConfig, extract_subnet
+from hf_whittle import extract_subnet
 from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.models.single_layer import Embedding, SingleLayer
 from hf_whittle.models.source import Source

@@ -63,12 +63,11 @@ class WhittleConfiguration(Stock):
                 allowed = f"{', '.join(names[:-1])} and {names[-1]}"
                 raise ValueError(f"per_layer_config of layer {layer}: only {allowed} may differ, got {unknown}")
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size={self.hidden_size} is not a multiple of "
-                    f"num_attention_heads={self.num_attention_heads}; give head_dim"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            # A stock configuration may have another name for a size; it then sets it later.
+            size, heads = (kwargs.get(name, getattr(self, name)) for name in ("hidden_size", "num_attention_heads"))
+            if size % heads:
+                raise ValueError(f"hidden_size={size} is not a multiple of num_attention_heads={heads}; give head_dim")
+            self.head_dim = size // heads
         super().__post_init__(**kwargs)
 
     def _names_by_layer(self) -> list[str]:

@@ -109,5 +109,5 @@ class WhittleForCausalLM(WhittlePreTrainedModel):
 
 
 # A saved student carries these files, and loads with `trust_remote_code=True` where hf_whittle is not installed.
-WhittleModel.register_for_auto_class("AutoModel")
+WhittlePreTrainedModel.register_for_auto_class("AutoModel")
 WhittleForCausalLM.register_for_auto_class("AutoModelForCausalLM")
