@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "cost": "architectures compat errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
     "importance": "architectures compat errors evaluation files fingerprints models subnet",
-    "space": "architectures cost errors importance models subnet",
+    "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models subnet",
     "record": "compat files healing subnet",
