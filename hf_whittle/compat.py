@@ -117,6 +117,14 @@ def layer_configs(config: "PreTrainedConfig") -> "list[PreTrainedConfig] | None"
     return list(config.per_layer_config) if getattr(config, "is_heterogeneous", False) else None
 
 
+def lacks_last_norm(config: "PreTrainedConfig") -> bool:
+    """Whether a model of OPT has no norm after its last layer, as checkpoints of old fine-tunings.
+
+    `_remove_final_layer_norm`: a field of the configuration that has no public name.
+    """
+    return config._remove_final_layer_norm
+
+
 def no_init_weights() -> contextlib.AbstractContextManager[None]:
     """Build models inside the block without drawing random weights, which are loaded next.
 

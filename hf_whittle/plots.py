@@ -9,6 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+from .architectures.dimensions import HEADS, LAYERS, NEURONS
 from .files.atomic import atomic_path
 from .subnet import SubnetConfig, indices
 
@@ -16,25 +17,27 @@ _KEPT = ListedColormap(["#e5e7eb", "#2f6fde"])
 _LINES = ("#2f6fde", "#6b7280", "#e07b39")
 
 
+_TITLES = {HEADS: "attention heads", NEURONS: "MLP neurons"}
+"""Titles of dimensions whose labels would not do."""
+
+
 def plot_architecture(subnet: SubnetConfig, supernet: Mapping[str, int], path: str | Path) -> None:
-    """Draw the heads, neurons and channels of each layer that a subnet keeps, into a PNG file.
+    """Draw what each layer of a subnet keeps of every dimension that the subnet names, into a PNG file.
 
     Args:
         subnet (`SubnetConfig`): the subnet.
         supernet (`Mapping[str, int]`): sizes of the super-network, as in `SearchSpace.to_dict()["supernet"]`.
         path (`str` or `Path`): the file.
     """
-    layers = supernet["num_hidden_layers"]
-    positions = {layer: position for position, layer in enumerate(subnet.layers)}
-    panels = {
-        "attention heads": ("num_attention_heads", [subnet.num_attention_heads[p] for p in positions.values()]),
-        "MLP neurons": ("intermediate_size", [subnet.intermediate_size[p] for p in positions.values()]),
-        "channels": ("hidden_size", [subnet.hidden_size] * len(positions)),
-    }
-    figure = Figure(figsize=(7.2, 1.3 + 0.22 * layers), layout="constrained")
-    for axes, (title, (name, kept)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+    layers = supernet[LAYERS.name]
+    shared = [dimension for dimension in subnet.dimensions if not dimension.per_layer and dimension is not LAYERS]
+    drawn = [*subnet.shape.per_layer, *(dimension for dimension in shared if dimension.name in supernet)]
+    figure = Figure(figsize=(2.4 * len(drawn), 1.3 + 0.22 * layers), layout="constrained")
+    for axes, dimension in zip(figure.subplots(1, len(drawn), sharey=True), drawn, strict=True):
+        name, title = dimension.name, _TITLES.get(dimension, dimension.label)
+        kept = subnet.kept(dimension) if dimension.per_layer else [subnet.kept(dimension)] * len(subnet.layers)
         image = np.zeros((layers, supernet[name]))
-        for layer, entry in zip(positions, kept, strict=True):
+        for layer, entry in zip(subnet.layers, kept, strict=True):
             image[layer, list(indices(entry))] = 1
         axes.imshow(
             image, aspect="auto", interpolation="nearest", cmap=_KEPT, vmin=0, vmax=1,

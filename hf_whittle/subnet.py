@@ -67,6 +67,11 @@ class Shape:
         """The dimensions with a size; the layers are not among them."""
         return tuple(d for d in DIMENSIONS if d is not LAYERS and getattr(self, d.name) is not None)
 
+    @property
+    def per_layer(self) -> tuple[Dimension, ...]:
+        """The dimensions of which each layer has a size of its own, the neurons last whatever the architecture."""
+        return tuple(sorted((d for d in self.dimensions if d.per_layer), key=lambda dimension: dimension is NEURONS))
+
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "Shape":
         """Read the sizes of a model configuration, layer by layer if layers differ."""

@@ -24,6 +24,8 @@ SETTINGS = {
     "mistral": {**_GROUPED, "sliding_window": 5},
     "qwen2": {"num_key_value_heads": 2, **_SLIDING},
     "qwen3": {**_GROUPED, **_SLIDING},
+    "gpt2": {"n_inner": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0, "init_std": 0.3},
     "gemma3_text": {**_GROUPED, "sliding_window": 5, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12},
 }
 """Settings of a tiny model of an architecture beside `TINY`; two queries for each key-value head, where grouped."""
@@ -59,6 +61,9 @@ OTHERS = {
     "qwen2 tied": {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False},
     "qwen3": {"model_type": "qwen3"},
     "qwen3 biases": {"model_type": "qwen3", "attention_bias": True, "attn_implementation": "eager"},
+    "gpt2": {"model_type": "gpt2"},
+    "opt": {"model_type": "opt"},
+    "opt untied": {"model_type": "opt", "tie_word_embeddings": False, "enable_bias": False},
     "gemma3": {"model_type": "gemma3_text"},
     "gemma3 untied": {"model_type": "gemma3_text", "tie_word_embeddings": False, "attn_implementation": "eager"},
 }

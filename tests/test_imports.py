@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "architectures": "compat errors",
     "files": "compat errors",
     "subnet": "architectures compat errors files",
-    "plots": "files subnet",
+    "plots": "architectures files subnet",
     "processes": "errors files",
     "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",

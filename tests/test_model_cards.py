@@ -33,7 +33,7 @@ def rendered(folder, tmp_path):
 
 def test_there_are_cards_of_a_stock_a_layer_wise_and_a_recovered_student():
     pages = {folder.name: (folder / "README.md").read_text(encoding="utf-8") for folder in FOLDERS}
-    assert len([page for page in pages.values() if "a stock GPT-NeoX" in page]) >= 1
+    assert len([page for page in pages.values() if "a stock `GPTNeoXForCausalLM`" in page]) >= 1
     assert len([page for page in pages.values() if "modeling code of its own" in page]) >= 1
     assert len([page for page in pages.values() if "LoRA adapters" in page]) >= 1
 

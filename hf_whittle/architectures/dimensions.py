@@ -1,5 +1,6 @@
 """Dimensions of a model: what a subnet can keep a part of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -25,6 +26,14 @@ class Dimension:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    def __reduce__(self) -> tuple[Callable[[str], "Dimension"], tuple[str]]:
+        """A copy, pickled or not, is the dimension itself."""
+        return _dimension, (self.name,)
+
+
+def _dimension(name: str) -> Dimension:
+    return next(value for value in globals().values() if isinstance(value, Dimension) and value.name == name)
 
 
 CHANNELS = Dimension("hidden_size", "channels")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ..compat import lacks_last_norm
 from ..errors import ArchitectureError
 from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
 from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, POSITIONS, VOCABULARY
@@ -20,7 +21,7 @@ _POSITION_OFFSET = 2
 
 
 def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
-    if not config.do_layer_norm_before or config._remove_final_layer_norm:
+    if not config.do_layer_norm_before or lacks_last_norm(config):
         raise ArchitectureError(
             "OPT with norms after attention and MLP, or without its last norm, has no table: use another size than 350m"
         )

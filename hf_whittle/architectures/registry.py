@@ -12,7 +12,7 @@ from .table import Architecture
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-ARCHITECTURES = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+ARCHITECTURES = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "opt")
 """The `model_type` of each; its table is the module of this name."""
 
 WHITTLE = "whittle_"

@@ -122,7 +122,7 @@ class Polynomial:
         return {}
 
     def _price(self, frame: Frame) -> Prices:
-        sizes = {
+        sizes: dict[str, Any] = {
             name: whole if size is None else size
             for (name, whole), size in zip(self.shared.items(), frame, strict=True)
         }

@@ -176,8 +176,8 @@ class Synflow(Fitness):
 
     The flow is the sum of weight x gradient in a network of absolute weights, in which norms pass on their inputs. The
     input is a vector of ones in place of the embedding of a single token, for which attention only passes on values.
-    Without gates, the sum equals the output R times the number of weights on a path. It needs no text, but a copy of the
-    super-network in `float64`, since R grows exponentially with depth.
+    Without gates, the sum equals the output R times the number of weights on a path. It needs no text, but a copy of
+    the super-network in `float64`, since R grows exponentially with depth.
 
     Args:
         supernet (`SuperNetModel`): the super-network.

@@ -68,7 +68,8 @@ def extract_subnet(
 
     Args:
         model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock model of an architecture with a table or a
-            student, for causal language modeling; or a checkpoint of one in safetensors: a local folder or a name on the Hub.
+            student, for causal language modeling; or a checkpoint of one in safetensors: a local folder or a name on
+            the Hub.
         subnet (`SubnetConfig`): the part of the model to keep.
         output_dir (`str` or `Path`, *optional*): new or empty folder to write the student to: weights, configurations,
             `subnet.json`, `results.json` (which says what the student was extracted from) and, from a checkpoint, its

@@ -3,15 +3,20 @@
 Teacher and student read the same calibration text, layer by layer:
 
 - basis: the student's hidden states carry principal components of the teacher's normalized hidden states instead of
-  some of their channels. Layer norms subtract the mean and divide by the standard deviation, so any orthonormal basis
-  of the vectors of mean 0 will do, and a stock model holds the result: weights of norms move into the matrices that
-  read their output.
+  some of their channels. Norms divide by the standard deviation after they subtract the mean, so that any orthonormal
+  basis of the vectors of mean 0 will do; or by the root mean square, so that any orthonormal basis will do. A stock
+  model holds the result: weights of norms move into the matrices that read their output. The basis stays where the
+  embedding is tied to the output matrix, or where a norm follows attention and MLP.
 - inputs: all channels of the student's normalized hidden states predict the teacher's; the prediction is folded into
-  the matrices that read them (query, key and value, and the first of the MLP).
+  the matrices that read them (queries, keys and values, and the first of the MLP). A constant goes into their biases or
+  that of the norm; without either, there is none.
 - outputs: the inputs of the output projections (concatenated heads, MLP neurons, and 1 for the bias) predict the
   teacher's hidden states before the *next kept* layer, which absorbs the layers in between. Where the MLP reads what
-  attention wrote (sequential residual), attention is fitted first, to the output of the teacher's attention.
-- head: the student's last hidden states predict the teacher's; the prediction is folded into the output matrix.
+  attention wrote (sequential residual), attention is fitted first, to the output of the teacher's attention. Where a
+  norm follows attention and MLP, they predict in the kept channels what the teacher's write to that norm, and nothing
+  is absorbed: a norm sets the scale of what is added, which cannot grow.
+- head: the student's last hidden states predict the teacher's; the prediction is folded into the output matrix, unless
+  that is tied to the embedding.
 
 Each step but the first is a ridge regression on activations of the student as healed so far, centered on the sliced
 weights. `healer` heals one student in this way. `supernet_moments` and `from_moments` heal any number of students

@@ -17,7 +17,8 @@ class HealingConfig:
 
     Args:
         basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: principal
-            components of the teacher's, or kept `"channels"`. With tied embeddings it is always the latter.
+            components of the teacher's, or kept `"channels"`. With tied embeddings, and where a norm follows attention
+            and MLP, it is always the latter.
         inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
         head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied.

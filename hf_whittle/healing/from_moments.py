@@ -122,7 +122,7 @@ class _Healing:
         return Moments.known(gram[chosen][:, chosen], left)
 
     def _of_normalized_writer(self, weight: Weight, position: int) -> Moments:
-        """Moments of the kept inputs of a writer as features, and of its output in the super-network as targets."""
+        """Moments of the kept inputs of a writer that a norm follows as features, and of its own output as targets."""
         layer = self._subnet.layers[position]
         gram, chosen = self._moments.features[layer], self._chosen(self._subnet, position, [weight])
         every = self._chosen(self._full, layer, [weight])

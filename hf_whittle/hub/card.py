@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..architectures.dimensions import HEAD_CHANNELS, QUERIES
+from ..architectures.registry import get_architecture, is_known
 from ..data.documents import STANDARD_LIBRARY
 from ..fitness.registry import LABELS
 from ..models.portable import oldest_transformers
@@ -158,9 +160,10 @@ def render_card(
 
 def _about_files(student: StudentFolder) -> dict[str, Any]:
     config = {} if student.is_adapter else dict(student.config)
+    model_type = config.get("model_type")
     return {
         "is_stock": "auto_map" not in config,
-        "is_gpt_neox": config.get("model_type") == "gpt_neox",
+        "stock": get_architecture(model_type).causal_class if model_type and is_known(model_type) else None,
         "oldest_transformers": oldest_transformers(config),
         "pictures": {picture for picture in PICTURES if f"{picture}.png" in student.files},
         "has_recipe": RECIPE_FILE in student.files,
@@ -175,7 +178,9 @@ def _about_making(lineage: Lineage) -> dict[str, Any]:
         **vars(results),
         "final": None if results.student is None else results.student.final_perplexity,
         "layers": None if subnet is None else _layer_rows(subnet),
+        "of_layers": [] if subnet is None else [dimension.label for dimension in subnet.shape.per_layer],
         "channels": None if subnet is None else count(subnet.hidden_size),
+        "of_heads": [] if subnet is None else _of_heads(subnet),
         "carries_components": lineage.carries_components,
         "minimized": None if results.search is None else _minimized(results.search.fitness),
         "is_best": _is_best(lineage),
@@ -206,10 +211,19 @@ def _seal(page: str) -> str:
     return f"<!-- made by hf_whittle, {hashlib.sha256(page.encode()).hexdigest()[:12]} -->"
 
 
-def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, int, int, int]]:
-    """For each layer of the student: its number, the layer it was extracted from, heads, neurons."""
-    sizes = zip(subnet.layers, subnet.num_attention_heads, subnet.intermediate_size, strict=True)
-    return [(i, layer, count(heads), count(neurons)) for i, (layer, heads, neurons) in enumerate(sizes)]
+def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, ...]]:
+    """For each layer of the student: its number, the layer it was extracted from, what it keeps of each dimension."""
+    sizes = [map(count, subnet.kept(dimension)) for dimension in subnet.shape.per_layer]
+    return list(zip(range(len(subnet.layers)), subnet.layers, *sizes, strict=True))
+
+
+_OF_HEADS = {QUERIES: "queries of each key-value head", HEAD_CHANNELS: "channels of each head"}
+
+
+def _of_heads(subnet: SubnetConfig) -> list[str]:
+    """What heads keep, in words, of dimensions that a subnet names though it need not."""
+    named = (dimension for dimension in _OF_HEADS if subnet.kept(dimension) is not None)
+    return [f"{count(subnet.kept(dimension))} {_OF_HEADS[dimension]}" for dimension in named]
 
 
 def _minimized(fitness: FitnessFacts) -> str:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, ModelCard
+from transformers import CONFIG_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
+from ..architectures.dimensions import LAYERS
+from ..architectures.registry import get_architecture, is_known
 from ..errors import HubError
 from ..files.disk import disk_errors
 from ..record.files import CARD_FILE
@@ -26,11 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-_ARCHITECTURE = (
-    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "head_dim", "per_layer_config", "tie_word_embeddings", "base_model_name_or_path", "peft_type",
+_SETTINGS = (
+    "model_type", "vocab_size", "per_layer_config", "tie_word_embeddings", "rotary_pairs", "base_model_name_or_path",
+    "peft_type",
 )  # fmt: skip
-"""Settings that differ between architectures."""
+"""Settings that differ between architectures, beside the sizes of each."""
 
 
 def push_subnet_to_hub(
@@ -171,8 +174,9 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
         if not any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS):
             return
         there = {"model_type": "unknown"}
-    ours, theirs = ({name: each.get(name) for name in _ARCHITECTURE} for each in (config, there))
-    differing = [name for name in _ARCHITECTURE if ours[name] != theirs[name]]
+    settings = [*_SETTINGS, *settings_of_sizes(config)]
+    ours, theirs = ({name: each.get(name) for name in settings} for each in (config, there))
+    differing = [name for name in settings if ours[name] != theirs[name]]
     if differing:
         name = differing[0]
         raise HubError(
@@ -180,6 +184,17 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
             f"{_short(ours[name])}). Nothing was published; choose another name, or publish over it with "
             "overwrite=True (--overwrite, hub_overwrite)"
         )
+
+
+def settings_of_sizes(config: dict[str, Any]) -> list[str]:
+    """Names of the settings that state the sizes of a model in its `config.json`."""
+    model_type = config.get("model_type")
+    if model_type is None or not is_known(model_type):
+        return []
+    architecture = get_architecture(model_type)
+    names = (LAYERS.name, *architecture.write_sizes(dict.fromkeys(architecture.dimensions, 1)))
+    written: dict[str, str] = CONFIG_MAPPING[model_type].attribute_map
+    return [written.get(name, name) for name in names]
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..compat import version_of
 from ..errors import WeightsError
@@ -91,19 +90,6 @@ class ElasticLinear(Elastic, nn.Linear):
         return F.linear(input, self.in_use("weight"), None if self.bias is None else self.in_use("bias"))
 
 
-class ElasticConv1D(Elastic, Conv1D):
-    """A linear layer whose weight is transposed, as in GPT-2, that can run on some of its features."""
-
-    output_dim = 1
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.chosen is None:
-            return super().forward(input)
-        weight = self.in_use("weight")
-        output = torch.addmm(self.in_use("bias"), input.view(-1, input.size(-1)), weight)
-        return output.view(*input.shape[:-1], weight.shape[1])
-
-
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
     """A layer norm with statistics over the channels in use alone."""
 
@@ -120,6 +106,20 @@ class ElasticEmbedding(Elastic, nn.Embedding):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         embeddings = super().forward(*args, **kwargs)
         return embeddings if self.chosen is None else take(embeddings, -1, self.chosen[1])
+
+
+class ElasticTransposed(Elastic):
+    """Mixin of a linear layer of `transformers` whose weight has its inputs along the first axis."""
+
+    stock: type[nn.Module]
+    output_dim = 1
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.chosen is None:
+            return self.stock.forward(self, input)
+        weight = self.in_use("weight")
+        output = torch.addmm(self.in_use("bias"), input.reshape(-1, input.size(-1)), weight)
+        return output.view(*input.shape[:-1], weight.shape[1])
 
 
 class ElasticNorm(Elastic):
@@ -174,14 +174,19 @@ def _new_elastic(mixin: type, stock: type) -> Any:
 
 _ELASTIC = {
     nn.Linear: ElasticLinear,
-    Conv1D: ElasticConv1D,
     nn.LayerNorm: ElasticLayerNorm,
     nn.Embedding: ElasticEmbedding,
 }
 
 
-def make_elastic(module: nn.Module, name: str = "a module") -> None:
+def make_elastic(module: nn.Module, name: str = "a module", is_transposed: bool = False) -> None:
     """Change the class of a stock module to its elastic one, in place; parameters, hooks and buffers stay.
+
+    Args:
+        module (`nn.Module`): the module.
+        name (`str`, *optional*): its name, for an error.
+        is_transposed (`bool`, *optional*, defaults to `False`): whether it is a linear layer whose weight has its
+            inputs along the first axis.
 
     Raises:
         WeightsError: if its class has no elastic one.
@@ -189,9 +194,11 @@ def make_elastic(module: nn.Module, name: str = "a module") -> None:
     if isinstance(module, Elastic):
         return
     stock = type(module)
-    is_of_transformers = stock.__module__.startswith("transformers.models.")
+    is_of_transformers = stock.__module__.startswith("transformers.")
     if stock in _ELASTIC:
         module.__class__ = _ELASTIC[stock]
+    elif is_of_transformers and is_transposed:
+        module.__class__ = _elastic_class(ElasticTransposed, stock)
     elif is_of_transformers and isinstance(module, nn.Embedding):
         module.__class__ = _elastic_class(ElasticEmbedding, stock)
     elif is_of_transformers and all(parameter.ndim == 1 for parameter in module.parameters()):

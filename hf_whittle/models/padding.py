@@ -21,7 +21,8 @@ def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
     subnet.validate(config)
     architecture, full = get_architecture(config), Shape.from_config(config)
     shape = subnet.shape.filled(full)
-    if shape.head_dim != full.head_dim or getattr(config, "rotary_pairs", None) is not None:
+    is_rotated = architecture.rotary is not None
+    if is_rotated and (shape.head_dim != full.head_dim or getattr(config, "rotary_pairs", None) is not None):
         raise SubnetError(
             f"a padded student needs heads of all channels, got head_dim={shape.head_dim}; use format='auto'"
         )

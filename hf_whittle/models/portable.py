@@ -28,7 +28,7 @@ def check_generation_config(config: Any) -> None:
 def make_portable(model: Any) -> None:
     """Save a model's weights by their names in files of the Hub, and load state dicts with these names or its own.
 
-    Some weights have other names in files than in the model, such as an output matrix that was renamed in `transformers`
+    Some weights have other names in files than in the model, such as a matrix that was renamed in `transformers`
     5.13. Newer versions rename it while they load a file, save it by the name it had there, and load state dicts by the
     new name only.
 

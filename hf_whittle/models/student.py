@@ -35,7 +35,9 @@ def stock_problem(config: PreTrainedConfig, subnet: SubnetConfig) -> str | None:
 
 
 def keeps_whole_heads(config: PreTrainedConfig, subnet: SubnetConfig) -> bool:
-    """Whether the heads of a student have all channels that the frequencies of its rotation are computed for."""
+    """Whether the heads of a student have all channels that the frequencies of a rotation are computed for."""
+    if get_architecture(config).rotary is None:
+        return True
     is_whole = subnet.head_dim is None or count(subnet.head_dim) == Shape.from_config(config).head_dim
     return is_whole and getattr(config, "rotary_pairs", None) is None
 

@@ -239,7 +239,7 @@ class SuperNetModel(PreTrainedModel):
         """Make the sliced modules elastic, also those that replaced others since."""
         sliced = list(self._sliced_modules())
         for weight, layer, module in sliced:
-            make_elastic(module, weight.name.format(layer=layer).removesuffix(".weight"))
+            make_elastic(module, weight.module.format(layer=layer), weight.is_transposed)
         if self._rotary is not None:
             make_rotary_elastic(self._rotary)
         return sliced

@@ -93,7 +93,7 @@ class BinSection:
 
 @dataclass
 class SpaceSection:
-    """The search space; sizes are `[from, to, step]`, with `to` included."""
+    """The search space; sizes are `[from, to, step]`, with `to` included, of dimensions that the architecture has."""
 
     granularity: Literal["coarse", "fine"] = "coarse"
     layer_wise: bool = True
@@ -101,6 +101,13 @@ class SpaceSection:
     hidden_size: list[int] | None = None
     num_hidden_layers: list[int] | None = None
     num_attention_heads: list[int] | None = None
+    num_key_value_heads: list[int] | None = field(
+        default=None, metadata={"help": "Key-value heads of a layer, each kept with its queries, where it has these."}
+    )
+    num_key_value_groups: list[int] | None = field(
+        default=None, metadata={"help": "Queries of each key-value head; all by default."}
+    )
+    head_dim: list[int] | None = field(default=None, metadata={"help": "Channels of each head; all by default."})
     intermediate_size: list[int] | None = None
     importance: Literal["magnitude", "activation", "taylor"] | None = field(
         default=None,

@@ -20,6 +20,7 @@ from .fingerprints import check_inputs
 from .inputs import Inputs
 from .ledger import Ledger
 from .preflight import check_teacher, preflight
+from .search_inputs import make_space
 from .trainers import Trainers
 
 
@@ -39,7 +40,7 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
     Raises:
         OutputError: if the folder holds the run of another recipe, another process writes it, or it cannot be written.
         RecipeError: if a training that the recipe asks for does not work; see `preflight.py`.
-        DataError, BinError, ArchitectureError, VocabularyError: if the inputs do not fit.
+        DataError, BinError, SubnetError, ArchitectureError, VocabularyError: if the inputs do not fit.
     """
     if num_launched() > 1:
         raise WhittleError(
@@ -65,6 +66,7 @@ def _begin(inputs: Inputs, ledger: Ledger) -> None:
     for folder in (ledger.folder, ledger.stages):
         remove_leftovers(folder)
     check_teacher(inputs)
+    make_space(inputs)  # raises if the super-network does not have its dimensions or sizes
     check_inputs(ledger.folder, inputs)
     preflight(inputs, ledger.folder)
 

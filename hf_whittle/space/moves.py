@@ -6,6 +6,7 @@ totals over the layers.
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -87,14 +88,14 @@ class Moves:
 
     def mutate(self, subnet: SubnetConfig) -> SubnetConfig:
         draft, space = Draft.of(self.space, subnet), self.space
-        changes: list[Callable[[], None]] = [
-            lambda dimension=dimension: self._change_size(draft, dimension)
+        changes: list[Callable[[Draft], None]] = [
+            partial(self._change_size, dimension=dimension)
             for dimension in space.named
             if not dimension.is_optional or len(space.sizes(dimension)) > 1
         ]
         if space.granularity == "fine":
-            changes.append(lambda: self._exchange_entries(draft))
-        self.rng.choice(changes)()
+            changes.append(self._exchange_entries)
+        self.rng.choice(changes)(draft)
         return self._settle(draft)
 
     def crossover(self, first: SubnetConfig, second: SubnetConfig) -> SubnetConfig:

@@ -115,7 +115,7 @@ class SearchSpace(Sizes):
         steps = {CHANNELS: max(1, full.hidden_size // 64), NEURONS: max(1, full.size(NEURONS) // 256)}
         if stock_only:
             steps[CHANNELS] = _stock_step(architecture, config, steps[CHANNELS])
-        given = {
+        given: dict[Dimension, Any] = {
             CHANNELS: hidden_size,
             LAYERS: num_hidden_layers,
             HEADS: num_attention_heads,

@@ -96,10 +96,9 @@ class Sizes:
 
     @cached_property
     def named(self) -> tuple[Dimension, ...]:
-        """The dimensions that subnets of this space name: all but optional ones of which only the whole is allowed."""
-        return tuple(
-            d for d in self.architecture.dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d)
-        )
+        """The dimensions that subnets of this space name: all but optional ones that are always whole."""
+        dimensions = self.architecture.dimensions
+        return tuple(d for d in dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d))
 
     def sizes(self, dimension: Dimension) -> range:
         """Allowed sizes of a dimension that the architecture has."""

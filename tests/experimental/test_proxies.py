@@ -119,6 +119,14 @@ def test_proxy_is_that_of_the_student_for_every_kind_of_super_network(variant_su
     assert make(name, variant_supernet, input_ids)(uneven_subnet) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", [name for name in ORACLES if name != "synflow"])
+def test_proxy_is_that_of_the_student_for_every_architecture(each_supernet, draw_within, input_ids, name, seed):
+    subnet = draw_within(each_supernet.config, seed)
+    expected = ORACLES[name](extract_subnet(each_supernet, subnet), input_ids)
+    assert make(name, each_supernet, input_ids)(subnet) == pytest.approx(expected, rel=1e-3)
+
+
 @each_proxy
 def test_proxy_of_the_full_subnet_is_that_of_the_stock_model(supernet, stock, input_ids, name):
     expected = ORACLES[name](copy.deepcopy(stock), input_ids)
@@ -198,6 +206,28 @@ def test_synflow_without_biases_counts_the_weights_on_every_path(make_stock, mak
     mlp = (out @ weights[layer + "mlp.dense_4h_to_h.weight"] @ weights[layer + "mlp.dense_h_to_4h.weight"] @ ones).sum()
     flow = (out @ ones).sum() + 3 * attention + 3 * mlp
     assert Synflow(supernet)(SubnetConfig(32, 1, 4, 64)) == pytest.approx(-math.log(flow), rel=1e-9)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
+def test_synflow_of_grouped_queries_and_gates_is_that_of_absolute_weights(
+    make_stock, make_supernet, draw_within, model_type
+):
+    act = {"hidden_activation" if model_type == "gemma3_text" else "hidden_act": "relu"}
+    supernet = make_supernet(make_stock(model_type=model_type, **act))
+    subnet = draw_within(supernet.config, 3)
+    weights = positive(extract_subnet(supernet, subnet))
+    sizes = subnet.shape
+    states = torch.ones(sizes.hidden_size, dtype=torch.float64)
+    for layer, heads in enumerate(sizes.num_key_value_heads):
+        name = f"model.layers.{layer}."
+        values = (weights[name + "self_attn.v_proj.weight"] @ states).view(heads, 1, sizes.head_dim)
+        values = values.expand(-1, sizes.num_key_value_groups, -1).flatten()
+        states = states + weights[name + "self_attn.o_proj.weight"] @ values
+        gate, up = (weights[f"{name}mlp.{matrix}_proj.weight"] @ states for matrix in ("gate", "up"))
+        states = states + weights[name + "mlp.down_proj.weight"] @ (gate * up)
+    (weights["lm_head.weight"] @ states).sum().backward()
+    flow = sum((weight.detach() * weight.grad).sum().item() for weight in weights.values() if weight.grad is not None)
+    assert Synflow(supernet)(subnet) == pytest.approx(-math.log(flow), rel=1e-6)
 
 
 def test_synflow_of_a_deep_model_is_finite_beyond_single_precision(make_stock, make_supernet):
@@ -323,9 +353,8 @@ def test_search_records_the_proxy_and_its_cost(supernet, space, input_ids, tmp_p
 
 
 def test_search_by_importance_costs_nothing(space, tmp_path):
-    scores = ImportanceScores(
-        np.arange(5.0), tuple(np.arange(4.0) for _ in range(5)), tuple(np.arange(64.0) for _ in range(5)), np.ones(32)
-    )
+    of_layers = {"num_attention_heads": (np.arange(4.0),) * 5, "intermediate_size": (np.arange(64.0),) * 5}
+    scores = ImportanceScores(np.arange(5.0), {"hidden_size": np.ones(32), **of_layers})
     found = search(None, space, RetainedImportance(scores), tmp_path)
     for evaluation in found.evaluations:
         assert -1 <= evaluation.fitness == RetainedImportance(scores)(evaluation.subnet) < 0

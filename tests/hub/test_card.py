@@ -1,15 +1,19 @@
 """Model cards: no name of a user's breaks them, and every number is one of the results."""
 
 import json
+import re
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.image import imread
 
-from hf_whittle import SubnetConfig, SubnetModelCardData
+from hf_whittle import SubnetConfig, SubnetModelCardData, extract_subnet, save_student
+from hf_whittle.architectures.registry import ARCHITECTURES, get_architecture
 from hf_whittle.files.text import write_json, write_text
 from hf_whittle.hub.card import is_as_rendered, render_card
 from hf_whittle.hub.student_folder import StudentFolder
+from hf_whittle.plots import plot_architecture
 from hf_whittle.recipe.sections import FITNESSES
 from hf_whittle.record.lineage import Lineage
 from hf_whittle.record.results import Results
@@ -481,3 +485,53 @@ def test_results_of_an_older_version_break_nothing_and_name_no_path(tmp_path):
     del old["search"]["space"]
     page = rendered(make_folder(tmp_path, old))
     assert "/home/me" not in page and "`teacher`" not in page.split("## Use")[0] and "The search" not in page
+
+
+# Other architectures
+
+LLAMA = SubnetConfig(24, [0, 2], None, [64, 32], [2, [1]], [0, 2], [2, 3, 6, 7])
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_page_names_the_stock_class_that_holds_the_student_or_not(tmp_path, model_type):
+    stock = f"`{get_architecture(model_type).causal_class}`"
+    write_json(tmp_path / "config.json", {"model_type": model_type})
+    assert f"The student is a stock {stock}: it needs" in render_card(StudentFolder.load(tmp_path))
+    write_json(tmp_path / "config.json", {"model_type": f"whittle_{model_type}", "auto_map": {}})
+    assert f"A stock {stock} cannot hold this student" in render_card(StudentFolder.load(tmp_path))
+
+
+def test_a_page_has_a_column_for_each_dimension_of_layers_and_names_what_heads_keep(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "whittle_llama", "auto_map": {}})
+    LLAMA.save_pretrained(tmp_path)
+    page = render_card(StudentFolder.load(tmp_path))
+    assert "It keeps 24 channels, 2 queries of each key-value head, 4 channels of each head, and in each layer:" in page
+    table = page[page.index("| layer |") :].split("\n\n")[0].splitlines()
+    assert table == [
+        "| layer | extracted from layer | key-value heads | neurons |",
+        "| ---: | ---: | ---: | ---: |",
+        "| 0 | 0 | 2 | 64 |",
+        "| 1 | 2 | 1 | 32 |",
+    ]
+
+
+@pytest.mark.parametrize("kept", [{}, {"num_key_value_heads": [2, 1], "head_dim": [2, 3, 6, 7]}], ids=["stock", "own"])
+def test_the_snippet_of_a_llama_student_runs(make_stock, tokenizer, tmp_path, capsys, monkeypatch, kept):
+    llama = make_stock(model_type="llama", vocab_size=len(tokenizer))
+    subnet = SubnetConfig(**{"hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 1, **kept,
+                             "intermediate_size": 32})  # fmt: skip
+    student = extract_subnet(llama, subnet)
+    save_student(student, tmp_path, tokenizer=tokenizer)
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ("trust_remote_code=True" in page) is bool(kept)
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert capsys.readouterr().out.startswith("The")
+
+
+def test_a_picture_of_every_dimension_is_drawn(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 64}
+    plot_architecture(LLAMA, sizes, tmp_path / "main.png")
+    plot_architecture(LLAMA, {**sizes, "num_key_value_groups": 3, "head_dim": 8}, tmp_path / "all.png")
+    main, every = (imread(tmp_path / name) for name in ("main.png", "all.png"))
+    assert every.shape[1] / main.shape[1] == pytest.approx(5 / 3, rel=0.01) and main.std() > 0.1

@@ -19,7 +19,12 @@ STOCK = SubnetConfig(16, [0, 2, 4], 2, 32)
 REPO = "me/student"
 CARD = "README.md"
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
-CODE = {"configuration_whittle_gpt_neox.py", "modeling_whittle_gpt_neox.py"}
+CODE = {
+    "configuration_whittle_gpt_neox.py",
+    "modeling_whittle_gpt_neox.py",
+    "whittle_configuration.py",
+    "whittle_modeling.py",
+}
 ADAPTERS = {"adapter_config.json", "adapter_model.safetensors"}
 OTHERS = {"tokenizer.json", "tokenizer_config.json", "results.json", "subnet.json"}
 FILES = {".gitattributes", CARD} | OTHERS

@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM
 from hf_whittle.architectures.registry import ARCHITECTURES, get_architecture
 from hf_whittle.errors import CheckpointError
-from hf_whittle.models.students import stock_class, student_classes
+from hf_whittle.models.students import stock_class, student_classes, student_config_class
 from hf_whittle.models.students.whittle_modeling import WhittleRotaryEmbedding
 from hf_whittle.subnet import Shape
 
@@ -79,9 +79,9 @@ def test_sizes_of_a_student_are_saved_in_the_schema_of_transformers(each_superne
     saved = json.loads((tmp_path / "config.json").read_text())
     table = get_architecture(each_supernet.config)
     assert saved["model_type"] == f"whittle_{table.model_type}"
-    assert (saved["head_dim"], saved["rotary_head_dim"]) == (6, 8)
-    heads = {"num_attention_heads", "num_key_value_heads"} & set(vars(each_supernet.config))
-    assert {name for layer in saved["per_layer_config"].values() for name in layer} == heads | {"intermediate_size"}
+    assert (saved["head_dim"], saved["rotary_head_dim"]) == (6, 8 if table.rotary else None)
+    names = set(each_student.config._names_by_layer())
+    assert {name for layer in saved["per_layer_config"].values() for name in layer} == names
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is student_classes(table).config
     assert Shape.from_config(config) == each_subnet.shape.filled(Shape.from_config(each_supernet.config))
@@ -238,7 +238,7 @@ def test_layers_of_a_student_may_all_be_of_one_type(make_stock, make_supernet, i
 
 
 @pytest.mark.parametrize("pairs", [[0], [2, 0], [1, 2, 3], [3, 1]], ids=str)
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if get_architecture(name).rotary])
 def test_rotary_embedding_is_that_of_the_kept_pairs_of_a_whole_head(make_stock, model_type, pairs):
     changes = {} if model_type != "gpt_neox" else {"rope_parameters": {**ROTARY, "partial_rotary_factor": 1.0}}
     whole = make_stock(model_type=model_type, **changes)
@@ -306,10 +306,16 @@ def test_hidden_size_that_heads_do_not_divide_needs_a_head_dim(model_type):
         _config(model_type, hidden_size=30, head_dim=None)
 
 
-@pytest.mark.parametrize("name", ["num_attention_heads", "num_key_value_heads", "intermediate_size"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        (model_type, name)
+        for model_type in ARCHITECTURES
+        for name in student_config_class(get_architecture(model_type)).names_by_layer
+    ],
+)
 def test_layer_without_heads_or_neurons_is_an_error_that_names_it(model_type, name):
-    if not hasattr(_config(model_type), name):
+    if name not in _config(model_type)._names_by_layer():
         with pytest.raises(ValueError, match=f"may differ, got \\['{name}'\\]"):
             _config(model_type, per_layer_config={1: {name: 0}})
         return

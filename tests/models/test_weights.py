@@ -34,7 +34,6 @@ from hf_whittle import (
     sort_by_importance,
     store_targets,
 )
-from hf_whittle.architectures.dimensions import CHANNELS
 from hf_whittle.cost import num_parameters
 from hf_whittle.errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from hf_whittle.evaluation import cross_entropy
@@ -144,7 +143,7 @@ def test_slices_in_other_types_are_their_students(saved, input_ids, name, dtype)
     assert model.dtype == expected == extract_subnet(model, FINE).dtype
     assert_slices_are_students(model, input_ids, rtol=0.05, atol=0.5 if dtype != "auto" else 1e-4)
     scores = score_importance(model, input_ids, criterion="taylor", layer_criterion="removal", progress=False)
-    assert len(scores.of(CHANNELS)) == 32
+    assert len(scores.entries["hidden_size"]) == 32
     assert Perplexity(model, input_ids)(FINE) == pytest.approx(
         Perplexity(GPTNeoXSuperNetForCausalLM.from_pretrained(saved), input_ids)(FINE), rel=0.2
     )
@@ -194,7 +193,7 @@ def test_compiled_super_network_is_scored_sorted_and_extracted_from_as_the_one_i
     options = {"layer_criterion": "removal", "progress": False}
     scores = score_importance(compiled, input_ids, **options)
     assert scores.settings == score_importance(model, input_ids, **options).settings
-    assert sort_by_importance(compiled, scores)
+    assert sort_by_importance(compiled, scores).entries
     ours, theirs = (extract_subnet(each, FINE).state_dict() for each in (compiled, model))
     assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
 

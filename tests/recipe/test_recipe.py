@@ -10,6 +10,7 @@ from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
 from hf_whittle.recipe.sections import ALGORITHMS, BinSection, DataSection
+from hf_whittle.subnet import DIMENSIONS
 
 MINIMAL = {
     "teacher": "someone/teacher",
@@ -181,6 +182,13 @@ def test_a_number_where_text_is_meant_is_to_be_put_in_quotes(value, end):
 def test_files_are_a_list():
     with pytest.raises(RecipeError, match=r"^data.files: expected list\[str\] \| None, got 'a.txt' \(str\)"):
         Recipe.from_dict(MINIMAL | {"data": {"files": "a.txt"}})
+
+
+def test_a_space_has_ranges_of_every_dimension():
+    sizes = {"num_key_value_heads": [1, 2, 1], "num_key_value_groups": [1, 3, 1], "head_dim": [32, 64, 2]}
+    space = Recipe.from_dict(MINIMAL | {"space": sizes}).space
+    assert space.ranges() == {name: range(low, high + 1, step) for name, (low, high, step) in sizes.items()}
+    assert {dimension.name for dimension in DIMENSIONS} <= set(vars(space))
 
 
 @pytest.mark.parametrize("section", ["data", "bin", "space", "search", "training"])

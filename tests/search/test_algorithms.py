@@ -11,6 +11,7 @@ from fixtures_search import ALL_OF_FEW, BIN, CONFIG, FEW
 from small_searches import ALGORITHMS, SPACE, Toy, search, small_config
 
 from hf_whittle import FlopsBin, KVCacheBin, ParameterBin, SearchSpace, SubnetConfig, search_subnets
+from hf_whittle.architectures.dimensions import LAYERS
 from hf_whittle.cost import num_parameters, parameter_polynomial
 from hf_whittle.errors import BinError
 from hf_whittle.search.algorithms import AdditiveSearchConfig
@@ -247,50 +248,86 @@ TINY_SIZES = {
 }
 
 
-class AdditiveToy:
-    """A sum of a term of the channels and terms of the layers' sizes, each 0 for the full size."""
+TINY_LLAMA = SimpleNamespace(
+    model_type="llama", vocab_size=99, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, intermediate_size=3, tie_word_embeddings=True, attention_bias=False,
+    mlp_bias=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+ALL_OF_HEADS = {"head_dim": range(2, 5, 2), "num_key_value_groups": range(1, 3)}
+LLAMA_SIZES = {
+    "llama uniform": {},
+    "llama layer-wise": {"granularity": "fine", "layer_wise": True},
+    "llama stock": {"stock_only": True},
+    "llama all dimensions": {**ALL_OF_HEADS},
+    "llama all dimensions layer-wise": {**ALL_OF_HEADS, "granularity": "fine", "layer_wise": True},
+}
 
-    def __init__(self, seed):
-        rng = Random(seed)
-        self.channels = {size: rng.random() for size in range(1, 16)} | {16: 0.0}
-        self.heads = [{1: rng.random(), 2: 0.0} for _ in range(3)]
-        self.neurons = [{1: rng.random(), 2: rng.random(), 3: rng.random(), 4: 0.0} for _ in range(3)]
-        self.left_out = [2 * rng.random() for _ in range(3)]
+
+class AdditiveToy:
+    """A sum of a term of each shared size and terms of the layers' sizes, each 0 for the full size."""
+
+    def __init__(self, seed, config):
+        rng, self.full = Random(seed), Shape.from_config(config)
+        self.left_out = [2 * rng.random() for _ in range(self.full.num_hidden_layers)]
+        self.terms = {
+            dimension: [[*(rng.random() for _ in range(size - 1)), 0.0] for size in self._sizes(dimension)]
+            for dimension in self.full.dimensions
+        }
+
+    def _sizes(self, dimension):
+        sizes = getattr(self.full, dimension.name)
+        return sizes if dimension.per_layer else [sizes]
 
     def __call__(self, subnet, share=1.0):
-        shape = subnet.shape
-        of_layers = zip(subnet.layers, shape.num_attention_heads, shape.intermediate_size, strict=True)
-        value = self.channels[shape.hidden_size] + sum(self.heads[i][h] + self.neurons[i][n] for i, h, n in of_layers)
-        return value + sum(self.left_out[i] for i in range(3) if i not in subnet.layers)
+        shape = subnet.shape.filled(self.full)
+        value = sum(term for layer, term in enumerate(self.left_out) if layer not in subnet.layers)
+        for dimension, terms in self.terms.items():
+            layers = enumerate(subnet.layers) if dimension.per_layer else [(0, 0)]
+            value += sum(terms[layer][shape.size(dimension, position) - 1] for position, layer in layers)
+        return value
 
 
 def all_subnets(space):
     """A subnet of each choice of sizes and layers of the space."""
-    for channels, number in itertools.product(space.hidden_size, space.num_hidden_layers):
+    per_layer = space.architecture.per_layer
+    shared = [dimension for dimension in space.named if not dimension.per_layer and dimension is not LAYERS]
+    for *whole, number in itertools.product(*map(space.sizes, shared), space.num_hidden_layers):
         subsets = [range(number)] if space.granularity == "coarse" else itertools.combinations(range(3), number)
         for layers in subsets:
-            pairs = list(itertools.product(space.num_attention_heads, space.intermediate_size))
+            pairs = list(itertools.product(*map(space.sizes, per_layer)))
             chosen = (
                 itertools.product(pairs, repeat=number) if space.layer_wise else ([pair] * number for pair in pairs)
             )
             for sizes in chosen:
-                heads, neurons = zip(*sizes, strict=True)
-                subnet = SubnetConfig(channels, tuple(layers), heads, neurons)
+                kept = zip((*shared, *per_layer), (*whole, *zip(*sizes, strict=True)), strict=True)
+                subnet = SubnetConfig(
+                    num_hidden_layers=tuple(layers), **{dimension.name: entries for dimension, entries in kept}
+                )
                 if space.contains(subnet):
                     yield subnet
+
+
+def check_optimum(config, kind, seed):
+    space = SearchSpace.from_config(config, **{"hidden_size": range(8, 17, 4), **kind})
+    subnets = list(all_subnets(space))
+    costs = sorted(num_parameters(config, subnet) for subnet in subnets)
+    bin = ParameterBin(costs[len(costs) * 2 // 5], costs[len(costs) * 3 // 5])
+    fitness = AdditiveToy(seed, config)
+    result = search("additive", fitness, bin, space, generations=0, head_options=4, neuron_options=4,
+                    channel_options=8, levels=16, answers=8)  # fmt: skip
+    optimum = min(fitness(subnet) for subnet in subnets if bin.contains(config, subnet))
+    assert result.best_evaluation.fitness == pytest.approx(optimum)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", TINY_SIZES.values(), ids=TINY_SIZES)
 def test_best_answer_of_an_additive_fitness_is_the_optimum(kind, seed):
-    space = SearchSpace.from_config(TINY, **{"hidden_size": range(8, 17, 4), **kind})
-    costs = sorted(num_parameters(TINY, subnet) for subnet in all_subnets(space))
-    bin = ParameterBin(costs[len(costs) * 2 // 5], costs[len(costs) * 3 // 5])
-    fitness = AdditiveToy(seed)
-    result = search("additive", fitness, bin, space, generations=0, head_options=4, neuron_options=4,
-                    channel_options=8, levels=16, answers=8)  # fmt: skip
-    optimum = min(fitness(subnet) for subnet in all_subnets(space) if bin.contains(TINY, subnet))
-    assert result.best_evaluation.fitness == pytest.approx(optimum)
+    check_optimum(TINY, kind, seed)
+
+
+@pytest.mark.parametrize("kind", LLAMA_SIZES.values(), ids=LLAMA_SIZES)
+def test_best_answer_is_the_optimum_over_every_dimension(kind):
+    check_optimum(TINY_LLAMA, kind, 0)
 
 
 def test_replacements_are_not_answers():

@@ -7,6 +7,7 @@ import pytest
 from fixtures_search import CONFIG
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle.architectures.dimensions import HEAD_CHANNELS, QUERIES
 from hf_whittle.cost import Polynomial
 from hf_whittle.search.algorithms.features import features
 from hf_whittle.subnet import Shape
@@ -87,6 +88,23 @@ def test_features_are_those_worked_out_by_hand(subnet, expected):
 def test_layout_is_where_layers_lie(layers, begins, ends, middle, run, gap, gaps):
     vector = features(SubnetConfig(8, layers, 2, 8), Shape(8, (4,) * 6, (16,) * 6), COST)
     np.testing.assert_allclose(vector[LAYOUT], np.array([begins, ends, middle, run, gap, gaps]) / 6)
+
+
+def test_dimensions_that_need_not_be_named_are_described_where_asked_for():
+    full = Shape(8, None, (16,) * 4, (2,) * 4, 4, 8)
+    subnet = SubnetConfig(4, 2, None, 8, 1, [1, 3], [2, 3])
+    plain = features(subnet, full, COST)
+    vector = features(subnet, full, COST, optional=[QUERIES, HEAD_CHANNELS])
+    np.testing.assert_array_equal(vector[: len(plain)], plain)
+    np.testing.assert_allclose(vector[len(plain) :], [2 / 4, 2 / 4, 1 / 2, 2 / 8, 2.5 / 8, 0])
+    whole = features(SubnetConfig(4, 2, None, 8, 1), full, COST, optional=[QUERIES, HEAD_CHANNELS])
+    np.testing.assert_allclose(whole[len(plain) :], [1, 1.5 / 4, 1, 1, 3.5 / 8, 1])
+
+
+def test_key_value_heads_take_the_place_of_heads():
+    of_heads = features(SubnetConfig(4, 2, 1, 8), Shape(8, (2,) * 4, (16,) * 4), COST)
+    of_key_value_heads = features(SubnetConfig(4, 2, None, 8, 1), Shape(8, None, (16,) * 4, (2,) * 4), COST)
+    np.testing.assert_array_equal(of_heads, of_key_value_heads)
 
 
 def test_halves_of_an_odd_number_of_layers_share_the_middle_one():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from hf_whittle import ParameterBin, SearchSpace, SurrogateSearchConfig, search_subnets
-from hf_whittle.errors import OutputError
+from hf_whittle.errors import OtherSearchError, OutputError
 from hf_whittle.search.algorithms import RandomSearchConfig
 from hf_whittle.search.algorithms.surrogate import Surrogate, scaled
 
@@ -259,6 +259,44 @@ def test_candidates_of_an_archive_count_only_on_all_tokens_and_in_a_bin(archives
     (tmp_path / "search.json").write_bytes((folder / "search.json").read_bytes())
     first, second = (search(evaluations=30, archives=[str(path)]).evaluations for path in (folder, tmp_path))
     assert first == second
+
+
+LLAMA = SimpleNamespace(
+    model_type="llama", vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, intermediate_size=64, tie_word_embeddings=False, attention_bias=False,
+    mlp_bias=False,
+)  # fmt: skip
+LLAMA_SPACE = SearchSpace.from_config(LLAMA, "fine", layer_wise=True, head_dim=range(2, 9, 2))
+
+
+def of_llama(subnet):
+    """Prefers wide models with few channels in a head."""
+    shape = subnet.shape
+    return math.exp(2 - shape.hidden_size / 16 + shape.head_dim / 8 - sum(shape.intermediate_size) / 256)
+
+
+def test_search_learns_from_one_in_another_super_network_of_the_architecture(tmp_path):
+    smaller = SimpleNamespace(**{**vars(LLAMA), "hidden_size": 16, "num_hidden_layers": 3})
+    space = SearchSpace.from_config(smaller, "fine", layer_wise=True, head_dim=range(2, 9, 2))
+    random_search(of_llama, ParameterBin(0, 1e9), space, tmp_path)
+    how = {"fitness": of_llama, "space": LLAMA_SPACE, "bin": ParameterBin(0, 1e9)}
+    assert first_batch(**how, archives=[str(tmp_path)]) < first_batch(**how)
+
+
+def test_archive_has_the_sizes_that_archives_of_older_versions_have(archives):
+    folder = archives / "another bin"
+    search_file = json.loads((folder / "search.json").read_text())
+    assert set(search_file["settings"]["space"]["supernet"]) == {
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
+    }  # fmt: skip
+
+
+def test_archive_of_another_architecture_is_an_error(archives):
+    message = (
+        "an archive's subnets keep hidden_size, num_attention_heads, .*, those of this space hidden_size, .*num_key"
+    )
+    with pytest.raises(OtherSearchError, match=message):
+        search(of_llama, ParameterBin(0, 1e9), LLAMA_SPACE, archives=[str(archives / "another bin")])
 
 
 def test_archive_without_a_search_is_an_error(tmp_path):

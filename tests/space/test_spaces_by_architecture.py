@@ -1,6 +1,8 @@
 """Spaces of every architecture: their subnets lie in the space and in the bin, and stock ones fit a stock class."""
 
+import copy
 import json
+import pickle
 import re
 from random import Random
 from types import SimpleNamespace
@@ -229,6 +231,20 @@ def test_units_are_resized_and_exchanged_whole(seed, size, other):
         assert all(even % 2 == 0 and odd == even + 1 for even, odd in zip(chosen[::2], chosen[1::2], strict=True))
     assert set(resized) <= set(kept) if other < size else set(resized) >= set(kept)
     assert exchanged != kept or size == 6
+
+
+@each_architecture
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda space: pickle.loads(pickle.dumps(space))])
+def test_copies_of_a_space_draw_the_same_subnets(model_type, copied):
+    space = make_space(model_type, granularity="fine", **EXTRAS["queries and head sizes"])
+    walks = []
+    for each in (space, copied(space)):
+        rng = Random(3)
+        subnets = [each.sample(rng, ANY_SIZE)]
+        for _ in range(20):
+            subnets.append(each.mutate(subnets[-1], rng, ANY_SIZE))
+        walks.append(subnets)
+    assert walks[0] == walks[1]
 
 
 # The record

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 else:
     Stock = object
 
-_BY_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-
 
 @dataclass(kw_only=True)
 class WhittleConfiguration(Stock):
@@ -51,6 +49,9 @@ class WhittleConfiguration(Stock):
     base_model_pp_plan: ClassVar[Any] = None
     _auto_class = "AutoConfig"
 
+    names_by_layer: ClassVar[tuple[str, ...]] = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    """Attributes that may differ by layer, as far as the stock configuration has them."""
+
     rotary_head_dim: int | None = None
     rotary_pairs: list[int] | None = None
 
@@ -62,16 +63,15 @@ class WhittleConfiguration(Stock):
                 allowed = f"{', '.join(names[:-1])} and {names[-1]}"
                 raise ValueError(f"per_layer_config of layer {layer}: only {allowed} may differ, got {unknown}")
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size={self.hidden_size} is not a multiple of "
-                    f"num_attention_heads={self.num_attention_heads}; give head_dim"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            # A stock configuration may have another name for a size; it then sets it later.
+            size, heads = (kwargs.get(name, getattr(self, name)) for name in ("hidden_size", "num_attention_heads"))
+            if size % heads:
+                raise ValueError(f"hidden_size={size} is not a multiple of num_attention_heads={heads}; give head_dim")
+            self.head_dim = size // heads
         super().__post_init__(**kwargs)
 
     def _names_by_layer(self) -> list[str]:
-        return [name for name in _BY_LAYER if name in self.__dataclass_fields__]
+        return [name for name in self.names_by_layer if name in self.__dataclass_fields__]
 
     def with_all_pairs(self) -> Any:
         """A configuration of the first layer, whose heads have all channels that frequencies are computed for."""

@@ -63,7 +63,10 @@ class WhittleModel(WhittlePreTrainedModel):
 
     layer_class: ClassVar[Any]
     """A layer that is made of its own configuration and its index."""
-    rotary_class: ClassVar[type[WhittleRotaryEmbedding]]
+    layers_name: ClassVar[str] = "layers"
+    """Name of the list of layers."""
+    rotary_class: ClassVar[type[WhittleRotaryEmbedding] | None] = None
+    """The rotary embedding; `None` where positions are learned."""
     layers: Any
     rotary_emb: Any
 
@@ -73,16 +76,18 @@ class WhittleModel(WhittlePreTrainedModel):
         super().__init__(without_layers)
         config._attn_implementation = without_layers._attn_implementation
         self.config = config
-        self.layers.extend(self.layer_class(layer, index) for index, layer in enumerate(config.per_layer_config))
-        for module in self.layers.modules():
+        layers: Any = self.get_submodule(self.layers_name)
+        layers.extend(self.layer_class(layer, index) for index, layer in enumerate(config.per_layer_config))
+        for module in layers.modules():
             if hasattr(module, "config"):
                 module.config = config  # its settings may change, such as the attention kernel
-        self.rotary_emb = self.rotary_class(config)
+        if self.rotary_class is not None:
+            self.rotary_emb = self.rotary_class(config)
         self.post_init()
 
     def post_init(self):
         """Draw weights and so on, but not while the stock constructor runs, before there are layers."""
-        if len(self.layers):
+        if any(True for _ in self.get_submodule(self.layers_name).children()):
             super().post_init()
 
 
@@ -104,5 +109,5 @@ class WhittleForCausalLM(WhittlePreTrainedModel):
 
 
 # A saved student carries these files, and loads with `trust_remote_code=True` where hf_whittle is not installed.
-WhittleModel.register_for_auto_class("AutoModel")
+WhittlePreTrainedModel.register_for_auto_class("AutoModel")
 WhittleForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...architectures.dimensions import NEURONS, Dimension
+from ...architectures.dimensions import Dimension
 from ...cost.polynomial import Polynomial
 from ...subnet import Kept, Shape, SubnetConfig, count, indices
 
@@ -37,7 +37,7 @@ def features(
         `np.ndarray`: `(features,)`, `float64`; the number of features depends on `depth` and `optional` only.
     """
     shape, layers, total = subnet.shape.filled(full), subnet.layers, full.num_hidden_layers
-    per_layer = of_layers(full)
+    per_layer = full.per_layer
     values = [
         shape.hidden_size / full.hidden_size,
         shape.num_hidden_layers / total,
@@ -57,11 +57,6 @@ def features(
         size, kept = full.size(dimension), subnet.kept(dimension)
         values += [shape.size(dimension) / size, *_location(size if kept is None else kept, size)]
     return np.array(values, dtype=np.float64)
-
-
-def of_layers(shape: Shape) -> list[Dimension]:
-    """The dimensions that layers have of their own, those of attention first whatever the architecture."""
-    return sorted((d for d in shape.dimensions if d.per_layer), key=lambda dimension: dimension is NEURONS)
 
 
 def _layout(layers: Sequence[int], total: int) -> list[float]:
