@@ -22,7 +22,7 @@ class KeptRows:
     def __init__(self, config: PreTrainedConfig, subnet: SubnetConfig):
         self._config, self._subnet, self._full = config, subnet, Shape.from_config(config)
         self._unsliced = unsliced_sizes(config)
-        self._head_channels: Kept | None = None
+        self._head_channels: tuple[int, ...] | None = None
         if subnet.head_dim is not None and count(subnet.head_dim) < self._full.size(HEAD_CHANNELS):
             order = head_channels(config)
             self._head_channels = tuple(sorted(order[entry] for entry in indices(subnet.head_dim)))

@@ -112,7 +112,7 @@ class SuperNetModel(PreTrainedModel):
     def _check_model_type(cls, model_type: str | None, source: object) -> None:
         """Raise `ArchitectureError` unless a checkpoint is of the architecture of this class."""
         check_model_type(model_type, source)
-        own = cls.config_class.model_type
+        own = getattr(cls.config_class, "model_type", None)
         if model_type != own:
             raise ArchitectureError(
                 f"{source} is a {model_type}, and {cls.__name__} loads {own}; use AutoSuperNetForCausalLM, which picks "

@@ -40,7 +40,7 @@ class AutoSuperNetForCausalLM:
         """
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig):
-            model_type = config.model_type
+            model_type: Any = config.model_type
         else:
             model_type = found_config(config or pretrained_model_name_or_path, kwargs).get("model_type")
         check_model_type(model_type, pretrained_model_name_or_path)
