@@ -62,6 +62,18 @@ CHOICES = {
         "sliding_window_pattern": [2, 4],
         "final_logit_softcapping": [None, 3.0],
     },
+    "gpt2": {
+        "attn_implementation": ["sdpa", "eager"],
+        "tie_word_embeddings": BOTH,
+        "hidden_size, num_attention_heads": [(24, 4), (32, 4), (32, 2)],
+        "scale_attn_weights": BOTH,
+    },
+    "opt": {
+        "attn_implementation": ["sdpa", "eager"],
+        "tie_word_embeddings": BOTH,
+        "hidden_size, word_embed_proj_dim": [(24, 24), (32, 32)],
+        "enable_bias": BOTH,
+    },
 }
 """By architecture, values of its settings; names with a comma are those of settings that go together."""
 
@@ -69,6 +81,8 @@ CONSTANT = {"num_hidden_layers": 4, "attention_dropout": 0.2}
 CONSTANTS = {
     "gpt_neox": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "hidden_dropout": 0.1},
     "gemma3_text": {"hidden_activation": "gelu_new", "rms_norm_eps": 1e-3, "query_pre_attn_scalar": 12},
+    "gpt2": {"activation_function": "gelu", "layer_norm_epsilon": 1e-3, "embd_pdrop": 0.1, "attn_pdrop": 0.2},
+    "opt": {"activation_function": "gelu", "dropout": 0.1},
 }
 """Settings that are no defaults, so that a student that loses one fails. Dropout only matters in training mode."""
 
@@ -164,5 +178,7 @@ SOME = [
     ("qwen3", "stock only"),
     ("qwen3", "fine layer-wise"),
     ("gemma3_text", "fine layer-wise"),
+    ("gpt2", "fine layer-wise"),
+    ("opt", "fine layer-wise"),
 ]
 """Pairs of architectures and spaces in which each of them is at least once."""
