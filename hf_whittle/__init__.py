@@ -140,7 +140,7 @@ __all__ = [
 
 
 _MODULES |= class_modules()
-__all__ += class_modules()
+__all__ = sorted([*__all__, *class_modules()])
 
 
 def __getattr__(name: str) -> Any:

@@ -136,6 +136,14 @@ def no_init_weights() -> contextlib.AbstractContextManager[None]:
     return initialization.no_init_weights()
 
 
+def from_config(model_class: Any, config: "PreTrainedConfig", **kwargs: Any) -> Any:
+    """Make a model with random weights, in the precision and with the attention kernel that `kwargs` say.
+
+    `_from_config`: the public `from_config` is a method of auto classes alone, and a constructor takes no `dtype`.
+    """
+    return model_class._from_config(config, **kwargs)
+
+
 def load_renamed_as(class_name: str, stock_class_name: str) -> None:
     """Let a class load files with old names of weights as a stock class does.
 

@@ -3,10 +3,9 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +24,14 @@ from .compat import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text
+from .kept import Kept, canonical, check_units, check_within, composed, count, indices, is_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-Kept = int | tuple[int, ...]
-"""Kept entries of a dimension: the first `k`, or those with these indices."""
-
 SUBNET_FILE = "subnet.json"
 DIMENSIONS = (CHANNELS, LAYERS, HEADS, NEURONS, KEY_VALUE_HEADS, QUERIES, HEAD_CHANNELS)
 """Every dimension of any architecture's subnets, in the order of the fields of `SubnetConfig`."""
-
-
-class Ascending(tuple[int, ...]):
-    """Indices known to be whole numbers of at least 0, strictly ascending; `SubnetConfig` does not check them again."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -81,10 +72,9 @@ class Shape:
             sizes = [architecture.read_sizes(config)] * config.num_hidden_layers
         else:
             sizes = [architecture.read_sizes(layer) for layer in layers]
-        return cls(
-            **{d.name: sizes[0][d] for d in architecture.shared},
-            **{d.name: tuple(of_layer[d] for of_layer in sizes) for d in architecture.per_layer},
-        )
+        found: dict[str, Any] = {dimension.name: sizes[0][dimension] for dimension in architecture.shared}
+        found |= {d.name: tuple(of_layer[d] for of_layer in sizes) for d in architecture.per_layer}
+        return cls(**found)
 
     def size(self, dimension: Dimension, layer: int = 0) -> int:
         """Size of a dimension, in a layer if it is one that layers have of their own."""
@@ -145,14 +135,14 @@ class SubnetConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers"):
-            object.__setattr__(self, name, _canonical(getattr(self, name), name))
+            object.__setattr__(self, name, canonical(getattr(self, name), name))
         for dimension in dict.fromkeys((NEURONS, *self.dimensions[2:])):
             name = dimension.name
             if dimension.per_layer:
                 kept: Any = self._canonical_by_layer(name)
             else:
-                kept = _canonical(getattr(self, name), name)
-                _check_units(kept, dimension)
+                kept = canonical(getattr(self, name), name)
+                check_units(kept, dimension)
             object.__setattr__(self, name, kept)
         heads = [dimension.name for dimension in (HEADS, KEY_VALUE_HEADS) if self.kept(dimension) is not None]
         if len(heads) != 1:
@@ -162,7 +152,7 @@ class SubnetConfig:
         value = getattr(self, name)
         if hasattr(value, "tolist"):  # arrays and tensors
             value = value.tolist()
-        if _is_number(value):
+        if is_number(value):
             value = [value] * count(self.num_hidden_layers)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise SubnetError(f"{name}: expected a number or one entry for each kept layer, got {value!r}")
@@ -171,7 +161,7 @@ class SubnetConfig:
                 f"{name}: got {len(value)} entries for {count(self.num_hidden_layers)} kept layers; "
                 "give one for each kept layer, or a single number for all"
             )
-        return tuple(_canonical(entry, f"{name} of layer {i}") for i, entry in zip(self.layers, value, strict=True))
+        return tuple(canonical(entry, f"{name} of layer {i}") for i, entry in zip(self.layers, value, strict=True))
 
     @classmethod
     def full(cls, config: "PreTrainedConfig | Shape") -> "SubnetConfig":
@@ -194,13 +184,12 @@ class SubnetConfig:
     @cached_property
     def shape(self) -> Shape:
         """The sizes of the student."""
-        return Shape(
-            **{
-                d.name: tuple(map(count, self.kept(d))) if d.per_layer else count(self.kept(d))
-                for d in self.dimensions
-                if d is not LAYERS
-            }
-        )
+        sizes: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            kept = self.kept(dimension)
+            sizes[dimension.name] = tuple(map(count, kept)) if dimension.per_layer else count(kept)
+        del sizes[LAYERS.name]
+        return Shape(**sizes)
 
     def kept(self, dimension: Dimension) -> Any:
         """Kept entries of a dimension, for each kept layer if layers have entries of their own.
@@ -231,15 +220,15 @@ class SubnetConfig:
         """
         shape = _shape(config)
         self._check_dimensions(shape)
-        _check_within(self.hidden_size, shape.hidden_size, CHANNELS)
-        _check_within(self.num_hidden_layers, shape.num_hidden_layers, LAYERS)
+        check_within(self.hidden_size, shape.hidden_size, CHANNELS)
+        check_within(self.num_hidden_layers, shape.num_hidden_layers, LAYERS)
         for dimension in self.dimensions[2:]:
             if not dimension.per_layer:
-                _check_within(self.kept(dimension), shape.size(dimension), dimension)
+                check_within(self.kept(dimension), shape.size(dimension), dimension)
         for position, layer in enumerate(self.layers):
             for dimension in self.dimensions:
                 if dimension.per_layer:
-                    _check_within(self.kept(dimension)[position], shape.size(dimension, layer), dimension, layer)
+                    check_within(self.kept(dimension)[position], shape.size(dimension, layer), dimension, layer)
 
     def _check_dimensions(self, shape: Shape) -> None:
         allowed = [d.name for d in (CHANNELS, LAYERS, *shape.dimensions[1:])]
@@ -267,17 +256,17 @@ class SubnetConfig:
         """Map `inner`, a subnet of this one's student, to a subnet of the super-network."""
         names = {dimension for dimension in inner.dimensions if not dimension.is_optional}
         named = [d for d in self.dimensions if d in names or d in inner.dimensions]
-        inner_of_named = replace(inner, **{d.name: None for d in inner.dimensions if d not in named})
+        inner_of_named = inner.replaced({d: None for d in inner.dimensions if d not in named})
         inner_of_named.validate(self.shape)
-        composed: dict[Dimension, Any] = {d: inner.kept(d) for d in inner.dimensions if d not in named}
+        kept_of_both: dict[Dimension, Any] = {d: inner.kept(d) for d in inner.dimensions if d not in named}
         for dimension in named:
             outer, chosen = self.kept(dimension), inner.kept(dimension)
             if dimension.per_layer:
                 pairs = zip(inner.layers, chosen, strict=True)
-                composed[dimension] = tuple(_compose(outer[position], kept) for position, kept in pairs)
+                kept_of_both[dimension] = tuple(composed(outer[position], kept) for position, kept in pairs)
             else:
-                composed[dimension] = _compose(outer, chosen)
-        return self.replaced(composed)
+                kept_of_both[dimension] = composed(outer, chosen)
+        return self.replaced(kept_of_both)
 
     def to_dict(self) -> dict[str, Any]:
         return {d.name: list(self.kept(d)) if d.per_layer else self.kept(d) for d in self.dimensions}
@@ -317,81 +306,6 @@ class SubnetConfig:
             CheckpointError: if it has no `subnet.json`, or cannot be found.
         """
         return cls.from_dict(read_json(fetch_folder(source, [SUBNET_FILE], **hub) / SUBNET_FILE))
-
-
-def count(kept: Kept) -> int:
-    """Return the number of kept entries."""
-    return kept if isinstance(kept, int) else len(kept)
-
-
-def indices(kept: Kept) -> tuple[int, ...]:
-    """Return the kept entries as indices."""
-    return tuple(range(kept)) if isinstance(kept, int) else kept
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
-
-
-def _canonical(kept: Any, name: str) -> Kept:
-    if _is_number(kept):
-        if kept < 1:
-            raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got {kept}")
-        return int(kept)
-    if isinstance(kept, Ascending) and kept:
-        return len(kept) if kept[-1] == len(kept) - 1 else kept
-    if hasattr(kept, "tolist"):  # arrays and tensors
-        return _canonical(kept.tolist(), name)
-    if not isinstance(kept, Iterable) or isinstance(kept, str):
-        raise SubnetError(f"{name}: expected a number or ascending indices, got {kept!r}")
-    chosen = tuple(kept)
-    if not chosen:
-        raise SubnetError(f"{name}: a subnet keeps at least 1 entry, got none")
-    for index in chosen:
-        if not _is_number(index):
-            raise SubnetError(f"{name}: indices must be whole numbers, got {index!r}")
-    chosen = tuple(map(int, chosen))
-    if min(chosen) < 0:
-        raise SubnetError(f"{name}: indices must not be negative, got {min(chosen)}")
-    if len(set(chosen)) != len(chosen):
-        repeated = next(index for index in chosen if chosen.count(index) > 1)
-        raise SubnetError(f"{name}: every index may be kept once, got {repeated} more than once")
-    if list(chosen) != sorted(chosen):
-        raise SubnetError(f"{name}: indices must ascend, got {list(chosen[:8])}...; sort them")
-    return len(chosen) if chosen[-1] == len(chosen) - 1 else chosen
-
-
-def _check_units(kept: Kept, dimension: Dimension) -> None:
-    """Raise `SubnetError` unless entries of a dimension are kept in whole units."""
-    unit = dimension.unit
-    chosen = indices(kept)
-    if unit > 1 and (
-        len(chosen) % unit or any(index // unit != chosen[i - i % unit] // unit for i, index in enumerate(chosen))
-    ):
-        raise SubnetError(
-            f"{dimension.name}: {dimension.label} are kept in whole groups of {unit}, 0 to {unit - 1}, {unit} to "
-            f"{2 * unit - 1} and so on, got {kept if isinstance(kept, int) else list(kept)}"
-        )
-
-
-def _check_within(kept: Kept, size: int, dimension: Dimension, layer: int | None = None) -> None:
-    largest = kept - 1 if isinstance(kept, int) else kept[-1]
-    if largest < size:
-        return
-    where = dimension.name if layer is None else f"{dimension.name} of layer {layer}"
-    if isinstance(kept, int):
-        problem = f"cannot keep {kept} {dimension.label}, the super-network has {size}; keep 1 to {size}"
-    else:
-        problem = (
-            f"index {largest} is out of range, the super-network has {size} {dimension.label}; use 0 to {size - 1}"
-        )
-    raise SubnetError(f"{where}: {problem}. Was the subnet made for another model?")
-
-
-def _compose(outer: Kept, inner: Kept) -> Kept:
-    if isinstance(outer, int):
-        return inner
-    return tuple(outer[index] for index in indices(inner))
 
 
 def _shape(config: "PreTrainedConfig | Shape") -> Shape:

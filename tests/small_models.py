@@ -2,7 +2,7 @@
 
 from random import Random
 
-from hf_whittle.architectures.dimensions import CHANNELS, LAYERS
+from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS
 from hf_whittle.subnet import Shape, SubnetConfig
 
 TINY = {
@@ -83,7 +83,7 @@ def settings_of(model_type="gpt_neox", **changes):
     return {**TINY, **SETTINGS.get(model_type, {}), **changes}
 
 
-def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optional=True):
+def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optional=None):
     """Draw a subnet of any size, of any architecture.
 
     Args:
@@ -91,7 +91,8 @@ def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optiona
         seed (`int`): seed of the draw.
         granularity (`str`): `"coarse"` keeps first entries, `"fine"` any.
         layer_wise (`bool`): whether each layer draws entries of its own. If not, all layers of `source` must be alike.
-        names_optional (`bool`): whether to draw optional dimensions, too; otherwise they are kept whole.
+        names_optional (`bool`, *optional*): whether to draw optional dimensions, too; otherwise they are kept whole. By
+            default each is drawn half of the time.
     """
     rng = Random(seed)
     shape = source if isinstance(source, Shape) else Shape.from_config(source)
@@ -104,12 +105,26 @@ def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optiona
     layers = some(LAYERS, shape.num_hidden_layers)
     kept = {LAYERS: layers, CHANNELS: some(CHANNELS, shape.hidden_size)}
     for dimension in shape.dimensions[1:]:
-        if dimension.is_optional and not names_optional:
-            continue
-        if not dimension.per_layer:
-            kept[dimension] = some(dimension, shape.size(dimension))
+        if dimension.is_optional:
+            if names_optional or (names_optional is None and rng.random() < 0.5):
+                kept[dimension] = some(dimension, shape.size(dimension))
         elif layer_wise:
             kept[dimension] = [some(dimension, shape.size(dimension, layer)) for layer in layers]
         else:
             kept[dimension] = [some(dimension, shape.size(dimension))] * len(layers)
     return SubnetConfig(**{dimension.name: entries for dimension, entries in kept.items()})
+
+
+def draw_stock_subnet(config, seed, granularity="fine"):
+    """Draw a subnet that a stock class can hold."""
+    from hf_whittle.models.student import fits_stock
+
+    rng = Random(seed)
+    while True:
+        subnet = draw_subnet(config, rng.random(), granularity, layer_wise=False)
+        subnet = subnet.replaced({HEAD_CHANNELS: None})
+        for number in rng.sample(range(1, config.hidden_size + 1), config.hidden_size):
+            channels = number if granularity == "coarse" else sorted(rng.sample(range(config.hidden_size), number))
+            candidate = subnet.replaced({CHANNELS: channels})
+            if fits_stock(config, candidate):
+                return candidate

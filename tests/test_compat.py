@@ -197,6 +197,12 @@ def test_layer_configs_hold_the_sizes_of_each_layer(tiny_config):
         assert compat.layer_configs(tiny_config) is None
 
 
+def test_from_config_takes_a_dtype_and_an_attention_kernel(tiny_config):
+    with relies_on("transformers", "PreTrainedModel._from_config"):
+        model = compat.from_config(GPTNeoXForCausalLM, tiny_config, dtype=torch.bfloat16, attn_implementation="eager")
+        assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
+
+
 def test_no_init_weights_draws_nothing_and_fills_buffers(tiny_config, stock):
     with relies_on("transformers", "initialization.no_init_weights"):
         before = torch.get_rng_state()

@@ -43,7 +43,8 @@ def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
 
 def _rotated(config: "PreTrainedConfig") -> int:
     factor = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
-    return int(head_size(config) * factor)
+    rotated = int(head_size(config) * factor)
+    return rotated + rotated % 2  # the stock model rotates whole pairs
 
 
 _FORMER_SETTINGS = {"rotary_pct": ("partial_rotary_factor", 0.25), "rotary_emb_base": ("rope_theta", 10_000)}

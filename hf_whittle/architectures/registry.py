@@ -64,11 +64,13 @@ def rotated_channels(config: "PreTrainedConfig") -> int:
     """Number of channels of a head that are rotated, of a stock model or a student."""
     pairs = getattr(config, "rotary_pairs", None)
     rotated = get_architecture(config).rotated
-    return 2 * len(pairs) if pairs is not None else rotated(_a_layer(config)) if rotated is not None else 0
+    if pairs is not None:
+        return 2 * len(pairs)
+    return 0 if rotated is None else rotated(first_layer(config))
 
 
-def _a_layer(config: "PreTrainedConfig") -> "PreTrainedConfig":
-    """The configuration of a layer where layers differ; their heads have the same channels."""
+def first_layer(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """The configuration of the first layer, to read sizes that all layers share."""
     layers = layer_configs(config)
     return config if layers is None else layers[0]
 
@@ -87,7 +89,7 @@ def class_modules() -> dict[str, str]:
 def head_channels(config: "PreTrainedConfig") -> list[int]:
     """The channel of a head that each entry of `HEAD_CHANNELS` stands for, in the order of entries."""
     architecture = get_architecture(config)
-    channels = list(range(architecture.read_sizes(_a_layer(config))[HEAD_CHANNELS]))
+    channels = list(range(architecture.read_sizes(first_layer(config))[HEAD_CHANNELS]))
     rotated = rotated_channels(config)
     if not architecture.is_interleaved:
         channels[:rotated] = [first + half for first in range(rotated // 2) for half in (0, rotated // 2)]

@@ -175,11 +175,11 @@ class Architecture:
             the attribute of the configuration that says so; otherwise the MLP reads what attention wrote.
         logit_scale (`str`, *optional*): attribute of the configuration that the output matrix's output is multiplied
             with.
-        logit_cap (`str`, *optional*): attribute of the configuration that, unless it is `None`, caps the logits.
         student_values (`Callable`): other attributes of a student's configuration, from the super-network's
             configuration and the student's sizes.
         layer_lists (`tuple[str, ...]`): attributes of the configuration with one value for each layer.
         leftovers (`re.Pattern`, *optional*): tensors in files that transformers skips without a warning.
+        capped_if (`str`, *optional*): attribute of the configuration that, if true, caps the logits.
         former_settings (`Callable`): settings of a stock student's configuration under the names that older versions
             of transformers read, among `former_names`.
         former_names (`tuple[str, ...]`): these names.
@@ -207,10 +207,10 @@ class Architecture:
     is_interleaved: bool = False
     parallel_if: str | bool = False
     logit_scale: str | None = None
-    logit_cap: str | None = None
     student_values: Callable[["PreTrainedConfig", Sizes], dict[str, Any]] = _as_they_are
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
+    capped_if: str | None = None
     former_settings: Callable[["PreTrainedConfig"], dict[str, Any]] = _no_former_settings
     former_names: tuple[str, ...] = ()
 
@@ -226,7 +226,7 @@ class Architecture:
 
     def logit_factor(self, config: "PreTrainedConfig") -> float | None:
         """What the output of the output matrix is multiplied with to give logits; `None` if they are capped."""
-        if self.logit_cap is not None and getattr(config, self.logit_cap) is not None:
+        if self.capped_if is not None and getattr(config, self.capped_if):
             return None
         return 1.0 if self.logit_scale is None else float(getattr(config, self.logit_scale))
 

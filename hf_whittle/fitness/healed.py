@@ -32,8 +32,9 @@ class HealedPerplexity(TokenFitness):
     Second moments of the full super-network's activations are gathered once; healing a candidate takes sub-blocks of
     them and solves. Unlike `extract_subnet(heal=...)`, this approximates the student's hidden states by the
     super-network's in the student's basis, so that layers are healed independently. The approximation is worse for
-    subnets without the first layer, whose hidden states are least like the super-network's. The super-network must not
-    change in between.
+    subnets without the first layer, whose hidden states are least like the super-network's; and for subnets without
+    some layers where a norm follows attention and MLP, since nothing absorbs the output of these layers. The
+    super-network must not change in between.
 
     Args:
         supernet (`SuperNetModel`): the super-network.

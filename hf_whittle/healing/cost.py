@@ -26,9 +26,10 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     settings, tokens = report["settings"], report["tokens"] + report["held_out_tokens"]
     is_principal, inputs, outputs = settings["basis"] == "principal", settings["inputs"], settings["outputs"]
     groups = len(projections(config))
+    with_own_targets = groups if any(group.is_normalized for group in projections(config)) else groups - 1
     of_teacher = flops_per_token(config, sequence_length=sequence_length)
     of_student = flops_per_token(config, subnet, sequence_length=sequence_length)
-    passes = (1 + is_principal + groups * inputs + (groups - 1) * outputs) * of_teacher
+    passes = (1 + is_principal + groups * inputs + with_own_targets * outputs) * of_teacher
     passes += (1 + groups * (inputs + outputs)) * of_student
     shape = subnet.shape.filled(Shape.from_config(config))
     size, channels = config.hidden_size, shape.hidden_size

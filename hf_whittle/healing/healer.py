@@ -169,8 +169,8 @@ class Healer:
             check_hidden_states(of_teacher.hidden_states, "the teacher", self._subnet.layers[position])
             of_student = self._run_student(student, position, blocks, names.values())
             for readers, name in names.items():
-                pair = (of.activations.inputs[name] for of in (of_student, of_teacher))
-                moments[readers].add(*pair, held_out)
+                features, targets = (of.activations.inputs[name] for of in (of_student, of_teacher))
+                moments[readers].add(features, targets, held_out)
         return moments
 
     def _heal_writers(

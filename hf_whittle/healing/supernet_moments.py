@@ -38,7 +38,8 @@ class SupernetMoments:
         normal_from_embedding: products of these with the embedding's normalized hidden states and 1, by norm and layer.
         features: products of the inputs of all writers of a layer and 1, by layer.
         written: products of a later layer's output with a layer's features, by the layer and the later one.
-        written_before: products of the summed outputs of all earlier layers with a layer's features, by layer.
+        written_before: products of the summed outputs of all earlier layers with a layer's features, by layer. Both are
+            empty where a norm follows the writers, which then absorb nothing.
 
     Raises:
         WhittleError: if the moments do not fit into memory.

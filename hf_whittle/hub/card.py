@@ -163,7 +163,7 @@ def _about_files(student: StudentFolder) -> dict[str, Any]:
     model_type = config.get("model_type")
     return {
         "is_stock": "auto_map" not in config,
-        "stock": get_architecture(model_type).causal_class if is_known(model_type) else None,
+        "stock": get_architecture(model_type).causal_class if model_type and is_known(model_type) else None,
         "oldest_transformers": oldest_transformers(config),
         "pictures": {picture for picture in PICTURES if f"{picture}.png" in student.files},
         "has_recipe": RECIPE_FILE in student.files,

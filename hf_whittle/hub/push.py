@@ -174,7 +174,7 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
         if not any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS):
             return
         there = {"model_type": "unknown"}
-    settings = [*_SETTINGS, *_sizes(config)]
+    settings = [*_SETTINGS, *settings_of_sizes(config)]
     ours, theirs = ({name: each.get(name) for name in settings} for each in (config, there))
     differing = [name for name in settings if ours[name] != theirs[name]]
     if differing:
@@ -186,7 +186,7 @@ def check_architecture(repository: Repository, revision: str, config: dict[str, 
         )
 
 
-def _sizes(config: dict[str, Any]) -> list[str]:
+def settings_of_sizes(config: dict[str, Any]) -> list[str]:
     """Names of the settings that state the sizes of a model in its `config.json`."""
     model_type = config.get("model_type")
     if model_type is None or not is_known(model_type):

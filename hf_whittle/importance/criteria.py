@@ -111,6 +111,7 @@ def activations(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: i
         for handle in sums.observe(model):
             hooks.callback(handle.remove)
         for batch in tqdm(torch.split(input_ids, batch_size), desc="importance", unit="batch", disable=not progress):
+            sums.shape = batch.shape
             model.base_model(input_ids=batch.to(model.device), use_cache=False)
     scores: dict[str, Any] = {key: np.float32(total / input_ids.numel()) for key, total in sums.distances.items()}
     for (key, _), total in sums.squares.items():
@@ -127,7 +128,10 @@ class _Activations:
     Attributes:
         squares (`dict`): by key and module, the sum over sequences of squared mean activations, `(entries,)`.
         distances (`dict`): by layer, the sum over tokens of one minus the cosine of input and output.
+        shape (`torch.Size`): of the token ids of the forward pass, `(blocks, tokens)`.
     """
+
+    shape: torch.Size
 
     def __init__(self, model: "PreTrainedModel"):
         self.squares: dict[tuple[str, str], Any] = defaultdict(float)
@@ -152,7 +156,8 @@ class _Activations:
             yield module.register_forward_hook(partial(self._compare, key_of(LAYERS, index)))
 
     def _add(self, module: str, axis: Axis, layer: int | None, activations: torch.Tensor) -> None:
-        factors = activations.detach().float().unflatten(-1, self._layout.factor_sizes(axis, layer))
+        by_token = activations.detach().float().reshape(*self.shape, -1)  # an MLP may read blocks end to end
+        factors = by_token.unflatten(-1, self._layout.factor_sizes(axis, layer))
         for number, dimension in _sliced(axis):
             others = [2 + other for other in range(len(axis.factors)) if other != number]
             by_entry = torch.linalg.vector_norm(factors, dim=others) if others else factors.abs()

@@ -156,7 +156,7 @@ class ElasticRotary:
 
 
 @lru_cache
-def _elastic_class(mixin: type, stock: type) -> type:
+def _elastic_class(mixin: Any, stock: Any) -> Any:
     """A class of modules that run a slice of what a class of `transformers` runs whole."""
 
     def reduce(self: Any) -> tuple[Any, ...]:  # pickle does not find a class that was made here by its name
@@ -194,7 +194,7 @@ def make_elastic(module: nn.Module, name: str, *, is_norm: bool = False, is_tran
     """
     if isinstance(module, Elastic):
         return
-    stock = type(module)
+    stock: Any = type(module)
     is_of_transformers = stock.__module__.startswith("transformers.")
     if stock in _ELASTIC:
         module.__class__ = _ELASTIC[stock]
@@ -215,5 +215,6 @@ def make_elastic(module: nn.Module, name: str, *, is_norm: bool = False, is_tran
 
 def make_rotary_elastic(module: nn.Module) -> None:
     """Change the class of a stock rotary embedding to one that can give some of its channels, in place."""
-    if not isinstance(module, ElasticRotary):
-        module.__class__ = _elastic_class(ElasticRotary, type(module))
+    stock: Any = type(module)
+    if not issubclass(stock, ElasticRotary):
+        module.__class__ = _elastic_class(ElasticRotary, stock)

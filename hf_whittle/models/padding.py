@@ -1,7 +1,7 @@
 """Sizes of a student that is padded so that all of its layers are alike."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import get_architecture
@@ -34,7 +34,8 @@ def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
         problem = architecture.stock_problem(config, sizes)
         if problem is None:
             layers = shape.num_hidden_layers
-            return replace(shape, **{dimension.name: (sizes[dimension],) * layers for dimension in most})
+            padded: dict[str, Any] = {dimension.name: (sizes[dimension],) * layers for dimension in most}
+            return replace(shape, **padded)
     raise SubnetError(
         f"a padded student of hidden_size={shape.hidden_size} cannot have {most[heads]} {heads.label} or more in every "
         f"layer: {problem}; use format='auto'"

@@ -95,4 +95,8 @@ def has_portable_names(config: dict[str, Any], names: Iterable[str]) -> bool:
         names (`Iterable[str]`): names of the tensors in its files.
     """
     model_type = config.get("model_type")
-    return not is_known(model_type) or not {weight.name for weight in _renamed(model_type)} & set(names)
+    return (
+        model_type is None
+        or not is_known(model_type)
+        or not {weight.name for weight in _renamed(model_type)} & set(names)
+    )

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import HEAD_CHANNELS, Dimension
-from ..architectures.registry import get_architecture, head_channels, rotated_channels
+from ..architectures.registry import first_layer, get_architecture, head_channels, rotated_channels
 from ..architectures.table import Axis
 from ..subnet import Kept, Shape, SubnetConfig, count, indices
 
@@ -22,7 +22,7 @@ class KeptRows:
     def __init__(self, config: PreTrainedConfig, subnet: SubnetConfig):
         self._config, self._subnet, self._full = config, subnet, Shape.from_config(config)
         self._unsliced = unsliced_sizes(config)
-        self._head_channels: Kept | None = None
+        self._head_channels: tuple[int, ...] | None = None
         if subnet.head_dim is not None and count(subnet.head_dim) < self._full.size(HEAD_CHANNELS):
             order = head_channels(config)
             self._head_channels = tuple(sorted(order[entry] for entry in indices(subnet.head_dim)))
@@ -84,8 +84,5 @@ class KeptRows:
 
 def unsliced_sizes(config: PreTrainedConfig) -> dict[Dimension, int]:
     """Sizes of the dimensions of which no part can be kept."""
-    from ..compat import layer_configs
-
-    layers = layer_configs(config)
-    sizes = get_architecture(config).read_sizes(layers[0] if layers else config)
+    sizes = get_architecture(config).read_sizes(first_layer(config))
     return {dimension: size for dimension, size in sizes.items() if not dimension.is_sliced}

@@ -69,7 +69,7 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
         )
     is_stock = format != "whittle" and problem is None
     first = {VOCABULARY: config.vocab_size, **shape.of_layer(0)}
-    attributes = {**architecture.write_sizes(first), "num_hidden_layers": shape.num_hidden_layers}
+    attributes: dict[str, Any] = {**architecture.write_sizes(first), "num_hidden_layers": shape.num_hidden_layers}
     for name in architecture.layer_lists:
         of_layers = getattr(config, name, None)
         if of_layers is not None:

@@ -74,6 +74,7 @@ class SuperNetModel(PreTrainedModel):
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        self._check_model_type(config.model_type, f"a {type(config).__name__}")
         super().__init__(config, *args, **kwargs)
         self._layers.__class__ = ElasticModuleList
         self._layers.active = None
@@ -91,9 +92,10 @@ class SuperNetModel(PreTrainedModel):
             WeightsError: if the checkpoint is quantized, or a `quantization_config` is given.
         """
         quantization = kwargs.get("quantization_config")
-        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            found = found_config(pretrained_model_name_or_path, kwargs)
-            cls._check_model_type(found.get("model_type"), pretrained_model_name_or_path)
+        source = kwargs.get("config") or pretrained_model_name_or_path
+        if isinstance(source, str | os.PathLike):
+            found = found_config(source, kwargs)
+            cls._check_model_type(found.get("model_type"), source)
             quantization = quantization or found.get("quantization_config")
         if quantization is not None:
             raise WeightsError(
@@ -110,7 +112,7 @@ class SuperNetModel(PreTrainedModel):
     def _check_model_type(cls, model_type: str | None, source: object) -> None:
         """Raise `ArchitectureError` unless a checkpoint is of the architecture of this class."""
         check_model_type(model_type, source)
-        own = cls.config_class.model_type
+        own = getattr(cls.config_class, "model_type", None)
         if model_type != own:
             raise ArchitectureError(
                 f"{source} is a {model_type}, and {cls.__name__} loads {own}; use AutoSuperNetForCausalLM, which picks "

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..architectures.registry import ARCHITECTURES, check_model_type, get_architecture
-from ..compat import load_renamed_as
+from ..compat import from_config, load_renamed_as
 from .students import stock_class
 from .supernet import SuperNetModel, found_config
 
@@ -40,7 +40,7 @@ class AutoSuperNetForCausalLM:
         """
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig):
-            model_type = config.model_type
+            model_type: Any = config.model_type
         else:
             model_type = found_config(config or pretrained_model_name_or_path, kwargs).get("model_type")
         check_model_type(model_type, pretrained_model_name_or_path)
@@ -52,12 +52,12 @@ class AutoSuperNetForCausalLM:
 
         Args:
             config (`PreTrainedConfig`): its configuration.
-            kwargs: other arguments of its class.
+            kwargs: `dtype` and `attn_implementation`, as in `AutoModelForCausalLM.from_config`.
 
         Raises:
-            ArchitectureError: if its architecture has no table.
+            ArchitectureError: if its architecture has no table, or it is that of a student that no stock class holds.
         """
-        return supernet_class(config.model_type)(config, **kwargs)
+        return from_config(supernet_class(config.model_type), config, **kwargs)
 
 
 @lru_cache

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from ..architectures.dimensions import LAYERS, Dimension
-from ..subnet import Ascending, Kept, Shape
+from ..kept import Ascending, Kept
+from ..subnet import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

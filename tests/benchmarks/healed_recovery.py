@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from hf_whittle import SubnetConfig
-from hf_whittle.distillation.adapters import LORA_TARGETS
+from hf_whittle.distillation.adapters import layer_matrices
 from hf_whittle.files.text import write_text
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 
@@ -41,7 +41,7 @@ class PartialTraining(Probe):
         student: Any = super().student(subnet)
         if self.trained == "adapters of rank 16":
             torch.manual_seed(0)
-            adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LORA_TARGETS)
+            adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layer_matrices(student.config))
             return inject_adapter_in_model(adapters, student)
         if self.trained == "biases and norms":
             for parameter in student.parameters():

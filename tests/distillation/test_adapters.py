@@ -5,18 +5,37 @@ import torch
 from fixtures_distillation import make_blocks, make_model, make_trainer
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from small_models import draw_subnet
 from transformers import AutoModelForCausalLM
 
 from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
-from hf_whittle.distillation.adapters import LORA_TARGETS
+from hf_whittle.architectures.registry import get_architecture
 
 
-def adapted(folder, student=None, config=None, **changes):
+@pytest.mark.parametrize("name", ["stock", "whittle"])
+def test_adapters_of_each_architecture_are_on_all_matrices_of_layers_and_merge(each_supernet, tmp_path, name):
+    config = each_supernet.config
+    full = SubnetConfig.full(config)
+    subnet = full.with_layers([0, 2]) if name == "stock" else draw_subnet(config, 3)
+    student = extract_subnet(each_supernet, subnet)
+    trainer = adapted(tmp_path, student, teacher=each_supernet, learning_rate=0.01)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    table = get_architecture(config).weights
+    matrices = {w.module.rpartition(".")[2] for w in table if w.in_layer and w.is_matmul}
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == matrices
+    layers = range(len(subnet.layers))
+    assert len(trained) == 2 * len([w for w in table if w.in_layer and w.is_matmul for _ in layers])
+    trainer.train()
+    logits = probe(trainer.model)
+    torch.testing.assert_close(probe(trainer.merge_adapters()), logits, rtol=1e-3, atol=1e-3)
+
+
+def adapted(folder, student=None, config=None, teacher=None, **changes):
     plain = make_trainer(folder, **changes)
     torch.manual_seed(0)
     return DistillationTrainer(
         model=student or make_model(seed=1),
-        teacher_model=make_model(seed=2, layers=3),
+        teacher_model=teacher or make_model(seed=2, layers=3),
         args=plain.args,
         train_dataset=make_blocks(),
         eval_dataset=make_blocks(uneven=False)[:4],
@@ -55,7 +74,8 @@ def test_adapters_are_on_all_matrices_of_the_layers_and_nothing_else_trains(tmp_
     trainer = adapted(tmp_path)
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trained)
-    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == set(LORA_TARGETS)
+    matrices = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == matrices
     before = {name: value.clone() for name, value in trainer.model.state_dict().items() if "lora_" not in name}
     trainer.train()
     assert all(torch.equal(trainer.model.state_dict()[name], value) for name, value in before.items())

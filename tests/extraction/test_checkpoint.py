@@ -25,6 +25,7 @@ from small_checkpoints import (
     shard_by_layer,
     write_shards,
 )
+from small_models import draw_stock_subnet, draw_subnet
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
@@ -53,13 +54,27 @@ def test_student_that_is_not_written_is_the_same(kind, uneven_subnet):
         assert_same_student(extract(str(folder), uneven_subnet), expected)
 
 
-def test_every_kind_of_model_and_a_saved_super_network(variant_supernet, uneven_subnet, tmp_path):
-    variant_supernet.save_pretrained(tmp_path / "supernet")
-    for subnet in (uneven_subnet, SUBNET):
+def test_every_kind_of_model_and_a_saved_super_network(any_supernet, tmp_path):
+    any_supernet.save_pretrained(tmp_path / "supernet")
+    config, stock = any_supernet.config, AutoModelForCausalLM.from_pretrained(tmp_path / "supernet")
+    for subnet in (draw_subnet(config, 0, names_optional=True), draw_stock_subnet(config, 1)):
         student = extract(tmp_path / "supernet", subnet)
-        expected = extract(AutoModelForCausalLM.from_pretrained(tmp_path / "supernet"), subnet)
-        assert_same_student(student, expected)
-        assert (student.lm_head.weight is student.gpt_neox.embed_in.weight) == student.config.tie_word_embeddings
+        assert_same_student(student, extract(stock, subnet))
+        is_tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
+        assert is_tied == student.config.tie_word_embeddings
+
+
+def test_every_format_of_each_architecture(each_supernet, input_ids, tmp_path):
+    each_supernet.save_pretrained(tmp_path / "supernet")
+    subnet = draw_stock_subnet(each_supernet.config, 2)
+    found = {}
+    for format in ("stock", "whittle", "padded"):
+        expected = extract(each_supernet, subnet, tmp_path / f"from memory {format}", format=format)
+        written = extract(tmp_path / "supernet", subnet, tmp_path / f"from files {format}", format=format)
+        assert_same_files(written, expected)
+        found[format] = logits(AutoModelForCausalLM.from_pretrained(written), input_ids)
+    for of_format in found.values():
+        torch.testing.assert_close(of_format, found["stock"], **CLOSE)
 
 
 @pytest.mark.parametrize("format", ["auto", "stock", "whittle", "padded"])

@@ -231,8 +231,11 @@ def test_folder_without_a_config_is_an_error(tmp_path):
 
 
 def test_another_architecture_is_an_error(checkpoint):
-    edit_json(checkpoint / CONFIG, lambda config: config.update(model_type="llama"))
-    with pytest.raises(ArchitectureError, match=re.escape(f"the architecture of {checkpoint} is 'llama'; hf_whittle")):
+    edit_json(checkpoint / CONFIG, lambda config: config.update(model_type="mamba"))
+    with pytest.raises(
+        ArchitectureError,
+        match=re.escape(f"the architecture of {checkpoint} is 'mamba'; hf_whittle"),
+    ):
         extract(checkpoint, SUBNET)
 
 
@@ -243,7 +246,7 @@ def test_subnet_that_does_not_fit_is_an_error_before_weights_are_looked_for(chec
 
 
 def test_format_that_cannot_hold_the_student_is_an_error(saved, tmp_path):
-    with pytest.raises(SubnetError, match="stock GPT-NeoX holds only layers that are all alike"):
+    with pytest.raises(SubnetError, match="GPTNeoXForCausalLM cannot hold this student: its layers must all be alike"):
         extract(saved, SubnetConfig(24, 2, [3, 2], 40), tmp_path / "out", format="stock")
     assert names_in(tmp_path) == []
 

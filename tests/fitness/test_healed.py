@@ -291,7 +291,7 @@ def test_healed_subnets_of_trained_models_are_better(trained):
     heads = HEADS if HEADS in full.dimensions else KEY_VALUE_HEADS
     half = full.shape.size(heads) // 2
     subnets = {
-        "neurons": full.replaced({NEURONS: 40}),
+        "neurons": full.replaced({NEURONS: 20}),
         "heads": full.replaced({heads: half}),
         "channels": full.replaced({CHANNELS: 24}),
         "all": full.with_layers([0, 1, 3]).replaced({CHANNELS: 28, NEURONS: 56, heads: half}),
@@ -302,9 +302,13 @@ def test_healed_subnets_of_trained_models_are_better(trained):
         subnets["head channels"] = full.replaced({HEAD_CHANNELS: [0, 1, 4, 5, 6, 7]})
     else:
         subnets["first layer"] = full.with_layers([1, 2, 3])
-    if not any(group.is_normalized for group in projections(supernet.config)):  # else nothing is absorbed
-        subnets["layer"] = full.with_layers([0, 1, 3])
-    assert [name for name, subnet in subnets.items() if not fitness(subnet) < plain(subnet)] == []
+    subnets["layer"] = full.with_layers([0, 1, 3])
+    if any(group.is_normalized for group in projections(supernet.config)):  # nothing absorbs layers left out
+        subnets = {name: subnet for name, subnet in subnets.items() if subnet.num_hidden_layers == 4}
+    found = {name: (fitness(subnet), plain(subnet)) for name, subnet in subnets.items()}
+    lossy = {name for name, (_, sliced) in found.items() if sliced > 1.01 * plain(full)}  # others need no healing
+    assert len(lossy) >= 3
+    assert [name for name in lossy if not found[name][0] < found[name][1]] == []
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fixtures_distillation import logged_numbers, make_trainer
+from small_models import draw_subnet
 
 from .comparing import DEVICE, HAS_GPU, SUBNETS, assert_near, needs_gpu, on_device
 
@@ -33,3 +34,13 @@ def test_compiled_super_network_gives_the_logits_of_a_plain_one(supernet, input_
         with torch.no_grad(), plain.active_subnet(subnet), compiled.active_subnet(subnet):
             found, expected = (model(input_ids.to(DEVICE), use_cache=False).logits for model in (compiled, plain))
         assert_near(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_compiled_norms_and_rotations_give_the_logits_of_plain_ones(make_stock, make_supernet, model_type, input_ids):
+    plain = on_device(make_supernet(make_stock(model_type=model_type)))
+    compiled = torch.compile(on_device(plain), backend=BACKEND)
+    subnet = draw_subnet(plain.config, 0)
+    with torch.no_grad(), plain.active_subnet(subnet), compiled.active_subnet(subnet):
+        found, expected = (model(input_ids.to(DEVICE), use_cache=False).logits for model in (compiled, plain))
+    assert_near(found, expected, 1e-4)

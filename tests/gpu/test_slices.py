@@ -5,8 +5,10 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import draw_subnet
 
 from hf_whittle import SubnetConfig, extract_subnet
+from hf_whittle.architectures.registry import ARCHITECTURES
 
 from .comparing import DEVICE, DTYPES, SUBNETS, assert_near, needs_gpu, on_cpu, on_device, relative_error
 
@@ -60,6 +62,17 @@ def test_logits_are_those_of_the_cpu(supernet, subnet, dtype, input_ids):
 def test_every_kind_of_model_gives_the_logits_of_the_cpu(variant_supernet, subnet, input_ids):
     found = logits_of(on_device(variant_supernet), subnet, input_ids)
     assert_near(found, logits_of(variant_supernet, subnet, input_ids), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture_gives_logits_and_gradients_of_the_cpu(
+    make_stock, make_supernet, model_type, seed, input_ids
+):
+    cpu = make_supernet(make_stock(model_type=model_type))
+    device, subnet = on_device(cpu), draw_subnet(cpu.config, seed)
+    assert_near(logits_of(device, subnet, input_ids), logits_of(cpu, subnet, input_ids), TOLERANCE["float32"])
+    assert_near(gradients_of(device, subnet, input_ids), gradients_of(on_device(cpu).cpu(), subnet, input_ids), 1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

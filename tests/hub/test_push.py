@@ -25,6 +25,7 @@ from hf_whittle.cli import main
 from hf_whittle.errors import HubError, RecipeError
 from hf_whittle.files.text import write_json
 from hf_whittle.hub.publication import publication_of_folder
+from hf_whittle.hub.push import settings_of_sizes
 from hf_whittle.record.lineage import Lineage
 from hf_whittle.record.results import Results
 from hf_whittle.run import run
@@ -156,6 +157,19 @@ def test_other_weights_of_the_same_architecture_need_no_overwrite(hub, stock_fol
     after = hub.published("me/student")
     assert {name for name in after if after[name] != before.get(name)} == {"model.safetensors"}
     assert len(hub.commits("me/student")) == 4 and set(after) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("gpt_neox", {"hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "intermediate_size"}),
+        ("gpt2", {"n_embd", "n_layer", "n_head", "head_dim", "n_inner"}),
+        ("whittle_llama", {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+                           "intermediate_size"}),
+    ],
+)  # fmt: skip
+def test_sizes_that_tell_models_apart_are_those_of_their_architecture(model_type, sizes):
+    assert set(settings_of_sizes({"model_type": model_type})) == sizes
 
 
 MODELS = {

@@ -65,13 +65,25 @@ OWNED = {  # by the end of a weight's name, the factors of each of its axes: "c"
     "embed_in.weight": ("v", "c"),
     "embed_tokens.weight": ("v", "c"),
     "lm_head.weight": ("v", "c"),
-    "self_attn.q_norm.weight": ("gq", "d"),
-    "self_attn.k_norm.weight": ("g", "d"),
     "q_norm.weight": ("d",),
     "k_norm.weight": ("d",),
     "norm.weight": ("c",),
     "norm.bias": ("c",),
 }
+OF_OTHERS = {
+    "gpt2": {
+        "wte.weight": ("v", "c"), "wpe.weight": ("v", "c"), "c_attn.weight": ("c", "3hd"), "c_attn.bias": ("3hd",),
+        "attn.c_proj.weight": ("hd", "c"), "mlp.c_proj.weight": ("n", "c"), "c_proj.bias": ("c",),
+        "c_fc.weight": ("c", "n"), "c_fc.bias": ("n",), "weight": ("c",), "bias": ("c",),
+    },
+    "opt": {
+        "embed_tokens.weight": ("v", "c"), "embed_positions.weight": ("v", "c"), "out_proj.weight": ("c", "hd"),
+        "out_proj.bias": ("c",), "norm.weight": ("c",), "norm.bias": ("c",), "_proj.weight": ("hd", "c"),
+        "_proj.bias": ("hd",), "fc1.weight": ("n", "c"), "fc1.bias": ("n",), "fc2.weight": ("c", "n"),
+        "fc2.bias": ("c",), "lm_head.weight": ("v", "c"),
+    },
+    "cohere": {**OWNED, "q_norm.weight": ("gq", "d"), "k_norm.weight": ("g", "d")},
+}  # fmt: skip
 FACTORS = {CHANNELS: "c", HEAD_CHANNELS: "d", HEADS: "h", KEY_VALUE_HEADS: "g", QUERIES: "q", NEURONS: "n"}
 OFFSET = {"gemma3_text": 1.0}  # of the weights of norms, by architecture
 ROTATED = {"gpt_neox": 2}  # channels of a head that are rotated, by architecture; by default all
@@ -147,13 +159,14 @@ def owned(model, dimension, layer):
     """The weights that belong to entries of a dimension: the name, and axes and factors to unflatten and gate."""
     sizes = {"d": WIDTH, "3": 3, "q": 2}
     for name, parameter in model.named_parameters():
-        if layer is not None and f".layers.{layer}." not in name:
+        if layer is not None and not re.search(rf"\.(layers|h)\.{layer}\.", name):
             continue
-        axes = next(axes for end, axes in OWNED.items() if name.endswith(end) and len(axes) == parameter.ndim)
+        known = OF_OTHERS.get(model.config.model_type, OWNED)
+        axes = next(axes for end, axes in known.items() if name.endswith(end))
         for axis, factors in enumerate(axes):
             if FACTORS[dimension] in factors:
-                known = [sizes.get(factor, -1) for factor in factors]
-                yield name, parameter, axis, known, factors.index(FACTORS[dimension])
+                shape = [sizes.get(factor, -1) for factor in factors]
+                yield name, parameter, axis, shape, factors.index(FACTORS[dimension])
 
 
 def gated(model, dimension, layer, gates):

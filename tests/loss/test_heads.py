@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from small_models import draw_subnet
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.loss import heads
 from hf_whittle.loss.divergences import LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
@@ -34,11 +36,8 @@ def test_output_layer_is_a_linear_layer_by_any_name_and_nothing_more(layer, is_p
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_scale_of_logits_is_that_of_the_architecture(make_stock, monkeypatch, is_sharded):
     monkeypatch.setattr(heads, "is_partitioned", lambda parameter: is_sharded)
-    scaled, capped = (
-        make_stock(model_type="cohere", logit_scale=0.3),
-        make_stock(model_type="gemma3_text", final_logit_softcapping=3.0),
-    )
-    assert output_layer(scaled) == OutputLayer(scaled.lm_head, 0.3) and output_layer(capped) is None
+    scaled = make_stock(model_type="cohere", logit_scale=0.3)
+    assert output_layer(scaled) == OutputLayer(scaled.lm_head, 0.3)
     scaled.lm_head.bias = nn.Parameter(torch.ones(99))
     assert output_layer(scaled) is None
 
@@ -101,3 +100,19 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         torch.distributed.destroy_process_group()
     """
     assert run_python(script) == "FSDPLinear True\n"
+
+
+def test_output_layer_of_each_architecture_is_its_head(each_supernet):
+    scale = get_architecture(each_supernet.config).logit_factor(each_supernet.config)
+    expected = OutputLayer(each_supernet.lm_head, scale)
+    assert output_layer(each_supernet) == expected
+    with each_supernet.active_subnet(draw_subnet(each_supernet.config, 0)):
+        assert output_layer(each_supernet) == expected
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_capped_logits_have_no_output_layer_not_even_where_weights_are_sharded(make_stock, monkeypatch, is_sharded):
+    monkeypatch.setattr(heads, "is_partitioned", lambda parameter: is_sharded)
+    capped = make_stock(model_type="gemma3_text", final_logit_softcapping=3.0)
+    plain = make_stock(model_type="gemma3_text")
+    assert output_layer(capped) is None and output_layer(plain) == OutputLayer(plain.lm_head)

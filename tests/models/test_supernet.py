@@ -168,7 +168,7 @@ def test_old_pythia_file_loads_whole(model_class, output_matrix, stock, input_id
 
 def test_checkpoint_of_another_architecture_is_an_error_that_names_it(tmp_path):
     LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4).save_pretrained(tmp_path)
-    message = f"the architecture of {tmp_path} is 'llama'; hf_whittle knows ['gpt_neox', 'whittle_gpt_neox']"
+    message = f"{tmp_path} is a llama, and GPTNeoXSuperNetForCausalLM loads gpt_neox; use AutoSuperNetForCausalLM"
     with pytest.raises(ArchitectureError, match=re.escape(message)):
         GPTNeoXSuperNetForCausalLM.from_pretrained(tmp_path)
 

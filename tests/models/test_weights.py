@@ -143,7 +143,7 @@ def test_slices_in_other_types_are_their_students(saved, input_ids, name, dtype)
     assert model.dtype == expected == extract_subnet(model, FINE).dtype
     assert_slices_are_students(model, input_ids, rtol=0.05, atol=0.5 if dtype != "auto" else 1e-4)
     scores = score_importance(model, input_ids, criterion="taylor", layer_criterion="removal", progress=False)
-    assert len(scores.channels) == 32
+    assert len(scores.entries["hidden_size"]) == 32
     assert Perplexity(model, input_ids)(FINE) == pytest.approx(
         Perplexity(GPTNeoXSuperNetForCausalLM.from_pretrained(saved), input_ids)(FINE), rel=0.2
     )
@@ -193,7 +193,7 @@ def test_compiled_super_network_is_scored_sorted_and_extracted_from_as_the_one_i
     options = {"layer_criterion": "removal", "progress": False}
     scores = score_importance(compiled, input_ids, **options)
     assert scores.settings == score_importance(model, input_ids, **options).settings
-    assert sort_by_importance(compiled, scores).channels
+    assert sort_by_importance(compiled, scores).entries
     ours, theirs = (extract_subnet(each, FINE).state_dict() for each in (compiled, model))
     assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
 
@@ -335,7 +335,7 @@ def test_no_slice_of_them_is_run_and_the_model_stays_whole(saved, input_ids, kin
 @pytest.mark.parametrize("module", [Scaled(3, 3), nn.RMSNorm(3), nn.Bilinear(2, 2, 2)])
 def test_module_without_an_elastic_class_is_an_error_that_names_it(module):
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    message = f"layers.0.mlp is a {kind}, of which no slice can be run; a super-network is made of Linear, LayerNorm"
+    message = f"layers.0.mlp is a {kind}, of which no slice can be run; a super-network is made of Linear, Conv1D"
     with pytest.raises(WeightsError, match=re.escape(message)):
         make_elastic(module, "layers.0.mlp")
 

@@ -53,6 +53,13 @@ def test_what_training_would_stumble_over_is_found_before_the_search(teacher_fol
     fails_early(recipe, RecipeError, f"^training: a trial in small, before anything expensive, failed: .*{message}")
 
 
+def test_a_dimension_that_the_architecture_lacks_is_an_error_before_the_text_is_read(teacher_folder, texts, tmp_path):
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "run", space={"num_key_value_heads": [1, 2, 1]})
+    with pytest.raises(SubnetError, match="num_key_value_heads: a gpt_neox has no such dimension, only hidden_size"):
+        run(recipe, progress=False)
+    assert not (tmp_path / "run" / "inputs.json").exists()
+
+
 def test_the_baseline_is_tried_with_its_own_settings(teacher_folder, texts, tmp_path):
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run", baseline=True)
     fails_early(dataclasses.replace(recipe, baseline={"report_to": "wandb"}), RecipeError, "^baseline: .*wandb")

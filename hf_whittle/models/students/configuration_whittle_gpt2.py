@@ -15,5 +15,10 @@ class WhittleGPT2Config(WhittleConfiguration, GPT2Config):
 
     head_dim: int | None = None
 
+    def __post_init__(self, **kwargs):
+        if self.n_inner is None:
+            self.n_inner = 4 * kwargs.get("hidden_size", self.n_embd)
+        super().__post_init__(**kwargs)
+
 
 __all__ = ["WhittleGPT2Config"]

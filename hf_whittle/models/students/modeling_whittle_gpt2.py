@@ -7,7 +7,6 @@ import copy
 
 from transformers import GPT2LMHeadModel, GPT2Model
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
-from transformers.pytorch_utils import Conv1D
 
 from .configuration_whittle_gpt2 import WhittleGPT2Config
 from .whittle_modeling import WhittleForCausalLM, WhittleModel
@@ -21,8 +20,8 @@ class WhittleGPT2Attention(GPT2Attention):
         filled.hidden_size = width = config.num_attention_heads * config.head_dim
         super().__init__(filled, layer_idx=layer_idx)
         self.config = config
-        self.c_attn = Conv1D(3 * width, config.hidden_size)
-        self.c_proj = Conv1D(config.hidden_size, width)
+        linear = type(self.c_attn)
+        self.c_attn, self.c_proj = linear(3 * width, config.hidden_size), linear(config.hidden_size, width)
 
 
 class WhittleGPT2Block(GPT2Block):

@@ -18,7 +18,7 @@ class WhittleOPTAttention(OPTAttention):
 
     def __init__(self, config: WhittleOPTConfig, layer_idx: int):
         filled = copy.copy(config)
-        filled.hidden_size = width = config.num_attention_heads * config.head_dim
+        filled.hidden_size = width = config.num_attention_heads * int(config.head_dim or 0)
         super().__init__(filled, layer_idx=layer_idx)
         self.config = config
         for name in ("q_proj", "k_proj", "v_proj"):

@@ -107,8 +107,9 @@ class WhittleConfiguration(Stock):
         if width is None or pairs is None:
             raise ValueError(f"give both rotary_head_dim and rotary_pairs, or neither, got {width} and {pairs}")
         rotated = int(width * (self.rope_parameters or {}).get("partial_rotary_factor", 1.0))
-        if len(set(pairs)) < len(pairs) or not all(0 <= pair < rotated // 2 for pair in pairs):
-            raise ValueError(f"rotary_pairs must be different numbers from 0 to {rotated // 2 - 1}, got {pairs}")
+        there = (rotated + 1) // 2
+        if len(set(pairs)) < len(pairs) or not all(0 <= pair < there for pair in pairs):
+            raise ValueError(f"rotary_pairs must be different numbers from 0 to {there - 1}, got {pairs}")
         if 2 * len(pairs) > self.head_dim or (rotated == width and 2 * len(pairs) < self.head_dim):
             raise ValueError(
                 f"heads of head_dim={self.head_dim} channels cannot have {len(pairs)} rotary_pairs of 2 channels each"

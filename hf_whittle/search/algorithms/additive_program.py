@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ...cost.bins import Bin
 from ...space.search_space import SearchSpace
 from ...space.sizes import Frame
 
+Size = TypeVar("Size")
 _OPTIONS = {
     "mip_rel_gap": 1e-4,
     "node_limit": 2000,  # a limit of time would make the answer depend on the machine
@@ -43,7 +45,7 @@ def full_size(space: SearchSpace, dimension: Dimension, layer: int | None) -> in
     return 1 if dimension is LAYERS else space.full.size(dimension, layer or 0)
 
 
-def evenly_spread(sizes: Sequence[int], number: int) -> list[int]:
+def evenly_spread(sizes: Sequence[Size], number: int) -> list[Size]:
     """At most `number` of the sizes, evenly spread, with the least and, if there are several, the greatest of them."""
     if len(sizes) <= number:
         return list(sizes)
