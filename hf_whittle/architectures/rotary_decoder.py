@@ -1,4 +1,4 @@
-"""Decoders in the manner of Llama: grouped queries, rotary embedding, gated MLP, RMS norms before attention and MLP."""
+"""Decoders in the manner of Llama: grouped queries, rotary embedding, gated MLP, norms before attention and MLP."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -195,7 +195,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         inputs = {**inputs, "use_cache": False}
         labels = labels_of_rows(inputs.pop("labels"))
         student: Any = self.accelerator.unwrap_model(model)
-        head = None if return_outputs else self._output_module(student)  # may run the student on two tokens
+        head = None if return_outputs else self._output_layer(student)  # may run the student on two tokens
         with self._layer_outputs(self.teacher) as of_teacher:
             targets = self._targets(inputs)
         with self._layer_outputs(student) as of_student:
@@ -233,7 +233,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         assert self._loss is not None
         return outputs, outputs.logits.sum(), self._loss
 
-    def _output_module(self, student: Any) -> nn.Module | None:
+    def _output_layer(self, student: Any) -> nn.Module | None:
         """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""
         current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
         if self._plain_head[0] is not current:

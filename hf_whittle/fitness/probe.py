@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..architectures.registry import get_architecture
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost.counts import flops_per_token, training_flops_per_token
 from ..cost.models import forward_flops_per_token
@@ -18,7 +17,7 @@ from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, output_layer
+from ..loss.heads import head_of, logit_scale, output_layer
 from ..loss.targets import DenseTargets, Head
 from ..models.placement import input_device, is_sharded
 from ..models.weights import check_no_subnet, check_plain_weights
@@ -110,7 +109,7 @@ class Probe(Fitness):
         self.input_ids = as_input_ids(_first_blocks(train_blocks, self.config), vocab_size)
         self.eval_ids = as_input_ids(eval_blocks, vocab_size)
         self.healing = healing
-        scale = get_architecture(supernet.full_config).logit_factor(supernet.full_config)
+        scale = logit_scale(supernet)
         if scale is None:
             raise _capped(supernet, "use another fitness")
         self._teacher, self._scale = teacher or supernet, scale

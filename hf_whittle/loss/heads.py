@@ -31,6 +31,15 @@ class OutputLayer:
     scale: float = 1.0
 
 
+def _has_table(model: Any) -> bool:
+    return is_known(getattr(getattr(model, "config", None), "model_type", None))
+
+
+def logit_scale(model: Any) -> float | None:
+    """The constant by which a model's table multiplies logits, 1 without a table; `None` if logits are capped."""
+    return get_architecture(model.config).logit_factor(model.config) if _has_table(model) else 1.0
+
+
 def output_layer(model: nn.Module) -> OutputLayer | None:
     """Return the linear layer that gives a model's logits; `None` if there is no such layer.
 
@@ -45,14 +54,12 @@ def output_layer(model: nn.Module) -> OutputLayer | None:
     head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
     if getattr(type(head), "forward", None) not in _PLAIN:
         return None
-    config = getattr(whole, "config", None)
-    has_table = is_known(getattr(config, "model_type", None))
-    scale = get_architecture(config).logit_factor(config) if has_table else 1.0
+    scale = logit_scale(whole)
     if scale is None or (scale != 1 and head.bias is not None):
         return None
     layer = OutputLayer(head, scale)
     if any(map(is_partitioned, whole.parameters())):
-        return layer if has_table else None
+        return layer if _has_table(whole) else None
     if head.weight.is_meta:  # offloaded: its weight is loaded only during its own forward
         return None
     seen: list[torch.Tensor] = []

@@ -18,8 +18,7 @@ from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, 
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
-from hf_whittle.healing.parts import normalized
-from hf_whittle.healing.parts import projections
+from hf_whittle.healing.parts import normalized, projections
 from hf_whittle.search.algorithms import AdditiveSearchConfig, MultiFidelityConfig
 from hf_whittle.subnet import Shape
 
@@ -213,9 +212,7 @@ def test_outputs_of_grouped_queries_and_of_the_mlp_are_least_squares(
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama tied", "qwen2", "gemma3 untied", "cohere", "cohere untied"])
-def test_inputs_and_head_are_least_squares_of_normalized_hidden_states(
-    make_stock, make_supernet, sample_text, variant
-):
+def test_inputs_and_head_are_least_squares_of_normalized_hidden_states(make_stock, make_supernet, sample_text, variant):
     supernet = make_supernet(make_stock(**OTHERS[variant]))
     calibration, size = sample_text(supernet, 60), 12
     subnet = SubnetConfig.full(supernet.config).with_layers([0, 2, 4]).replaced({CHANNELS: size})

@@ -163,7 +163,7 @@ def test_logits_that_the_architecture_scales_are_scaled(make_stock, make_superne
 
 def test_capped_logits_of_the_super_network_are_an_error(make_stock, make_supernet, text):
     supernet = make_supernet(make_stock(model_type="gemma3_text", final_logit_softcapping=3.0))
-    with pytest.raises(WhittleError, match="Gemma3SuperNetForCausalLM are not a product with .* use another fitness"):
+    with pytest.raises(WhittleError, match=r"Gemma3SuperNetForCausalLM are not .*; use another fitness"):
         Probe(supernet, *text, SHORT)
 
 
@@ -296,9 +296,7 @@ def test_teacher_whose_logits_are_not_a_product_is_an_error(supernet, make_stock
 
     teacher = make_stock(seed=1)
     teacher.lm_head.__class__ = Scaled
-    message = (
-        "the logits of a GPTNeoXForCausalLM are not a product with an output matrix, which a probe needs; use"
-    )
+    message = "the logits of a GPTNeoXForCausalLM are not a product with an output matrix, which a probe needs; use"
     with pytest.raises(WhittleError, match=message):
         Probe(supernet, *text, SHORT, teacher=teacher)
 

@@ -52,12 +52,14 @@ def test_loss_in_place_of_the_output_layer_is_that_of_scaled_logits(make_stock, 
     expected = naive_distillation_loss(student(input_ids).logits.flatten(0, 1), of_teacher, labels, weights).total
 
     def loss(states):
-        return fused_distillation_loss(states.flatten(0, 1), head_of(layer), targets, labels, weights).total.view(1, 1, 1)
+        parts = fused_distillation_loss(states.flatten(0, 1), head_of(layer), targets, labels, weights)
+        return parts.total.view(1, 1, 1)
 
     with in_place_of(layer, loss):
         found = student(input_ids).logits.sum()
     torch.testing.assert_close(found, expected)
-    for ours, theirs in zip(*(torch.autograd.grad(one, student.parameters()) for one in (found, expected)), strict=True):
+    gradients = (torch.autograd.grad(total, list(student.parameters())) for total in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -86,17 +88,18 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         targets = DenseTargets(torch.randn(24, 16), Head(torch.randn(40, 16)))
         gradients = []
         for model in (whole, sharded):
-            head = output_layer(model)
+            layer = output_layer(model)
 
             def loss(states):
                 return fused_distillation_loss(
-                    states.flatten(0, 1), head_of(head), targets, input_ids.flatten()
+                    states.flatten(0, 1), head_of(layer), targets, input_ids.flatten()
                 ).total.reshape(1, 1, 1)
 
-            with in_place_of(head, loss):
+            with in_place_of(layer, loss):
                 model(input_ids=input_ids, use_cache=False).logits.sum().backward()
             gradients.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()])
-        print(type(head.module).__name__, all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True)))
+        is_same = all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True))
+        print(type(layer.module).__name__, is_same)
         torch.distributed.destroy_process_group()
     """
     assert run_python(script) == "FSDPLinear True\n"

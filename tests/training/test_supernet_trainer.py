@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fixtures_distillation import LENGTH
 from fixtures_processes import on_two_processes
 from fixtures_training import make_supernet
+from small_models import settings_of
 from small_supernet_training import (
     BATCHES,
     STRATEGIES,
@@ -21,10 +22,17 @@ from small_supernet_training import (
     make_space,
     make_trainer,
 )
-from small_models import settings_of
 from transformers import AutoConfig, GPTNeoXForCausalLM, HfArgumentParser, Trainer, TrainingArguments
 
-from hf_whittle import AutoSuperNetForCausalLM, ParameterBin, SearchSpace, SubnetConfig, SupernetConfig, SupernetTrainer, extract_subnet
+from hf_whittle import (
+    AutoSuperNetForCausalLM,
+    ParameterBin,
+    SearchSpace,
+    SubnetConfig,
+    SupernetConfig,
+    SupernetTrainer,
+    extract_subnet,
+)
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.fitness.perplexity import Perplexity
