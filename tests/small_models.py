@@ -2,6 +2,9 @@
 
 from random import Random
 
+import torch
+from transformers import StableLmConfig, StableLmForCausalLM
+
 from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS
 from hf_whittle.subnet import Shape, SubnetConfig
 
@@ -128,3 +131,11 @@ def draw_stock_subnet(config, seed, granularity="fine"):
             candidate = subnet.replaced({CHANNELS: channels})
             if fits_stock(config, candidate):
                 return candidate
+
+
+def make_other(vocab_size, **changes):
+    """A tiny model of an architecture without a table."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(3)
+    return StableLmForCausalLM(StableLmConfig(vocab_size=vocab_size, **{**sizes, **heads, **changes}))

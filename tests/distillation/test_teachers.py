@@ -18,12 +18,11 @@ from fixtures_distillation import (
 )
 from fixtures_losses import loss_of_trainers
 from fixtures_processes import on_two_processes
+from small_models import make_other
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -43,15 +42,6 @@ SHARDED = Path(__file__).with_name("sharded_training.py")
 def tokenizer(size=VOCABULARY):
     words = {f"token{i}": i for i in range(size - 1)} | {"[UNK]": size - 1}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")))
-
-
-def make_llama(vocab_size=VOCABULARY):
-    torch.manual_seed(3)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
-        )
-    )
 
 
 class Capped(GPTNeoXForCausalLM):
@@ -130,13 +120,13 @@ def test_other_sizes_without_tokenizers_are_an_error(tmp_path):
 
 
 def test_a_teacher_of_another_architecture(tmp_path):
-    trainers = [make_trainer(tmp_path, teacher=make_llama()) for _ in range(2)]
+    trainers = [make_trainer(tmp_path, teacher=make_other(VOCABULARY)) for _ in range(2)]
     for trainer, loss in zip(trainers, ("fused", "naive"), strict=True):
         with loss_of_trainers(loss):
             trainer.train()
     for name, value in trainers[0].model.state_dict().items():
         torch.testing.assert_close(trainers[1].model.state_dict()[name], value, rtol=0, atol=1e-5)
-    weights = 2 * make_llama().num_parameters(exclude_embeddings=True)
+    weights = 2 * make_other(VOCABULARY).num_parameters(exclude_embeddings=True)
     own = make_trainer(tmp_path, beta=0.0).floating_point_ops({"input_ids": torch.zeros(1, LENGTH)})
     assert trainers[0].floating_point_ops({"input_ids": torch.zeros(1, LENGTH)}) == own + LENGTH * weights
 

@@ -20,6 +20,7 @@ from hf_whittle.experimental.proxies import (
     WeightMagnitude,
 )
 from hf_whittle.search.algorithms import RandomSearchConfig
+from hf_whittle.subnet import Shape
 
 WIDTH = 8  # channels of a head
 FULL = SubnetConfig(32, 5, 4, 64)
@@ -216,7 +217,7 @@ def test_synflow_of_grouped_queries_and_gates_is_that_of_absolute_weights(
     supernet = make_supernet(make_stock(model_type=model_type, **act))
     subnet = draw_within(supernet.config, 3)
     weights = positive(extract_subnet(supernet, subnet))
-    sizes = subnet.shape
+    sizes = subnet.shape.filled(Shape.from_config(supernet.config))
     states = torch.ones(sizes.hidden_size, dtype=torch.float64)
     for layer, heads in enumerate(sizes.num_key_value_heads):
         name = f"model.layers.{layer}."

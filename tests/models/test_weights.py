@@ -335,7 +335,7 @@ def test_no_slice_of_them_is_run_and_the_model_stays_whole(saved, input_ids, kin
 @pytest.mark.parametrize("module", [Scaled(3, 3), nn.RMSNorm(3), nn.Bilinear(2, 2, 2)])
 def test_module_without_an_elastic_class_is_an_error_that_names_it(module):
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    message = f"layers.0.mlp is a {kind}, of which no slice can be run; a super-network is made of Linear, Conv1D"
+    message = f"layers.0.mlp is a {kind}, of which no slice can be run; a super-network is made of Linear, LayerNorm"
     with pytest.raises(WeightsError, match=re.escape(message)):
         make_elastic(module, "layers.0.mlp")
 

@@ -2,7 +2,8 @@
 
 import pytest
 from fixtures_run import make_recipe
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from small_models import make_other
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_whittle.errors import (
     ArchitectureError,
@@ -35,10 +36,9 @@ def test_inputs_that_do_not_fit_are_an_error(teacher_folder, texts, tmp_path, ch
 
 def test_another_architecture_is_an_error(teacher_folder, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
+    make_other(len(tokenizer)).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(ArchitectureError, match=r"is 'gpt2'; hf_whittle knows .*use a GPT-NeoX or Pythia"):
+    with pytest.raises(ArchitectureError, match=r"is 'stablelm'; hf_whittle knows gpt_neox, llama.*CONTRIBUTING.md"):
         run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
 
 
@@ -78,8 +78,8 @@ def test_a_separate_teacher_that_cannot_teach_is_found_before_the_search(teacher
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     config = AutoConfig.from_pretrained(teacher_folder)
     config.vocab_size += 20
-    other = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64)
-    teachers = {VocabularyError: AutoModelForCausalLM.from_config(config), ArchitectureError: GPT2LMHeadModel(other)}
+    other = make_other(len(tokenizer), tie_word_embeddings=True)
+    teachers = {VocabularyError: AutoModelForCausalLM.from_config(config), ArchitectureError: other}
     for error, teacher in teachers.items():
         teacher.save_pretrained(tmp_path / error.__name__)
         tokenizer.save_pretrained(tmp_path / error.__name__)
