@@ -35,7 +35,7 @@ def hidden_loss_of(student: Any, teacher: Any, subnet: SubnetConfig | None, kind
             "hidden_weight > 0 needs the layers of the teacher that the student keeps; give subnet=..., or a student "
             "from extract_subnet"
         )
-    if lineage.carries_components and not student.config.tie_word_embeddings:
+    if lineage.carries_components:
         raise SubnetError(
             "hidden_weight > 0 compares the student's channels with those of the teacher, but this student was healed "
             "to carry principal components instead; heal it with HealingConfig(basis='channels')"

@@ -64,6 +64,8 @@ class HealingReport:
             strength `ridge` (`None` where none was better than the sliced weights), and the relative squared error
             `before` and `after`.
         settings (`dict`): the `HealingConfig` as a dictionary.
+        basis (`str`, *optional*): the basis of the healed weights: `"channels"` where the settings say `"principal"`
+            and the basis could not be changed. An older report does not say.
     """
 
     is_healed: bool
@@ -73,6 +75,7 @@ class HealingReport:
     held_out_tokens: int
     fits: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    basis: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

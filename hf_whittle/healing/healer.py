@@ -260,6 +260,7 @@ def heal_weights(
         held_out_tokens=healer.held_out.numel(),
         fits=healed.fits,
         settings=asdict(settings),
+        basis="channels" if healed.basis.up is None else "principal",
     )
     return (healed.tensors if report.is_healed else sliced), report
 

@@ -79,7 +79,7 @@ class Lineage:
     def carries_components(self) -> bool:
         """Whether the student was healed so that its hidden states are principal components instead of channels."""
         healing = self.healing
-        return healing is not None and healing.is_healed and healing.settings["basis"] == "principal"
+        return healing is not None and healing.is_healed and (healing.basis or healing.settings["basis"]) == "principal"
 
     def _completed(self) -> "Lineage":
         """The lineage with the facts of healing, which a student just extracted lacks."""

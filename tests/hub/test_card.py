@@ -289,7 +289,7 @@ def test_hidden_states_of_principal_components_are_not_called_channels(tmp_path)
     folder = make_folder(tmp_path, changed(healing=HEALING))
     write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "principal"}})
     assert "carry 24 principal components" in rendered(folder)
-    write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "channels"}})
+    write_json(folder / "healing.json", {**HEALING, "settings": {"basis": "principal"}, "basis": "channels"})
     assert "It keeps 24 channels" in rendered(folder)
 
 
