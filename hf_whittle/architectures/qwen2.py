@@ -1,9 +1,16 @@
 """The table of Qwen2 and Qwen2.5."""
 
 from dataclasses import replace
+from typing import Any
 
 from . import rotary_decoder as decoder
 from .llama import ARCHITECTURE as LLAMA
+
+
+def _oldest_transformers(config: dict[str, Any]) -> str:
+    oldest = decoder.oldest_transformers(config)  # before 4.53, the window slides in other layers
+    return max(oldest, "4.53") if config.get("use_sliding_window") else oldest
+
 
 ARCHITECTURE = replace(
     LLAMA,
@@ -15,4 +22,5 @@ ARCHITECTURE = replace(
     weights=decoder.weights(input_bias=True),
     stock_problem=decoder.no_problem,
     layer_lists=("layer_types",),
+    oldest_transformers=_oldest_transformers,
 )
