@@ -72,6 +72,17 @@ def is_whittle(model_type: str | None) -> bool:
     return model_type is not None and model_type.startswith(WHITTLE)
 
 
+def class_modules() -> dict[str, str]:
+    """The module in hf_whittle of each class that an architecture has here, by the name of the class."""
+    modules = {}
+    for model_type in ARCHITECTURES:
+        prefix, students = get_architecture(model_type).prefix, "models.students"
+        modules[f"{prefix}SuperNetForCausalLM"] = "models.supernets"
+        modules[f"Whittle{prefix}Config"] = f"{students}.configuration_whittle_{model_type}"
+        modules[f"Whittle{prefix}ForCausalLM"] = f"{students}.modeling_whittle_{model_type}"
+    return modules
+
+
 def rotated_channels(config: "PreTrainedConfig") -> int:
     """Number of channels of a head that are rotated, of a stock model or a student."""
     pairs = getattr(config, "rotary_pairs", None)
@@ -85,17 +96,6 @@ def first_layer(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """The configuration of the first layer, to read sizes that all layers share."""
     layers = layer_configs(config)
     return config if layers is None else layers[0]
-
-
-def class_modules() -> dict[str, str]:
-    """The module in hf_whittle of each class that an architecture has here, by the name of the class."""
-    modules = {}
-    for model_type in ARCHITECTURES:
-        prefix, students = get_architecture(model_type).prefix, "models.students"
-        modules[f"{prefix}SuperNetForCausalLM"] = "models.supernets"
-        modules[f"Whittle{prefix}Config"] = f"{students}.configuration_whittle_{model_type}"
-        modules[f"Whittle{prefix}ForCausalLM"] = f"{students}.modeling_whittle_{model_type}"
-    return modules
 
 
 def head_channels(config: "PreTrainedConfig") -> list[int]:

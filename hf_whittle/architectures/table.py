@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from .dimensions import Dimension
+from .dimensions import LAYERS, Dimension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -140,7 +140,7 @@ def _no_former_settings(config: "PreTrainedConfig") -> dict[str, Any]:
     return {}
 
 
-def _as_they_are(config: "PreTrainedConfig", sizes: Sizes) -> dict[str, Any]:
+def _no_other_values(config: "PreTrainedConfig", sizes: Sizes) -> dict[str, Any]:
     return {}
 
 
@@ -207,7 +207,7 @@ class Architecture:
     is_interleaved: bool = False
     parallel_if: str | bool = False
     logit_scale: str | None = None
-    student_values: Callable[["PreTrainedConfig", Sizes], dict[str, Any]] = _as_they_are
+    student_values: Callable[["PreTrainedConfig", Sizes], dict[str, Any]] = _no_other_values
     layer_lists: tuple[str, ...] = ()
     leftovers: re.Pattern[str] | None = None
     capped_if: str | None = None
@@ -238,6 +238,4 @@ class Architecture:
     @cached_property
     def shared(self) -> tuple[Dimension, ...]:
         """The dimensions of which all layers keep the same entries; the layers themselves are not among them."""
-        from .dimensions import LAYERS
-
         return tuple(d for d in self.dimensions if not d.per_layer and d is not LAYERS)
