@@ -146,7 +146,11 @@ class SubnetConfig:
             object.__setattr__(self, name, kept)
         heads = [dimension.name for dimension in (HEADS, KEY_VALUE_HEADS) if self.kept(dimension) is not None]
         if len(heads) != 1:
-            raise SubnetError(f"a subnet keeps num_attention_heads or num_key_value_heads, got {heads or 'neither'}")
+            got = " and ".join(heads) or "neither"
+            raise SubnetError(
+                f"a subnet keeps either num_attention_heads or num_key_value_heads, got {got}; give the one that "
+                "SubnetConfig.full(config) of its super-network has"
+            )
 
     def _canonical_by_layer(self, name: str) -> tuple[Kept, ...]:
         value = getattr(self, name)

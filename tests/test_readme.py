@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 import hf_whittle
 from hf_whittle.recipe import Recipe
@@ -89,6 +89,24 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
     assert names["subnet"] == names["student"].subnet and names["archive"].best == names["result"].best
     assert "LoRA adapters" in hub.files("me/pythia-160m-whittled")["README.md"].decode()
     names["trainer"].train()
+
+
+def test_language_model_of_a_multimodal_checkpoint_is_saved_as_the_guide_says(tmp_path, monkeypatch, teacher_folder):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 300}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=299)
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    snippet = next(block for block in blocks_of("python") if "language_model" in block)
+    exec(replace_once(snippet, {"google/gemma-3-4b-pt": str(tmp_path / "whole")}), {})
+    supernet = hf_whittle.AutoSuperNetForCausalLM.from_pretrained("gemma-3-4b-text")
+    input_ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(supernet(input_ids).logits, whole(input_ids).logits)
+    assert len(AutoTokenizer.from_pretrained("gemma-3-4b-text")) == 300
 
 
 @pytest.mark.parametrize("text", blocks_of("yaml"), ids=lambda text: "recipe")

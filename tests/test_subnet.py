@@ -245,6 +245,18 @@ def test_more_than_the_super_network_has_is_an_error(tiny_config, change, messag
         SubnetConfig(**{**VALID, **change}).validate(tiny_config)
 
 
+@pytest.mark.parametrize(
+    ("heads", "got"),
+    [
+        ({"num_attention_heads": 2, "num_key_value_heads": 1}, "got num_attention_heads and num_key_value_heads; give"),
+        ({}, "got neither; give the one that SubnetConfig.full(config) of its super-network has"),
+    ],
+)
+def test_both_kinds_of_heads_or_neither_is_an_error(heads, got):
+    with pytest.raises(SubnetError, match=re.escape(got)):
+        SubnetConfig(8, 2, intermediate_size=4, **heads)
+
+
 def test_counts_are_checked_against_the_layer_they_are_kept_of():
     SubnetConfig(8, [0, 2], [4, 2], [16, 10]).validate(SHAPE)
     with pytest.raises(

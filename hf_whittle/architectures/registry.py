@@ -2,7 +2,7 @@
 
 import importlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..compat import first_layer
 from ..errors import ArchitectureError
@@ -26,7 +26,7 @@ def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
         ArchitectureError: if there is no table for it.
     """
     model_type = source if isinstance(source, str) else source.model_type
-    check_model_type(model_type)
+    check_model_type(model_type, text=getattr(source, "text_config", None))
     return _architecture(model_type.removeprefix(WHITTLE))
 
 
@@ -35,14 +35,26 @@ def _architecture(name: str) -> Architecture:
     return importlib.import_module(f"{__package__}.{name}").ARCHITECTURE
 
 
-def check_model_type(model_type: str | None, source: object = None) -> None:
-    """Raise `ArchitectureError` unless there is a table for `model_type`."""
-    if not is_known(model_type):
-        of = f" of {source}" if source else ""
-        raise ArchitectureError(
-            f"the architecture{of} is {model_type!r}; hf_whittle knows {', '.join(ARCHITECTURES)}: use a checkpoint of "
-            "one of these, or add a table for it as CONTRIBUTING.md describes"
+def check_model_type(model_type: str | None, source: object = None, text: Any = None) -> None:
+    """Raise `ArchitectureError` unless there is a table for `model_type`.
+
+    Args:
+        model_type (`str`, *optional*): the architecture.
+        source (*optional*): the checkpoint, for the error.
+        text (`PreTrainedConfig` or `dict`, *optional*): its `text_config`, if it also reads images or sound.
+    """
+    if is_known(model_type):
+        return
+    of = f" of {source}" if source else ""
+    text_type = text.get("model_type") if isinstance(text, dict) else getattr(text, "model_type", None)
+    advice = "use a checkpoint of one of these, or add a table for it as CONTRIBUTING.md describes"
+    if is_known(text_type):
+        advice = (
+            f"its language model is a {text_type}; save that alone, as docs/guide.md#super-networks shows, and use it"
         )
+    raise ArchitectureError(
+        f"the architecture{of} is {model_type!r}; hf_whittle knows {', '.join(ARCHITECTURES)}: {advice}"
+    )
 
 
 def is_known(model_type: str | None) -> bool:

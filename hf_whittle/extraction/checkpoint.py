@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         found, _ = self._reading(PreTrainedConfig.get_config_dict, self.source, **self._hub)
         if not isinstance(found, dict):
             raise CheckpointError(f"cannot read the checkpoint {self.source!r}: its config.json is not a JSON object")
-        check_model_type(found.get("model_type"), self.source)
+        check_model_type(found.get("model_type"), self.source, found.get("text_config"))
         if found.get("quantization_config"):
             raise WeightsError(f"the checkpoint {self.source!r} is quantized; give the one it was made from")
         config = self._reading(AutoConfig.from_pretrained, self.source, **self._hub)

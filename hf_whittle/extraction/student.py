@@ -18,7 +18,7 @@ from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
 from ..models.source import Source
 from ..models.student import student_class, student_config
-from ..models.weights import check_plain_weights, full_config, kept_weights, weight_shape
+from ..models.weights import check_plain_weights, full_config, kept_weights, weight_factors
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -165,10 +165,11 @@ def _filled(
 ) -> dict[str, torch.Tensor]:
     """Convert healed weights to the student's precision, and pad them if its format asks for that."""
     config, subnet = source.config, extraction.subnet
-    is_padded = extraction.format == "padded"
-    shape = padded_shape(config, subnet) if is_padded else subnet.shape.filled(Shape.from_config(config))
-    return {
-        name: fill(state_dict[name], weight_shape(weight, config, shape, position), dtype)
-        for weight, _, position in kept_weights(config, subnet)
-        for name in (weight.name.format(layer=position),)
-    }
+    kept = subnet.shape.filled(Shape.from_config(config))
+    target = padded_shape(config, subnet) if extraction.format == "padded" else kept
+    filled = {}
+    for weight, _, position in kept_weights(config, subnet):
+        name = weight.name.format(layer=position)
+        held, shape = (weight_factors(weight, config, sizes, position) for sizes in (kept, target))
+        filled[name] = fill(state_dict[name], held, shape, dtype)
+    return filled

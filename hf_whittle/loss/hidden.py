@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..architectures.registry import get_architecture
 from ..subnet import SubnetConfig
 
 HIDDEN_LOSSES = ("mse", "cosine")
@@ -78,4 +79,4 @@ def layer_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def _layers(model: Any) -> Iterator[nn.Module]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # without adapters
-    return iter(base.base_model.layers)
+    return iter(base.get_submodule(get_architecture(base.config).layers))

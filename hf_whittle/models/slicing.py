@@ -1,5 +1,6 @@
 """Slices of a model's weights that a subnet keeps, and the student that holds them."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .padding import padded_shape
 from .rows import KeptRows
 from .single_layer import single_precision_attention
 from .student import student_class, student_config
-from .weights import check_finite, kept_weights, weight_shape
+from .weights import Factors, check_finite, kept_weights, weight_factors, weight_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -44,7 +45,8 @@ def slice_weights(
         CheckpointError: if a weight is missing, has another shape than the configuration says, or contains NaN or Inf.
     """
     full = Shape.from_config(config)
-    target = padded_shape(config, subnet) if padded else subnet.shape.filled(full)
+    kept = subnet.shape.filled(full)
+    target = padded_shape(config, subnet) if padded else kept
     rows = KeptRows(config, subnet)
     sliced = {}
     for weight, layer, position in tqdm(kept_weights(config, subnet), "extract", unit="tensor", disable=not progress):
@@ -53,8 +55,8 @@ def slice_weights(
         _check_tensor(name, tensor, weight_shape(weight, config, full, layer))
         for dim, axis in enumerate(weight.axes):
             tensor = take(tensor, dim, rows(axis, position, tensor.device))
-        shape = weight_shape(weight, config, target, position)
-        sliced[weight.name.format(layer=position)] = fill(tensor, shape, dtype or tensor.dtype)
+        held, shape = (weight_factors(weight, config, sizes, position) for sizes in (kept, target))
+        sliced[weight.name.format(layer=position)] = fill(tensor, held, shape, dtype or tensor.dtype)
     return sliced
 
 
@@ -88,9 +90,19 @@ def student_model(
     return student.to(next(iter(state_dict.values())).device).eval()
 
 
-def fill(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A copy of a tensor, padded with zeros at the ends of its axes up to `shape`."""
-    make = torch.empty if tensor.shape == shape else torch.zeros
-    copy = make(shape, dtype=dtype, device=tensor.device)
-    copy[tuple(slice(size) for size in tensor.shape)] = tensor
-    return copy
+def fill(tensor: torch.Tensor, held: Factors, shape: Factors, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a weight, padded with zeros.
+
+    Args:
+        tensor (`torch.Tensor`): the weight.
+        held (`Factors`): sizes of the factors of its axes.
+        shape (`Factors`): their sizes in the copy; each factor is padded at its end, as a head in the middle of an axis
+            has to stay with its queries, keys or values.
+        dtype (`torch.dtype`): precision of the copy.
+    """
+    sizes = tuple(math.prod(factors) for factors in shape)
+    if held == shape:
+        return torch.empty(sizes, dtype=dtype, device=tensor.device).copy_(tensor)
+    copy = torch.zeros(sum(shape, ()), dtype=dtype, device=tensor.device)
+    copy[tuple(slice(size) for size in sum(held, ()))] = tensor.reshape(sum(held, ()))
+    return copy.reshape(sizes)

@@ -96,7 +96,7 @@ class SuperNetModel(PreTrainedModel):
         source = kwargs.get("config") or pretrained_model_name_or_path
         if isinstance(source, str | os.PathLike):
             found = found_config(source, kwargs)
-            cls._check_model_type(found.get("model_type"), source)
+            cls._check_model_type(found.get("model_type"), source, found.get("text_config"))
             quantization = quantization or found.get("quantization_config")
         if quantization is not None:
             raise WeightsError(
@@ -110,9 +110,9 @@ class SuperNetModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     @classmethod
-    def _check_model_type(cls, model_type: str | None, source: object) -> None:
+    def _check_model_type(cls, model_type: str | None, source: object, text: Any = None) -> None:
         """Raise `ArchitectureError` unless a checkpoint is of the architecture of this class."""
-        check_model_type(model_type, source)
+        check_model_type(model_type, source, text)
         own = getattr(cls.config_class, "model_type", None)
         if model_type != own:
             raise ArchitectureError(

@@ -40,10 +40,11 @@ class AutoSuperNetForCausalLM:
         """
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig):
-            model_type: Any = config.model_type
+            found: dict[str, Any] = config.to_dict()
         else:
-            model_type = found_config(config or pretrained_model_name_or_path, kwargs).get("model_type")
-        check_model_type(model_type, pretrained_model_name_or_path)
+            found = found_config(config or pretrained_model_name_or_path, kwargs)
+        model_type: Any = found.get("model_type")
+        check_model_type(model_type, pretrained_model_name_or_path, found.get("text_config"))
         return supernet_class(model_type).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -57,6 +58,7 @@ class AutoSuperNetForCausalLM:
         Raises:
             ArchitectureError: if its architecture has no table, or it is that of a student that no stock class holds.
         """
+        get_architecture(config)
         return from_config(supernet_class(config.model_type), config, **kwargs)
 
 

@@ -1,5 +1,6 @@
 """Weights of a model by its table: names, shapes, and checks that slices of them can be taken."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsErr
 from ..subnet import Shape, SubnetConfig
 from .placement import OFFLOADED, is_shard
 from .rows import unsliced_sizes
+
+Factors = tuple[tuple[int, ...], ...]
+"""Of each axis of a weight, the sizes of its factors."""
 
 _WHAT_TO_DO = (
     "slices can be taken of plain floating-point weights only: load the model without quantization, and merge adapters "
@@ -121,8 +125,13 @@ def embedding(config: PreTrainedConfig) -> Weight:
 
 def weight_shape(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: int) -> tuple[int, ...]:
     """The shape of a weight in a model with the sizes `shape`, optional ones included."""
+    return tuple(math.prod(factors) for factors in weight_factors(weight, config, shape, layer))
+
+
+def weight_factors(weight: Weight, config: PreTrainedConfig, shape: Shape, layer: int) -> Factors:
+    """The sizes of the factors of each axis of a weight, likewise."""
     sizes = {**unsliced_sizes(config), **shape.of_layer(layer)}
-    return tuple(axis.size(sizes) for axis in weight.axes)
+    return tuple(axis.factor_sizes(sizes) for axis in weight.axes)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

@@ -50,7 +50,7 @@ def check_teacher(inputs: Inputs) -> None:
     """
     recipe = inputs.recipe
     config = load_checkpoint(AutoConfig.from_pretrained, recipe.teacher)
-    check_model_type(config.model_type, recipe.teacher)
+    check_model_type(config.model_type, recipe.teacher, getattr(config, "text_config", None))
     size, beta = inputs.supernet.config.vocab_size, recipe.training_arguments(recipe.output_dir).beta
     if recipe.search.has_probes:
         beta = max(beta, recipe.probe_config.beta)

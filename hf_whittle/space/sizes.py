@@ -77,6 +77,11 @@ class Sizes:
                 raise SubnetError(f"{name}: a {self.config.model_type} has no such dimension, only {known}")
             return
         most = self.full.size(dimension)
+        if not isinstance(sizes, range):
+            raise SubnetError(
+                f"{name}: sizes must be a range such as range({dimension.unit}, {most + 1}, {dimension.unit}), got "
+                f"{sizes!r}"
+            )
         if not sizes or sizes[0] < 1 or sizes[-1] > most or sizes.step < 0:
             raise SubnetError(f"{name}: sizes must be an ascending range within 1 to {most}, got {sizes}")
         if any(size % dimension.unit and size != most for size in sizes):

@@ -134,6 +134,14 @@ def test_padded_student_of_each_architecture_has_the_logits_of_the_whittle_one(e
     assert padded.config.model_type == config.model_type != whittle.config.model_type
 
 
+def test_padding_of_heads_stays_with_their_queries_keys_and_values(each_supernet, input_ids):
+    full = Shape.from_config(each_supernet.config)
+    uneven = {d: (full.size(d), *[1] * (full.num_hidden_layers - 1)) for d in full.per_layer}
+    subnet = SubnetConfig.full(each_supernet.config).replaced(uneven)
+    padded, whittle = padded_and_whittle(each_supernet, subnet, dtype=torch.float64)
+    torch.testing.assert_close(logits(padded, input_ids), logits(whittle, input_ids), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_padded_student_is_the_whittle_one_with_zeros_around(variant_supernet, seed):
     padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed))

@@ -526,7 +526,7 @@ def test_the_snippet_of_a_llama_student_runs(make_stock, tokenizer, tmp_path, ca
     student = extract_subnet(llama, subnet)
     save_student(student, tmp_path, tokenizer=tokenizer)
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert ("trust_remote_code=True" in page) is bool(kept)
+    assert page.count("trust_remote_code=True") == (2 if kept else 0)  # for model and tokenizer, or neither
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     assert capsys.readouterr().out.startswith("The")

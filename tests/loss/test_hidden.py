@@ -54,6 +54,20 @@ def test_whole_teacher_as_its_own_student_has_no_distance(tmp_path):
     assert found == pytest.approx(0, abs=1e-6)
 
 
+def test_hidden_states_of_each_architecture_are_compared(tmp_path, each_supernet):
+    config = each_supernet.config
+    student = extract_subnet(each_supernet, SubnetConfig.full(config).with_layers([0, config.num_hidden_layers - 1]))
+    trainer = make_trainer(tmp_path, student, each_supernet, hidden_weight=1.0, max_steps=1)
+    batch = torch.stack([block["input_ids"] for block in make_blocks()[:2]])
+    with torch.no_grad(), layer_outputs(trainer.model) as own, layer_outputs(trainer.teacher) as others:
+        trainer.model(input_ids=batch)
+        trainer.teacher(input_ids=batch)
+    assert (len(own), len(others)) == (2, config.num_hidden_layers)
+    torch.testing.assert_close(own[0], others[0])
+    trainer.train()
+    assert next(row["hidden_loss"] for row in trainer.state.log_history if "hidden_loss" in row) > 0
+
+
 def test_projections_learn_and_are_in_the_checkpoint_but_not_in_the_student(tmp_path):
     trainer = trainer_with(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     before = {name: value.clone() for name, value in trainer._hidden.state_dict().items()}

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from small_models import TINY, draw_subnet, settings_of
-from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig, StableLmForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, StableLmConfig, StableLmForCausalLM
 
 import hf_whittle
 from hf_whittle import AutoSuperNetForCausalLM, SubnetConfig, extract_subnet
@@ -94,6 +94,21 @@ def test_architecture_without_a_table_is_an_error_that_lists_those_with_one(unkn
         extract_subnet(unknown, SubnetConfig(8, 1, 1, 8), progress=False)
     with pytest.raises(ArchitectureError, match="the architecture is 'stablelm'; hf_whittle knows"):
         AutoSuperNetForCausalLM.from_config(AutoConfig.from_pretrained(unknown))
+
+
+@pytest.mark.parametrize("source", ["folder", "config"])
+def test_checkpoint_that_also_reads_images_is_an_error_that_names_its_language_model(source, tmp_path):
+    config = Gemma3Config()
+    config.save_pretrained(tmp_path)
+    loads = {
+        "folder": [AutoSuperNetForCausalLM.from_pretrained, hf_whittle.Gemma3SuperNetForCausalLM.from_pretrained],
+        "config": [AutoSuperNetForCausalLM.from_config, SubnetConfig.full],
+    }[source]
+    if source == "folder":
+        loads.append(lambda folder: extract_subnet(folder, SubnetConfig(8, 1, 1, 8), progress=False))
+    for load in loads:
+        with pytest.raises(ArchitectureError, match=r"is 'gemma3'; .*: its language model is a gemma3_text; save that"):
+            load(tmp_path if source == "folder" else config)
 
 
 def test_class_of_another_architecture_is_an_error_that_names_the_auto_class(saved, each_supernet):

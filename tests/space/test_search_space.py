@@ -419,6 +419,8 @@ def test_record_of_a_space_names_every_choice():
             {"num_attention_heads": range(4, 0, -1)},
             "num_attention_heads: sizes must be an ascending range within 1 to 4",
         ),
+        ({"hidden_size": [16, 32]}, "hidden_size: sizes must be a range such as range(1, 33, 1), got [16, 32]"),
+        ({"head_dim": 4}, "head_dim: sizes must be a range such as range(2, 9, 2), got 4"),
         ({"intermediate_size": range(5, 5)}, "intermediate_size: sizes must be an ascending range within 1 to 64"),
     ],
 )
