@@ -53,6 +53,12 @@ CHOICES = {
     "mistral": {**DECODER, "head_dim": [8, 6], "sliding_window": [None, 3]},
     "qwen2": {**DECODER, "num_attention_heads, num_key_value_heads": [(4, 2), (4, 1)], "use_sliding_window": BOTH},
     "qwen3": {**DECODER, "attention_bias": BOTH, "head_dim": [8, 6], "use_sliding_window": BOTH},
+    "cohere": {
+        **DECODER,
+        "num_attention_heads, num_key_value_heads": [(4, 2), (4, 1)],
+        "attention_bias": BOTH,
+        "use_qk_norm": BOTH,
+    },
     "gemma3_text": {
         **DECODER,
         "rope_parameters": [{"full_attention": LINEAR, "sliding_attention": DEFAULT}, None],
@@ -81,6 +87,7 @@ CONSTANT = {"num_hidden_layers": 4, "attention_dropout": 0.2}
 CONSTANTS = {
     "gpt_neox": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "hidden_dropout": 0.1},
     "gemma3_text": {"hidden_activation": "gelu_new", "rms_norm_eps": 1e-3, "query_pre_attn_scalar": 12},
+    "cohere": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "logit_scale": 0.3},
     "gpt2": {"activation_function": "gelu", "layer_norm_epsilon": 1e-3, "embd_pdrop": 0.1, "attn_pdrop": 0.2},
     "opt": {"activation_function": "gelu", "dropout": 0.1},
 }
