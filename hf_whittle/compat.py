@@ -117,6 +117,11 @@ def layer_configs(config: "PreTrainedConfig") -> "list[PreTrainedConfig] | None"
     return list(config.per_layer_config) if getattr(config, "is_heterogeneous", False) else None
 
 
+def first_layer(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """Return the configuration of the first layer; see `layer_configs`, which makes those of all."""
+    return config.per_layer_config[0] if getattr(config, "is_heterogeneous", False) else config
+
+
 def lacks_last_norm(config: "PreTrainedConfig") -> bool:
     """Whether a model of OPT has no norm after its last layer, as checkpoints of old fine-tunings.
 

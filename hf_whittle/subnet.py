@@ -258,12 +258,11 @@ class SubnetConfig:
 
     def compose(self, inner: "SubnetConfig") -> "SubnetConfig":
         """Map `inner`, a subnet of this one's student, to a subnet of the super-network."""
-        names = {dimension for dimension in inner.dimensions if not dimension.is_optional}
-        named = [d for d in self.dimensions if d in names or d in inner.dimensions]
-        inner_of_named = inner.replaced({d: None for d in inner.dimensions if d not in named})
+        whole = [d for d in inner.dimensions if d.is_optional and self.kept(d) is None]
+        inner_of_named = inner.replaced(dict.fromkeys(whole))
         inner_of_named.validate(self.shape)
-        kept_of_both: dict[Dimension, Any] = {d: inner.kept(d) for d in inner.dimensions if d not in named}
-        for dimension in named:
+        kept_of_both: dict[Dimension, Any] = {dimension: inner.kept(dimension) for dimension in whole}
+        for dimension in inner_of_named.dimensions:
             outer, chosen = self.kept(dimension), inner.kept(dimension)
             if dimension.per_layer:
                 pairs = zip(inner.layers, chosen, strict=True)

@@ -43,7 +43,10 @@ def _former_settings(config: "PreTrainedConfig") -> dict[str, Any]:
 
 
 def _oldest_transformers(config: dict[str, Any]) -> str:
-    return "4.53"
+    rotary = config.get("rope_parameters") or {}
+    full, sliding = (rotary.get(layer_type) or {} for layer_type in _FORMER)
+    is_seen = decoder.is_scaled_alike(full) and sliding.get("rope_type", "default") == "default"
+    return "4.53" if is_seen else "5.0"  # version 4 scales the rotation of full attention alone
 
 
 ARCHITECTURE = replace(

@@ -1,5 +1,6 @@
 """The table of GPT-2, whose matrices are transposed and whose positions are learned."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchitectureError
@@ -69,6 +70,7 @@ ARCHITECTURE = Architecture(
     write_sizes=_write_sizes,
     module_sizes=_module_sizes,
     stock_problem=heads_must_fill_channels,
+    leftovers=re.compile(r"attn\.bias$"),
     oldest_transformers=_oldest_transformers,
     weights=(
         Weight("transformer.wte.weight", (_VOCABULARY, _CHANNELS)),

@@ -25,6 +25,10 @@ def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
         raise ArchitectureError(
             "OPT with norms after attention and MLP, or without its last norm, has no table: use another size than 350m"
         )
+    if not config.layer_norm_elementwise_affine:
+        raise ArchitectureError(
+            "OPT with norms without weights (layer_norm_elementwise_affine=False) has no table: use a checkpoint with"
+        )
     if config.word_embed_proj_dim != config.hidden_size:
         raise ArchitectureError(
             f"OPT has no table with word_embed_proj_dim={config.word_embed_proj_dim} other than hidden_size="
@@ -68,10 +72,7 @@ def _linear(name: str, outputs: Axis, inputs: Axis, norm: str | None = None) -> 
 
 
 def _norm(name: str) -> tuple[Weight, Weight]:
-    weight, bias = (
-        Weight(f"{name}.{part}", (_CHANNELS,), exists_if="layer_norm_elementwise_affine") for part in ("weight", "bias")
-    )
-    return weight, bias
+    return Weight(f"{name}.weight", (_CHANNELS,)), Weight(f"{name}.bias", (_CHANNELS,))
 
 
 ARCHITECTURE = Architecture(

@@ -8,8 +8,9 @@ from .llama import ARCHITECTURE as LLAMA
 
 
 def _oldest_transformers(config: dict[str, Any]) -> str:
-    oldest = decoder.oldest_transformers(config)  # before 4.53, the window slides in other layers
-    return max(oldest, "4.53") if config.get("use_sliding_window") else oldest
+    """Version 4.53 was the first in which layers that slide and others may be in any order."""
+    slides = "sliding_attention" in (config.get("layer_types") or ())
+    return max(decoder.oldest_transformers(config), "4.53" if slides else "4.49")
 
 
 ARCHITECTURE = replace(

@@ -8,7 +8,7 @@ from .qwen2 import ARCHITECTURE as QWEN2
 
 
 def _oldest_transformers(config: dict[str, Any]) -> str:
-    return max(QWEN2.oldest_transformers(config), "4.51")  # the first with Qwen3
+    return max(QWEN2.oldest_transformers(config), "4.51")
 
 
 ARCHITECTURE = replace(

@@ -4,7 +4,7 @@ import importlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..compat import layer_configs
+from ..compat import first_layer
 from ..errors import ArchitectureError
 from .dimensions import HEAD_CHANNELS
 from .table import Architecture
@@ -90,12 +90,6 @@ def rotated_channels(config: "PreTrainedConfig") -> int:
     if pairs is not None:
         return 2 * len(pairs)
     return 0 if rotated is None else rotated(first_layer(config))
-
-
-def first_layer(config: "PreTrainedConfig") -> "PreTrainedConfig":
-    """The configuration of the first layer, to read sizes that all layers share."""
-    layers = layer_configs(config)
-    return config if layers is None else layers[0]
 
 
 def head_channels(config: "PreTrainedConfig") -> list[int]:

@@ -152,8 +152,10 @@ def oldest_transformers(config: dict[str, Any]) -> str:
     """The oldest version of transformers that reads a stock student, from its `config.json`."""
     rotary = config.get("rope_parameters") or {}
     is_seen = rotary.get("rope_type", "default") == "default" or config.get("rope_scaling")
-    return (
-        "4.49"
-        if is_seen and config.get("rope_theta", _FORMER_THETA) == rotary.get("rope_theta", _FORMER_THETA)
-        else "5.0"
-    )
+    is_theta_seen = config.get("rope_theta", _FORMER_THETA) == rotary.get("rope_theta", _FORMER_THETA)
+    return "4.49" if is_seen and is_theta_seen and is_scaled_alike(rotary) else "5.0"
+
+
+def is_scaled_alike(rotary: dict[str, Any]) -> bool:
+    """Whether transformers 4 scales a rotation as newer versions do; yarn and longrope read other settings there."""
+    return rotary.get("rope_type", "default") in ("default", "linear", "dynamic", "llama3")

@@ -217,13 +217,17 @@ def _layer_rows(subnet: SubnetConfig) -> list[tuple[int, ...]]:
     return list(zip(range(len(subnet.layers)), subnet.layers, *sizes, strict=True))
 
 
-_OF_HEADS = {QUERIES: "queries of each key-value head", HEAD_CHANNELS: "channels of each head"}
+_OF_HEADS = {
+    QUERIES: ("query of each key-value head", "queries of each key-value head"),
+    HEAD_CHANNELS: ("channel of each head", "channels of each head"),
+}
+"""Singular and plural of what heads keep."""
 
 
 def _of_heads(subnet: SubnetConfig) -> list[str]:
     """What heads keep, in words, of dimensions that a subnet names though it need not."""
-    named = (dimension for dimension in _OF_HEADS if subnet.kept(dimension) is not None)
-    return [f"{count(subnet.kept(dimension))} {_OF_HEADS[dimension]}" for dimension in named]
+    numbers = {dimension: count(subnet.kept(dimension)) for dimension in _OF_HEADS if dimension in subnet.dimensions}
+    return [f"{number} {_OF_HEADS[dimension][number > 1]}" for dimension, number in numbers.items()]
 
 
 def _minimized(fitness: FitnessFacts) -> str:

@@ -140,8 +140,8 @@ def score_importance(
     Args:
         model (`PreTrainedModel`): a super-network, a stock model or a student; it is not changed.
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
-        criterion (`str`, *optional*, defaults to `"activation"`): criterion of heads, neurons,
-            channels and other entries.
+        criterion (`str`, *optional*, defaults to `"activation"`): criterion of entries, such as heads, neurons
+            and channels.
         layer_criterion (`str`, *optional*, defaults to `"cosine"`): criterion of layers; `"removal"` needs a
             super-network.
         batch_size (`int`, *optional*, defaults to 16): blocks at a time; `taylor` squares after each batch.

@@ -72,12 +72,15 @@ def as_stored(config: "PreTrainedConfig", checkpoint: Mapping[str, torch.Tensor]
 
 
 def stored_as(weights: Mapping[str, torch.Tensor], weight: Weight, layer: int) -> str | None:
-    """The name of a weight in a checkpoint, or `None`; where both names are there, the one that transformers takes."""
+    """The name of a weight in a checkpoint, or `None`; of several that are there, the one that transformers takes."""
     return next((name for each in _names(weight) if (name := each.format(layer=layer)) in weights), None)
 
 
 def _names(weight: Weight) -> list[str]:
-    return [name for name in (weight.file_name, weight.name) if name is not None]
+    """Names that a weight may have in a checkpoint; the last one where a model was saved without its head."""
+    is_of_head = weight.is_matmul and not weight.in_layer
+    without_head = None if is_of_head else weight.name.partition(".")[2]
+    return [name for name in (weight.file_name, weight.name, without_head) if name is not None]
 
 
 def stored_name(
@@ -93,7 +96,8 @@ def stored_name(
         sharing = (each for each in get_architecture(config).weights if each.is_shared(config))
         name = next((found for each in sharing if (found := stored_as(weights, each, 0))), None)
     if name is None:
-        wanted = " or ".join(each.format(layer=layer) for each in reversed(_names(weight)))
+        known = (weight.name, weight.file_name)
+        wanted = " or ".join(each.format(layer=layer) for each in known if each is not None)
         raise CheckpointError(
             f"the checkpoint lacks the tensor {wanted}; download it again. If its model has no head for causal "
             "language modeling, load it with AutoModelForCausalLM and save that"

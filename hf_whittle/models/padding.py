@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any
 from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import get_architecture
 from ..errors import SubnetError
-from ..subnet import Shape, SubnetConfig
+from ..subnet import Shape, SubnetConfig, count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def keeps_whole_heads(config: "PreTrainedConfig", subnet: SubnetConfig) -> bool:
+    """Whether the heads of a student have all channels that the frequencies of a rotation are computed for."""
+    if get_architecture(config).rotary is None:
+        return True
+    is_whole = subnet.head_dim is None or count(subnet.head_dim) == Shape.from_config(config).head_dim
+    return is_whole and getattr(config, "rotary_pairs", None) is None
 
 
 def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
@@ -21,8 +29,7 @@ def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
     subnet.validate(config)
     architecture, full = get_architecture(config), Shape.from_config(config)
     shape = subnet.shape.filled(full)
-    is_rotated = architecture.rotary is not None
-    if is_rotated and (shape.head_dim != full.head_dim or getattr(config, "rotary_pairs", None) is not None):
+    if not keeps_whole_heads(config, subnet):
         raise SubnetError(
             f"a padded student needs heads of all channels, got head_dim={shape.head_dim}; use format='auto'"
         )

@@ -6,8 +6,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import HEAD_CHANNELS, Dimension
-from ..architectures.registry import first_layer, get_architecture, head_channels, rotated_channels
+from ..architectures.registry import get_architecture, head_channels, rotated_channels
 from ..architectures.table import Axis
+from ..compat import first_layer
 from ..subnet import Kept, Shape, SubnetConfig, count, indices
 
 

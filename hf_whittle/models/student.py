@@ -9,10 +9,9 @@ from ..architectures.registry import get_architecture, is_whittle, rotated_chann
 from ..architectures.table import Architecture
 from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig, count, indices
-from .padding import padded_shape
+from .padding import keeps_whole_heads, padded_shape
 from .students import stock_class, student_classes
 
-FORMATS = ("auto", "stock", "whittle", "padded")
 _NOT_INHERITED = (
     "model_type",
     "architectures",
@@ -32,14 +31,6 @@ def stock_problem(config: PreTrainedConfig, subnet: SubnetConfig) -> str | None:
         return f"its heads must keep all {full.head_dim} channels, got {count(subnet.head_dim or 0)}"
     sizes = {VOCABULARY: config.vocab_size, **shape.filled(full).of_layer(0)}
     return get_architecture(config).stock_problem(config, sizes)
-
-
-def keeps_whole_heads(config: PreTrainedConfig, subnet: SubnetConfig) -> bool:
-    """Whether the heads of a student have all channels that the frequencies of a rotation are computed for."""
-    if get_architecture(config).rotary is None:
-        return True
-    is_whole = subnet.head_dim is None or count(subnet.head_dim) == Shape.from_config(config).head_dim
-    return is_whole and getattr(config, "rotary_pairs", None) is None
 
 
 def fits_stock(config: PreTrainedConfig, subnet: SubnetConfig) -> bool:

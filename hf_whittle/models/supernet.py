@@ -75,6 +75,7 @@ class SuperNetModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         self._check_model_type(config.model_type, f"a {type(config).__name__}")
+        Shape.from_config(config)  # refuses settings that the table does not cover
         super().__init__(config, *args, **kwargs)
         self._layers.__class__ = ElasticModuleList
         self._layers.active = None

@@ -186,8 +186,9 @@ class Choices:
             return FirstEntries(total)
         if dimension.unit == 1:
             return AnyEntries(total, scores, self._temperature)
-        of_units = None if scores is None else np.asarray(scores).reshape(-1, dimension.unit).mean(1)
-        return Units(AnyEntries(total // dimension.unit, of_units, self._temperature), dimension.unit)
+        units = total // dimension.unit  # heads of an odd size are kept whole
+        of_units = None if scores is None else np.reshape(scores[: units * dimension.unit], (units, -1)).mean(1)
+        return Units(AnyEntries(units, of_units, self._temperature), dimension.unit)
 
 
 def _array(kept: Kept) -> np.ndarray:

@@ -148,11 +148,12 @@ class SearchSpace(Sizes):
         """Draw a subnet in the bin.
 
         The law of the draw: the sizes that all layers share, such as the number of channels, and the number of layers
-        are together uniform over those for which the bin is reachable; given them, the total of heads is uniform over
-        the totals for which the bin is reachable, and then the total of neurons over those that lie in the bin. Totals
-        are spread over the layers by independent uniform draws, corrected in a random order. Kept entries are uniform,
-        or follow importance. Every subnet of the bin can be drawn, but not all are equally likely: sizes are uniform,
-        so a subnet of few layers, of which there are fewer, is likelier than one of many.
+        are together uniform over those for which the bin is reachable; given them, the total of heads (of key-value
+        heads, where queries are grouped) is uniform over the totals for which the bin is reachable, and then the total
+        of neurons over those that lie in the bin. Totals are spread over the layers by independent uniform draws,
+        corrected in a random order. Kept entries are uniform, or follow importance. Every subnet of the bin can be
+        drawn, but not all are equally likely: sizes are uniform, so a subnet of few layers, of which there are fewer,
+        is likelier than one of many.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.
@@ -162,9 +163,8 @@ class SearchSpace(Sizes):
     def mutate(self, subnet: SubnetConfig, rng: Random, bin: Bin) -> SubnetConfig:
         """Change one dimension of a subnet, then its sizes by as little as brings it back into the bin.
 
-        One of these changes is drawn: another size of a dimension that may have several, of heads or neurons in one
-        layer (in all of them if the space is uniform), or, in a fine-grained space, as many other entries of one
-        dimension.
+        One of these changes is drawn: another size of one dimension, in one layer if layers have entries of their own
+        (in all of them if the space is uniform); or, in a fine-grained space, as many other entries of one dimension.
 
         Raises:
             BinError: if no subnet of the space lies in the bin.

@@ -2,12 +2,13 @@
 
 import filecmp
 import json
+import logging
 import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_checkpoints import (
     BARE,
     CLOSE,
@@ -62,6 +63,22 @@ def test_every_kind_of_model_and_a_saved_super_network(any_supernet, tmp_path):
         assert_same_student(student, extract(stock, subnet))
         is_tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
         assert is_tied == student.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
+def test_checkpoint_saved_without_its_head_as_those_of_gpt2_are(make_stock, tmp_path, caplog, model_type):
+    stock = make_stock(model_type=model_type, tie_word_embeddings=True)
+    stock.base_model.save_pretrained(tmp_path)
+    if model_type == "gpt2":  # files of GPT-2 also hold masks
+        tensors = load_file(tmp_path / WEIGHTS)
+        masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(5)}
+        save_file({**tensors, **masks}, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    subnet = draw_subnet(stock.config, 0)
+    monitored = logging.getLogger("hf_whittle.models.checkpoint_names")
+    monitored.addHandler(caplog.handler)
+    assert_same_weights(extract(tmp_path, subnet), extract(stock, subnet))
+    monitored.removeHandler(caplog.handler)
+    assert "left out" not in caplog.text
 
 
 def test_every_format_of_each_architecture(each_supernet, input_ids, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fixtures_search import StopsAt
+from fixtures_slow import slow_but
 from fixtures_trained import TRAINED, train
 from small_models import OTHERS
 from torch.utils.flop_counter import FlopCounterMode
@@ -266,7 +267,7 @@ def test_full_subnet_stays_what_it_is(any_supernet, sample_text):
         torch.testing.assert_close(student(other).logits, any_supernet(other).logits, rtol=1e-3, atol=5e-3)
 
 
-@pytest.fixture(scope="module", params=TRAINED)
+@pytest.fixture(scope="module", params=slow_but(list(TRAINED), "parallel", "sequential", "llama", "gemma3"))
 def trained(request, make_supernet):
     """A small super-network trained for seconds on Python source, some of that source, and other source."""
     stock, calibration, other = train(request.param)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from fixtures_slow import slow_but
 from fixtures_trained import TRAINED, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -340,7 +341,9 @@ def test_healed_student_of_every_kind_of_model_is_better_on_other_text(variant_s
     assert_healed(variant_supernet, draw(space, seed), variant_text)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("parallel", "sequential")])
+@pytest.mark.parametrize(
+    "name", slow_but([name for name in TRAINED if name not in ("parallel", "sequential")], "llama")
+)
 def test_heads_neurons_channels_and_layers_of_every_architecture_are_healed(make_supernet, name):
     stock, *text = train(name)
     supernet = make_supernet(stock)

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_whittle import SubnetConfig, SubnetModelCardData, extract_subnet, save_student
+from hf_whittle.architectures.dimensions import QUERIES
 from hf_whittle.architectures.registry import ARCHITECTURES, get_architecture
 from hf_whittle.files.text import write_json, write_text
 from hf_whittle.hub.card import is_as_rendered, render_card
@@ -506,6 +507,8 @@ def test_a_page_has_a_column_for_each_dimension_of_layers_and_names_what_heads_k
     LLAMA.save_pretrained(tmp_path)
     page = render_card(StudentFolder.load(tmp_path))
     assert "It keeps 24 channels, 2 queries of each key-value head, 4 channels of each head, and in each layer:" in page
+    LLAMA.replaced({QUERIES: 1}).save_pretrained(tmp_path)
+    assert "24 channels, 1 query of each key-value head, 4" in render_card(StudentFolder.load(tmp_path))
     table = page[page.index("| layer |") :].split("\n\n")[0].splitlines()
     assert table == [
         "| layer | extracted from layer | key-value heads | neurons |",

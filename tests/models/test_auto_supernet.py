@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from small_models import TINY, draw_subnet
+from small_models import TINY, draw_subnet, settings_of
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, StableLmConfig, StableLmForCausalLM
 
 import hf_whittle
@@ -130,6 +130,23 @@ def test_student_that_no_stock_class_holds_is_no_super_network(each_supernet, tm
                 loader.from_pretrained(tmp_path, **arguments)
     with pytest.raises(ArchitectureError, match="no super-network is made of one"):
         AutoSuperNetForCausalLM.from_config(student.config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("opt", {"do_layer_norm_before": False}),
+        ("opt", {"word_embed_proj_dim": 16}),
+        ("opt", {"_remove_final_layer_norm": True}),
+        ("opt", {"layer_norm_elementwise_affine": False}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"add_cross_attention": True}),
+    ],
+)
+def test_setting_without_a_table_is_an_error_before_a_super_network_is_made(model_type, changes):
+    config = AutoConfig.for_model(**settings_of(model_type, **changes), model_type=model_type)
+    with pytest.raises(ArchitectureError, match=r"has no table.*: use a"):
+        AutoSuperNetForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize(

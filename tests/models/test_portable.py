@@ -7,6 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from small_models import LLAMA3
+from small_models import STRETCHED as WHOLE_STRETCHED
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -325,6 +327,7 @@ def test_rotary_settings_are_written_again_by_who_reads_and_trains_the_student(m
 
 
 STRETCHED = {**ROTARY, "rope_type": "linear", "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 def test_version_4_stops_at_a_stretched_rotation_that_newer_ones_read(make_stock, tmp_path):
@@ -344,6 +347,36 @@ def test_oldest_version_is_told_by_what_the_configuration_says(make_stock, tmp_p
     assert oldest(STRETCHED) == "5.0"
     assert oldest_transformers({"model_type": "gpt_neox", "rope_parameters": ROTARY}) == "5.0"
     assert oldest_transformers({"model_type": "t5"}) is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "oldest"),
+    [
+        ("llama", {}, "4.49"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "4.49"),
+        ("llama", {"rope_parameters": LLAMA3}, "4.49"),
+        ("mistral", {"rope_parameters": {**YARN, "rope_theta": 500.0}}, "5.0"),
+        ("cohere", {"rope_parameters": WHOLE_STRETCHED}, "4.49"),
+        ("qwen2", {"use_sliding_window": False}, "4.49"),
+        ("qwen2", {}, "4.53"),
+        ("qwen3", {"use_sliding_window": False}, "4.51"),
+        ("qwen3", {}, "4.53"),
+        ("qwen3", {"use_sliding_window": False, "rope_parameters": YARN}, "5.0"),
+        ("gemma3_text", {}, "4.53"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": WHOLE_STRETCHED}}, "4.53"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": YARN}}, "5.0"),
+        ("gemma3_text", {"rope_parameters": {"sliding_attention": WHOLE_STRETCHED}}, "5.0"),
+        ("gpt2", {}, "4.49"),
+        ("opt", {}, "4.49"),
+    ],
+)
+def test_oldest_version_of_each_architecture(make_stock, tmp_path, model_type, changes, oldest):
+    model = make_stock(model_type=model_type, **changes)
+    found = configuration(extract_subnet(model, SubnetConfig.full(model.config)), tmp_path)
+    assert oldest_transformers(found) == oldest
+    if oldest < "5":  # without the names that version 4 reads, it would rotate otherwise, or not notice
+        without = {name: value for name, value in found.items() if name not in ("rope_theta", "rope_scaling")}
+        assert (oldest_transformers(without) == "5.0") == (without != found and model_type != "gemma3_text")
 
 
 def test_rotary_settings_do_not_make_another_model_of_it(make_stock, tmp_path):

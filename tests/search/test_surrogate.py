@@ -293,7 +293,8 @@ def test_archive_has_the_sizes_that_archives_of_older_versions_have(archives):
 
 def test_archive_of_another_architecture_is_an_error(archives):
     message = (
-        "an archive's subnets keep hidden_size, num_attention_heads, .*, those of this space hidden_size, .*num_key"
+        "an archive's subnets keep hidden_size, num_attention_heads, intermediate_size, those of this space "
+        "hidden_size, intermediate_size, num_key_value_heads; give archives"
     )
     with pytest.raises(OtherSearchError, match=message):
         search(of_llama, ParameterBin(0, 1e9), LLAMA_SPACE, archives=[str(archives / "another bin")])

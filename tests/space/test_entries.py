@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,6 +298,20 @@ def test_hot_space_draws_every_channel_equally_often():
     rng = Random(0)
     drawn = Counter(index for _ in range(1500) for index in indices(space.sample(rng, ANY_SIZE).hidden_size))
     assert all(abs(drawn[channel] - 375) < 5 * math.sqrt(375 * 0.75) for channel in range(32))
+
+
+def test_cold_draws_keep_the_best_pairs_of_channels_of_a_head():
+    scores = with_scores(head_dim=np.repeat([1.0, 4.0, 2.0, 3.0], 2))
+    space = SearchSpace.from_config(CONFIG, "fine", head_dim=range(4, 5), importance=scores, temperature=0)
+    assert space.sample(Random(0), ANY_SIZE).head_dim == (2, 3, 6, 7)
+
+
+def test_heads_of_an_odd_size_are_kept_whole():
+    odd = SimpleNamespace(**{**vars(CONFIG), "hidden_size": 20})
+    scores = scores_of(odd)
+    scores = replace(scores, entries={**scores.entries, "head_dim": np.arange(5.0)})
+    space = SearchSpace.from_config(odd, "fine", layer_wise=True, importance=scores)
+    assert space.sample(Random(0), ANY_SIZE).head_dim is None
 
 
 def test_scored_space_contains_what_the_unscored_one_does():

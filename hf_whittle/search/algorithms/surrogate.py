@@ -142,7 +142,8 @@ def _sizes(archive: SearchResult) -> Shape:
 
 
 def _in_words(shape: Shape) -> str:
-    return ", ".join(dimension.name for dimension in shape.dimensions)
+    """The dimensions that subnets of a model of this shape must name."""
+    return ", ".join(dimension.name for dimension in shape.dimensions if not dimension.is_optional)
 
 
 def _random_forest(seed: int) -> Any:
