@@ -72,7 +72,7 @@ def search_subnets(
     Raises:
         BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
-        SubnetError: if the search space belongs to another super-network.
+        SubnetError: if the model is no super-network, or the search space belongs to another one.
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written, or another process is writing it.
     """
@@ -90,6 +90,11 @@ def search_subnets(
 
         if supernet is None or eval_dataset is None:
             raise DataError("give a supernet and an eval_dataset, or a fitness of your own")
+        if not hasattr(supernet, "active_subnet"):
+            raise SubnetError(
+                f"a {type(supernet).__name__} has no subnets to search; load the checkpoint with "
+                "AutoSuperNetForCausalLM.from_pretrained"
+            )
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = _settings(space, bins, config, fitness)
     workers = Workers(fitness)

@@ -9,7 +9,7 @@ from fixtures_search import ALL_OF_FEW, BIN, CONFIG, FEW
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchResult, SearchSpace, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.errors import BinError, DataError
+from hf_whittle.errors import BinError, DataError, SubnetError
 from hf_whittle.search.algorithms.evolution import EvolutionarySearch
 
 SETTINGS = EvolutionConfig(generations=4, population_size=10, num_offspring=8, num_elites=3, seed=1)
@@ -140,6 +140,13 @@ def test_setting_out_of_range_is_an_error(setting, message):
 def test_empty_bin_is_an_error():
     with pytest.raises(BinError, match="no subnet of this space lies in the bin 1,000,000,000 to 2,000,000,000"):
         search(bin=ParameterBin(1e9, 2e9))
+
+
+def test_search_of_a_stock_model_is_an_error_that_says_how_to_load_it(stock, input_ids):
+    space = SearchSpace.from_config(stock.config)
+    message = "a GPTNeoXForCausalLM has no subnets to search; load the checkpoint with AutoSuperNetForCausalLM"
+    with pytest.raises(SubnetError, match=message):
+        search_subnets(stock, space, bin=BIN, eval_dataset=input_ids)
 
 
 def test_search_without_text_is_an_error(supernet):
