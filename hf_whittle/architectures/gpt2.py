@@ -4,8 +4,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchitectureError
-from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
-from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, POSITIONS, VOCABULARY
+from . import attention_per_head as per_head
+from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, NEURONS, POSITIONS, VOCABULARY
 from .table import Architecture, Axis, Norms, Sizes, Weight
 
 if TYPE_CHECKING:
@@ -25,22 +25,13 @@ def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
             "GPT-2 with scale_attn_by_inverse_layer_idx or add_cross_attention has no table: use a checkpoint without"
         )
     return {
-        CHANNELS: config.hidden_size,
-        HEADS: config.num_attention_heads,
-        HEAD_CHANNELS: head_size(config),
-        NEURONS: config.n_inner or 4 * config.hidden_size,
-        VOCABULARY: config.vocab_size,
+        **per_head.read_sizes(config, config.n_inner or 4 * config.hidden_size),
         POSITIONS: config.max_position_embeddings,
     }
 
 
 def _write_sizes(sizes: Sizes) -> dict[str, int]:
-    return {
-        "hidden_size": sizes[CHANNELS],
-        "num_attention_heads": sizes[HEADS],
-        "head_dim": sizes[HEAD_CHANNELS],
-        "n_inner": sizes[NEURONS],
-    }
+    return per_head.write_sizes(sizes, "n_inner")
 
 
 def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
@@ -61,15 +52,15 @@ ARCHITECTURE = Architecture(
     config_class="GPT2Config",
     model_class="GPT2Model",
     causal_class="GPT2LMHeadModel",
-    dimensions=(CHANNELS, LAYERS, HEADS, HEAD_CHANNELS, NEURONS),
+    dimensions=per_head.DIMENSIONS,
     layers="transformer.h",
     norms=Norms("layer", eps="layer_norm_epsilon"),
-    heads=ATTENDING,
-    keys=ATTENDING,
+    heads=per_head.ATTENDING,
+    keys=per_head.ATTENDING,
     read_sizes=_read_sizes,
     write_sizes=_write_sizes,
     module_sizes=_module_sizes,
-    stock_problem=heads_must_fill_channels,
+    stock_problem=per_head.heads_must_fill_channels,
     leftovers=re.compile(r"attn\.bias$"),
     oldest_transformers=_oldest_transformers,
     weights=(
@@ -79,7 +70,7 @@ ARCHITECTURE = Architecture(
         Weight(_LAYER + "ln_1.bias", (_CHANNELS,)),
         Weight(_LAYER + "attn.c_attn.weight", (_CHANNELS, _QKV), True, norm=_LAYER + "ln_1", is_transposed=True),
         Weight(_LAYER + "attn.c_attn.bias", (_QKV,)),
-        Weight(_LAYER + "attn.c_proj.weight", (ATTENDING, _CHANNELS), True, is_transposed=True),
+        Weight(_LAYER + "attn.c_proj.weight", (per_head.ATTENDING, _CHANNELS), True, is_transposed=True),
         Weight(_LAYER + "attn.c_proj.bias", (_CHANNELS,)),
         Weight(_LAYER + "ln_2.weight", (_CHANNELS,)),
         Weight(_LAYER + "ln_2.bias", (_CHANNELS,)),

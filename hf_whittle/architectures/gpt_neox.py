@@ -3,8 +3,8 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
-from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, VOCABULARY
+from . import attention_per_head as per_head
+from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, NEURONS, VOCABULARY
 from .table import Architecture, Axis, Norms, Sizes, Weight
 
 if TYPE_CHECKING:
@@ -19,22 +19,11 @@ _LAYER = "gpt_neox.layers.{layer}."
 
 
 def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
-    return {
-        CHANNELS: config.hidden_size,
-        HEADS: config.num_attention_heads,
-        HEAD_CHANNELS: head_size(config),
-        NEURONS: config.intermediate_size,
-        VOCABULARY: config.vocab_size,
-    }
+    return per_head.read_sizes(config, config.intermediate_size)
 
 
 def _write_sizes(sizes: Sizes) -> dict[str, int]:
-    return {
-        "hidden_size": sizes[CHANNELS],
-        "num_attention_heads": sizes[HEADS],
-        "head_dim": sizes[HEAD_CHANNELS],
-        "intermediate_size": sizes[NEURONS],
-    }
+    return per_head.write_sizes(sizes, "intermediate_size")
 
 
 def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
@@ -43,7 +32,7 @@ def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
 
 def _rotated(config: "PreTrainedConfig") -> int:
     factor = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
-    rotated = int(head_size(config) * factor)
+    rotated = int(per_head.head_size(config) * factor)
     return rotated + rotated % 2  # the stock model rotates whole pairs
 
 
@@ -83,15 +72,15 @@ ARCHITECTURE = Architecture(
     config_class="GPTNeoXConfig",
     model_class="GPTNeoXModel",
     causal_class="GPTNeoXForCausalLM",
-    dimensions=(CHANNELS, LAYERS, HEADS, HEAD_CHANNELS, NEURONS),
+    dimensions=per_head.DIMENSIONS,
     layers="gpt_neox.layers",
     norms=Norms("layer", eps="layer_norm_eps"),
-    heads=ATTENDING,
-    keys=ATTENDING,
+    heads=per_head.ATTENDING,
+    keys=per_head.ATTENDING,
     read_sizes=_read_sizes,
     write_sizes=_write_sizes,
     module_sizes=_module_sizes,
-    stock_problem=heads_must_fill_channels,
+    stock_problem=per_head.heads_must_fill_channels,
     rotary="gpt_neox.rotary_emb",
     rotated=_rotated,
     parallel_if="use_parallel_residual",
@@ -110,7 +99,7 @@ ARCHITECTURE = Architecture(
             norm=_LAYER + "input_layernorm",
         ),
         Weight(_LAYER + "attention.query_key_value.bias", (_QKV,), exists_if="attention_bias"),
-        Weight(_LAYER + "attention.dense.weight", (_CHANNELS, ATTENDING), is_matmul=True),
+        Weight(_LAYER + "attention.dense.weight", (_CHANNELS, per_head.ATTENDING), is_matmul=True),
         Weight(_LAYER + "attention.dense.bias", (_CHANNELS,), exists_if="attention_bias"),
         Weight(_LAYER + "post_attention_layernorm.weight", (_CHANNELS,)),
         Weight(_LAYER + "post_attention_layernorm.bias", (_CHANNELS,)),

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import lacks_last_norm
 from ..errors import ArchitectureError
-from .attention_per_head import ATTENDING, head_size, heads_must_fill_channels
-from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, POSITIONS, VOCABULARY
+from . import attention_per_head as per_head
+from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, NEURONS, POSITIONS, VOCABULARY
 from .table import Architecture, Axis, Norms, Sizes, Weight
 
 if TYPE_CHECKING:
@@ -34,24 +34,11 @@ def _read_sizes(config: "PreTrainedConfig") -> dict[Any, int]:
             f"OPT has no table with word_embed_proj_dim={config.word_embed_proj_dim} other than hidden_size="
             f"{config.hidden_size}: use another size than 350m"
         )
-    return {
-        CHANNELS: config.hidden_size,
-        HEADS: config.num_attention_heads,
-        HEAD_CHANNELS: head_size(config),
-        NEURONS: config.ffn_dim,
-        VOCABULARY: config.vocab_size,
-        POSITIONS: config.max_position_embeddings + _POSITION_OFFSET,
-    }
+    return {**per_head.read_sizes(config, config.ffn_dim), POSITIONS: config.max_position_embeddings + _POSITION_OFFSET}
 
 
 def _write_sizes(sizes: Sizes) -> dict[str, int]:
-    return {
-        "hidden_size": sizes[CHANNELS],
-        "word_embed_proj_dim": sizes[CHANNELS],
-        "num_attention_heads": sizes[HEADS],
-        "head_dim": sizes[HEAD_CHANNELS],
-        "ffn_dim": sizes[NEURONS],
-    }
+    return {**per_head.write_sizes(sizes, "ffn_dim"), "word_embed_proj_dim": sizes[CHANNELS]}
 
 
 def _module_sizes(sizes: Sizes, config: "PreTrainedConfig") -> dict[str, Any]:
@@ -81,24 +68,24 @@ ARCHITECTURE = Architecture(
     config_class="OPTConfig",
     model_class="OPTModel",
     causal_class="OPTForCausalLM",
-    dimensions=(CHANNELS, LAYERS, HEADS, HEAD_CHANNELS, NEURONS),
+    dimensions=per_head.DIMENSIONS,
     layers="model.decoder.layers",
     norms=Norms("layer", eps=1e-5),
-    heads=ATTENDING,
-    keys=ATTENDING,
+    heads=per_head.ATTENDING,
+    keys=per_head.ATTENDING,
     read_sizes=_read_sizes,
     write_sizes=_write_sizes,
     module_sizes=_module_sizes,
-    stock_problem=heads_must_fill_channels,
+    stock_problem=per_head.heads_must_fill_channels,
     oldest_transformers=_oldest_transformers,
     weights=(
         Weight(_DECODER + "embed_tokens.weight", (_VOCABULARY, _CHANNELS)),
         Weight(_DECODER + "embed_positions.weight", (Axis(POSITIONS), _CHANNELS)),
         *_norm(_LAYER + "self_attn_layer_norm"),
-        *_linear("self_attn.q_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
-        *_linear("self_attn.k_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
-        *_linear("self_attn.v_proj", ATTENDING, _CHANNELS, "self_attn_layer_norm"),
-        *_linear("self_attn.out_proj", _CHANNELS, ATTENDING),
+        *_linear("self_attn.q_proj", per_head.ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.k_proj", per_head.ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.v_proj", per_head.ATTENDING, _CHANNELS, "self_attn_layer_norm"),
+        *_linear("self_attn.out_proj", _CHANNELS, per_head.ATTENDING),
         *_norm(_LAYER + "final_layer_norm"),
         *_linear("fc1", _NEURONS, _CHANNELS, "final_layer_norm"),
         *_linear("fc2", _CHANNELS, _NEURONS),
