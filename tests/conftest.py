@@ -34,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import gc
+import re
 import subprocess
 import textwrap
 from random import Random
@@ -78,6 +79,17 @@ def _randomize(model, seed):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+REPEATING = re.compile(r"mistral|qwen2|qwen3|cohere|llama (multi-head|biases|eager|scaled)|gemma3 untied|opt untied")
+"""Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
+
+
+def pytest_collection_modifyitems(items):
+    """Leave kinds that repeat others to the slow tests."""
+    for item in items:
+        if hasattr(item, "callspec") and REPEATING.search(item.callspec.id):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
