@@ -63,3 +63,41 @@ def eager(student):
     model = copy.deepcopy(student)
     model.set_attn_implementation("eager")
     return model
+
+
+_LEARNED = {
+    "test_output_depends_on_differences_of_positions_alone": "positions are learned",
+    "test_hidden_states_are_the_embeddings_and_what_each_layer_gives": "the first hidden states have positions",
+    "test_rotary_frequencies_are_the_same_in_every_dtype": "positions are learned",
+    "test_scaled_rotations_are_those_of_the_super_network": "positions are learned",
+    "test_parameters_are_counted_whole_and_without_embeddings": "transformers counts learned positions as embeddings",
+    "test_student_with_layers_on_disk_runs_and_is_saved_as_it_is": "names modules that it does not have",
+    "test_configuration_survives_every_way_of_writing_it": "its configuration has other names of sizes",
+    "test_configuration_without_arguments_is_the_stock_one": "its configuration has other names of sizes",
+    "test_sizes_that_differ_by_layer_cannot_be_read_as_if_they_did_not": "its configuration has other names of sizes",
+    "test_every_entry_of_the_plan_of_a_super_network_is_a_module_of_it": "the stock model has no plan",
+}
+DOES_NOT_HOLD = {
+    "gpt2": {
+        **_LEARNED,
+        "test_tokens_and_embeddings_exclude_each_other": "the stock model has other messages",
+        "test_tuple_of_outputs_equals_the_named_outputs": "the stock model has an output more",
+        "test_flex_attention_equals_sdpa": "the stock model has no flex attention",
+        "test_fresh_weights_are_normal_biases_zero_and_norms_neutral": "the stock model scales some weights by depth",
+    },
+    "opt": {
+        **_LEARNED,
+        "test_mask_of_pairs_of_tokens_equals_the_mask_of_tokens": "the stock model counts positions by the mask",
+        "test_packed_sequences_equal_each_sequence_alone": "the stock model does not tell packed sequences apart",
+        "test_head_stands_on_the_backbone_that_its_prefix_names": "its backbone has the layers one level deeper",
+    },
+}
+"""By architecture, tests of what its stock model does not do, each with the reason."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        architecture = getattr(item, "callspec", None) and item.callspec.params.get("architecture")
+        reason = DOES_NOT_HOLD.get(architecture, {}).get(getattr(item, "originalname", ""))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -23,6 +23,7 @@ from uneven_student import (
     greedy,
     heads_of,
     key_value_heads_of,
+    layers_of,
     names_of,
     norm_of,
 )
@@ -167,7 +168,7 @@ def test_tokens_and_embeddings_exclude_each_other(model, student, input_ids, bot
 
 def test_hidden_states_are_the_embeddings_and_what_each_layer_gives(model, student, input_ids):
     given = []
-    hooks = [layer.register_forward_hook(lambda *call: given.append(call[-1])) for layer in student.base_model.layers]
+    hooks = [layer.register_forward_hook(lambda *call: given.append(call[-1])) for layer in layers_of(student)]
     with torch.no_grad():
         states = model(input_ids, output_hidden_states=True).hidden_states
     for hook in hooks:
@@ -260,7 +261,8 @@ def test_rows_of_a_batch_equal_each_row_alone(model, input_ids):
 
 
 def test_dropout_acts_in_training_and_nowhere_else(student, input_ids):
-    model = anew(student, **dict.fromkeys({"hidden_dropout", "attention_dropout"} & vars(student.config).keys(), 0.5))
+    names = {"hidden_dropout", "attention_dropout", "attn_pdrop", "resid_pdrop"} & vars(student.config).keys()
+    model = anew(student, **dict.fromkeys(names, 0.5))
     assert torch.equal(first(model, input_ids), first(model, input_ids))
     model.train()
     assert not torch.allclose(first(model, input_ids), first(model, input_ids))
@@ -343,7 +345,7 @@ def test_kernel_is_chosen_by_argument_by_configuration_and_at_any_time(student, 
         assert model(input_ids, output_attentions=True).attentions[0] is not None
         model.load_state_dict(student.state_dict())
         model.eval().set_attn_implementation("sdpa")
-        assert {attention_of(layer).config._attn_implementation for layer in model.base_model.layers} == {"sdpa"}
+        assert {attention_of(layer).config._attn_implementation for layer in layers_of(model)} == {"sdpa"}
         torch.testing.assert_close(first(model, input_ids), expected, **CLOSE)
 
 

@@ -17,6 +17,7 @@ from uneven_student import (
     assert_same_weights,
     first,
     heads_of,
+    layers_of,
     names_of,
     norm_of,
 )
@@ -119,10 +120,12 @@ def test_missing_weight_is_named_and_drawn_anew(student, saved):
 
 
 def test_unexpected_weight_is_named_and_left_out(student, saved, input_ids):
-    tensors = load_file(saved / "model.safetensors") | {f"{student.base_model_prefix}.layers.3.extra": torch.ones(2)}
+    tensors = load_file(saved / "model.safetensors") | {
+        f"{get_architecture(student.config).layers}.3.extra": torch.ones(2)
+    }
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
-    assert info["unexpected_keys"] == {f"{student.base_model_prefix}.layers.3.extra"}
+    assert info["unexpected_keys"] == {f"{get_architecture(student.config).layers}.3.extra"}
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
 
 
@@ -134,7 +137,7 @@ def test_other_vocabulary_size_is_an_error_unless_mismatched_sizes_are_ignored(s
     )
     assert {name for name, *_ in info["mismatched_keys"]} == {f"{names_of(student).embedding}.weight", "lm_head.weight"}
     assert loaded.get_input_embeddings().weight.shape == loaded.get_output_embeddings().weight.shape == (50, 22)
-    for ours, theirs in zip(loaded.base_model.layers.parameters(), student.base_model.layers.parameters(), strict=True):
+    for ours, theirs in zip(layers_of(loaded).parameters(), layers_of(student).parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -149,11 +152,11 @@ def test_saved_backbone_loads_under_a_head(student, input_ids, tmp_path, tied):
 
 
 def test_head_stands_on_the_backbone_that_its_prefix_names(student):
-    assert get_architecture(student.config).layers == f"{student.base_model_prefix}.layers"
+    assert get_architecture(student.config).layers.startswith(f"{student.base_model_prefix}.")
     assert student.base_model is student.get_decoder() is getattr(student, student.base_model_prefix)
     assert student.base_model.base_model is student.base_model
     assert student.main_input_name == "input_ids"
-    assert student.config.num_hidden_layers == len(student.base_model.layers) == 3
+    assert student.config.num_hidden_layers == len(layers_of(student)) == 3
 
 
 # Plans of tensor and pipeline parallelism
@@ -261,7 +264,7 @@ def test_student_that_does_not_fit_in_memory_goes_to_disk_in_whole_layers(studen
         saved, device_map="auto", max_memory={"cpu": budget}, offload_folder=tmp_path / "offload"
     )
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
-    for layer in loaded.base_model.layers:
+    for layer in layers_of(loaded):
         assert len({parameter.device for parameter in layer.parameters()}) == 1
     torch.testing.assert_close(first(loaded, input_ids), first(student, input_ids), **CLOSE)
 
@@ -303,6 +306,6 @@ def test_sizes_that_differ_by_layer_cannot_be_read_as_if_they_did_not(student):
 
 def test_parameters_are_counted_whole_and_without_embeddings(student):
     norm = sum(parameter.numel() for parameter in norm_of(student).parameters())
-    layers = sum(parameter.numel() for parameter in student.base_model.layers.parameters())
+    layers = sum(parameter.numel() for parameter in layers_of(student).parameters())
     assert student.num_parameters() == layers + norm + 2 * 22 * VOCABULARY
     assert student.num_parameters(exclude_embeddings=True) == student.num_parameters() - 22 * VOCABULARY

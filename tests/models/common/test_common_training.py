@@ -8,7 +8,18 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
 )
-from uneven_student import CLOSE, VOCABULARY, anew, attention_of, first, gradients, greedy, heads_of
+from uneven_student import (
+    ATTENDING,
+    CLOSE,
+    VOCABULARY,
+    anew,
+    attention_of,
+    first,
+    gradients,
+    greedy,
+    heads_of,
+    layers_of,
+)
 
 from hf_whittle.architectures.registry import ARCHITECTURES
 
@@ -51,7 +62,7 @@ def test_gradients_with_checkpoints_are_those_without(student, input_ids, settin
     torch.manual_seed(0)
     expected = gradients(model, input_ids)
     calls = Counter()
-    for index, layer in enumerate(model.base_model.layers):
+    for index, layer in enumerate(layers_of(model)):
         attention_of(layer).register_forward_hook(lambda *_, index=index: calls.update([index]))
     model.activation_checkpointing_enable(**settings)
     torch.manual_seed(0)
@@ -67,7 +78,7 @@ def test_checkpoints_are_switched_on_and_off(student):
     assert model.is_activation_checkpointing
     model.activation_checkpointing_disable()
     assert not model.is_activation_checkpointing
-    assert not any(module.gradient_checkpointing for module in model.base_model.layers)
+    assert not any(module.gradient_checkpointing for module in layers_of(model))
 
 
 def test_inputs_of_a_frozen_student_can_require_gradients(student, input_ids):
@@ -79,18 +90,24 @@ def test_inputs_of_a_frozen_student_can_require_gradients(student, input_ids):
     assert not model(input_ids).logits.requires_grad
 
 
+ATTENTION = (("query_key_value", "dense"), ("c_attn", "c_proj"), ("q_proj", "o_proj"), ("q_proj", "out_proj"))
+"""Names of the matrices into and out of attention."""
+
+
 def test_lora_adapters_attach_to_layers_of_every_width_and_are_saved_apart(student, saved, input_ids, tmp_path):
     peft = pytest.importorskip("peft")
-    attention = attention_of(student.base_model.layers[0])
-    fused = hasattr(attention, "query_key_value")
-    targets = ["query_key_value", "dense"] if fused else ["q_proj", "o_proj"]
-    adapters = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    names = dict(attention_of(layers_of(student)[0]).named_children())
+    into, out = next(pair for pair in ATTENTION if set(pair) <= names.keys())
+    adapters = peft.LoraConfig(
+        r=2, target_modules=rf".*\.({'|'.join(ATTENDING)})\.({into}|{out})", init_lora_weights=False
+    )
     torch.manual_seed(0)
     model = copy.deepcopy(student)
     model.add_adapter(adapters)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     widths = [6 * heads for heads in heads_of(student)]
-    assert trainable == sum(2 * (22 + (3 if fused else 1) * width) + 2 * (width + 22) for width in widths)
+    copies = 1 if into == "q_proj" else 3  # of the width: queries alone, or with keys and values
+    assert trainable == sum(2 * (22 + copies * width) + 2 * (width + 22) for width in widths)
     adapted = first(model, input_ids)
     assert (adapted - first(student, input_ids)).abs().max() > 0.1
     model.save_pretrained(tmp_path / "adapters")

@@ -45,6 +45,8 @@ SETTINGS = {
     "qwen3": {**GROUPED, "use_sliding_window": False},
     "cohere": {**GROUPED, "tie_word_embeddings": False},
     "gemma3_text": {**GROUPED, "sliding_window": 64, "tie_word_embeddings": False},
+    "gpt2": {"tie_word_embeddings": False},
+    "opt": {"tie_word_embeddings": False},
 }
 """Settings of the super-network beside those of all tests."""
 MASKS = {
@@ -76,8 +78,17 @@ def key_value_heads_of(model):
     return [getattr(layer, "num_key_value_heads", layer.num_attention_heads) for layer in model.config.per_layer_config]
 
 
+def layers_of(model):
+    """The list of layers of a model, with or without a head."""
+    return model.base_model.get_submodule(get_architecture(model.config).layers.partition(".")[2])
+
+
+ATTENDING = ("attention", "self_attn", "attn")
+"""Names of attention in a layer."""
+
+
 def attention_of(layer):
-    return layer.attention if hasattr(layer, "attention") else layer.self_attn
+    return next(getattr(layer, name) for name in ATTENDING if hasattr(layer, name))
 
 
 def names_of(model):
