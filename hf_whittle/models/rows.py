@@ -1,5 +1,6 @@
 """Rows of weights that a subnet keeps."""
 
+import math
 from typing import Any
 
 import torch
@@ -60,10 +61,7 @@ class KeptRows:
         chosen = [size if entries is None else entries for entries, size in zip(kept, sizes, strict=True)]
         first, *others = zip(chosen, sizes, strict=True)
         if isinstance(first[0], int) and all(entries == size for entries, size in others):
-            block = 1
-            for _, size in others:
-                block *= size
-            return first[0] * block
+            return first[0] * math.prod(size for _, size in others)
         rows = torch.zeros(1, dtype=torch.long)
         for entries, size in zip(chosen, sizes, strict=True):
             factor = torch.arange(entries) if isinstance(entries, int) else torch.tensor(entries)

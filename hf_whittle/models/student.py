@@ -12,14 +12,10 @@ from ..subnet import Shape, SubnetConfig, count, indices
 from .padding import keeps_whole_heads, padded_shape
 from .students import stock_class, student_classes
 
-_NOT_INHERITED = (
-    "model_type",
-    "architectures",
-    "auto_map",
-    "per_layer_config",
-    "transformers_version",
-    "_name_or_path",
-)
+_NOT_INHERITED = {
+    "model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path", "head_dim",
+    "rotary_head_dim", "rotary_pairs",
+}  # fmt: skip
 
 
 def stock_problem(config: PreTrainedConfig, subnet: SubnetConfig) -> str | None:
@@ -65,9 +61,12 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
         of_layers = getattr(config, name, None)
         if of_layers is not None:
             attributes[name] = [of_layers[layer] for layer in subnet.layers]
-    values, names = _inherited(config), getattr(config, "attribute_map", {})
+    of_students = architecture.student_values(config, first)
+    left_out = {*_NOT_INHERITED, *of_students}
+    values = {name: value for name, value in config.to_dict().items() if name not in left_out}
+    names = getattr(config, "attribute_map", {})
     if not is_stock:
-        attributes |= _rotary_values(config, subnet) | architecture.student_values(config, first)
+        attributes |= _rotary_values(config, subnet) | of_students
         if not shape.is_uniform:
             attributes["per_layer_config"] = _per_layer_config(architecture, shape, names)
     values |= {names.get(name, name): value for name, value in attributes.items()}
@@ -75,11 +74,6 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
     if is_stock and not _needs_head_dim(own, attributes):
         values.pop("head_dim", None)
     return own(**values)
-
-
-def _inherited(config: PreTrainedConfig) -> dict[str, Any]:
-    left_out = {*_NOT_INHERITED, "rotary_head_dim", "rotary_pairs", "embed_scale", "head_dim"}
-    return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
 def _needs_head_dim(own: type, values: dict[str, Any]) -> bool:

@@ -114,13 +114,15 @@ class SuperNetModel(PreTrainedModel):
         """Raise `ArchitectureError` unless a checkpoint is of the architecture of this class."""
         check_model_type(model_type, source, text)
         own = getattr(cls.config_class, "model_type", None)
+        if is_whittle(model_type):
+            raise ArchitectureError(
+                f"{source} is a student that no stock model can hold ({model_type}), and no super-network is made of "
+                "one; use the model that it was extracted from"
+            )
         if model_type != own:
             raise ArchitectureError(
                 f"{source} is a {model_type}, and {cls.__name__} loads {own}; use AutoSuperNetForCausalLM, which picks "
                 "the class"
-                if not is_whittle(model_type)
-                else f"{source} is a student that no stock model can hold ({model_type}), and no super-network is made "
-                "of one; use the model that it was extracted from"
             )
 
     @contextlib.contextmanager
