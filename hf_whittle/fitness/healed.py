@@ -14,6 +14,7 @@ from ..healing.cost import healing_flops_from_moments
 from ..healing.from_moments import student_healed_from
 from ..healing.supernet_moments import SupernetMoments
 from ..models.placement import is_sharded
+from ..models.slicing import slice_weights, student_model
 from ..models.source import Source
 from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
 
 
+_JUDGED = 1 / 8
+"""Share of the tokens that tell whether a healed student is better than the slice."""
+
+
 class HealedPerplexity(TokenFitness):
     """Perplexity of a subnet's student, healed from moments of the super-network on calibration text.
 
@@ -33,20 +38,23 @@ class HealedPerplexity(TokenFitness):
     them and solves. Unlike `extract_subnet(heal=...)`, this approximates the student's hidden states by the
     super-network's in the student's basis, so that layers are healed independently. The approximation is worse for
     subnets without the first layer, whose hidden states are least like the super-network's; and for subnets without
-    some layers where a norm follows attention and MLP, since nothing absorbs the output of these layers. The
-    super-network must not change in between.
+    some layers where a norm follows attention and MLP, since nothing absorbs the output of these layers. A student that
+    an eighth of the tokens shows to be worse than the slice stays a slice. The super-network must not change in
+    between.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
         blocks (`datasets.Dataset` or `torch.Tensor`): held-out token ids, `(blocks, block_size)`.
         calibration_blocks (`datasets.Dataset` or `torch.Tensor`): token ids of training text, to gather moments on.
         batch_size (`int`, *optional*, defaults to 16): blocks in a forward pass.
-        ridge (`float`, *optional*, defaults to 0.01): strength of the regressions, relative to the mean square of each
-            feature.
+        ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
+            default three times the features per token.
+        memory (`float`, *optional*): gigabytes that moments may take; by default 90% of what is free. With less, more
+            layers that are left out between two kept ones are approximated.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 
     Raises:
-        ValueError: if `ridge` is not positive.
+        ValueError: if `ridge` or `memory` is not positive.
         SubnetError: if a subnet is active.
         WhittleError: if the super-network is sharded, or its moments do not fit into memory.
         HealingError: if hidden states of the super-network contain NaN or Inf.
@@ -61,7 +69,8 @@ class HealedPerplexity(TokenFitness):
         calibration_blocks: "Dataset | torch.Tensor",
         batch_size: int = 16,
         *,
-        ridge: float = 1e-2,
+        ridge: float | None = None,
+        memory: float | None = None,
         progress: bool = False,
     ):
         if is_sharded(supernet):
@@ -69,29 +78,40 @@ class HealedPerplexity(TokenFitness):
         supernet = uncompiled(supernet)  # its students are run, not the compiled model
         check_no_subnet(supernet)
         super().__init__(supernet, blocks, batch_size)
-        if not 0 < ridge < math.inf:
-            raise ValueError(f"ridge must be a positive number, got {ridge}")
+        for name, value in (("ridge", ridge), ("memory", memory)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
         self.ridge = ridge
         self._calibration_ids = as_input_ids(calibration_blocks, supernet.config.vocab_size)
-        self._moments = SupernetMoments(supernet, self._calibration_ids, batch_size, progress)
+        self._moments = SupernetMoments(supernet, self._calibration_ids, batch_size, progress, memory)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         input_ids = self.input_ids[self.rows(share)]
         return perplexity(cross_entropy(self.student(subnet), input_ids, self.batch_size))
 
     def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
-        """The healed student of a subnet, in single precision."""
-        supernet = self.supernet
-        subnet.validate(supernet.full_config)
-        source = Source(supernet.state_dict(), supernet.full_config, supernet.device)
-        return student_healed_from(self._moments, source, subnet, self.ridge)
+        """The healed student of a subnet, or its slice if that is better on an eighth of the tokens.
+
+        It is in single precision.
+        """
+        supernet, config = self.supernet, self.supernet.full_config
+        subnet.validate(config)
+        source = Source(supernet.state_dict(), config, supernet.device)
+        healed = student_healed_from(self._moments, source, subnet, self.ridge)
+        sliced = slice_weights(source.weights, config, subnet, dtype=torch.float32)
+        plain = student_model(config, subnet, sliced, torch.float32)
+        few = self.input_ids[self.rows(_JUDGED)]
+        losses = [cross_entropy(student, few, self.batch_size) for student in (healed, plain)]
+        return plain if losses[1] < losses[0] or not math.isfinite(losses[0]) else healed
 
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
         return super().flops(subnet, share) + self.healing_flops(subnet)
 
     def healing_flops(self, subnet: SubnetConfig) -> int:
-        """FLOPs of healing one subnet's student."""
-        return healing_flops_from_moments(self.supernet.full_config, subnet)
+        """FLOPs of healing one subnet's student, and of judging it and the slice."""
+        moments = self._moments
+        healing = healing_flops_from_moments(moments.config, subnet, moments.tokens, moments.max_gap)
+        return healing + 2 * super().flops(subnet, _JUDGED)
 
     @property
     def preparation(self) -> dict[str, int]:
@@ -101,4 +121,9 @@ class HealedPerplexity(TokenFitness):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**super().settings, "ridge": self.ridge, "calibration_data": fingerprint(self._calibration_ids)}
+        return {
+            **super().settings,
+            "ridge": self.ridge,
+            "max_gap": self._moments.max_gap,
+            "calibration_data": fingerprint(self._calibration_ids),
+        }

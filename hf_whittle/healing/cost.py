@@ -4,18 +4,20 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..architectures.dimensions import NEURONS
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import output_matrix, projections, writer_features
+from .parts import layer_after, output_matrix, projections, writer_features
+from .symmetric import SymmetricSums
 
 
 def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[str, Any], sequence_length: int) -> int:
     """Upper estimate of the FLOPs of healing a student by `Healer`.
 
-    Every layer of the teacher is run once, once more for principal components, and once more for each regression that
-    needs its activations as targets; every layer of the student once for each regression, and once when it is healed.
-    A pass is counted whole, with the output matrix. A regression takes sums of products of features and targets over
-    all tokens, then a solution for each strength. Finally, the student is judged twice on held-out tokens.
+    Every layer of the teacher is run once, and once more for principal components. Teacher and student are run again
+    up to the readers and writers of each group that is healed. A regression takes sums of products of features and
+    targets over all tokens, then a solution and its held-out error for each strength that is tried. Finally, the
+    student is judged twice on held-out tokens.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
@@ -25,31 +27,58 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     """
     settings, tokens = report["settings"], report["tokens"] + report["held_out_tokens"]
     is_principal, inputs, outputs = settings["basis"] == "principal", settings["inputs"], settings["outputs"]
-    groups = len(projections(config))
-    with_own_targets = groups if any(group.is_normalized for group in projections(config)) else groups - 1
-    of_teacher = flops_per_token(config, sequence_length=sequence_length)
-    of_student = flops_per_token(config, subnet, sequence_length=sequence_length)
-    passes = (1 + is_principal + groups * inputs + with_own_targets * outputs) * of_teacher
-    passes += (1 + groups * (inputs + outputs)) * of_student
+    groups = projections(config)
+    is_normalized = any(group.is_normalized for group in groups)
+    kept = SubnetConfig.full(config).with_layers(subnet.layers)
+    of_teacher, of_student = (_until_groups(config, each, len(groups), sequence_length) for each in (kept, subnet))
+    whole = _until_groups(config, SubnetConfig.full(config), len(groups), sequence_length)[-1]
     shape = subnet.shape.filled(Shape.from_config(config))
     size, channels = config.hidden_size, shape.hidden_size
     fits = []  # for each, the number of features, a constant included, and of targets
-    readers = sum(len(group.readers) for group in projections(config))
+    passes = (1 + is_principal) * whole + (not outputs or is_normalized) * of_student[-1]
+    for number, group in enumerate(groups):
+        inputs_healed = inputs and (channels < size or subnet.layers[0] > 0)
+        passes += inputs_healed * (of_teacher[number] + of_student[number])
+        passes += outputs * of_student[number + 1]
+        passes += outputs * (is_normalized or number + 1 < len(groups)) * of_teacher[number + 1]
+        fits += [(channels + 1, size)] * len(group.readers) * inputs_healed * shape.num_hidden_layers
     for of_layer in writer_features(config, shape):
-        fits += [(features, channels) for features in of_layer] * outputs + [(channels + 1, size)] * readers * inputs
-    fits += [(channels + 1, size)] * settings["head"]
-    sums = sum(2 * features * (features + targets) for features, targets in fits)
+        fits += [(features, channels) for features in of_layer] * outputs
+    fits += [(channels + 1, size)] * (settings["head"] and output_matrix(config) is not None)
+    sums = sum(2 * (SymmetricSums.numbers(features) + features * targets) for features, targets in fits)
+    sums += sum(2 * features[-1] * channels for features in writer_features(config, shape)) * outputs  # what is written
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
-    solved = sum(features**3 // 3 + 4 * features**2 * targets for features, targets in fits) * len(settings["ridge"])
-    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_student
+    tried = len(settings["ridge"] or ()) or _TRIED
+    solved = sum(features**3 // 3 + 6 * features**2 * targets for features, targets in fits) * tried
+    of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
+    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole
 
 
-def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig) -> int:
+_TRIED = 5
+"""Strengths that a search for the best one tries, mostly 3 or 4."""
+
+
+def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, sequence_length: int) -> list[int]:
+    """FLOPs per token of the layers of a model until before each group of projections, and at the end."""
+    shape = subnet.shape.filled(Shape.from_config(config))
+    head = 2 * config.vocab_size * shape.hidden_size
+
+    def layers(subnet: SubnetConfig) -> int:
+        return flops_per_token(config, subnet, sequence_length=sequence_length) - head
+
+    return [0, layers(subnet.replaced({NEURONS: 1})), layers(subnet)] if groups > 1 else [0, layers(subnet)]
+
+
+def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, tokens: int, max_gap: int) -> int:
     """FLOPs of healing a student from moments of its super-network: Cholesky factors and products of matrices.
+
+    Predictions over gaps longer than `max_gap` are counted for each student, though they are kept for later ones.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
         subnet (`SubnetConfig`): the student's.
+        tokens (`int`): tokens of the moments.
+        max_gap (`int`): largest gap between kept layers whose moments are exact.
     """
     shape = subnet.shape.filled(Shape.from_config(config))
     size, full = config.hidden_size, writer_features(config, Shape.from_config(config))
@@ -58,28 +87,47 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig) -
     def fitted(features: int) -> int:
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
 
-    total = _reader_flops(config, shape)
+    total = _reader_flops(config, shape, subnet.layers[0])
     for position, groups in enumerate(writer_features(config, shape)):
-        layer = subnet.layers[position]
+        layer, every = subnet.layers[position], full[subnet.layers[position]]
         if is_normalized:  # each group is fitted to its own output
-            total += sum(
-                fitted(features) + 2 * features * size * of for features, of in zip(groups, full[layer], strict=True)
-            )
+            total += sum(fitted(own) + 2 * own * size * of for own, of in zip(groups, every, strict=True))
             continue
+        gap = layer_after(subnet, position, config.num_hidden_layers) - layer
         for number, features in enumerate(groups):
             total += fitted(features) + 2 * features * sum(groups[:number]) * shape.hidden_size
-            if number + 1 < len(groups):
-                total += 2 * features * size * sum(full[layer][: number + 1])
-        if position == 0 and layer > 0 and len(groups) > 1:  # all groups together are fitted to earlier layers' output
-            total += fitted(sum(groups) - len(groups) + 1)
+            if number + 1 < len(groups) or min(gap, max_gap) == 1:
+                total += 2 * features * size * sum(every[: number + 1])
+        if gap > max_gap:
+            total += 2 * groups[-1] * size * (size + 1) + tokens * 2 * (SymmetricSums.numbers(size + 1) + size**2)
+            total += size**3 // 3 + 4 * size**3
+        if position == 0 and layer > 0:
+            total += tokens * _from_embedding(config, layer, sum(every))
+            if len(groups) > 1:  # all groups together are fitted to earlier layers' output
+                total += fitted(sum(groups) - len(groups) + 1)
     return total
 
 
-def _reader_flops(config: PreTrainedConfig, shape: Shape) -> int:
-    """FLOPs of healing the readers: each regression, its products, and folding it into its matrix."""
+def _from_embedding(config: PreTrainedConfig, layer: int, features: int) -> int:
+    """FLOPs per token of the moments of a first kept layer with the embedding."""
+    alone = SubnetConfig.full(config).with_layers([layer])
+    norms = len({weights[0].norm for group in projections(config) for weights in group.readers})
+    run = _until_groups(config, alone, 1, 1)[-1]
+    return run + 2 * config.hidden_size * features + norms * 2 * (config.hidden_size + 1) ** 2
+
+
+def _reader_flops(config: PreTrainedConfig, shape: Shape, first: int) -> int:
+    """FLOPs of healing the readers: each regression, its products, and folding it into its matrix.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        shape (`Shape`): the student's.
+        first (`int`): its first layer; readers of others are healed only if channels are left out.
+    """
     channels, size, head = shape.hidden_size, config.hidden_size, output_matrix(config)
     fits, rows = (0, 0) if head is None else (1, config.vocab_size)
-    for layer in range(shape.num_hidden_layers):
+    healed = range(shape.num_hidden_layers) if channels < size else range(min(first, 1))
+    for layer in healed:
         for group in projections(config):
             fits += len(group.readers)
             rows += sum(weight.outputs.size(shape.of_layer(layer)) for weights in group.readers for weight in weights)

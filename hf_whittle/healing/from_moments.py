@@ -1,6 +1,7 @@
 """Healing of a student from moments of its super-network, without running either."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..architectures.table import Weight
 from ..models.rows import KeptRows
 from ..models.slicing import slice_weights, student_model
 from ..models.source import Source
-from ..subnet import Shape, SubnetConfig
+from ..subnet import SubnetConfig
 from .parts import layer_after
 from .regression import Moments
 from .student_weights import StudentWeights
@@ -19,7 +20,9 @@ from .supernet_moments import SupernetMoments
 
 
 @torch.no_grad()
-def student_healed_from(moments: SupernetMoments, teacher: Source, subnet: SubnetConfig, ridge: float) -> Any:
+def student_healed_from(
+    moments: SupernetMoments, teacher: Source, subnet: SubnetConfig, ridge: float | None = None
+) -> Any:
     """A subnet's healed student, in single precision.
 
     The student's hidden states are approximated by the super-network's in the student's basis, so that layers are
@@ -29,10 +32,11 @@ def student_healed_from(moments: SupernetMoments, teacher: Source, subnet: Subne
         moments (`SupernetMoments`): moments of the super-network.
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the subnet.
-        ridge (`float`): strength of the regressions, relative to the mean square of each feature.
+        ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
+            default, the likely one for the number of tokens.
     """
     sliced = slice_weights(teacher.weights, teacher.config, subnet, dtype=torch.float32)
-    student = StudentWeights(teacher, subnet, sliced, (ridge,))
+    student = StudentWeights(teacher, subnet, sliced, None if ridge is None else [ridge])
     _Healing(moments, student, subnet).run()
     return student_model(teacher.config, subnet, student.tensors, torch.float32)
 
@@ -42,9 +46,8 @@ class _Healing:
 
     def __init__(self, moments: SupernetMoments, student: StudentWeights, subnet: SubnetConfig):
         self._moments, self._student, self._subnet = moments, student, subnet
-        self._full, self._shape = SubnetConfig.full(moments.config), Shape.from_config(moments.config)
         self._is_centered = get_architecture(moments.config).norms.kind == "layer"
-        self._rows = {each: KeptRows(moments.config, each) for each in (subnet, self._full)}
+        self._rows = KeptRows(moments.config, subnet)
 
     def run(self) -> None:
         student, moments = self._student, self._moments
@@ -52,7 +55,7 @@ class _Healing:
             student.change_basis(self._gram())
         for position, layer in enumerate(self._subnet.layers):
             for number, group in enumerate(moments.groups):
-                for readers in group.readers:
+                for readers in group.readers if student.reads_other_states(position) else ():
                     student.heal_readers(readers, position, self._of_readers(readers, position, layer))
                 if group.is_normalized:
                     for weight in group.writers:
@@ -69,8 +72,7 @@ class _Healing:
         assert moments.head is not None
         read = [(moments.readers[0][0].norm, layer) for layer in self._subnet.layers]
         read.append((moments.head.norm, moments.layers[-1]))
-        zero = torch.zeros((), device=moments.normal[read[0]].device)
-        return sum((moments.normal[key][:-1, :-1] for key in read), zero)
+        return torch.stack([moments.normal[key].full()[:-1, :-1] for key in read]).sum(0)
 
     def _of_readers(self, weights: Sequence[Weight], position: int, layer: int) -> Moments:
         """Moments of normalized hidden states, and 1 for a constant: features of the student, targets of the teacher.
@@ -88,15 +90,15 @@ class _Healing:
             features = F.pad(features, (0, 0, 0, 1))
             features[-1, -1] = 1
         targets = torch.cat([scale_of_teacher.diag(), shift_of_teacher[:, None]], 1)
-        return Moments.known(features @ normal @ features.T, targets @ with_target @ features.T)
+        return self._known(features @ normal @ features.T, targets @ with_target @ features.T)
 
     def _normal(self, weight: Weight, position: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Moments of the normalized hidden states that approximate the student's, alone and with the teacher's."""
         moments = self._moments
         if position == 0 and layer > 0 and weight.in_layer:  # only the embedding comes before it
-            normal, with_target = moments.normal[moments.readers[0][0].norm, 0], moments.normal_from_embedding
-            return normal.double(), with_target[weight.norm, layer].double()
-        normal = moments.normal[weight.norm, layer].double()
+            normal = moments.normal[moments.readers[0][0].norm, 0].full()
+            return normal.double(), self._from_embedding[1][weight.norm].double()
+        normal = moments.normal[weight.norm, layer].full().double()
         return normal, normal
 
     def _of_writers(self, position: int, number: int) -> Moments:
@@ -108,62 +110,54 @@ class _Healing:
         """
         student, moments, layer = self._student, self._moments, self._subnet.layers[position]
         *before, group = moments.groups[: number + 1]
-        gram, chosen = moments.features[layer], self._chosen(self._subnet, position, group.writers)
+        features, chosen = moments.features[layer], self._chosen(position, group.writers)
         down = student.basis.down.double()
         if group is moments.groups[-1]:
-            left = down @ self._written_until_next(position, chosen).double()
-        else:
-            left = down @ self._written_by_teacher(layer, number, chosen)
+            written = moments.change(layer, layer_after(self._subnet, position, len(moments.layers)), chosen)
             if position == 0 and layer > 0:
-                left += self._share_of_before(chosen) @ gram[chosen][:, chosen].double()
+                written = written + self._from_embedding[0][:, chosen]
+            left = down @ written.double()
+        else:
+            left = (
+                down
+                @ moments.written(
+                    layer, [weight for each in (*before, group) for weight in each.writers], chosen
+                ).double()
+            )
+            if position == 0 and layer > 0:
+                left += self._share_of_before(chosen) @ features(chosen, chosen).double()
         for other in before:
-            others = self._chosen(self._subnet, position, other.writers)
-            left -= student.matrix(other.writers, position).double() @ gram[others][:, chosen].double()
-        return Moments.known(gram[chosen][:, chosen], left)
+            others = self._chosen(position, other.writers)
+            left -= student.matrix(other.writers, position).double() @ features(others, chosen).double()
+        return self._known(features(chosen, chosen), left)
 
     def _of_normalized_writer(self, weight: Weight, position: int) -> Moments:
         """Moments of the kept inputs of a writer that a norm follows as features, and of its own output as targets."""
-        layer = self._subnet.layers[position]
-        gram, chosen = self._moments.features[layer], self._chosen(self._subnet, position, [weight])
-        every = self._chosen(self._full, layer, [weight])
-        matrix = self._student.basis.down.double() @ self._student.matrix_of_teacher([weight], layer).double()
-        return Moments.known(gram[chosen][:, chosen], matrix @ gram[every][:, chosen].double())
+        layer, chosen = self._subnet.layers[position], self._chosen(position, [weight])
+        written = self._moments.written(layer, [weight], chosen)
+        down = self._student.basis.down.double()
+        return self._known(self._moments.features[layer](chosen, chosen), down @ written.double())
 
-    def _written_until_next(self, position: int, chosen: torch.Tensor) -> torch.Tensor:
-        """Moments of the output of all layers until the next kept one with the chosen features."""
-        layer, moments = self._subnet.layers[position], self._moments
-        later = range(layer, layer_after(self._subnet, position, len(moments.layers)))
-        written = sum(moments.written[layer, other][:, chosen] for other in later)
-        return written + moments.written_before[layer][:, chosen] if position == 0 else written
+    def _known(self, gram: torch.Tensor, cross: torch.Tensor) -> Moments:
+        return Moments.known(gram, cross, self._moments.tokens)
 
-    def _written_by_teacher(self, layer: int, number: int, chosen: torch.Tensor) -> torch.Tensor:
-        """Moments of the output of a layer's groups up to `number` in the super-network with the chosen features."""
-        moments = self._moments
-        writers = [weight for group in moments.groups[: number + 1] for weight in group.writers]
-        every = self._chosen(self._full, layer, writers)
-        matrix = self._student.matrix_of_teacher(writers, layer).double()
-        return matrix @ moments.features[layer][every][:, chosen].double()
+    @cached_property
+    def _from_embedding(self) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
+        return self._moments.from_embedding(self._subnet.layers[0])
 
     def _share_of_before(self, chosen: torch.Tensor) -> torch.Tensor:
         """Columns of the chosen features in a fit of all features to the output before the first kept layer."""
         moments, layer = self._moments, self._subnet.layers[0]
-        every = self._chosen(self._subnet, 0, moments.writers)
-        written = self._student.basis.down.double() @ moments.written_before[layer][:, every].double()
-        known = Moments.known(moments.features[layer][every][:, every], written)
+        every = self._chosen(0, moments.writers)
+        written = self._student.basis.down.double() @ self._from_embedding[0][:, every].double()
+        known = self._known(moments.features[layer](every, every), written)
         return known.fit(torch.zeros_like(written), self._student.ridges).weight[:, torch.isin(every, chosen)]
 
-    def _chosen(self, subnet: SubnetConfig, position: int, weights: Sequence[Weight]) -> torch.Tensor:
+    def _chosen(self, position: int, weights: Sequence[Weight]) -> torch.Tensor:
         """Indices, among a layer's features, of the kept inputs of some writers, and of 1 if they have a bias."""
-        student, chosen, first = self._student, [], 0
-        for weight in self._moments.writers:
-            inputs = weight.inputs.size(self._shape.of_layer(subnet.layers[position]))
-            if weight in weights:
-                rows = self._rows[subnet](weight.inputs, position)
-                chosen.append(first + (rows if isinstance(rows, torch.Tensor) else torch.arange(rows or inputs)))
-            first += inputs
-        if student.biases(weights, 0):
-            chosen.append(torch.tensor([first]))
-        return torch.cat(chosen).to(student.teacher.device)
+        return self._moments.chosen(
+            self._subnet.layers[position], weights, lambda weight: self._rows(weight.inputs, position)
+        )
 
 
 def _normalized(down: torch.Tensor, normal: torch.Tensor, is_centered: bool) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Healing of one student, layer by layer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 
@@ -12,7 +12,7 @@ from ..architectures.table import Weight
 from ..compat import attention_kernel, set_attention_kernel
 from ..errors import DataError
 from ..evaluation import cross_entropy, perplexity
-from ..models.single_layer import Embedding, LayerOutput, SingleLayer
+from ..models.single_layer import Embedding, SingleLayer
 from ..models.slicing import student_model
 from ..models.source import Source
 from ..models.student import student_config
@@ -20,7 +20,7 @@ from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections
-from .regression import Moments
+from .regression import Moments, with_constant
 from .student_weights import StudentWeights
 
 
@@ -96,22 +96,43 @@ class Healer:
         for blocks, _ in self._batches():
             hidden_states.write(blocks, embedding(self._input_ids[blocks.start : blocks.stop]))
 
+    def _layer_of_teacher(self, index: int) -> SingleLayer:
+        return SingleLayer(self._source, index, self._settings.bf16)
+
+    def _layer_of_student(self, weights: StudentWeights, position: int) -> SingleLayer:
+        return SingleLayer(self._student(weights), position, self._settings.bf16)
+
     def _advance_teacher(self, first: int, last: int) -> None:
         """Take the teacher's hidden states from before layer `first` to before layer `last`."""
         for index in range(first, last):
-            layer = SingleLayer(self._source, index)
+            layer = self._layer_of_teacher(index)
             for blocks, _ in self._batches():
-                hidden_states = layer(self._of_teacher.read(blocks)).hidden_states
+                hidden_states = layer(self._of_teacher.read(blocks))
                 check_hidden_states(hidden_states, "the teacher", index)
                 self._of_teacher.write(blocks, hidden_states)
             del layer  # before the next one is read
 
-    def _run_student(
-        self, layer: SingleLayer, position: int, blocks: range, recorded: Iterable[str] = ()
-    ) -> LayerOutput:
-        output = layer(self._of_student.read(blocks), recorded)
-        check_hidden_states(output.hidden_states, "the student", self._subnet.layers[position])
-        return output
+    def _advance_student(self, weights: StudentWeights, position: int, features: HiddenStatesFile | None) -> None:
+        """Take the student's hidden states to after a healed layer.
+
+        Args:
+            weights (`StudentWeights`): the student's.
+            position (`int`): the layer among the kept ones.
+            features (`HiddenStatesFile`, *optional*): inputs of the last writers, where the hidden states in the file
+                are those before these writers; without it, the layer is run.
+        """
+        writers = self._groups[-1].writers
+        student = None if features else self._layer_of_student(weights, position)
+        matrix, constant = weights.matrix(writers, position), bool(weights.biases(writers, position))
+        for blocks, _ in self._batches():
+            before = self._of_student.read(blocks)
+            if features is None:
+                assert student is not None
+                after = student(before)
+            else:
+                after = before + with_constant(features.read(blocks), constant) @ matrix.T
+            check_hidden_states(after, "the student", self._subnet.layers[position])
+            self._of_student.write(blocks, after)
 
     def _gram_of_teacher(self) -> torch.Tensor:
         """Gram matrix of the channels of the teacher's normalized hidden states where the student reads them."""
@@ -130,29 +151,28 @@ class Healer:
     # Steps
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
-        index = self._subnet.layers[position]
-        student = SingleLayer(self._student(weights), position)
-        teacher = SingleLayer(self._source, index)
+        index, settings = self._subnet.layers[position], self._settings
+        student, teacher = self._layer_of_student(weights, position), self._layer_of_teacher(index)
+        features = None
         for number, group in enumerate(self._groups):
             self._heal_readers(weights, student, teacher, group, position)
-            if self._settings.outputs and group.is_normalized:
+            if settings.outputs and group.is_normalized:
                 for weight in group.writers:
                     self._heal_normalized_writer(weights, student, teacher, weight, position)
             is_last = number == len(self._groups) - 1
             if is_last:
                 self._advance_teacher(index, layer_after(self._subnet, position, self._config.num_hidden_layers))
-            if self._settings.outputs and not group.is_normalized:
-                self._heal_writers(weights, student, None if is_last else teacher, number, position)
-        is_last_layer = position + 1 == len(self._subnet.layers)  # its output is kept as the output matrix reads it
-        for blocks, _ in self._batches():
-            output = self._run_student(student, position, blocks)
-            self._of_student.write(blocks, output.normalized if is_last_layer else output.hidden_states)
+            if settings.outputs and not group.is_normalized:
+                features = self._heal_writers(weights, student, None if is_last else teacher, number, position)
+        self._advance_student(weights, position, features)
+        if features is not None:
+            features.close()
 
     def _heal_readers(
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
     ) -> None:
         moments = {}
-        if self._settings.inputs:
+        if self._settings.inputs and weights.reads_other_states(position):
             moments = self._moments_of_readers(weights, student, teacher, group, position)
         if moments or weights.basis.up is not None:
             for readers in group.readers:
@@ -165,36 +185,42 @@ class Healer:
         names = {readers: module_of(readers[0]) for readers in group.readers}
         moments = {readers: Moments(weights.has_constant(readers, position)) for readers in names}
         for blocks, held_out in self._batches():
-            of_teacher = teacher(self._of_teacher.read(blocks), names.values())
-            check_hidden_states(of_teacher.hidden_states, "the teacher", self._subnet.layers[position])
-            of_student = self._run_student(student, position, blocks, names.values())
+            targets = teacher.recorded(self._of_teacher.read(blocks), names.values()).inputs
+            features = student.recorded(self._of_student.read(blocks), names.values()).inputs
             for readers, name in names.items():
-                features, targets = (of.activations.inputs[name] for of in (of_student, of_teacher))
-                moments[readers].add(features, targets, held_out)
+                check_hidden_states(targets[name], "the teacher", self._subnet.layers[position])
+                check_hidden_states(features[name], "the student", self._subnet.layers[position])
+                moments[readers].add(features[name], targets[name], held_out)
         return moments
 
     def _heal_writers(
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer | None, number: int, position: int
-    ) -> None:
+    ) -> HiddenStatesFile | None:
         """Heal the writers of a group, so that the hidden states after it are the teacher's.
 
         Targets are the hidden states after the same group of the layer `teacher`; without it, those before the next
-        kept layer.
+        kept layer. For the last group of a layer, the student's hidden states go on to before these writers, and the
+        file of the writers' inputs is returned.
         """
         writers = self._groups[number].writers
         names = [module_of(weight) for weight in writers]
         before = [module_of(weight) for group in self._groups[:number] for weight in group.writers]
-        moments = Moments(constant=bool(weights.biases(writers, position)))
+        moments, file = Moments(constant=bool(weights.biases(writers, position))), None
         for blocks, held_out in self._batches():
-            target = self._of_teacher.read(blocks)
+            target, hidden_states = self._of_teacher.read(blocks), self._of_student.read(blocks)
             if teacher is not None:
-                written = teacher(target, [*names, *before]).activations.outputs
-                target = sum(written.values(), target)
-            of_student = self._run_student(student, position, blocks, [*names, *before]).activations
-            reached = sum((of_student.outputs[name] for name in before), self._of_student.read(blocks))
+                target = sum(teacher.recorded(target, outputs=[*names, *before]).outputs.values(), target)
+            of_student = student.recorded(hidden_states, names, before)
             features = torch.cat([of_student.inputs[name] for name in names], -1)
+            check_hidden_states(features, "the student", self._subnet.layers[position])
+            reached = sum((of_student.outputs[name] for name in before), hidden_states)
             moments.add(features, target @ weights.basis.down.T - reached, held_out)
+            if teacher is None:
+                file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
+                file.write(blocks, features)
+                self._of_student.write(blocks, reached)
         weights.heal_writers(writers, position, moments)
+        return file
 
     def _heal_normalized_writer(
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, weight: Weight, position: int
@@ -202,8 +228,9 @@ class Healer:
         """Heal a writer whose output passes a norm, so that it writes to that norm as the same of the teacher does."""
         name, moments = module_of(weight), Moments(constant=bool(weights.biases([weight], position)))
         for blocks, held_out in self._batches():
-            target = teacher(self._of_teacher.read(blocks), [name]).activations.outputs[name]
-            features = self._run_student(student, position, blocks, [name]).activations.inputs[name]
+            target = teacher.recorded(self._of_teacher.read(blocks), outputs=[name]).outputs[name]
+            features = student.recorded(self._of_student.read(blocks), [name]).inputs[name]
+            check_hidden_states(features, "the student", self._subnet.layers[position])
             moments.add(features, target @ weights.basis.down.T, held_out)
         weights.heal_writers([weight], position, moments)
 
@@ -214,10 +241,12 @@ class Healer:
         moments = None
         if self._settings.head:
             assert matrix.norm is not None
-            norm = SingleLayer(self._source, self._config.num_hidden_layers - 1).module(matrix.norm)
+            layers = self._layer_of_student(weights, last), self._layer_of_teacher(self._config.num_hidden_layers - 1)
+            norm, norm_of_teacher = (layer.module(matrix.norm) for layer in layers)
             moments = Moments(weights.has_constant([matrix], last))
             for blocks, held_out in self._batches():
-                moments.add(self._of_student.read(blocks), norm(self._of_teacher.read(blocks)), held_out)
+                of_student, of_teacher = self._of_student.read(blocks), self._of_teacher.read(blocks)
+                moments.add(norm(of_student), norm_of_teacher(of_teacher), held_out)
         weights.heal_readers([matrix], last, moments)
 
 

@@ -1,8 +1,8 @@
 """Hidden states of calibration text: kept in a file, and checked for NaN and Inf."""
 
+import weakref
 from tempfile import TemporaryFile
 
-import numpy as np
 import torch
 
 from ..errors import HealingError
@@ -10,26 +10,31 @@ from ..files.disk import disk_errors
 
 
 class HiddenStatesFile:
-    """Hidden states `(B, T, channels)` in a temporary file, so that memory does not grow with the number of tokens."""
+    """Hidden states `(B, T, channels)` in a temporary file, so that memory does not grow with the number of tokens.
 
-    def __init__(self, shape: tuple[int, int, int], device: torch.device):
-        self._shape, self._device = shape, device
-        self._file = TemporaryFile()  # noqa: SIM115, closed by `close`
+    Args:
+        shape (`tuple[int, int, int]`): their shape.
+        device (`torch.device`): where they are read to.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): precision of the file.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype = torch.float32):
+        self._shape, self._device, self._dtype = shape, device, dtype
+        self._bytes = dtype.itemsize * shape[1] * shape[2]
+        self._file = TemporaryFile()  # noqa: SIM115, closed by `close`, or with this object
+        self.close = weakref.finalize(self, self._file.close)
 
     def read(self, blocks: range) -> torch.Tensor:
-        count = len(blocks) * self._shape[1] * self._shape[2]
-        self._file.seek(4 * blocks.start * self._shape[1] * self._shape[2])
-        flat = np.frombuffer(bytearray(self._file.read(4 * count)), dtype=np.float32)
-        return torch.from_numpy(flat).view(len(blocks), *self._shape[1:]).to(self._device)
+        """The hidden states of some blocks, in single precision."""
+        self._file.seek(self._bytes * blocks.start)
+        flat = torch.frombuffer(bytearray(self._file.read(self._bytes * len(blocks))), dtype=self._dtype)
+        return flat.view(len(blocks), *self._shape[1:]).to(self._device, torch.float32)
 
     def write(self, blocks: range, values: torch.Tensor) -> None:
-        self._file.seek(4 * blocks.start * self._shape[1] * self._shape[2])
+        self._file.seek(self._bytes * blocks.start)
         with disk_errors("a temporary file"):
-            self._file.write(values.contiguous().cpu().numpy().data)
+            self._file.write(values.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy().data)
             self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def check_hidden_states(hidden_states: torch.Tensor, model: str, layer: int) -> None:

@@ -1,6 +1,7 @@
 """Parts of a model that healing changes: the basis of its hidden states, and the matrices that read and write them."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -113,6 +114,19 @@ def module_of(weight: Weight, layer: int = 0) -> str:
 def as_matrix(weight: Weight, tensor: torch.Tensor) -> torch.Tensor:
     """A view of a matrix as `(outputs, inputs)`."""
     return tensor.T if weight.is_transposed else tensor
+
+
+def biases_of(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> list[torch.Tensor]:
+    """The biases of those matrices of a layer that have one."""
+    names = [bias_of(weight).format(layer=layer) for weight in weights]
+    return [tensors[name] for name in names if name in tensors]
+
+
+def side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> torch.Tensor:
+    """Matrices of a layer side by side, then the sum of their biases, if there are any, as a column."""
+    biases = biases_of(tensors, weights, layer)
+    matrices = [as_matrix(weight, tensors[weight.name.format(layer=layer)]) for weight in weights]
+    return torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
 
 
 def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:

@@ -1,13 +1,19 @@
 """Ridge regression from second moments that are gathered batch by batch, its strength chosen on held-out tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from .symmetric import SymmetricSums
 
 _ROUNDING = 1e-6
 """Rounding of a relative error, since products are summed in single precision."""
+
+_STEP, _LOWEST, _HIGHEST = math.sqrt(10), 1e-6, 1e3
+"""Ratio of strengths that are tried one after the other, and the ends of their range."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,16 @@ class Moments:
         self._held_out = _Sums()
 
     @classmethod
-    def known(cls, gram: torch.Tensor, cross: torch.Tensor) -> "Moments":
+    def known(cls, gram: torch.Tensor, cross: torch.Tensor, tokens: int) -> "Moments":
         """Moments from known sums, with nothing held out.
 
         Args:
             gram (`torch.Tensor`): `(features, features)`, a constant feature included if there is one.
             cross (`torch.Tensor`): `(targets, features)`.
+            tokens (`int`): number of tokens.
         """
         moments = cls(constant=False)
-        moments._fitted.gram, moments._fitted.cross = gram.double(), cross.double()
+        moments._fitted = _Sums(gram.double(), cross.double(), tokens)
         return moments
 
     def add(self, features: torch.Tensor, targets: torch.Tensor, held_out: bool) -> None:
@@ -59,9 +66,7 @@ class Moments:
             targets (`torch.Tensor`): `(..., targets)`.
             held_out (`bool`): whether they are held out.
         """
-        x, y = features.flatten(0, -2), targets.flatten(0, -2)
-        if self.constant:
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        x, y = with_constant(features.flatten(0, -2), self.constant), targets.flatten(0, -2)
         (self._held_out if held_out else self._fitted).add(x, y)
 
     def mapped(self, matrix: torch.Tensor) -> "Moments":
@@ -74,8 +79,8 @@ class Moments:
         moments._fitted, moments._held_out = self._fitted.mapped(matrix), self._held_out.mapped(matrix)
         return moments
 
-    def fit(self, start: torch.Tensor, ridges: Sequence[float]) -> Fit:
-        """Minimize the squared error plus `ridge` times the squared distance of the weights from `start`.
+    def fit(self, start: torch.Tensor, ridges: Sequence[float] | None = None) -> Fit:
+        """Minimize the squared error plus a strength times the squared distance of the weights from `start`.
 
         Each feature's distance is weighted by its mean square, so that a strength means the same at any scale. The
         strength with the lowest held-out error is chosen, or the start if its error is as low up to rounding. With
@@ -83,57 +88,90 @@ class Moments:
 
         Args:
             start (`torch.Tensor`): `(targets, features)`.
-            ridges (`Sequence[float]`): strengths, relative to the mean square of each feature.
+            ridges (`Sequence[float]`, *optional*): strengths to choose from, relative to the mean square of each
+                feature. By default, the search begins at three times the features per token and goes on in steps of
+                the square root of 10, up or down, while the held-out error falls; with nothing held out, it ends
+                there.
         """
-        start = start.double()
-        if self._held_out.gram is None:
-            solved = ((ridge, self._fitted.solve(start, ridge)) for ridge in ridges)
-            found = next(((ridge, weight) for ridge, weight in solved if weight is not None), (None, start))
-            return Fit(found[1], found[0], math.nan, math.nan)
-        before = self._held_out.error(start)
-        best = Fit(start, None, before, before)
-        for ridge in ridges:
-            weight = self._fitted.solve(start, ridge)
+        start, held_out = start.double(), self._held_out.gram
+        gram, cross = self._fitted.gram, self._fitted.cross
+        assert gram is not None and cross is not None
+        likely = self._fitted.likely_ridge
+        if held_out is None:
+            solved = ((ridge, ridge_solution(gram, cross, start, ridge)) for ridge in ridges or [likely])
+            ridge, weight = next(((ridge, weight) for ridge, weight in solved if weight is not None), (None, start))
+            return Fit(weight, ridge, math.nan, math.nan)
+        before = self._held_out.error(start, held_out)
+
+        def fitted(ridge: float) -> Fit:
+            weight = ridge_solution(gram, cross, start, ridge)
             if weight is None:
-                continue
-            error = self._held_out.error(weight)
-            if error < min(best.after, before - _ROUNDING):
-                best = Fit(weight, ridge, before, error)
-        return best
+                return Fit(start, ridge, before, math.inf)
+            return Fit(weight, ridge, before, self._held_out.error(weight, held_out))
+
+        best = min(map(fitted, ridges), key=_error) if ridges else _lowest(fitted, likely)
+        return best if best.after < before - _ROUNDING else Fit(start, None, before, before)
+
+
+def _lowest(fitted: Callable[[float], Fit], ridge: float) -> Fit:
+    """The fit with the lowest error that is found from a strength on, in steps up or, if that is no better, down."""
+    best = fitted(ridge)
+    for step in (_STEP, 1 / _STEP):
+        first = best
+        while _LOWEST <= ridge * step <= _HIGHEST and (following := fitted(ridge * step)).after < best.after:
+            best, ridge = following, ridge * step
+        if best is not first:
+            break
+    return best
+
+
+def _error(fit: Fit) -> float:
+    return fit.after
 
 
 class _Sums:
     """Sums over tokens: products of features, products of targets and features, squares of targets."""
 
-    def __init__(self) -> None:
-        self.gram: torch.Tensor | None = None
-        self.cross: torch.Tensor | None = None
+    def __init__(self, gram: torch.Tensor | None = None, cross: torch.Tensor | None = None, tokens: int = 0):
+        self._products: SymmetricSums | None = None
+        self._gram, self.cross, self.tokens = gram, cross, tokens
         self.square = 0.0
 
+    @property
+    def gram(self) -> torch.Tensor | None:
+        return self._gram if self._products is None else self._products.full()
+
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        if self.gram is None or self.cross is None:
-            self.gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        if self._products is None or self.cross is None:
+            self._products = SymmetricSums(x.shape[1], x.device, torch.float64)
             self.cross = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-        self.gram += x.T @ x
+        self._products.add(x)
         self.cross += y.T @ x
         self.square += y.double().square().sum().item()
+        self.tokens += len(x)
 
     def mapped(self, matrix: torch.Tensor) -> "_Sums":
-        sums = _Sums()
-        if self.gram is None or self.cross is None:
-            return sums
-        sums.gram, sums.cross, sums.square = matrix @ self.gram @ matrix.T, self.cross @ matrix.T, self.square
+        gram, cross = self.gram, self.cross
+        if gram is None or cross is None:
+            return _Sums()
+        sums = _Sums(matrix @ gram @ matrix.T, cross @ matrix.T, self.tokens)
+        sums.square = self.square
         return sums
 
-    def error(self, weight: torch.Tensor) -> float:
-        if self.gram is None or self.cross is None or not self.square:
-            return 0.0
-        found = ((weight @ self.gram) * weight).sum() - 2 * (weight * self.cross).sum()
-        return max(0.0, float(found) / self.square + 1)
+    @property
+    def likely_ridge(self) -> float:
+        """The best strength for features that each explain as much, of targets of which they explain a quarter.
 
-    def solve(self, start: torch.Tensor, ridge: float) -> torch.Tensor | None:
-        assert self.gram is not None and self.cross is not None
-        return ridge_solution(self.gram, self.cross, start, ridge)
+        In general it is features per token times the ratio of what is not explained and what is.
+        """
+        assert self.cross is not None
+        return min(max(3 * self.cross.shape[1] / max(1, self.tokens), _LOWEST), _HIGHEST)
+
+    def error(self, weight: torch.Tensor, gram: torch.Tensor) -> float:
+        if self.cross is None or not self.square:
+            return 0.0
+        found = ((weight @ gram) * weight).sum() - 2 * (weight * self.cross).sum()
+        return max(0.0, float(found) / self.square + 1)
 
 
 def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float) -> torch.Tensor | None:
@@ -156,3 +194,8 @@ def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor,
         return None
     rest = (cross - start @ gram) / scale
     return start + torch.cholesky_solve(rest.T, factor).T / scale
+
+
+def with_constant(features: torch.Tensor, constant: bool) -> torch.Tensor:
+    """Features `(..., features)`, and a last one that is always 1 if there is a `constant`."""
+    return F.pad(features, (0, 1), value=1.0) if constant else features

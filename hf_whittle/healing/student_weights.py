@@ -11,7 +11,7 @@ from ..models.elastic import take
 from ..models.rows import KeptRows
 from ..models.source import Source
 from ..subnet import SubnetConfig, count
-from .parts import Basis, as_matrix, bias_of, output_matrix, projections
+from .parts import Basis, as_matrix, bias_of, biases_of, output_matrix, projections, side_by_side
 from .regression import Fit, Moments
 
 
@@ -22,11 +22,15 @@ class StudentWeights:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
         sliced (`Mapping[str, torch.Tensor]`): the student's sliced weights; copied.
-        ridges (`Sequence[float]`): strengths that each regression chooses from.
+        ridges (`Sequence[float]`, *optional*): strengths that each regression chooses from; any by default.
     """
 
     def __init__(
-        self, teacher: Source, subnet: SubnetConfig, sliced: Mapping[str, torch.Tensor], ridges: Sequence[float]
+        self,
+        teacher: Source,
+        subnet: SubnetConfig,
+        sliced: Mapping[str, torch.Tensor],
+        ridges: Sequence[float] | None = None,
     ):
         self.tensors = {name: tensor.to(teacher.device, torch.float32, copy=True) for name, tensor in sliced.items()}
         self.fits: list[dict[str, Any]] = []
@@ -36,12 +40,21 @@ class StudentWeights:
         self._rows = KeptRows(teacher.config, subnet)
 
     @property
+    def lacks_channels(self) -> bool:
+        """Whether some channels are left out."""
+        return count(self._subnet.hidden_size) < self.teacher.config.hidden_size
+
+    def reads_other_states(self, position: int) -> bool:
+        """Whether readers have something to predict: channels are left out, or all layers before them."""
+        return self.lacks_channels or (position == 0 and self._subnet.layers[0] > 0)
+
+    @property
     def can_change_basis(self) -> bool:
         """Whether the basis is free: some channels are left out, the output matrix is not tied, and no norm scales the
         channels of what writers add."""
         config = self.teacher.config
-        is_partial = 1 < count(self._subnet.hidden_size) < config.hidden_size
         is_normalized = any(group.is_normalized for group in projections(config))
+        is_partial = self.lacks_channels and count(self._subnet.hidden_size) > 1
         return is_partial and output_matrix(config) is not None and not is_normalized
 
     def change_basis(self, gram: torch.Tensor) -> None:
@@ -210,15 +223,11 @@ class StudentWeights:
             bias.copy_(fit.weight[:, -1]) if number == 0 else bias.zero_()
 
     def matrix(self, weights: Sequence[Weight], position: int) -> torch.Tensor:
-        """Writers of a layer side by side, then the sum of their biases, if there are any, as a column."""
-        return _side_by_side(self.tensors, weights, position)
-
-    def matrix_of_teacher(self, weights: Sequence[Weight], layer: int) -> torch.Tensor:
-        """The same columns of the super-network's layer, in single precision."""
-        return _side_by_side(self.teacher.weights, weights, layer).to(self.teacher.device, torch.float32)
+        """Writers of a layer as `side_by_side` puts them."""
+        return side_by_side(self.tensors, weights, position)
 
     def biases(self, weights: Sequence[Weight], position: int) -> list[torch.Tensor]:
-        return _biases(self.tensors, weights, position)
+        return biases_of(self.tensors, weights, position)
 
     def _fit(self, moments: Moments, start: torch.Tensor, layer: int, *weights: Weight) -> Fit:
         fit = moments.fit(start, self.ridges)
@@ -231,17 +240,6 @@ class StudentWeights:
 
 
 _NORM = ("weight", "bias")
-
-
-def _biases(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> list[torch.Tensor]:
-    names = [bias_of(weight).format(layer=layer) for weight in weights]
-    return [tensors[name] for name in names if name in tensors]
-
-
-def _side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], layer: int) -> torch.Tensor:
-    biases = _biases(tensors, weights, layer)
-    matrices = [as_matrix(weight, tensors[weight.name.format(layer=layer)]) for weight in weights]
-    return torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
 
 
 def _shift(matrix: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:

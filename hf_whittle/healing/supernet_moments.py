@@ -1,66 +1,93 @@
 """Second moments of the activations of a super-network, gathered once for the healing of any subnet."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..architectures.registry import get_architecture
+from ..architectures.table import Weight
 from ..errors import WhittleError
 from ..evaluation import evaluating
 from ..models.activations import Activations, recorded_activations
+from ..models.single_layer import SingleLayer
+from ..models.source import Source
 from ..subnet import Shape
-from .hidden_states import check_hidden_states
-from .parts import module_of, normalized, output_matrix, projections, writer_features
+from .hidden_states import HiddenStatesFile, check_hidden_states
+from .parts import biases_of, module_of, normalized, output_matrix, projections, side_by_side, writer_features
+from .regression import ridge_solution, with_constant
+from .symmetric import SymmetricSums
 
 if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
 
+_LARGEST_GAP = 2
+"""Largest gap between kept layers that gathering covers exactly, where memory allows; each costs a product a layer."""
+
 
 class SupernetMoments:
-    """Second moments of normalized hidden states, of the inputs of writers, and of these with the layers' outputs.
+    """Second moments of normalized hidden states, of the inputs of writers, and of these with hidden states.
 
-    A layer's output is the change of its hidden states. Memory is that of a square matrix of all heads' channels and
-    neurons for each layer, and of one of these by the channels for each pair of layers, whatever the number of tokens.
+    Memory does not grow with the number of tokens: for each layer, half a square matrix of all heads' channels and
+    neurons, and a matrix of these by the channels for each gap up to `max_gap`. Over a longer gap, hidden states are
+    predicted linearly from those `max_gap` layers after its start. All hidden states are kept in a temporary file of
+    `2 * tokens * channels * (layers + 1)` bytes for these predictions.
 
     Args:
         supernet (`SuperNetModel`): the super-network.
         input_ids (`torch.Tensor`): `(blocks, block_size)`.
         batch_size (`int`): blocks in a forward pass.
         progress (`bool`): whether to show a progress bar.
+        memory (`float`, *optional*): gigabytes for the moments and their computation; by default 90% of what is free.
 
     Attributes:
+        tokens: number of tokens.
+        max_gap: largest gap between kept layers whose moments are exact: 1 where no layer is left out.
         normal: products of normalized hidden states and 1, by norm and layer.
-        normal_from_embedding: products of these with the embedding's normalized hidden states and 1, by norm and layer.
         features: products of the inputs of all writers of a layer and 1, by layer.
-        written: products of a later layer's output with a layer's features, by the layer and the later one.
-        written_before: products of the summed outputs of all earlier layers with a layer's features, by layer. Both are
-            empty where a norm follows the writers, which then absorb nothing.
 
     Raises:
         WhittleError: if the moments do not fit into memory.
         HealingError: if hidden states contain NaN or Inf.
     """
 
-    def __init__(self, supernet: "SuperNetModel", input_ids: torch.Tensor, batch_size: int, progress: bool):
+    def __init__(
+        self,
+        supernet: "SuperNetModel",
+        input_ids: torch.Tensor,
+        batch_size: int,
+        progress: bool,
+        memory: float | None = None,
+    ):
         self.config = supernet.full_config
         self.groups = projections(self.config)
         self.readers = tuple(weights for group in self.groups for weights in group.readers)
         self.writers = tuple(weight for group in self.groups for weight in group.writers)
         self.head = output_matrix(self.config)
-        self._check_memory(supernet.device, min(batch_size, len(input_ids)) * input_ids.shape[1])
-        self.normal: dict[tuple[str | None, int], Any] = defaultdict(float)
-        self.normal_from_embedding: dict[tuple[str | None, int], Any] = defaultdict(float)
-        self.features: dict[int, Any] = defaultdict(float)
-        self.written: dict[tuple[int, int], Any] = defaultdict(float)
-        self.written_before: dict[int, Any] = defaultdict(float)
+        self.tokens = input_ids.numel()
+        device, size = supernet.device, self.config.hidden_size
+        in_batch = min(batch_size, len(input_ids)) * input_ids.shape[1]
+        limit = _limit(device, memory)
+        self.max_gap = self._affordable_gap(in_batch, limit, str(device))
+        self._source = Source(supernet.state_dict(), self.config, device)
+        kept = int(limit - self.peak_bytes(in_batch, self.max_gap)) // (4 * size * (size + 1))
+        self._prediction = lru_cache(max(1, kept))(self._predict)
+        self.normal = {key: SymmetricSums(size + 1, device) for key in self._norms()}
+        self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
+        self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
+        self._changes = {key: self._zeros(key[0]) for key in self._gaps(self.max_gap)}
+        blocks, length = input_ids.shape
+        self._blocks, self._batch_size = blocks, batch_size
+        self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
+        description = f"moments, {self.bytes / 1e9:.1f} GB"
         with evaluating(supernet), torch.no_grad():
-            for batch in tqdm(input_ids.split(batch_size), "moments", unit="batch", disable=not progress):
-                self._add(supernet, batch.to(supernet.device))
+            for first in tqdm(range(0, blocks, batch_size), description, unit="batch", disable=not progress):
+                self._add(supernet, input_ids[first : first + batch_size].to(device), first)
 
     @property
     def layers(self) -> range:
@@ -71,16 +98,22 @@ class SupernetMoments:
         """Whether writers absorb the output of layers that are left out: no norm scales what they add."""
         return not any(group.is_normalized for group in self.groups)
 
+    # Cost
+
     @property
     def bytes(self) -> int:
         """Memory of the moments, in single precision."""
-        return 4 * (self._products_of_writers + 4 * self.config.hidden_size**2 * (len(self.layers) + 1))
+        return 4 * self._products(self.max_gap)
+
+    def peak_bytes(self, tokens: int, max_gap: int) -> int:
+        """Upper estimate of the memory that gathering needs: moments, and activations of `tokens` in a batch."""
+        width = max(self._widths) + 3 * self.config.hidden_size
+        return 4 * (self._products(max_gap) + tokens * (max_gap + 3) * width)
 
     @property
     def flops_per_token(self) -> int:
         """FLOPs of gathering, without those of the forward pass."""
-        norms = len(list(self._norms()))
-        return 2 * self._products_of_writers + 4 * self.config.hidden_size**2 * norms
+        return 2 * self._products(self.max_gap)
 
     @property
     def _widths(self) -> list[int]:
@@ -88,23 +121,32 @@ class SupernetMoments:
         features = writer_features(self.config, Shape.from_config(self.config))
         return [sum(groups) - len(groups) + 1 for groups in features]
 
-    @property
-    def _products_of_writers(self) -> int:
-        """Products that are summed over tokens for the writers: each takes a number in memory and 2 FLOPs a token."""
-        size, layers = self.config.hidden_size, len(self.layers)
-        outputs = [(layers - layer + 1) * self.absorbs for layer in self.layers]
-        return sum(width**2 + width * size * of_layer for width, of_layer in zip(self._widths, outputs, strict=True))
+    def _products(self, max_gap: int) -> int:
+        """Products that are summed over tokens: each takes a number in memory and 2 FLOPs a token."""
+        size, widths = self.config.hidden_size, self._widths
+        of_normal = len(list(self._norms())) * SymmetricSums.numbers(size + 1)
+        of_features = sum(SymmetricSums.numbers(width) for width in widths)
+        with_states = [*self.layers, *(layer for layer, _ in self._gaps(max_gap))] if self.absorbs else []
+        return of_normal + of_features + sum(widths[layer] * size for layer in with_states)
 
-    def _check_memory(self, device: torch.device, tokens: int) -> None:
-        activations = sum(self._widths) + 5 * self.config.hidden_size * len(self.layers)
-        needed = self.bytes + 4 * tokens * activations
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        if needed > free:
-            raise WhittleError(
-                f"healed perplexity needs {needed / 1e9:.1f} GB for moments of this super-network, and "
-                f"{free / 1e9:.1f} GB are free on {device}; search by perplexity, with a smaller batch_size, or where "
-                "there is more memory"
-            )
+    def _affordable_gap(self, tokens: int, limit: float, device: str) -> int:
+        for max_gap in range(_LARGEST_GAP, 0, -1):
+            if (needed := self.peak_bytes(tokens, max_gap)) <= limit:
+                return max_gap
+        raise WhittleError(
+            f"healed perplexity needs {needed / 1e9:.1f} GB for moments of this super-network, and {limit / 1e9:.1f} "
+            f"GB are free on {device} or allowed; search by perplexity, with a smaller batch_size, or where there is "
+            "more memory"
+        )
+
+    # Gathering
+
+    def _gaps(self, max_gap: int) -> list[tuple[int, int]]:
+        """Layers and gaps after them that are gathered; a gap of 1 follows from the layer's features."""
+        if not self.absorbs:
+            return []
+        gaps = range(2, max_gap + 1)
+        return [(layer, gap) for layer in self.layers for gap in gaps if layer + gap <= len(self.layers)]
 
     def _norms(self) -> Iterable[tuple[str | None, int]]:
         """The norms before readers, with their layer; the norm before the output matrix counts to the last layer."""
@@ -112,43 +154,171 @@ class SupernetMoments:
         if self.head is not None:
             yield self.head.norm, self.layers[-1]
 
-    def _layer(self, layer: int) -> str:
+    def _zeros(self, layer: int) -> torch.Tensor:
+        return torch.zeros(self.config.hidden_size, self._widths[layer], device=self._source.device)
+
+    def _name(self, layer: int) -> str:
         return f"{get_architecture(self.config).layers}.{layer}"
 
-    def _add(self, supernet: "SuperNetModel", batch: torch.Tensor) -> None:
-        layers = [self._layer(layer) for layer in self.layers]
+    def _norms_of(self, layer: int, in_layer: bool = True) -> list[str]:
+        """Norms of a layer in the table, or the one before the output matrix."""
+        return [str(norm) for norm, of in self._norms() if of == layer and ("{layer}" in str(norm)) == in_layer]
+
+    def _add(self, supernet: "SuperNetModel", batch: torch.Tensor, first: int) -> None:
+        layers = [self._name(layer) for layer in self.layers]
         norms = [str(norm).format(layer=layer) for norm, layer in self._norms()]
         writers = [module_of(weight, layer) for weight in self.writers for layer in self.layers]
-        with recorded_activations(supernet, [*layers, *norms, *writers], layers) as activations:
+        recent: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        with ExitStack() as hooks:
+            activations = hooks.enter_context(recorded_activations(supernet, [*layers, *norms, *writers], layers))
+            for layer in self.layers:
+                hook = partial(self._add_layer, activations, recent, layer, first)
+                hooks.callback(supernet.get_submodule(self._name(layer)).register_forward_hook(hook).remove)
             supernet.base_model(input_ids=batch, use_cache=False)
-        for layer in self.layers:
-            check_hidden_states(activations.outputs[self._layer(layer)], "the super-network", layer)
-        self._add_normal(activations)
-        self._add_written(activations)
+        for norm in self._norms_of(self.layers[-1], in_layer=False):
+            self._add_normal(norm, self.layers[-1], activations.inputs[norm])
 
-    def _add_normal(self, activations: Activations) -> None:
-        embedded = activations.inputs[self._layer(0)]
-        for norm, layer in self._norms():
-            pair = (embedded, activations.inputs[str(norm).format(layer=layer)])
-            first, normal = (_with_one(normalized(hidden, self.config)) for hidden in pair)
-            self.normal[norm, layer] += normal.T @ normal
-            self.normal_from_embedding[norm, layer] += normal.T @ first
+    def _add_layer(
+        self,
+        activations: Activations,
+        recent: dict[int, tuple[torch.Tensor, torch.Tensor]],
+        layer: int,
+        first: int,
+        *_: Any,
+    ) -> None:
+        """Add the activations of a layer that has just run, and forget them.
 
-    def _add_written(self, activations: Activations) -> None:
-        before = [activations.inputs[self._layer(layer)] for layer in self.layers]
-        after = [activations.outputs[self._layer(layer)] for layer in self.layers]
-        written = [(after[layer] - before[layer]).flatten(0, -2) for layer in self.layers]
-        for layer in self.layers:
-            inputs = [activations.inputs[module_of(weight, layer)].flatten(0, -2) for weight in self.writers]
-            features = _with_one(torch.cat(inputs, -1))
-            self.features[layer] += features.T @ features
-            if not self.absorbs:
-                continue
-            self.written_before[layer] += (before[layer] - before[0]).flatten(0, -2).T @ features
-            for later in self.layers[layer:]:
-                self.written[layer, later] += written[later].T @ features
+        Args:
+            activations (`Activations`): of all that has run.
+            recent (`dict`): features of the last layers, and the hidden states before them.
+            layer (`int`): the layer.
+            first (`int`): first of the blocks.
+        """
+        name, written = self._name(layer), [module_of(weight, layer) for weight in self.writers]
+        before, after = activations.inputs.pop(name), activations.outputs.pop(name)
+        check_hidden_states(after, "the super-network", layer)
+        for norm in self._norms_of(layer):
+            self._add_normal(norm, layer, activations.inputs.pop(norm.format(layer=layer)))
+        features = _side_by_side([activations.inputs.pop(each) for each in written])
+        self.features[layer].add(features)
+        for index, hidden_states in [(0, before)] * (layer == 0) + [(layer + 1, after)]:
+            self._states.write(self._rows(index, first, first + len(after)), hidden_states)
+        if not self.absorbs:
+            return
+        recent[layer] = features, before.flatten(0, -2)
+        self._before[layer] += recent[layer][1].T @ features
+        for gap in range(2, self.max_gap + 1):
+            if layer + 1 - gap in recent:
+                earlier, hidden_states = recent[layer + 1 - gap]
+                self._changes[layer + 1 - gap, gap] += (after.flatten(0, -2) - hidden_states).T @ earlier
+        recent.pop(layer + 1 - self.max_gap, None)
+
+    def _add_normal(self, norm: str, layer: int, hidden_states: torch.Tensor) -> None:
+        self.normal[norm, layer].add(self._normalized(hidden_states))
+
+    def _normalized(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalized hidden states and 1, `(tokens, channels + 1)`."""
+        return with_constant(normalized(hidden_states, self.config).flatten(0, -2), True)
+
+    # Moments of a subnet's layers
+
+    def chosen(
+        self, layer: int, writers: Sequence[Weight], kept: Callable[[Weight], torch.Tensor | int | None] | None = None
+    ) -> torch.Tensor:
+        """Ascending indices, among a layer's features, of the inputs of some writers, and of 1 if they have a bias.
+
+        Args:
+            layer (`int`): the layer.
+            writers (`Sequence[Weight]`): the writers.
+            kept (`Callable`, *optional*): gives the inputs of a writer to choose, as `KeptRows` does; all by default.
+        """
+        chosen, first = [], 0
+        for weight in self.writers:
+            inputs = weight.inputs.size(Shape.from_config(self.config).of_layer(layer))
+            if weight in writers:
+                rows = None if kept is None else kept(weight)
+                chosen.append(first + (rows if isinstance(rows, torch.Tensor) else torch.arange(rows or inputs)))
+            first += inputs
+        if biases_of(self._source.weights, writers, layer):
+            chosen.append(torch.tensor([first]))
+        return torch.cat(chosen).to(self._source.device)
+
+    def written(self, layer: int, writers: Sequence[Weight], chosen: torch.Tensor) -> torch.Tensor:
+        """Products of what some writers of a layer write and chosen features of the layer, `(D, chosen)`."""
+        matrix = side_by_side(self._source.weights, writers, layer).to(chosen.device, torch.float32)
+        return matrix @ self.features[layer](self.chosen(layer, writers), chosen)
+
+    def change(self, layer: int, last: int, chosen: torch.Tensor) -> torch.Tensor:
+        """Products of what hidden states change by from before `layer` to before `last`, and features of the layer.
+
+        Args:
+            layer (`int`): a layer.
+            last (`int`): a later one, or the number of layers.
+            chosen (`torch.Tensor`): ascending indices of features.
+
+        Returns:
+            `torch.Tensor`: `(D, chosen)`.
+        """
+        middle = min(last, layer + self.max_gap)
+        if middle == layer + 1:
+            change = self.written(layer, self.writers, chosen)
+        else:
+            change = self._changes[layer, middle - layer][:, chosen]
+        if last > middle:
+            one = chosen.new_tensor([self._widths[layer] - 1])
+            reached = torch.cat([self._before[layer][:, chosen] + change, self.features[layer](one, chosen)])
+            change = change + self._prediction(middle, last) @ reached
+        return change
+
+    def _predict(self, first: int, last: int) -> torch.Tensor:
+        """The matrix `(D, D + 1)` that predicts a change of hidden states from those before it and 1."""
+        size, device = self.config.hidden_size, self._source.device
+        gram = SymmetricSums(size + 1, device, torch.float64)
+        cross = torch.zeros(size, size + 1, dtype=torch.float64, device=device)
+        for before, after in zip(self._hidden_states(first), self._hidden_states(last), strict=True):
+            features = with_constant(before.flatten(0, -2), True)
+            gram.add(features)
+            cross += (after - before).flatten(0, -2).T @ features
+        start = torch.zeros_like(cross)
+        solved = ridge_solution(gram.full(), cross, start, (size + 1) / self.tokens)
+        return (start if solved is None else solved).float()
+
+    @torch.no_grad()
+    def from_embedding(self, layer: int) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
+        """Moments that the first kept layer needs where earlier ones are left out.
+
+        Returns:
+            `tuple`: products of the change of hidden states up to the layer and its features, `(D, features)`; and, by
+            norm of the layer, those of normalized hidden states and the embedding's, each with 1.
+        """
+        single = SingleLayer(self._source, layer)
+        writers = [module_of(weight) for weight in self.writers]
+        change = self._zeros(layer)
+        normal: dict[str | None, Any] = dict.fromkeys(self._norms_of(layer), 0.0)
+        for embedded, before in zip(self._hidden_states(0), self._hidden_states(layer), strict=True):
+            found = single.recorded(before, [*writers, *(str(norm).format(layer=0) for norm in normal)]).inputs
+            features = _side_by_side([found[name] for name in writers])
+            change += (before - embedded).flatten(0, -2).T @ features
+            for norm in normal:
+                normal[norm] += self._normalized(found[str(norm).format(layer=0)]).T @ self._normalized(embedded)
+        return change, normal
+
+    def _rows(self, index: int, first: int, last: int) -> range:
+        """Rows of blocks in the file of hidden states before a layer."""
+        return range(index * self._blocks + first, index * self._blocks + last)
+
+    def _hidden_states(self, index: int) -> Iterable[torch.Tensor]:
+        """Hidden states before a layer, batch by batch."""
+        for first in range(0, self._blocks, self._batch_size):
+            yield self._states.read(self._rows(index, first, min(first + self._batch_size, self._blocks)))
 
 
-def _with_one(features: torch.Tensor) -> torch.Tensor:
-    """Flatten `(B, T, features)` to `(tokens, features + 1)`; the last feature is 1."""
-    return F.pad(features.flatten(0, -2), (0, 1), value=1.0)
+def _side_by_side(inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Inputs of writers and 1, `(tokens, features)`."""
+    return with_constant(torch.cat([each.flatten(0, -2) for each in inputs], -1), True)
+
+
+def _limit(device: torch.device, memory: float | None) -> float:
+    """Bytes that may be used on a device."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return min(0.9 * free, math.inf if memory is None else 1e9 * memory)

@@ -1,7 +1,7 @@
 """Inputs and outputs of modules in a forward pass."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,13 @@ class Activations:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class _AllRecorded(Exception):  # noqa: N818, it reports no error
+    """Ends a forward pass that has nothing more to record."""
+
+
 @contextmanager
 def recorded_activations(
-    model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = ()
+    model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = (), stop: bool = False
 ) -> Iterator[Activations]:
     """Record activations of the last forward pass inside the block.
 
@@ -32,27 +36,33 @@ def recorded_activations(
         model (`nn.Module`): the model.
         inputs (`Iterable[str]`): modules to record inputs of.
         outputs (`Iterable[str]`): modules to record outputs of.
+        stop (`bool`, *optional*, defaults to `False`): whether the block ends as soon as all are recorded, in the
+            middle of the forward pass.
     """
-    activations = Activations()
+    activations, inputs, outputs = Activations(), set(inputs), set(outputs)
+
+    def stop_if_all_recorded() -> None:
+        if stop and activations.inputs.keys() == inputs and activations.outputs.keys() == outputs:
+            raise _AllRecorded
+
+    def record_input(name: str) -> Callable[..., None]:
+        def record(module: Any, arguments: Any) -> None:
+            activations.inputs[name] = arguments[0].float()
+            stop_if_all_recorded()
+
+        return record
+
+    def record_output(name: str) -> Callable[..., None]:
+        def record(module: Any, arguments: Any, output: Any) -> None:
+            activations.outputs[name] = (output[0] if isinstance(output, tuple) else output).float()
+            stop_if_all_recorded()
+
+        return record
+
     with ExitStack() as hooks:
         for name in inputs:
-            hook = _record_input(activations, name)
-            hooks.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(record_input(name)).remove)
         for name in outputs:
-            hook = _record_output(activations, name)
-            hooks.callback(model.get_submodule(name).register_forward_hook(hook).remove)
-        yield activations
-
-
-def _record_input(activations: Activations, name: str) -> Any:
-    def record(module: Any, arguments: Any, output: Any) -> None:
-        activations.inputs[name] = arguments[0].float()
-
-    return record
-
-
-def _record_output(activations: Activations, name: str) -> Any:
-    def record(module: Any, arguments: Any, output: Any) -> None:
-        activations.outputs[name] = (output[0] if isinstance(output, tuple) else output).float()
-
-    return record
+            hooks.callback(model.get_submodule(name).register_forward_hook(record_output(name)).remove)
+        with suppress(_AllRecorded):
+            yield activations

@@ -1,7 +1,6 @@
 """One layer of a model, or its embedding, run alone, so that only its weights need be in memory."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,6 @@ from .source import Source
 from .student import student_class, student_config
 
 
-@dataclass(frozen=True)
-class LayerOutput:
-    """The output of one layer.
-
-    Args:
-        hidden_states (`torch.Tensor`): `(B, T, channels)`, after the layer.
-        normalized (`torch.Tensor`): the same after the model's last norm.
-        activations (`Activations`): inputs and outputs of the recorded modules.
-    """
-
-    hidden_states: torch.Tensor
-    normalized: torch.Tensor
-    activations: Activations
-
-
 def single_precision_attention(config: PreTrainedConfig) -> str | None:
     """The attention kernel of a model, or `"sdpa"` where that does not run in single precision."""
     kernel = attention_kernel(config)
@@ -47,9 +31,10 @@ class SingleLayer:
     Args:
         source (`Source`): the whole model.
         layer (`int`): index of the layer.
+        bf16 (`bool`, *optional*, defaults to `False`): whether matrix products run in bfloat16.
     """
 
-    def __init__(self, source: Source, layer: int):
+    def __init__(self, source: Source, layer: int, bf16: bool = False):
         table = get_architecture(source.config)
         self.model = _one_layer(source.config, layer)
         state_dict = {
@@ -59,23 +44,29 @@ class SingleLayer:
         }
         self.model.load_state_dict(state_dict, strict=False, assign=True)
         self.model.to(source.device)
-        self._name = f"{table.layers}.0"
+        self._name, self._autocast = f"{table.layers}.0", torch.autocast(source.device.type, torch.bfloat16, bf16)
 
     def module(self, name: str) -> Any:
         return self.model.get_submodule(name)
 
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(B, T, channels)` after the layer, from those before it."""
+        return self.recorded(hidden_states, outputs=[self._name]).outputs[self._name]
+
     @torch.no_grad()
-    def __call__(self, hidden_states: torch.Tensor, recorded: Iterable[str] = ()) -> LayerOutput:
-        """Run the layer.
+    def recorded(
+        self, hidden_states: torch.Tensor, inputs: Iterable[str] = (), outputs: Iterable[str] = ()
+    ) -> Activations:
+        """Run the layer until all of some modules have run.
 
         Args:
             hidden_states (`torch.Tensor`): `(B, T, channels)`, before the layer.
-            recorded (`Iterable[str]`): modules to record inputs and outputs of.
+            inputs (`Iterable[str]`): modules to record inputs of.
+            outputs (`Iterable[str]`): modules to record outputs of.
         """
-        recorded = list(recorded)
-        with recorded_activations(self.model, recorded, [*recorded, self._name]) as activations:
-            normalized = self.model.base_model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state
-        return LayerOutput(activations.outputs.pop(self._name), normalized, activations)
+        with recorded_activations(self.model, inputs, outputs, stop=True) as activations, self._autocast:
+            self.model.base_model(inputs_embeds=hidden_states, use_cache=False)
+        return activations
 
 
 class Embedding:

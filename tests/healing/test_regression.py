@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_whittle.healing.regression import Moments, ridge_solution
+from hf_whittle.healing.symmetric import SymmetricSums
 
 TOKENS, FEATURES, TARGETS = 400, 7, 3
 RIDGES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
@@ -101,7 +102,7 @@ def test_moments_without_full_rank_have_a_solution_that_fits(tokens, kind):
 def test_moments_that_say_nothing_have_no_solution(value):
     nothing = torch.full((2, 2), value, dtype=torch.float64)
     assert ridge_solution(nothing, nothing, torch.ones(2, 2, dtype=torch.float64), 0.1) is None
-    fit = Moments.known(nothing, nothing).fit(torch.ones(2, 2), [0.1, 1.0])
+    fit = Moments.known(nothing, nothing, 2).fit(torch.ones(2, 2), [0.1, 1.0])
     assert fit.ridge is None and torch.equal(fit.weight, torch.ones(2, 2, dtype=torch.float64))
 
 
@@ -146,6 +147,28 @@ def test_first_strength_is_taken_where_nothing_was_held_out(tokens):
     torch.testing.assert_close(fit.weight, least_squares(x, y, start, 0.5), **CLOSE)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_strength_is_searched_for_where_none_is_given(split, scale):
+    (x, y), (x_held_out, y_held_out), start = split
+    noise, of_held_out = draw(7, *y.shape), draw(8, *y_held_out.shape)
+    y, y_held_out = y + scale * noise, y_held_out + scale * of_held_out
+    found = gather([(x, y, False), (x_held_out, y_held_out, True)]).fit(start)
+    grid = [3 * FEATURES / 20 * 10 ** (power / 2) for power in range(-10, 8)]
+    errors = {ridge: relative_error(x_held_out, y_held_out, least_squares(x, y, start, ridge)) for ridge in grid}
+    best = min(errors, key=errors.get)
+    if errors[best] < found.before:
+        assert found.ridge == pytest.approx(best) and grid[0] < best < grid[-1]
+    else:
+        assert found.ridge is None
+
+
+def test_likely_strength_is_taken_where_nothing_was_held_out(tokens):
+    x, y, start = tokens
+    fit = gather([(x, y, False)]).fit(start)
+    assert fit.ridge == 3 * FEATURES / TOKENS
+    torch.testing.assert_close(fit.weight, least_squares(x, y, start, fit.ridge), **CLOSE)
+
+
 def test_targets_that_are_all_zero_and_predicted_keep_the_start(tokens):
     x, y, _ = tokens
     zero = torch.zeros(TARGETS, FEATURES)
@@ -187,8 +210,9 @@ def test_blocks_are_tokens_side_by_side(tokens):
 @pytest.mark.parametrize("tokens_added", [10, 10_000])
 def test_memory_does_not_depend_on_the_number_of_tokens(tokens_added):
     moments = gather([(draw(0, tokens_added, FEATURES), draw(1, tokens_added, TARGETS), False)], constant=True)
-    held = [value for value in vars(moments._fitted).values() if isinstance(value, torch.Tensor)]
-    assert sum(value.untyped_storage().nbytes() for value in held) == 8 * (FEATURES + 1) * (FEATURES + 1 + TARGETS)
+    held = [moments._fitted.cross, *moments._fitted._products.tensors]
+    numbers = (FEATURES + 1) * TARGETS + SymmetricSums.numbers(FEATURES + 1)
+    assert sum(value.untyped_storage().nbytes() for value in held) == 8 * numbers
     assert moments._held_out.gram is None
 
 
@@ -206,6 +230,6 @@ def test_mapped_moments_are_those_of_mapped_features(tokens, size):
 
 def test_known_moments_are_those_gathered(tokens):
     x, y, start = tokens
-    known = Moments.known(x.T @ x, y.T @ x)
+    known = Moments.known(x.T @ x, y.T @ x, len(x))
     expected = gather([(x, y, False)]).fit(start, [0.1]).weight
     torch.testing.assert_close(known.fit(start, [0.1]).weight, expected, **CLOSE)

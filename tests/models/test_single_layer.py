@@ -59,13 +59,32 @@ def test_layer_by_layer_is_the_whole_model(model, input_ids):
     torch.testing.assert_close(hidden_states, states[0], **CLOSE)
     for index in range(model.config.num_hidden_layers):
         names = {name: f"{layers}.0.{name}" for name in matrices(model)}
-        done = SingleLayer(Source(weights, model.config, CPU), index)(hidden_states, names.values())
-        hidden_states = done.hidden_states
-        torch.testing.assert_close(hidden_states, states[index + 1], **CLOSE)
+        layer = SingleLayer(Source(weights, model.config, CPU), index)
+        activations = layer.recorded(hidden_states, names.values(), names.values())
         for name, recorded in names.items():
-            torch.testing.assert_close(done.activations.inputs[recorded], inputs[index, name], **CLOSE)
-            torch.testing.assert_close(done.activations.outputs[recorded], outputs[index, name], **CLOSE)
-    torch.testing.assert_close(done.normalized, normalized, **CLOSE)
+            torch.testing.assert_close(activations.inputs[recorded], inputs[index, name], **CLOSE)
+            torch.testing.assert_close(activations.outputs[recorded], outputs[index, name], **CLOSE)
+        hidden_states = layer(hidden_states)
+        torch.testing.assert_close(hidden_states, states[index + 1], **CLOSE)
+    norm = get_architecture(model.config).weights[-1].norm
+    torch.testing.assert_close(layer.module(norm)(hidden_states), normalized, **CLOSE)
+
+
+def test_layer_stops_after_what_is_recorded(model, input_ids):
+    states, _, inputs, outputs = run(model, input_ids)
+    layer, ran = SingleLayer(Source(model.state_dict(), model.config, CPU), 0), []
+    names = [f"{get_architecture(model.config).layers}.0.{name}" for name in matrices(model)]
+    for name in names:
+        layer.module(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    layer(states[0])
+    first, last, ran[:] = ran[0], ran[-1], []
+    found = layer.recorded(states[0], [first]).inputs
+    assert ran == [] and found.keys() == {first}
+    found = layer.recorded(states[0], outputs=[first]).outputs
+    assert ran == [first] and found.keys() == {first}
+    ran.clear()
+    layer.recorded(states[0], [last])
+    assert sorted(ran) == sorted(set(names) - {last})
 
 
 def test_token_for_padding_is_no_error_and_layers_that_slide_do_so(make_stock, input_ids):
@@ -79,7 +98,7 @@ def test_token_for_padding_is_no_error_and_layers_that_slide_do_so(make_stock, i
     for index in range(4):
         layer = SingleLayer(source, index)
         assert layer.model.config.layer_types == [stock.config.layer_types[index]]
-        torch.testing.assert_close(layer(states[index]).hidden_states, states[index + 1], **CLOSE)
+        torch.testing.assert_close(layer(states[index]), states[index + 1], **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +114,7 @@ def test_nothing_of_the_configuration_is_lost(make_stock, input_ids, changes):
     stock = make_stock(**changes)
     before = run(stock, input_ids)[0]
     done = SingleLayer(Source(stock.state_dict(), stock.config, CPU), 1)(before[1])
-    torch.testing.assert_close(done.hidden_states, before[2], **CLOSE)
+    torch.testing.assert_close(done, before[2], **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -103,7 +122,7 @@ def test_layer_runs_in_single_precision_whatever_the_weights_are_in(make_stock, 
     stock = make_stock().to(dtype)
     weights = stock.state_dict()
     before = run(stock.float(), input_ids)[0]
-    hidden_states = SingleLayer(Source(weights, stock.config, CPU), 2)(before[2]).hidden_states
+    hidden_states = SingleLayer(Source(weights, stock.config, CPU), 2)(before[2])
     assert hidden_states.dtype == torch.float32
     torch.testing.assert_close(hidden_states, before[3], **CLOSE)
 
@@ -115,10 +134,10 @@ def test_layer_shares_weights_sees_their_changes_and_leaves_configuration_and_ra
     name = "mlp.dense_4h_to_h.weight"
     held = layer.model.gpt_neox.layers[0].get_parameter(name)
     assert held.data_ptr() == weights[f"gpt_neox.layers.3.{name}"].data_ptr()
-    first = layer(hidden_states).hidden_states
+    first = layer(hidden_states)
     with torch.no_grad():
         weights[f"gpt_neox.layers.3.{name}"].zero_()
-    assert not torch.equal(layer(hidden_states).hidden_states, first)
+    assert not torch.equal(layer(hidden_states), first)
     assert stock.config.to_dict() == before
     torch.set_rng_state(generator)
     SingleLayer(Source(weights, stock.config, CPU), 3)
@@ -128,7 +147,8 @@ def test_layer_shares_weights_sees_their_changes_and_leaves_configuration_and_ra
 def test_hooks_are_gone_after_the_call_and_after_an_error(supernet):
     layer = SingleLayer(Source(supernet.state_dict(), supernet.config, CPU), 0)
     names = ["gpt_neox.layers.0.mlp.dense_h_to_4h"]
-    layer(torch.randn(1, 3, 32), names)
+    layer.recorded(torch.randn(1, 3, 32), names, names)
     with pytest.raises(RuntimeError):
-        layer(torch.randn(1, 3, 31), names)
-    assert not any(module._forward_hooks for name, module in layer.model.named_modules() if name in names)
+        layer.recorded(torch.randn(1, 3, 31), names, names)
+    modules = [layer.module(name) for name in names]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
