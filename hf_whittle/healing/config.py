@@ -67,8 +67,8 @@ class HealingReport:
         tokens (`int`): calibration tokens fitted to.
         held_out_tokens (`int`): calibration tokens held out.
         fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its
-            strength `ridge` (`None` where none was better than the sliced weights), and the relative squared error
-            `before` and `after`.
+            strength `ridge` (`None` where none was better than the sliced weights), the relative squared error `before`
+            and `after`, and the number of strengths `tried`.
         settings (`dict`): the `HealingConfig` as a dictionary.
         basis (`str`, *optional*): the basis of the healed weights: `"channels"` where the settings say `"principal"`
             and the basis could not be changed. An older report does not say.

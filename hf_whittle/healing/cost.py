@@ -34,39 +34,37 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     whole = _until_groups(config, SubnetConfig.full(config), len(groups), sequence_length)[-1]
     shape = subnet.shape.filled(Shape.from_config(config))
     size, channels = config.hidden_size, shape.hidden_size
-    fits = []  # for each, the number of features, a constant included, and of targets
+    reads = inputs and (channels < size or subnet.layers[0] > 0)
     passes = (1 + is_principal) * whole + (not outputs or is_normalized) * of_student[-1]
-    for number, group in enumerate(groups):
-        inputs_healed = inputs and (channels < size or subnet.layers[0] > 0)
-        passes += inputs_healed * (of_teacher[number] + of_student[number])
-        passes += outputs * of_student[number + 1]
+    for number in range(len(groups)):
+        passes += reads * (of_teacher[number] + of_student[number]) + outputs * of_student[number + 1]
         passes += outputs * (is_normalized or number + 1 < len(groups)) * of_teacher[number + 1]
-        fits += [(channels + 1, size)] * len(group.readers) * inputs_healed * shape.num_hidden_layers
+    fits = []  # for each, the number of features, a constant included, and of targets
     for of_layer in writer_features(config, shape):
+        fits += [(channels + 1, size)] * reads * sum(len(group.readers) for group in groups)
         fits += [(features, channels) for features in of_layer] * outputs
     fits += [(channels + 1, size)] * (settings["head"] and output_matrix(config) is not None)
     sums = sum(2 * (SymmetricSums.numbers(features) + features * targets) for features, targets in fits)
     sums += sum(2 * features[-1] * channels for features in writer_features(config, shape)) * outputs  # what is written
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
-    tried = len(settings["ridge"] or ()) or _TRIED
-    solved = sum(features**3 // 3 + 6 * features**2 * targets for features, targets in fits) * tried
+    solved = _reader_flops(config, shape, subnet.layers[0]) if reads or settings["head"] else 0
+    tried = [fit.get("tried", len(settings["ridge"] or ())) for fit in report["fits"]]
+    for (features, targets), number in zip(fits, tried or [0] * len(fits), strict=False):
+        solved += number * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
     return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole
 
 
-_TRIED = 5
-"""Strengths that a search for the best one tries, mostly 3 or 4."""
-
-
 def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, sequence_length: int) -> list[int]:
-    """FLOPs per token of the layers of a model until before each group of projections, and at the end."""
+    """FLOPs per token of the layers of a model until each group of projections has read its inputs, and at the end."""
     shape = subnet.shape.filled(Shape.from_config(config))
     head = 2 * config.vocab_size * shape.hidden_size
 
     def layers(subnet: SubnetConfig) -> int:
         return flops_per_token(config, subnet, sequence_length=sequence_length) - head
 
-    return [0, layers(subnet.replaced({NEURONS: 1})), layers(subnet)] if groups > 1 else [0, layers(subnet)]
+    attention = layers(subnet.replaced({NEURONS: 1}))
+    return [0, attention, layers(subnet)] if groups > 1 else [attention, layers(subnet)]
 
 
 def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, tokens: int, max_gap: int) -> int:

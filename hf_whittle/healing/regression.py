@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,14 @@ class Fit:
         ridge (`float`, *optional*): the chosen strength; `None` if no strength was better than the start.
         before (`float`): squared error of the start on held-out tokens, relative to the square of the targets.
         after (`float`): the same of `weight`.
+        tried (`int`, *optional*, defaults to 1): number of strengths that were tried.
     """
 
     weight: torch.Tensor
     ridge: float | None
     before: float
     after: float
+    tried: int = 1
 
 
 class Moments:
@@ -103,14 +105,20 @@ class Moments:
             return Fit(weight, ridge, math.nan, math.nan)
         before = self._held_out.error(start, held_out)
 
+        tried = 0
+
         def fitted(ridge: float) -> Fit:
+            nonlocal tried
+            tried += 1
             weight = ridge_solution(gram, cross, start, ridge)
             if weight is None:
                 return Fit(start, ridge, before, math.inf)
             return Fit(weight, ridge, before, self._held_out.error(weight, held_out))
 
         best = min(map(fitted, ridges), key=_error) if ridges else _lowest(fitted, likely)
-        return best if best.after < before - _ROUNDING else Fit(start, None, before, before)
+        if best.after < before - _ROUNDING:
+            return replace(best, tried=tried)
+        return Fit(start, None, before, before, tried)
 
 
 def _lowest(fitted: Callable[[float], Fit], ridge: float) -> Fit:

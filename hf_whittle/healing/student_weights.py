@@ -1,6 +1,7 @@
 """Weights of a student while they are healed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -188,14 +189,15 @@ class StudentWeights:
 
         The shift gives a constant only as far as the matrices pass it on; it is then part of the features.
         """
-        free = moments.fit(start, self.ridges).weight
-        shift = _shift(matrix @ free[:, :-1], matrix @ free[:, -1])
+        free = moments.fit(start, self.ridges)
+        shift = _shift(matrix @ free.weight[:, :-1], matrix @ free.weight[:, -1])
         identity = torch.eye(len(shift), dtype=shift.dtype, device=shift.device)
         fits = []
         for added in (shift, torch.zeros_like(shift)):
             features = torch.cat([identity, added[:, None]], 1)
             fits.append((moments.mapped(features).fit(start[:, :-1], self.ridges), added))
-        fit, added = min(fits, key=lambda pair: pair[0].after)
+        best, added = min(fits, key=lambda pair: pair[0].after)
+        fit = replace(best, tried=free.tried + sum(each.tried for each, _ in fits))
         self._record(fit, self._subnet.layers[position], *weights)
         return fit.weight, added.float()
 
@@ -236,10 +238,11 @@ class StudentWeights:
 
     def _record(self, fit: Fit, layer: int, *weights: Weight) -> None:
         names = " and ".join(weight.name.removesuffix(".weight").format(layer=layer) for weight in weights)
-        self.fits.append({"weights": names, "ridge": fit.ridge, "before": fit.before, "after": fit.after})
+        self.fits.append({"weights": names, **{name: getattr(fit, name) for name in _REPORTED}})
 
 
 _NORM = ("weight", "bias")
+_REPORTED = ("ridge", "before", "after", "tried")
 
 
 def _shift(matrix: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Second moments of the activations of a super-network, gathered once for the healing of any subnet."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -75,8 +76,9 @@ class SupernetMoments:
         limit = _limit(device, memory)
         self.max_gap = self._affordable_gap(in_batch, limit, str(device))
         self._source = Source(supernet.state_dict(), self.config, device)
-        kept = int(limit - self.peak_bytes(in_batch, self.max_gap)) // (4 * size * (size + 1))
-        self._prediction = lru_cache(max(1, kept))(self._predict)
+        left = limit - self.peak_bytes(in_batch, self.max_gap)
+        self._most_predictions = max(1, int(left) // (4 * size * (size + 1)))
+        self._predictions: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # the last used ones
         self.normal = {key: SymmetricSums(size + 1, device) for key in self._norms()}
         self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
         self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
@@ -270,8 +272,16 @@ class SupernetMoments:
             change = change + self._prediction(middle, last) @ reached
         return change
 
-    def _predict(self, first: int, last: int) -> torch.Tensor:
+    def _prediction(self, first: int, last: int) -> torch.Tensor:
         """The matrix `(D, D + 1)` that predicts a change of hidden states from those before it and 1."""
+        if (first, last) not in self._predictions:
+            self._predictions[first, last] = self._predict(first, last)
+        self._predictions.move_to_end((first, last))
+        if len(self._predictions) > self._most_predictions:
+            self._predictions.popitem(last=False)
+        return self._predictions[first, last]
+
+    def _predict(self, first: int, last: int) -> torch.Tensor:
         size, device = self.config.hidden_size, self._source.device
         gram = SymmetricSums(size + 1, device, torch.float64)
         cross = torch.zeros(size, size + 1, dtype=torch.float64, device=device)

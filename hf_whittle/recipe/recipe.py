@@ -120,7 +120,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Values as in YAML, every default spelled out."""
         values = {**dataclasses.asdict(self), "search": self.search.to_dict()}
-        if isinstance(self.heal, HealingConfig):
+        if isinstance(self.heal, HealingConfig) and self.heal.ridge is not None:
             values["heal"]["ridge"] = list(self.heal.ridge)
         return values
 
