@@ -25,12 +25,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ranking", description=__doc__)
     parser.add_argument("study", choices=SETTINGS)
     parser.add_argument("commands", nargs="+", choices=COMMANDS)
+    parser.add_argument("--teachers", nargs="+", default=(), help="names of the teachers, all by default")
     parser.add_argument("--starts", nargs="+", default=(), choices=("sliced", "healed"), help="starts of trainings")
     parser.add_argument("--fitnesses", nargs="+", default=(), help="how the names of fitnesses to evaluate begin")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = Rows(RESULTS / f"ranking_{given.study}_rows.jsonl")
-    studies = [Study(setting, rows) for setting in SETTINGS[given.study]]
+    settings = [s for s in SETTINGS[given.study] if not given.teachers or s.name in given.teachers]
+    if not settings:
+        known = ", ".join(setting.name for setting in SETTINGS[given.study])
+        parser.error(f"--teachers: got {', '.join(given.teachers)}, the study has {known}")
+    studies = [Study(setting, rows) for setting in settings]
     arguments = {"train": given.starts, "evaluate": given.fitnesses}
     for command in given.commands:
         if command == "rank":

@@ -1,6 +1,7 @@
 """The fitnesses of a ranking study, by name; each is made when it is first asked for."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hf_whittle import KLDivergence, SubnetConfig
@@ -115,9 +116,9 @@ def fitnesses_of(
         "gradient trace": lambda: GradientTrace(supernet, material.calibration[:16], 4, autocast=setting.autocast),
     }
     for steps in setting.probes:
-        made[f"probe of {steps} steps, sliced"] = lambda steps=steps: probe(steps, False)
+        made[f"probe of {steps} steps, sliced"] = partial(probe, steps, False)
     for tokens in setting.healing_tokens:
-        made[f"healed, {tokens:,} tokens, {HEALING}"] = lambda tokens=tokens: healing(tokens)
+        made[f"healed, {tokens:,} tokens, {HEALING}"] = partial(healing, tokens)
     for steps in setting.probes if setting.healing_tokens else ():
-        made[f"probe of {steps} steps, healed, {HEALING}"] = lambda steps=steps: probe(steps, True)
+        made[f"probe of {steps} steps, healed, {HEALING}"] = partial(probe, steps, True)
     return made

@@ -129,7 +129,7 @@ class Study:
         facts = {"seconds": seconds, "tokens": fitness.tokens(), "flops": fitness.flops(row.subnet), **facts}
         self.rows.add_measurement(row, name, value, **facts)
         stamp = time.strftime("%H:%M:%S")
-        print(f"{stamp} {row.group}, {row.space}, {row.origin}: {name}: {value:.4g}, {seconds} s", flush=True)
+        print(f"{stamp} {row.group}: {row.space}, {row.origin}: {name}: {value:.5g}, {seconds} s", flush=True)
 
 
 def truth_name(start: str, budget: int) -> str:

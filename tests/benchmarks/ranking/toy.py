@@ -44,8 +44,8 @@ def setting(teacher: str) -> Setting:
         spaces=spaces,
         near_good=False,
         bins=((0.5, 0.525), (0.3, 0.315)),
-        budgets=(65_536, 262_144),
-        rates=(2e-3,),  # within 1% of the best for a healed start and a sliced one on both budgets
+        budgets=(32_768, 131_072),
+        rates=(2e-3,),  # within 1% of the best for a healed start and a sliced one on 65,536 and 262,144 tokens
         batch_size=8,
         healing_tokens=(24_576, 98_304),
         probes=(4, 16),
