@@ -61,6 +61,10 @@ class InBfloat16(Fitness):
         return self.fitness.flops(subnet, share)
 
     @property
+    def preparation(self) -> dict[str, int]:
+        return self.fitness.preparation
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {**self.fitness.settings, "name": self.name}
 

@@ -17,6 +17,8 @@ from .rows import Row, Rows
 from .settings import Material, Setting
 from .training import Training
 
+COSTS = ("seconds", "tokens", "flops", "preparation_flops")
+
 
 class Study:
     """A ranking study of one setting: its rows, and what is loaded once.
@@ -127,6 +129,7 @@ class Study:
         value = fitness(row.subnet)
         seconds = round(time.perf_counter() - started, 2)
         facts = {"seconds": seconds, "tokens": fitness.tokens(), "flops": fitness.flops(row.subnet), **facts}
+        facts["preparation_flops"] = fitness.preparation["flops"]
         self.rows.add_measurement(row, name, value, **facts)
         stamp = time.strftime("%H:%M:%S")
         print(f"{stamp} {row.group}: {row.space}, {row.origin}: {name}: {value:.5g}, {seconds} s", flush=True)
@@ -161,7 +164,7 @@ def ranks(rows: Sequence[Row], reference: str) -> dict[str, Any]:
 
 
 def costs(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean seconds, tokens and FLOPs of an evaluation or a training, by name."""
+    """Mean seconds, tokens and FLOPs of an evaluation or a training, and FLOPs of its preparation, by name."""
     names = dict.fromkeys(name for row in rows for name in row.measured)
     return {name: {"evaluations": len(of_name := list(_measured(rows, name)))} | _means(of_name) for name in names}
 
@@ -171,4 +174,4 @@ def _measured(rows: Sequence[Row], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _means(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {fact: round(statistics.mean(one[fact] for one in measured), 2) for fact in ("seconds", "tokens", "flops")}
+    return {fact: round(statistics.mean(one[fact] for one in measured), 2) for fact in COSTS}
