@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 
 from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import num_parameters
-from tests.benchmarks.ranking.candidates import spread
+from tests.benchmarks.ranking.candidates import chosen, spread
 from tests.benchmarks.ranking.correlation import kendall_tau, rank
 from tests.benchmarks.ranking.gradient_trace import GradientTrace, pearson
 from tests.benchmarks.ranking.rows import Row, Rows
@@ -107,6 +107,14 @@ def test_ranks_take_fitnesses_that_all_trained_subnets_have(supernet):
 def test_spread_takes_first_and_last():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread(range(2), 4) == [0, 1]
+
+
+def test_near_good_subnets_are_spread_over_their_range(supernet):
+    rows = [Row("bin", "coarse", str(number), SubnetConfig.full(supernet.config)) for number in range(30)]
+    pool = [(10.0 + number, row) for number, row in enumerate(rows)]
+    near = [int(row.origin) for row in chosen(pool[::-1], 6, near_good=True)]
+    assert near == [0, 10, 4, 8, 2, 6]  # none is above twice the lowest, and any first ones are spread
+    assert sorted(int(row.origin) for row in chosen(pool, 6, near_good=False)) == [0, 6, 12, 17, 23, 29]
 
 
 def test_gradient_trace_of_the_full_supernet_counts_its_sub_blocks(supernet, blocks):

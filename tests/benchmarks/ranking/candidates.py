@@ -1,4 +1,4 @@
-"""Subnets of a study: near-good ones from several searches, or ones spread over all that a search evaluates."""
+"""Subnets of a study: near-good ones, or ones spread over all that a search evaluates."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,35 +13,58 @@ from hf_whittle.search.algorithm import Evaluation, SearchConfig
 from .rows import Row
 from .settings import RUNS, Material, Setting
 
-ADDITIVE = AdditiveSearchConfig(
-    generations=0, answers=10, head_options=2, neuron_options=3, channel_options=3, levels=12
-)
-EVOLUTION = EvolutionConfig(population_size=20, generations=2, num_offspring=12, num_elites=5)
-NEAR_GOOD = {"additive": (ADDITIVE, 1.0, 4), "evolution": (EVOLUTION, 0.5, 2)}
-"""Settings of a search, the share of its answers that is near-good, and the number chosen of a bin and a space."""
-WIDE = {"evolution": (EvolutionConfig(population_size=60, generations=4, num_offspring=20, num_elites=10), 1.0, 7)}
-"""The same for subnets of any quality."""
-MUTATIONS = {True: 2, False: 3}  # of near-good subnets, or of any
+NEAR_GOOD = {
+    "additive": AdditiveSearchConfig(
+        generations=0, answers=10, head_options=2, neuron_options=3, channel_options=3, levels=12
+    ),
+    "evolution": EvolutionConfig(population_size=20, generations=2, num_offspring=12, num_elites=5),
+}
+"""Searches of near-good subnets, in each space."""
+WORST = 2.0  # fitness of a near-good subnet over the lowest of its bin
+WIDE = EvolutionConfig(population_size=60, generations=4, num_offspring=20, num_elites=10)
+"""Search of subnets of any quality."""
+MUTANTS = {True: 16, False: 40}  # of near-good subnets, or of any, in each bin and space
 FARTHEST = 6  # mutations
+
+Pool = dict[str, list[tuple[float, Row]]]
+"""Fitness and rows of subnets by group."""
 
 
 def candidates(setting: Setting, material: Material, fitness: Fitness) -> Iterator[Row]:
-    """Choose subnets of every bin and space by a fitness; any first ones are of all groups and origins."""
-    by_group: dict[str, list[list[Row]]] = {}
-    for space_name, space in setting.spaces(material).items():
-        for origin, (config, share, number) in (NEAR_GOOD if setting.near_good else WIDE).items():
-            answers = _answers(setting, material, space, fitness, config, f"{space_name}-{origin}")
-            for bin, found in zip(setting.bins, answers, strict=True):
-                group = setting.group(bin, space_name)
-                subnets = [e.subnet for e in sorted(found, key=lambda evaluation: evaluation.fitness)]
-                origins = {f"{origin} search by {fitness.name}": spread(subnets[: round(share * len(subnets))], number)}
-                if (origin == "additive") == setting.near_good:
-                    parents = subnets[:4] if setting.near_good else spread(subnets, 9)[1::3]
-                    mutants = mutations(space, parameter_bin(material, bin), parents, MUTATIONS[setting.near_good])
-                    origins[f"mutation of {origin} search by {fitness.name}"] = mutants
-                for name, chosen in origins.items():
-                    by_group.setdefault(group, []).append([Row(group, space_name, name, subnet) for subnet in chosen])
-    return _in_turn(list(_in_turn(lists)) for lists in by_group.values())
+    """Choose subnets by a fitness, those of all groups in turn; any first ones are of all qualities."""
+    pool: Pool = {}
+    for name, space in setting.spaces(material).items():
+        for group, found in _pool(setting, material, fitness, name, space).items():
+            pool.setdefault(group, []).extend(found)
+    return _in_turn(chosen(found, setting.subnets, setting.near_good) for found in pool.values())
+
+
+def chosen(found: list[tuple[float, Row]], number: int, near_good: bool) -> list[Row]:
+    """Subnets spread evenly over the pool in the order of fitness, in an order in which any first ones are so too."""
+    found = sorted(found, key=lambda each: each[0])
+    if near_good:
+        found = [each for each in found if each[0] <= WORST * found[0][0]]
+    rows = [row for _, row in spread(found, number)]
+    return [rows[index] for index in sorted(range(len(rows)), key=lambda i: i * 0.6180339887 % 1.0)]
+
+
+def _pool(setting: Setting, material: Material, fitness: Fitness, name: str, space: SearchSpace) -> Pool:
+    """Answers of the searches in a space, and evaluated mutations of these."""
+    pool: Pool = {}
+    for origin, config in (NEAR_GOOD if setting.near_good else {"evolution": WIDE}).items():
+        answers = _answers(setting, material, space, fitness, config, f"{name}-{origin}")
+        for bin, found in zip(setting.bins, answers, strict=True):
+            group = setting.group(bin, name)
+            rows = [(e.fitness, Row(group, name, f"{origin} search by {fitness.name}", e.subnet)) for e in found]
+            pool.setdefault(group, []).extend(rows)
+    for bin in setting.bins:
+        found_rows = sorted(pool[setting.group(bin, name)], key=lambda each: each[0])
+        most = WORST * found_rows[0][0] if setting.near_good else float("inf")
+        parents = [row.subnet for value, row in found_rows if value <= most]
+        for mutant in mutations(space, parameter_bin(material, bin), parents, MUTANTS[setting.near_good]):
+            row = Row(setting.group(bin, name), name, f"mutation, search by {fitness.name}", mutant)
+            pool[row.group].append((fitness(mutant), row))
+    return pool
 
 
 def parameter_bin(material: Material, bin: tuple[float, float]) -> ParameterBin:

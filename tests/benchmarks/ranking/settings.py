@@ -45,6 +45,7 @@ class Setting:
         load (`Callable`): loads the super-network and the text.
         spaces (`Callable`): makes the search spaces, by name.
         near_good (`bool`): whether subnets are near-good ones, or spread over all that a search evaluates.
+        subnets (`int`): subnets of a group.
         bins (`tuple`): shares of the teacher's parameters.
         budgets (`tuple[int, ...]`): tokens of distillation.
         rates (`tuple[float, ...]`): learning rates; the best one on the shortest budget is taken.
@@ -61,6 +62,7 @@ class Setting:
     load: Callable[[], Material]
     spaces: Callable[[Material], dict[str, SearchSpace]]
     near_good: bool
+    subnets: int
     bins: tuple[tuple[float, float], ...]
     budgets: tuple[int, ...]
     rates: tuple[float, ...]

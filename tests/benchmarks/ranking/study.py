@@ -63,6 +63,9 @@ class Study:
 
     def _choose(self, fitness: Fitness) -> None:
         known = self.rows.read().keys()
+        chosen = [row.group for row in self.own_rows() if row.origin.endswith(f" by {fitness.name}")]
+        if chosen and min(map(chosen.count, chosen)) >= self.setting.subnets:
+            return
         for row in candidates(self.setting, self.material, fitness):
             if (row.group, row.subnet.digest) not in known:
                 self.rows.add_subnet(row)
