@@ -110,9 +110,9 @@ def test_spread_takes_first_and_last():
 
 
 def test_near_good_subnets_are_spread_over_their_range(supernet):
-    rows = [Row("bin", "coarse", str(number), SubnetConfig.full(supernet.config)) for number in range(30)]
+    rows = [Row("bin", "coarse", str(number), draw(supernet.config, "fine", number)) for number in range(30)]
     pool = [(10.0 + number, row) for number, row in enumerate(rows)]
-    near = [int(row.origin) for row in chosen(pool[::-1], 6, near_good=True)]
+    near = [int(row.origin) for row in chosen([*pool[::-1], *pool], 6, near_good=True)]
     assert near == [0, 10, 4, 8, 2, 6]  # none is above twice the lowest, and any first ones are spread
     assert sorted(int(row.origin) for row in chosen(pool, 6, near_good=False)) == [0, 6, 12, 17, 23, 29]
 

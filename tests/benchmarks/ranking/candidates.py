@@ -41,7 +41,7 @@ def candidates(setting: Setting, material: Material, fitness: Fitness) -> Iterat
 
 def chosen(found: list[tuple[float, Row]], number: int, near_good: bool) -> list[Row]:
     """Subnets spread evenly over the pool in the order of fitness, in an order in which any first ones are so too."""
-    found = sorted(found, key=lambda each: each[0])
+    found = sorted({row.subnet: (value, row) for value, row in found}.values(), key=lambda each: each[0])
     if near_good:
         found = [each for each in found if each[0] <= WORST * found[0][0]]
     rows = [row for _, row in spread(found, number)]

@@ -62,10 +62,9 @@ class Study:
         self._choose(healed_perplexity(self.setting, self.material, tokens, self.material.search))
 
     def _choose(self, fitness: Fitness) -> None:
-        known = self.rows.read().keys()
-        chosen = [row.group for row in self.own_rows() if row.origin.endswith(f" by {fitness.name}")]
-        if chosen and min(map(chosen.count, chosen)) >= self.setting.subnets:
+        if any(row.origin.endswith(f" by {fitness.name}") for row in self.own_rows()):
             return
+        known = self.rows.read().keys()
         for row in candidates(self.setting, self.material, fitness):
             if (row.group, row.subnet.digest) not in known:
                 self.rows.add_subnet(row)
