@@ -48,7 +48,7 @@ class Setting:
         subnets (`int`): subnets of a group.
         bins (`tuple`): shares of the teacher's parameters.
         budgets (`tuple[int, ...]`): tokens of distillation.
-        rates (`tuple[float, ...]`): learning rates; the best one on the shortest budget is taken.
+        rates (`tuple`): learning rates of each budget, of which the best for the first subnet is taken.
         batch_size (`int`): blocks of a training step.
         healing_tokens (`tuple[int, ...]`): calibration tokens of healed perplexities; healed starts take the most.
         probes (`tuple[int, ...]`): steps of probes.
@@ -65,7 +65,7 @@ class Setting:
     subnets: int
     bins: tuple[tuple[float, float], ...]
     budgets: tuple[int, ...]
-    rates: tuple[float, ...]
+    rates: tuple[tuple[float, ...], ...]
     batch_size: int
     healing_tokens: tuple[int, ...]
     probes: tuple[int, ...]

@@ -74,25 +74,27 @@ class Study:
 
     def train(self, starts: Sequence[str] = ()) -> None:
         """Measure perplexity after each budget of distillation; the subnets of all groups in turn."""
-        rate = self.tuned_rate()
+        rates = {budget: self.tuned_rate(budget) for budget in self.setting.budgets}
         for row in self.own_rows():
             for start in starts or self.setting.starts:
-                for budget in self.setting.budgets:
+                for budget, rate in rates.items():
                     self._trained(row, start, budget, rate, truth_name(start, budget))
 
-    def tuned_rate(self) -> float:
-        """The learning rate that is best for the first subnet on the shortest budget from a slice."""
-        rates, budget = self.setting.rates, self.setting.budgets[0]
+    def tuned_rate(self, budget: int) -> float:
+        """The learning rate that is best for the first subnet on a budget from a slice."""
+        rates = self.setting.rates[self.setting.budgets.index(budget)]
         if len(rates) == 1:
             return rates[0]
-        first, name = self.own_rows()[0], truth_name("sliced", budget)
-        ends = {rate: self._trained(first, "sliced", budget, rate, f"{name}, rate {rate:g}") for rate in rates}
+        first = self.own_rows()[0]
+        ends = {rate: self._trained(first, "sliced", budget, rate, tuning_name(budget, rate)) for rate in rates}
         return min(ends, key=lambda rate: ends[rate])
 
     def _trained(self, row: Row, start: str, budget: int, rate: float, name: str) -> float:
+        tuning = tuning_name(budget, rate)
+        if name not in row.measured and start == "sliced" and tuning in row.measured:
+            self.rows.add_measurement(row, name, **row.measured[tuning])
         if name not in row.measured:
-            training = self._training(start, budget, rate)
-            self._measure(row, name, training, learning_rate=rate)
+            self._measure(row, name, self._training(start, budget, rate), learning_rate=rate)
         return row.measured[name]["value"]
 
     def _training(self, start: str, budget: int, rate: float) -> Training:
@@ -119,7 +121,9 @@ class Study:
 
     def evaluate(self, names: Sequence[str] = ()) -> None:
         """Evaluate every fitness, or those whose names begin with one of `names`, of all subnets."""
-        for name, make in fitnesses_of(self.setting, self.material, self.tuned_rate(), self.healing).items():
+        for name, make in fitnesses_of(
+            self.setting, self.material, self.tuned_rate(self.setting.budgets[0]), self.healing
+        ).items():
             missing = [row for row in self.own_rows() if name not in row.measured]
             if missing and (not names or name.startswith(tuple(names))):
                 fitness = make()
@@ -141,6 +145,11 @@ def truth_name(start: str, budget: int) -> str:
     """Name of a training in the rows."""
     start = f"{start} ({HEALING})" if start == "healed" else start
     return f"{start}, {budget:,} tokens of distillation"
+
+
+def tuning_name(budget: int, rate: float) -> str:
+    """Name of a training with one of the learning rates to choose from."""
+    return f"{truth_name('sliced', budget)}, rate {rate:g}"
 
 
 def is_truth(name: str) -> bool:
