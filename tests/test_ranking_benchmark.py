@@ -1,5 +1,6 @@
 """The parts of the ranking study that decide its figures: rows, tau and the gradient-trace proxy."""
 
+import dataclasses
 import math
 import random
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from hf_whittle import ParameterBin, SearchSpace, SubnetConfig
+from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import num_parameters
+from tests.benchmarks.ranking import candidates, toy
 from tests.benchmarks.ranking.candidates import chosen, spread
 from tests.benchmarks.ranking.correlation import kendall_tau, rank
 from tests.benchmarks.ranking.gradient_trace import GradientTrace, pearson
 from tests.benchmarks.ranking.rows import Row, Rows
-from tests.benchmarks.ranking.study import is_fitness, ranks, truth_name
+from tests.benchmarks.ranking.settings import Material
+from tests.benchmarks.ranking.study import Study, costs, is_fitness, is_truth, ranks, truth_name
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,48 @@ def test_ranks_take_fitnesses_that_all_trained_subnets_have(supernet):
 def test_spread_takes_first_and_last():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread(range(2), 4) == [0, 1]
+
+
+@pytest.fixture
+def study(supernet, tmp_path, monkeypatch):
+    """A study of the tiny model, with tiny budgets."""
+    monkeypatch.setattr(candidates, "RUNS", tmp_path)
+    monkeypatch.setattr(candidates, "WIDE", EvolutionConfig(population_size=4, generations=0))
+    monkeypatch.setitem(candidates.MUTANTS, False, 2)
+    ids = torch.randint(supernet.config.vocab_size, (40, 8), generator=torch.Generator().manual_seed(0))
+    material = Material(supernet, ids[:8], ids[8:24], ids[24:28], ids[28:32], ids[32:], "hash")
+    setting = dataclasses.replace(
+        toy.TOY[0],
+        load=lambda: material,
+        spaces=lambda material: {"coarse": SearchSpace.from_config(supernet.config, layer_wise=True)},
+        subnets=5,
+        bins=((0.5, 0.8),),
+        budgets=(16, 32),
+        rates=((1e-3, 1e-2), (1e-3,)),
+        batch_size=1,
+        healing_tokens=(64,),
+        probes=(1,),
+    )
+    return Study(setting, Rows(tmp_path / "rows.jsonl"))
+
+
+def test_study_goes_on_from_its_rows(study):
+    again = Study(study.setting, study.rows)
+    for part in (study, again):
+        part.choose()
+        part.train()
+        part.evaluate()
+        lines = study.rows.path.read_text().splitlines()
+        assert len(lines) == 1 + 5 + 5 * (4 + 7) + 2  # facts, subnets, trainings and fitnesses, rates
+    assert not again._trainings
+    rows = study.own_rows()
+    assert all(sum(map(is_truth, row.measured)) == 4 and sum(map(is_fitness, row.measured)) == 7 for row in rows)
+    tried = {name[-5:]: row["value"] for name, row in rows[0].measured.items() if ", rate " in name}
+    assert rows[0].measured[truth_name("sliced", 16)]["value"] == min(tried.values())
+    found = ranks(rows, "perplexity")
+    assert set(found) == set(filter(is_truth, rows[0].measured))
+    assert all(of_truth["subnets"] == {row.group: 5 for row in rows} for of_truth in found.values())
+    assert costs(rows)["perplexity"]["tokens"] == 32
 
 
 def test_near_good_subnets_are_spread_over_their_range(supernet):
