@@ -157,7 +157,7 @@ class Probe(Fitness):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         schedule = LambdaLR(optimizer, lambda step: config.rate(step, steps))
         student.train()
         for step in range(steps):

@@ -18,8 +18,8 @@ from hf_whittle.distillation.adapters import layer_matrices
 from hf_whittle.files.text import write_text
 from hf_whittle.fitness.probe import Probe, ProbeConfig
 
+from .demo import training
 from .healing import SUBNETS
-from .predictive_fitness import training
 
 KEPT = Path(__file__).parent / "runs" / "healed_recovery.json"
 CUTS = ("four of six layers",)  # or "deep cut", which has not been run

@@ -19,8 +19,8 @@ from hf_whittle.evaluation import as_input_ids, cross_entropy
 from hf_whittle.files.text import write_text
 from hf_whittle.fitness.probe import ProbeConfig
 
+from .demo import healing_of, run_of, training
 from .healing import SUBNETS
-from .predictive_fitness import healing_of, run_of, training
 
 KEPT = Path(__file__).parent / "runs" / "healed_start.json"
 PICTURE = Path(__file__).parent / "results" / "healed_start.png"

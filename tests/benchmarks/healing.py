@@ -16,7 +16,7 @@ from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.healing import student_weights
 from hf_whittle.healing.regression import Fit
 
-from .predictive_fitness import run_of
+from .demo import run_of
 
 TOKENS = 24_576
 SUBNETS = {
