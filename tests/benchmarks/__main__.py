@@ -23,8 +23,8 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-BY_NAME = ("predictive_fitness", "real_model")
-"""Those run by name alone: one takes a day, one needs a checkpoint."""
+BY_NAME = ("predictive_fitness", "real_model", "recovery")
+"""Those run by name alone: two take a day, two need a checkpoint."""
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""A student to recover, and what a rival may use for that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_whittle import SubnetConfig, extract_subnet
+
+DEPTH, WIDTH, BOTH, CUT_CHANNELS = KINDS = ("depth", "width", "both", "channels")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A teacher, what is kept of it, and text.
+
+    Args:
+        teacher (`PreTrainedModel`): a stock model; it is not changed.
+        subnet (`SubnetConfig`): the kept layers, heads, neurons and channels.
+        calibration (`torch.Tensor`): token ids, `(blocks, block_size)`.
+    """
+
+    teacher: Any
+    subnet: SubnetConfig
+    calibration: torch.Tensor
+
+    def sliced(self) -> Any:
+        """The student's weights as they are in the teacher."""
+        return extract_subnet(self.teacher, self.subnet).eval()
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method of recovery.
+
+    Args:
+        kinds (`frozenset[str]`): kinds of cuts on which it does something.
+        recover (`Callable`): gives the recovered student of a cut.
+        criterion (`str`): what units are chosen by, `"importance"` or `"magnitude"`.
+    """
+
+    kinds: frozenset[str]
+    recover: Callable[[Cut], Any]
+    criterion: str = "importance"
+
+
+def in_turn(*steps: Callable[[Cut, Any], None]) -> Callable[[Cut], Any]:
+    """Slice, and then change the student's weights by one step after the other."""
+
+    def recover(cut: Cut) -> Any:
+        student = cut.sliced()
+        with torch.no_grad():
+            for step in steps:
+                step(cut, student)
+        return student
+
+    return recover
