@@ -56,7 +56,7 @@ def table_of(case: Case, cuts: list[int]) -> dict[str, Any]:
     for kind in KINDS:
         for cut in cuts:
             own = students[f"{kind} {cut}"]
-            table["students"][f"{cut}% {kind}"] = own
+            table["students"][f"{cut}% {kind}"] = {name: chosen["facts"] for name, chosen in own.items()}
             rows = table["rows"].setdefault(kind, {}).setdefault(f"{cut}%", {})
             for name, rival in RIVALS.items():
                 subnet = SubnetConfig.from_dict(own[rival.criterion]["subnet"])
@@ -86,18 +86,20 @@ def students_of(case: Case, cuts: list[int]) -> dict[str, Any]:
         for kind, cut in missing:
             subnets = {criterion: choose(kind, cut / 100) for criterion, choose in choosers.items()}
             known[f"{kind} {cut}"] = {
-                criterion: {
-                    "parameters": num_parameters(teacher.config, subnet),
-                    "sizes": sizes_of(subnet),
-                    "subnet": subnet.to_dict(),
-                }
+                criterion: {"facts": facts_of(teacher.config, subnet), "subnet": subnet.to_dict()}
                 for criterion, subnet in subnets.items()
             }
         write_text(path, json.dumps(known))
     return known
 
 
-def sizes_of(subnet: SubnetConfig) -> dict[str, Any]:
-    """Kept layers, and how many of everything else is kept in each."""
-    shape = subnet.shape
-    return {"layers": subnet.layers} | {d.name: shape.size(d) for d in shape.dimensions}
+def facts_of(config: Any, subnet: SubnetConfig) -> dict[str, Any]:
+    """What identifies a student: the removed layers, how many of everything else each layer keeps, and a digest."""
+    removed = " ".join(str(layer) for layer in range(config.num_hidden_layers) if layer not in subnet.layers)
+    sizes = {dimension.name: subnet.shape.size(dimension) for dimension in subnet.shape.dimensions}
+    return {
+        "parameters": num_parameters(config, subnet),
+        "removed_layers": removed,
+        **sizes,
+        "digest": subnet.digest,
+    }

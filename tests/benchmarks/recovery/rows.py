@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from hf_whittle import SubnetConfig
 from hf_whittle.evaluation import cross_entropy
@@ -61,6 +62,7 @@ def row_of(job: Job) -> dict[str, Any] | None:
 
 def _measure(job: Job, sender: Any) -> None:
     torch.set_num_threads(1)
+    disable_progress_bar()
     teacher = load(job.case.model)
     started = time.perf_counter()
     if job.rival == TEACHER:
