@@ -33,7 +33,7 @@ def head_of(config: Any) -> Weight:
 
 def final_norm(model: Any) -> nn.Module:
     """The norm that the output matrix reads."""
-    return model.get_submodule(head_of(model.config).norm)
+    return model.get_submodule(str(head_of(model.config).norm))
 
 
 def writers(config: Any) -> list[Weight]:

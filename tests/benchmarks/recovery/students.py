@@ -78,9 +78,10 @@ class Chooser:
         """The layers kept where layers alone make up a cut, to the nearest number of them."""
         number = len(self._full.layers)
         removed = min(max(1, round(cut * self._whole / self._of_layer)), number - 1)
-        if self._distances is None:
+        distances = self._distances
+        if distances is None:
             return sorted(np.argsort(-self._scores.layers, kind="stable")[: number - removed].tolist())
-        start = min(range(1, number - removed + 1), key=lambda first: self._distances[first, first + removed].item())
+        start = min(range(1, number - removed + 1), key=lambda first: distances[first, first + removed].item())
         return [layer for layer in range(number) if not start <= layer < start + removed]
 
     def _narrower(self, layers: Sequence[int], target: int) -> SubnetConfig:

@@ -21,15 +21,10 @@ def boundary(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, Seen]]]:
     """The teacher's hidden states before and after a gap, `(blocks, tokens, channels)`, a batch at a time.
 
-    With what further modules read and wrote.
+    With what further modules of the teacher read and wrote.
     """
-    sides = dict(
-        zip(
-            ("before", "after"),
-            map([*layers_of(cut.teacher), final_norm(cut.teacher)].__getitem__, gap),
-            strict=True,
-        )
-    )
+    readers = [*layers_of(cut.teacher), final_norm(cut.teacher)]
+    sides = {"before": readers[gap[0]], "after": readers[gap[1]]}
     for seen in batches(cut.teacher, cut.calibration, {**sides, **(modules or {})}):
         yield seen["before"].inputs, seen["after"].inputs, seen
 
@@ -49,7 +44,7 @@ def layer_before(cut: Cut, gap: tuple[int, int]) -> int:
 def insert(cut: Cut, student: Any, gap: tuple[int, int], matrix: torch.Tensor) -> None:
     """Multiply hidden states by a matrix from the right after the layer before a gap."""
     layer = layers_of(student)[layer_before(cut, gap)]
-    layer.patch = nn.Linear(*matrix.shape, bias=False)
+    layer.patch = nn.Linear(len(matrix), len(matrix), bias=False)
     layer.patch.weight.copy_(matrix.T)
     layer.register_forward_hook(_patch)
 

@@ -22,6 +22,7 @@ from hf_whittle.architectures.dimensions import CHANNELS
 from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.architectures.table import Weight
 from hf_whittle.cost import num_parameters
+from hf_whittle.models.weights import all_weights
 from hf_whittle.subnet import SubnetConfig
 
 from ..passes import Stream, head_of, layers_of, module_of, writers
@@ -89,12 +90,8 @@ def parameters(config: Any, kept: int) -> int:
     of_norms = kept * sum(config.num_hidden_layers if weight.in_layer else 1 for weight in norms)
     untied = config.vocab_size * kept if head.is_shared(config) else 0
     head_bias = config.vocab_size * any(weight.name == f"{head.norm}.bias" for weight in norms)
-    blocks = config.num_hidden_layers * (1 if is_parallel(config) else 2)
+    blocks = config.num_hidden_layers * (1 if get_architecture(config).is_parallel(config) else 2)
     return plain - of_norms + untied + head_bias + blocks * kept**2
-
-
-def is_parallel(config: Any) -> bool:
-    return get_architecture(config).is_parallel(config)
 
 
 @torch.no_grad()
@@ -105,6 +102,7 @@ def slice_model(cut: Cut, kept: int, slices_head: bool) -> Any:
         raise ValueError(f"SliceGPT is written here for {' and '.join(KNOWN)}, got a {config.model_type}")
     model = copy.deepcopy(cut.teacher)
     fold_norms(model)
+    replace_layers(model)
     stream, layers = Stream(model, cut.calibration), layers_of(model)
     basis = principal(stream.states, kept)
     embedding = model.get_input_embeddings()
@@ -113,35 +111,39 @@ def slice_model(cut: Cut, kept: int, slices_head: bool) -> Any:
     for number in range(len(layers)):
         is_full = number == len(layers) - 1 and not slices_head
         basis = slice_layer(model, number, stream, basis, None if is_full else kept)
-    read(module_of(model, head_of(config)), basis)
+    read([module_of(model, head_of(config))], basis)
     return model
 
 
 def fold_norms(model: Any) -> None:
-    """Fold norms into their readers, center what is written where they subtract the mean, and replace the layers."""
+    """Fold every norm into the matrices that read it; center what is written where norms subtract the mean."""
     config = model.config
-    head, table, layers = head_of(config), get_architecture(config), layers_of(model)
-    untie(model, head)
-    for weight, layer in (
-        (w, i) for w in table.weights if w.norm for i in (range(len(layers)) if w.in_layer else [None])
-    ):
+    untie(model, head_of(config))
+    for weight, layer in all_weights(config):
+        if weight.norm is None:
+            continue
         norm, linear = model.get_submodule(weight.norm.format(layer=layer)), module_of(model, weight, layer)
         if getattr(norm, "bias", None) is not None:
             bias = linear.weight @ norm.bias
             linear.bias = nn.Parameter(bias if linear.bias is None else linear.bias + bias)
         linear.weight.mul_(norm.weight)
-    if table.norms.kind == "layer":
+    if get_architecture(config).norms.kind == "layer":
         center(model.get_input_embeddings().weight, 1)
-        for weight, layer in itertools.product(writers(config), range(len(layers))):
+        for weight, layer in itertools.product(writers(config), range(config.num_hidden_layers)):
             linear = module_of(model, weight, layer)
             center(linear.weight, 0)
             if linear.bias is not None:
                 center(linear.bias, 0)
-    norm = ScalelessNorm(config.hidden_size, table.norms.epsilon(config))
-    put(model, head.norm, norm)
+
+
+def replace_layers(model: Any) -> None:
+    """Replace norms and layers by those that can be sliced."""
+    config, layers = model.config, layers_of(model)
+    norm = ScalelessNorm(config.hidden_size, get_architecture(config).norms.epsilon(config))
+    put(model, str(head_of(config).norm), norm)
     for layer in range(len(layers)):
-        parts = [model.get_submodule(name.format(layer=layer)) for name in blocks_of(config)]
-        layers[layer] = RotatedLayer(*parts, norm, is_parallel(config))
+        attention, mlp = (model.get_submodule(name.format(layer=layer)) for name in blocks_of(config))
+        layers[layer] = RotatedLayer(attention, mlp, norm, get_architecture(config).is_parallel(config))
 
 
 def untie(model: Any, head: Weight) -> None:
@@ -177,16 +179,14 @@ def slice_layer(model: Any, number: int, stream: Stream, basis: torch.Tensor, ke
     def both(states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return attended(states, **arguments) + layer.mlp(layer.norm(states))
 
-    (_, attention_out), (_, mlp_out) = pairs = [sides(layer.attention), sides(layer.mlp)]
-    for linear in pairs[0][0] + (pairs[1][0] if layer.is_parallel else []):
-        read(linear, basis)
+    (attention_readers, attention_writer), (mlp_readers, mlp_writer) = sides(layer.attention), sides(layer.mlp)
+    read(attention_readers, basis)
     if layer.is_parallel:
-        return advance(layer, stream, both, basis, kept, [attention_out, mlp_out])
-    middle = advance(layer, stream, attended, basis, basis.shape[1], [attention_out])
-    basis = middle
-    for linear in pairs[1][0]:
-        read(linear, basis)
-    return advance(layer, stream, written, basis, kept, [mlp_out])
+        read(mlp_readers, basis)
+        return advance(layer, stream, both, basis, kept, [attention_writer, mlp_writer])
+    basis = advance(layer, stream, attended, basis, basis.shape[1], [attention_writer])
+    read(mlp_readers, basis)
+    return advance(layer, stream, written, basis, kept, [mlp_writer])
 
 
 def sides(block: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
@@ -215,9 +215,10 @@ def advance(
     return after
 
 
-def read(linear: nn.Linear, basis: torch.Tensor) -> None:
-    """Let a matrix read hidden states in a basis."""
-    linear.weight = nn.Parameter(linear.weight @ basis)
+def read(readers: list[nn.Linear], basis: torch.Tensor) -> None:
+    """Let matrices read hidden states in a basis."""
+    for linear in readers:
+        linear.weight = nn.Parameter(linear.weight @ basis)
 
 
 def principal(states: list[torch.Tensor], kept: int | None) -> torch.Tensor:
