@@ -1,5 +1,7 @@
 """Rivals in the recovery benchmark: each against the formula of its paper, on tiny models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from benchmarks.recovery.passes import batches, layers_of, module_of, writers
@@ -142,6 +144,16 @@ def test_replaceme_is_least_squares_and_adds_nothing(shallow, text):
     reached = (before - written + written @ expected).float()
     torch.testing.assert_close(hidden(student, text, 2), reached, atol=1e-2, rtol=1e-3)
     assert count(student) == num_parameters(shallow.teacher.config, shallow.subnet)
+
+
+def test_robust_fits_leave_massive_tokens_out(shallow, text):
+    states = torch.ones(1, 7, 3)
+    states[0, 4] = 50.0
+    robust = replace(shallow, is_robust=True)
+    assert [len(part) for part in robust.tokens(states, torch.ones(1, 7, 2))] == [6, 6]
+    assert len(shallow.tokens(states)[0]) == 7
+    assert RIVALS["ghosted_layers, robust"].is_robust
+    assert not RIVALS["ghosted_layers"].is_robust
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 12, 32, 128, 576])

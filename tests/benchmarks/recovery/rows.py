@@ -68,8 +68,9 @@ def _measure(job: Job, sender: Any) -> None:
     if job.rival == TEACHER:
         student, megabytes = teacher, 0.0
     else:
-        recover, cut = RIVALS[job.rival].recover, Cut(teacher, job.subnet, job.case.calibration)
-        student, megabytes = peak_of(lambda: recover(cut))
+        rival = RIVALS[job.rival]
+        cut = Cut(teacher, job.subnet, job.case.calibration, rival.is_robust)
+        student, megabytes = peak_of(lambda: rival.recover(cut))
     seconds = time.perf_counter() - started
     loss = cross_entropy(student, job.case.windows, batch_size=1)
     sender.send(

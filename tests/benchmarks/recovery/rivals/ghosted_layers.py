@@ -26,8 +26,8 @@ def operator(cut: Cut, gap: tuple[int, int]) -> torch.Tensor:
     size = cut.teacher.config.hidden_size
     gram, product = torch.zeros(2, size, size, dtype=torch.float64)
     for before, after, _ in boundary(cut, gap):
-        inputs, change = before.flatten(0, 1).double(), (after - before).flatten(0, 1).double()
+        inputs, outputs = (states.double() for states in cut.tokens(before, after))
         gram += inputs.T @ inputs
-        product += inputs.T @ change
+        product += inputs.T @ (outputs - inputs)
     identity = torch.eye(size, dtype=torch.float64)
     return (identity + torch.linalg.solve(gram + EPSILON * identity, product)).float()

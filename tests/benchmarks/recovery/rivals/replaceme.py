@@ -34,8 +34,7 @@ def estimate(cut: Cut, gap: tuple[int, int]) -> torch.Tensor:
     mlp = {"mlp": module_of(cut.teacher, writers(cut.teacher.config)[-1], before_gap)}
     for before, after, seen in boundary(cut, gap, mlp):
         written = seen["mlp"].outputs
-        target = (after - (before - written)).flatten(0, 1).double()
-        features = written.flatten(0, 1).double()
+        features, target = (states.double() for states in cut.tokens(written, after - (before - written)))
         gram += features.T @ features
         product += features.T @ target
     return torch.linalg.lstsq(gram, product).solution
