@@ -23,7 +23,7 @@ class Cut:
         teacher (`PreTrainedModel`): a stock model; it is not changed.
         subnet (`SubnetConfig`): the kept layers, heads, neurons and channels.
         calibration (`torch.Tensor`): token ids, `(blocks, block_size)`.
-        is_robust (`bool`): whether fits leave out tokens with massive activations.
+        is_robust (`bool`): whether maps over removed layers are fitted without massive tokens.
     """
 
     teacher: Any
@@ -53,7 +53,7 @@ class Rival:
         kinds (`frozenset[str]`): kinds of cuts on which it does something.
         recover (`Callable`): gives the recovered student of a cut.
         criterion (`str`): what units are chosen by, `"importance"` or `"magnitude"`.
-        is_robust (`bool`): whether fits leave out tokens with massive activations, which no paper here says.
+        is_robust (`bool`): the same of the cut, which no paper here says.
     """
 
     kinds: frozenset[str]

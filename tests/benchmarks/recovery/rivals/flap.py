@@ -35,10 +35,7 @@ def compensate(cut: Cut, student: Any) -> None:
 
 def mean_inputs(cut: Cut, modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     """Mean over tokens of what modules of the teacher read."""
-    sums, counts = dict.fromkeys(modules, torch.zeros(())), dict.fromkeys(modules, 0)
+    sums = dict.fromkeys(modules, torch.zeros(()))
     for seen in batches(cut.teacher, cut.calibration, modules):
-        for name in modules:
-            (inputs,) = cut.tokens(seen[name].inputs)
-            sums[name] = sums[name] + inputs.sum(0)
-            counts[name] += len(inputs)
-    return {name: total / counts[name] for name, total in sums.items()}
+        sums = {name: total + seen[name].inputs.sum((0, 1)) for name, total in sums.items()}
+    return {name: total / cut.calibration.numel() for name, total in sums.items()}

@@ -27,7 +27,7 @@ def compensate(cut: Cut, student: Any) -> None:
     rows = KeptRows(config, cut.subnet)
     for position, layer in enumerate(cut.subnet.layers):
         whole = {weight.name: module_of(cut.teacher, weight, layer) for weight in writers(config)}
-        grams = gram_matrices(cut, stream, layer, whole)
+        grams = gram_matrices(stream, layers_of(cut.teacher)[layer], whole)
         for weight in writers(config):
             gram = grams[weight.name]
             kept = take(torch.arange(len(gram)), 0, rows(weight.inputs, position))
@@ -36,14 +36,13 @@ def compensate(cut: Cut, student: Any) -> None:
         stream.states = list(stream.run(layers_of(student)[position]))
 
 
-def gram_matrices(cut: Cut, stream: Stream, layer: int, modules: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Sums over tokens of the outer products of what modules of a layer of the teacher read."""
+def gram_matrices(stream: Stream, layer: Any, modules: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Sums over tokens of the outer products of what modules of a layer read."""
     grams = dict.fromkeys(modules, torch.zeros((), dtype=torch.float64))
     with observed(modules) as seen:
-        for _ in stream.run(layers_of(cut.teacher)[layer]):
-            for name in modules:
-                (features,) = cut.tokens(seen[name].inputs)
-                grams[name] = grams[name] + (features.T @ features).double()
+        for _ in stream.run(layer):
+            features = {name: seen[name].inputs.flatten(0, 1) for name in modules}
+            grams = {name: gram + (features[name].T @ features[name]).double() for name, gram in grams.items()}
     return grams
 
 
