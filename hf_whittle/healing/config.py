@@ -9,6 +9,7 @@ from ..checks import check_integers
 
 HEALING_FILE = "healing.json"
 BASES = ("principal", "channels")
+STATES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class HealingConfig:
         basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: principal
             components of the teacher's, or kept `"channels"`. With tied embeddings, and where a norm follows attention
             and MLP, it is always the latter.
+        states (`str`, *optional*, defaults to `"teacher"`): hidden states that a layer is healed on: those of the
+            `"teacher"` in the student's basis, so that each layer mends what it lost itself; or those that the healed
+            layers of the `"student"` before it compute, so that it mends their errors too. The former holds better on
+            other text than that of the calibration.
         inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where some
             channels are left out.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
@@ -36,6 +41,7 @@ class HealingConfig:
     """
 
     basis: Literal["principal", "channels"] = "principal"
+    states: Literal["teacher", "student"] = "teacher"
     inputs: bool = True
     outputs: bool = True
     head: bool = True
@@ -45,8 +51,9 @@ class HealingConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.basis not in BASES:
-            raise ValueError(f"basis must be one of {', '.join(BASES)}, got {self.basis!r}")
+        for name, allowed in (("basis", BASES), ("states", STATES)):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.ridge is not None:
             object.__setattr__(self, "ridge", tuple(self.ridge))
             if not self.ridge or not all(0 < ridge < math.inf for ridge in self.ridge):

@@ -35,7 +35,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     shape = subnet.shape.filled(Shape.from_config(config))
     size, channels = config.hidden_size, shape.hidden_size
     reads = inputs and (channels < size or subnet.layers[0] > 0)
-    passes = (1 + is_principal) * whole + (not outputs or is_normalized) * of_student[-1]
+    passes = (1 + is_principal) * whole
+    passes += (settings["states"] == "student" and (not outputs or is_normalized)) * of_student[-1]
     for number in range(len(groups)):
         passes += reads * (of_teacher[number] + of_student[number]) + outputs * of_student[number + 1]
         passes += outputs * (is_normalized or number + 1 < len(groups)) * of_teacher[number + 1]
@@ -48,9 +49,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     sums += sum(2 * features[-1] * channels for features in writer_features(config, shape)) * outputs  # what is written
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
     solved = _reader_flops(config, shape, subnet.layers[0]) if reads or settings["head"] else 0
-    tried = [fit.get("tried", len(settings["ridge"] or ())) for fit in report["fits"]]
-    for (features, targets), number in zip(fits, tried or [0] * len(fits), strict=False):
-        solved += number * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
+    for (features, targets), fit in zip(fits, report["fits"], strict=True):
+        solved += fit["tried"] * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
     return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole
 

@@ -25,7 +25,7 @@ from .student_weights import StudentWeights
 
 
 class Healer:
-    """Heals one student, each layer on hidden states that healed layers before it compute.
+    """Heals one student, one layer after the other.
 
     Args:
         teacher (`Source`): the super-network.
@@ -134,6 +134,11 @@ class Healer:
             check_hidden_states(after, "the student", self._subnet.layers[position])
             self._of_student.write(blocks, after)
 
+    def _follow_teacher(self, weights: StudentWeights) -> None:
+        """Take the student's hidden states to the teacher's, in the student's basis."""
+        for blocks, _ in self._batches():
+            self._of_student.write(blocks, self._of_teacher.read(blocks) @ weights.basis.down.T)
+
     def _gram_of_teacher(self) -> torch.Tensor:
         """Gram matrix of the channels of the teacher's normalized hidden states where the student reads them."""
         self._embed(self._of_teacher, self._source)
@@ -164,7 +169,10 @@ class Healer:
                 self._advance_teacher(index, layer_after(self._subnet, position, self._config.num_hidden_layers))
             if settings.outputs and not group.is_normalized:
                 features = self._heal_writers(weights, student, None if is_last else teacher, number, position)
-        self._advance_student(weights, position, features)
+        if settings.states == "teacher":
+            self._follow_teacher(weights)
+        else:
+            self._advance_student(weights, position, features)
         if features is not None:
             features.close()
 
@@ -215,7 +223,7 @@ class Healer:
             check_hidden_states(features, "the student", self._subnet.layers[position])
             reached = sum((of_student.outputs[name] for name in before), hidden_states)
             moments.add(features, target @ weights.basis.down.T - reached, held_out)
-            if teacher is None:
+            if teacher is None and self._settings.states == "student":
                 file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
                 file.write(blocks, features)
                 self._of_student.write(blocks, reached)

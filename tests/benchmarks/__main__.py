@@ -23,8 +23,8 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-BY_NAME = ("real_model",)
-"""Run by name alone, since it needs a checkpoint; the package `ranking`, which takes a day, has commands of its own."""
+BY_NAME = ("real_model", "recovery")
+"""Run by name alone, since they need a checkpoint; the package `ranking`, which takes a day, has commands of its own."""
 
 
 def main() -> None:

@@ -35,11 +35,16 @@ def peak_memory(prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float
 
 def _measure_peak(prepare: Callable[[], Any], work: Callable[[Any], Any], sender: Any) -> None:
     prepared = prepare()
+    sender.send(peak_of(lambda: work(prepared))[1])
+
+
+def peak_of(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Result of `work`, and megabytes by which the peak of this process rises above what it held before."""
     with open("/proc/self/clear_refs", "w") as peak:  # sets the peak back to what is held now
         peak.write("5")
     before = resident_megabytes("VmRSS")
-    work(prepared)
-    sender.send(resident_megabytes("VmHWM") - before)
+    result = work()
+    return result, resident_megabytes("VmHWM") - before
 
 
 def resident_megabytes(field: str) -> float:

@@ -227,7 +227,9 @@ def test_card_of_a_healed_run_tells_how_it_was_found(healed):
 
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize(
-    "settings", [{}, {"basis": "channels"}, {"inputs": False}, {"outputs": False, "head": False}], ids=str
+    "settings",
+    [{}, {"states": "student"}, {"basis": "channels"}, {"inputs": False}, {"outputs": False, "head": False}],
+    ids=str,
 )
 def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, settings):
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
