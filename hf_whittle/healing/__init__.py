@@ -7,9 +7,9 @@ Teacher and student read the same calibration text, layer by layer:
   basis of the vectors of mean 0 will do; or by the root mean square, so that any orthonormal basis will do. A stock
   model holds the result: weights of norms move into the matrices that read their output. The basis stays where the
   embedding is tied to the output matrix, or where a norm follows attention and MLP.
-- inputs: all channels of the student's normalized hidden states predict the teacher's; the prediction is folded into
-  the matrices that read them (queries, keys and values, and the first of the MLP). A constant goes into their biases or
-  that of the norm; without either, there is none.
+- inputs: where channels are left out, or all layers before, the student's normalized hidden states predict the
+  teacher's; the prediction is folded into the matrices that read them (queries, keys and values, and the first of the
+  MLP). A constant goes into their biases or that of the norm; without either, there is none.
 - outputs: the inputs of the output projections (concatenated heads, MLP neurons, and 1 for the bias) predict the
   teacher's hidden states before the *next kept* layer, which absorbs the layers in between. Where the MLP reads what
   attention wrote (sequential residual), attention is fitted first, to the output of the teacher's attention. Where a
@@ -18,9 +18,9 @@ Teacher and student read the same calibration text, layer by layer:
 - head: the student's last hidden states predict the teacher's; the prediction is folded into the output matrix, unless
   that is tied to the embedding.
 
-Each step but the first is a ridge regression on activations of the student as healed so far, centered on the sliced
-weights. `healer` heals one student in this way. `supernet_moments` and `from_moments` heal any number of students
-approximately, from second moments of the super-network that are gathered once.
+Each step but the first is a ridge regression centered on the sliced weights. `healer` heals one student layer by layer,
+on hidden states of the teacher or of the student as healed so far. `supernet_moments` and `from_moments` heal any
+number of students approximately, from second moments of the super-network that are gathered once.
 
 Shapes: B blocks, T tokens of a block, D channels of the teacher, d channels of the student.
 """

@@ -20,10 +20,10 @@ class HealingConfig:
         basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: principal
             components of the teacher's, or kept `"channels"`. With tied embeddings, and where a norm follows attention
             and MLP, it is always the latter.
-        states (`str`, *optional*, defaults to `"teacher"`): hidden states that a layer is healed on: those of the
-            `"teacher"` in the student's basis, so that each layer mends what it lost itself; or those that the healed
-            layers of the `"student"` before it compute, so that it mends their errors too. The former holds better on
-            other text than that of the calibration.
+        states (`str`, *optional*): hidden states that a layer is healed on: the `"teacher"`'s in the student's basis,
+            so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
+            compute, so that it mends their errors too. By default the student's where channels are left out, whose
+            loss no layer can mend alone, and else the teacher's, which holds better on other text.
         inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where some
             channels are left out.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
@@ -41,7 +41,7 @@ class HealingConfig:
     """
 
     basis: Literal["principal", "channels"] = "principal"
-    states: Literal["teacher", "student"] = "teacher"
+    states: Literal["teacher", "student"] | None = None
     inputs: bool = True
     outputs: bool = True
     head: bool = True
@@ -51,9 +51,10 @@ class HealingConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("basis", BASES), ("states", STATES)):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.basis not in BASES:
+            raise ValueError(f"basis must be one of {', '.join(BASES)}, got {self.basis!r}")
+        if self.states not in (*STATES, None):
+            raise ValueError(f"states must be one of {', '.join(STATES)}, or None, got {self.states!r}")
         if self.ridge is not None:
             object.__setattr__(self, "ridge", tuple(self.ridge))
             if not self.ridge or not all(0 < ridge < math.inf for ridge in self.ridge):

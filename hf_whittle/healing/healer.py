@@ -33,6 +33,10 @@ class Healer:
         settings (`HealingConfig`): settings.
         input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
 
+    Attributes:
+        settings: the settings, with defaults that depend on the subnet filled in.
+        fitted, held_out: blocks that are fitted to, and those held out.
+
     Raises:
         DataError: if there are fewer than two blocks.
     """
@@ -42,7 +46,9 @@ class Healer:
             raise DataError(
                 f"healing fits to some blocks of text and is judged on others, got {len(input_ids)}; give 2 or more"
             )
-        self._source, self._config, self._subnet, self._settings = teacher, teacher.config, subnet, settings
+        self._source, self._config, self._subnet = teacher, teacher.config, subnet
+        lacks_channels = count(subnet.hidden_size) < teacher.config.hidden_size
+        self.settings = replace(settings, states=settings.states or ("student" if lacks_channels else "teacher"))
         self._groups = projections(self._config)
         self._student_config = student_config(self._config, subnet)
         set_attention_kernel(self._student_config, attention_kernel(self._config))
@@ -63,13 +69,13 @@ class Healer:
         Raises:
             HealingError: if hidden states of the teacher or the student contain NaN or Inf.
         """
-        weights = StudentWeights(self._source, self._subnet, sliced, self._settings.ridge)
+        weights = StudentWeights(self._source, self._subnet, sliced, self.settings.ridge)
         with closing(self._of_teacher), closing(self._of_student):
             self._heal(weights, progress)
         return weights
 
     def _heal(self, weights: StudentWeights, progress: bool) -> None:
-        if self._settings.basis == "principal" and weights.can_change_basis:
+        if self.settings.basis == "principal" and weights.can_change_basis:
             weights.change_basis(self._gram_of_teacher())
         self._embed(self._of_teacher, self._source)
         self._embed(self._of_student, self._student(weights))
@@ -86,7 +92,7 @@ class Healer:
 
     def _batches(self) -> Iterator[tuple[range, bool]]:
         """Ranges of blocks that are run together, and whether they are held out."""
-        fitted, size = len(self.fitted), self._settings.batch_size
+        fitted, size = len(self.fitted), self.settings.batch_size
         for start, end in ((0, fitted), (fitted, len(self._input_ids))):
             for first in range(start, end, size):
                 yield range(first, min(first + size, end)), start > 0
@@ -97,10 +103,10 @@ class Healer:
             hidden_states.write(blocks, embedding(self._input_ids[blocks.start : blocks.stop]))
 
     def _layer_of_teacher(self, index: int) -> SingleLayer:
-        return SingleLayer(self._source, index, self._settings.bf16)
+        return SingleLayer(self._source, index, self.settings.bf16)
 
     def _layer_of_student(self, weights: StudentWeights, position: int) -> SingleLayer:
-        return SingleLayer(self._student(weights), position, self._settings.bf16)
+        return SingleLayer(self._student(weights), position, self.settings.bf16)
 
     def _advance_teacher(self, first: int, last: int) -> None:
         """Take the teacher's hidden states from before layer `first` to before layer `last`."""
@@ -156,7 +162,7 @@ class Healer:
     # Steps
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
-        index, settings = self._subnet.layers[position], self._settings
+        index, settings = self._subnet.layers[position], self.settings
         student, teacher = self._layer_of_student(weights, position), self._layer_of_teacher(index)
         features = None
         for number, group in enumerate(self._groups):
@@ -180,7 +186,7 @@ class Healer:
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
     ) -> None:
         moments = {}
-        if self._settings.inputs and weights.reads_other_states(position):
+        if self.settings.inputs and weights.reads_other_states(position):
             moments = self._moments_of_readers(weights, student, teacher, group, position)
         if moments or weights.basis.up is not None:
             for readers in group.readers:
@@ -223,7 +229,7 @@ class Healer:
             check_hidden_states(features, "the student", self._subnet.layers[position])
             reached = sum((of_student.outputs[name] for name in before), hidden_states)
             moments.add(features, target @ weights.basis.down.T - reached, held_out)
-            if teacher is None and self._settings.states == "student":
+            if teacher is None and self.settings.states == "student":
                 file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
                 file.write(blocks, features)
                 self._of_student.write(blocks, reached)
@@ -244,10 +250,10 @@ class Healer:
 
     def _heal_head(self, weights: StudentWeights) -> None:
         matrix, last = output_matrix(self._config), len(self._subnet.layers) - 1
-        if matrix is None or not (self._settings.head or weights.basis.up is not None):
+        if matrix is None or not (self.settings.head or weights.basis.up is not None):
             return
         moments = None
-        if self._settings.head:
+        if self.settings.head:
             assert matrix.norm is not None
             layers = self._layer_of_student(weights, last), self._layer_of_teacher(self._config.num_hidden_layers - 1)
             norm, norm_of_teacher = (layer.module(matrix.norm) for layer in layers)
@@ -296,7 +302,7 @@ def heal_weights(
         tokens=healer.fitted.numel(),
         held_out_tokens=healer.held_out.numel(),
         fits=healed.fits,
-        settings=asdict(settings),
+        settings=asdict(healer.settings),
         basis="channels" if healed.basis.up is None else "principal",
     )
     return (healed.tensors if report.is_healed else sliced), report

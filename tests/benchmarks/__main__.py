@@ -24,7 +24,7 @@ NAMES = (
     "crash",
 )
 BY_NAME = ("real_model", "recovery")
-"""Run by name alone, since they need a checkpoint; the package `ranking`, which takes a day, has commands of its own."""
+"""Run by name alone, since they need a checkpoint; `ranking`, which takes a day, has commands of its own."""
 
 
 def main() -> None:

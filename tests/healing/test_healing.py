@@ -576,7 +576,7 @@ def test_report_lists_the_fits(supernet, text, uneven_subnet):
     for fit in report.fits:
         assert fit["after"] <= fit["before"] and (fit["after"] < fit["before"]) == (fit["ridge"] in (1e-3, 1e-2))
     assert report.settings == {
-        "basis": "principal", "inputs": True, "outputs": True, "head": True,
+        "basis": "principal", "states": "student", "inputs": True, "outputs": True, "head": True,
         "ridge": (1e-3, 1e-2), "held_out": 0.25, "batch_size": 128, "bf16": False,
     }  # fmt: skip
 

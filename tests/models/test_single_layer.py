@@ -71,7 +71,7 @@ def test_layer_by_layer_is_the_whole_model(model, input_ids):
 
 
 def test_layer_stops_after_what_is_recorded(model, input_ids):
-    states, _, inputs, outputs = run(model, input_ids)
+    states = run(model, input_ids)[0]
     layer, ran = SingleLayer(Source(model.state_dict(), model.config, CPU), 0), []
     names = [f"{get_architecture(model.config).layers}.0.{name}" for name in matrices(model)]
     for name in names:
