@@ -98,11 +98,13 @@ class HealedPerplexity(TokenFitness):
         subnet.validate(config)
         source = Source(supernet.state_dict(), config, supernet.device)
         healed = student_healed_from(self._moments, source, subnet, self.ridge)
-        sliced = slice_weights(source.weights, config, subnet, dtype=torch.float32)
-        plain = student_model(config, subnet, sliced, torch.float32)
         few = self.input_ids[self.rows(_JUDGED)]
-        losses = [cross_entropy(student, few, self.batch_size) for student in (healed, plain)]
-        return plain if losses[1] < losses[0] or not math.isfinite(losses[0]) else healed
+        loss = cross_entropy(healed, few, self.batch_size)
+        with supernet.active_subnet(subnet):
+            if loss <= cross_entropy(supernet, few, self.batch_size):
+                return healed
+        sliced = slice_weights(source.weights, config, subnet, dtype=torch.float32)
+        return student_model(config, subnet, sliced, torch.float32)
 
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
         return super().flops(subnet, share) + self.healing_flops(subnet)

@@ -69,7 +69,8 @@ class Healer:
         Raises:
             HealingError: if hidden states of the teacher or the student contain NaN or Inf.
         """
-        weights = StudentWeights(self._source, self._subnet, sliced, self.settings.ridge)
+        copied = {name: tensor.to(torch.float32, copy=True) for name, tensor in sliced.items()}
+        weights = StudentWeights(self._source, self._subnet, copied, self.settings.ridge)
         with closing(self._of_teacher), closing(self._of_student):
             self._heal(weights, progress)
         return weights

@@ -22,7 +22,7 @@ class StudentWeights:
     Args:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
-        sliced (`Mapping[str, torch.Tensor]`): the student's sliced weights; copied.
+        sliced (`Mapping[str, torch.Tensor]`): the student's sliced weights; changed in place if in single precision.
         ridges (`Sequence[float]`, *optional*): strengths that each regression chooses from; any by default.
     """
 
@@ -33,7 +33,7 @@ class StudentWeights:
         sliced: Mapping[str, torch.Tensor],
         ridges: Sequence[float] | None = None,
     ):
-        self.tensors = {name: tensor.to(teacher.device, torch.float32, copy=True) for name, tensor in sliced.items()}
+        self.tensors = {name: tensor.to(teacher.device, torch.float32) for name, tensor in sliced.items()}
         self.fits: list[dict[str, Any]] = []
         self.basis = Basis.channels(subnet, teacher.config.hidden_size, teacher.device)
         self.teacher, self.ridges = teacher, ridges

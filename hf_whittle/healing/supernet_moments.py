@@ -13,22 +13,19 @@ from tqdm.auto import tqdm
 
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
-from ..errors import WhittleError
 from ..evaluation import evaluating
 from ..models.activations import Activations, recorded_activations
 from ..models.single_layer import SingleLayer
 from ..models.source import Source
 from ..subnet import Shape
 from .hidden_states import HiddenStatesFile, check_hidden_states
-from .parts import biases_of, module_of, normalized, output_matrix, projections, side_by_side, writer_features
+from .moments_cost import absorbs, affordable_gap, feature_widths, gathered_gaps, norms_of_readers, peak_bytes, products
+from .parts import biases_of, module_of, normalized, output_matrix, projections, side_by_side
 from .regression import ridge_solution, with_constant
 from .symmetric import SymmetricSums
 
 if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
-
-_LARGEST_GAP = 2
-"""Largest gap between kept layers that gathering covers exactly, where memory allows; each costs a product a layer."""
 
 
 class SupernetMoments:
@@ -74,15 +71,16 @@ class SupernetMoments:
         device, size = supernet.device, self.config.hidden_size
         in_batch = min(batch_size, len(input_ids)) * input_ids.shape[1]
         limit = _limit(device, memory)
-        self.max_gap = self._affordable_gap(in_batch, limit, str(device))
+        self.max_gap = affordable_gap(self.config, in_batch, limit, str(device))
         self._source = Source(supernet.state_dict(), self.config, device)
-        left = limit - self.peak_bytes(in_batch, self.max_gap)
+        left = limit - peak_bytes(self.config, in_batch, self.max_gap)
         self._most_predictions = max(1, int(left) // (4 * size * (size + 1)))
         self._predictions: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # the last used ones
-        self.normal = {key: SymmetricSums(size + 1, device) for key in self._norms()}
+        self.normal = {key: SymmetricSums(size + 1, device) for key in norms_of_readers(self.config)}
+        self._widths = feature_widths(self.config)
         self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
         self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
-        self._changes = {key: self._zeros(key[0]) for key in self._gaps(self.max_gap)}
+        self._changes = {key: self._zeros(key[0]) for key in gathered_gaps(self.config, self.max_gap)}
         blocks, length = input_ids.shape
         self._blocks, self._batch_size = blocks, batch_size
         self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
@@ -97,64 +95,20 @@ class SupernetMoments:
 
     @property
     def absorbs(self) -> bool:
-        """Whether writers absorb the output of layers that are left out: no norm scales what they add."""
-        return not any(group.is_normalized for group in self.groups)
-
-    # Cost
+        """Whether writers absorb the output of layers that are left out."""
+        return absorbs(self.config)
 
     @property
     def bytes(self) -> int:
         """Memory of the moments, in single precision."""
-        return 4 * self._products(self.max_gap)
-
-    def peak_bytes(self, tokens: int, max_gap: int) -> int:
-        """Upper estimate of the memory that gathering needs: moments, and activations of `tokens` in a batch."""
-        width = max(self._widths) + 3 * self.config.hidden_size
-        return 4 * (self._products(max_gap) + tokens * (max_gap + 3) * width)
+        return 4 * products(self.config, self.max_gap)
 
     @property
     def flops_per_token(self) -> int:
         """FLOPs of gathering, without those of the forward pass."""
-        return 2 * self._products(self.max_gap)
-
-    @property
-    def _widths(self) -> list[int]:
-        """For each layer, the number of inputs of all its writers, plus 1."""
-        features = writer_features(self.config, Shape.from_config(self.config))
-        return [sum(groups) - len(groups) + 1 for groups in features]
-
-    def _products(self, max_gap: int) -> int:
-        """Products that are summed over tokens: each takes a number in memory and 2 FLOPs a token."""
-        size, widths = self.config.hidden_size, self._widths
-        of_normal = len(list(self._norms())) * SymmetricSums.numbers(size + 1)
-        of_features = sum(SymmetricSums.numbers(width) for width in widths)
-        with_states = [*self.layers, *(layer for layer, _ in self._gaps(max_gap))] if self.absorbs else []
-        return of_normal + of_features + sum(widths[layer] * size for layer in with_states)
-
-    def _affordable_gap(self, tokens: int, limit: float, device: str) -> int:
-        for max_gap in range(_LARGEST_GAP, 0, -1):
-            if (needed := self.peak_bytes(tokens, max_gap)) <= limit:
-                return max_gap
-        raise WhittleError(
-            f"healed perplexity needs {needed / 1e9:.1f} GB for moments of this super-network, and {limit / 1e9:.1f} "
-            f"GB are free on {device} or allowed; search by perplexity, with a smaller batch_size, or where there is "
-            "more memory"
-        )
+        return 2 * products(self.config, self.max_gap)
 
     # Gathering
-
-    def _gaps(self, max_gap: int) -> list[tuple[int, int]]:
-        """Layers and gaps after them that are gathered; a gap of 1 follows from the layer's features."""
-        if not self.absorbs:
-            return []
-        gaps = range(2, max_gap + 1)
-        return [(layer, gap) for layer in self.layers for gap in gaps if layer + gap <= len(self.layers)]
-
-    def _norms(self) -> Iterable[tuple[str | None, int]]:
-        """The norms before readers, with their layer; the norm before the output matrix counts to the last layer."""
-        yield from dict.fromkeys((weights[0].norm, layer) for weights in self.readers for layer in self.layers)
-        if self.head is not None:
-            yield self.head.norm, self.layers[-1]
 
     def _zeros(self, layer: int) -> torch.Tensor:
         return torch.zeros(self.config.hidden_size, self._widths[layer], device=self._source.device)
@@ -164,11 +118,15 @@ class SupernetMoments:
 
     def _norms_of(self, layer: int, in_layer: bool = True) -> list[str]:
         """Norms of a layer in the table, or the one before the output matrix."""
-        return [str(norm) for norm, of in self._norms() if of == layer and ("{layer}" in str(norm)) == in_layer]
+        return [
+            str(norm)
+            for norm, of in norms_of_readers(self.config)
+            if of == layer and ("{layer}" in str(norm)) == in_layer
+        ]
 
     def _add(self, supernet: "SuperNetModel", batch: torch.Tensor, first: int) -> None:
         layers = [self._name(layer) for layer in self.layers]
-        norms = [str(norm).format(layer=layer) for norm, layer in self._norms()]
+        norms = [str(norm).format(layer=layer) for norm, layer in norms_of_readers(self.config)]
         writers = [module_of(weight, layer) for weight in self.writers for layer in self.layers]
         recent: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         with ExitStack() as hooks:

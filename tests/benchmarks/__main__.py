@@ -16,6 +16,7 @@ NAMES = (
     "extraction",
     "search",
     "supernet_training",
+    "moments",
     "healing",
     "healed_start",
     "healed_recovery",

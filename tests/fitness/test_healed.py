@@ -19,6 +19,7 @@ from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, 
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.healing.moments_cost import peak_bytes
 from hf_whittle.healing.parts import normalized, projections
 from hf_whittle.healing.symmetric import SymmetricSums
 from hf_whittle.search.algorithms import AdditiveSearchConfig, MultiFidelityConfig
@@ -119,8 +120,8 @@ def test_outputs_of_a_layer_are_least_squares_of_those_of_the_super_network(vari
 
 
 @pytest.mark.parametrize("reached", [1, 2])
-def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(supernet, text, fixed, reached):
-    memory = fixed._moments.peak_bytes(16, reached) / 1e9
+def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(supernet, text, reached):
+    memory = peak_bytes(supernet.config, 16, reached) / 1e9
     fitness = HealedPerplexity(supernet, text[1], text[0], 1, ridge=RIDGE, memory=memory)
     assert fitness.settings["max_gap"] == reached
     own = fitness.student(SubnetConfig(32, [0, 4], 4, [30, 64])).gpt_neox.layers[0]
@@ -573,7 +574,7 @@ def test_moments_that_do_not_fit_into_memory_are_an_error_before_they_are_gather
     held = [value for kept in vars(moments).values() if isinstance(kept, dict) for value in kept.values()]
     numbers = sum(value.numel() for sums in held for value in getattr(sums, "tensors", [sums]))
     assert moments.bytes == 4 * numbers
-    free = SimpleNamespace(available=moments.peak_bytes(16, 1))
+    free = SimpleNamespace(available=peak_bytes(supernet.config, 16, 1))
     monkeypatch.setattr("hf_whittle.healing.supernet_moments.psutil.virtual_memory", lambda: free)
     with pytest.raises(WhittleError, match=r"healed perplexity needs .* GB for moments .*; search by perplexity"):
         HealedPerplexity(supernet, other, calibration, 1)

@@ -1,0 +1,74 @@
+"""Moments that are gathered of a super-network, and their memory."""
+
+from typing import TYPE_CHECKING
+
+from ..errors import WhittleError
+from ..subnet import Shape
+from .parts import output_matrix, projections, writer_features
+from .symmetric import SymmetricSums
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_LARGEST_GAP = 2
+"""Largest gap between kept layers that gathering covers exactly, where memory allows; each costs a product a layer."""
+
+
+def peak_bytes(config: "PreTrainedConfig", tokens: int, max_gap: int) -> int:
+    """Upper estimate of the memory of gathering moments: their own, and that of a batch's activations.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        tokens (`int`): tokens in a batch.
+        max_gap (`int`): largest gap between kept layers whose moments are exact.
+    """
+    width = max(feature_widths(config)) + 3 * config.hidden_size
+    return 4 * (products(config, max_gap) + tokens * (max_gap + 3) * width)
+
+
+def affordable_gap(config: "PreTrainedConfig", tokens: int, limit: float, device: str) -> int:
+    for max_gap in range(_LARGEST_GAP, 0, -1):
+        if (needed := peak_bytes(config, tokens, max_gap)) <= limit:
+            return max_gap
+    raise WhittleError(
+        f"healed perplexity needs {needed / 1e9:.1f} GB for moments of this super-network, and {limit / 1e9:.1f} GB "
+        f"are free on {device} or allowed; search by perplexity, with a smaller batch_size, or where there is more "
+        "memory"
+    )
+
+
+def products(config: "PreTrainedConfig", max_gap: int) -> int:
+    """Products that are summed over tokens: each takes a number in memory and 2 FLOPs a token."""
+    size, widths = config.hidden_size, feature_widths(config)
+    of_normal = len(norms_of_readers(config)) * SymmetricSums.numbers(size + 1)
+    of_features = sum(SymmetricSums.numbers(width) for width in widths)
+    with_states = (
+        [*range(len(widths)), *(layer for layer, _ in gathered_gaps(config, max_gap))] if absorbs(config) else []
+    )
+    return of_normal + of_features + sum(widths[layer] * size for layer in with_states)
+
+
+def feature_widths(config: "PreTrainedConfig") -> list[int]:
+    """For each layer, the number of inputs of all its writers, plus 1."""
+    features = writer_features(config, Shape.from_config(config))
+    return [sum(groups) - len(groups) + 1 for groups in features]
+
+
+def absorbs(config: "PreTrainedConfig") -> bool:
+    """Whether writers can absorb the output of layers that are left out: no norm scales what they add."""
+    return not any(group.is_normalized for group in projections(config))
+
+
+def gathered_gaps(config: "PreTrainedConfig", max_gap: int) -> list[tuple[int, int]]:
+    """Layers and gaps after them that are gathered; a gap of 1 follows from the layer's features."""
+    layers = config.num_hidden_layers
+    gaps = [(layer, gap) for layer in range(layers) for gap in range(2, max_gap + 1) if layer + gap <= layers]
+    return gaps if absorbs(config) else []
+
+
+def norms_of_readers(config: "PreTrainedConfig") -> list[tuple[str | None, int]]:
+    """The norms before readers, with their layer; the norm before the output matrix counts to the last layer."""
+    readers = [weights for group in projections(config) for weights in group.readers]
+    norms = dict.fromkeys((weights[0].norm, layer) for weights in readers for layer in range(config.num_hidden_layers))
+    head = output_matrix(config)
+    return [*norms, *([] if head is None else [(head.norm, config.num_hidden_layers - 1)])]
