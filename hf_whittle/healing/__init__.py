@@ -15,8 +15,8 @@ Teacher and student read the same calibration text, layer by layer:
   attention wrote (sequential residual), attention is fitted first, to the output of the teacher's attention. Where a
   norm follows attention and MLP, they predict in the kept channels what the teacher's write to that norm, and nothing
   is absorbed: a norm sets the scale of what is added, which cannot grow.
-- head: the student's last hidden states predict the teacher's; the prediction is folded into the output matrix, unless
-  that is tied to the embedding.
+- head: where they differ, the student's last hidden states predict the teacher's; the prediction is folded into the
+  output matrix, unless that is tied to the embedding.
 
 Each step but the first is a ridge regression centered on the sliced weights. `healer` heals one student layer by layer,
 on hidden states of the teacher or of the student as healed so far. `supernet_moments` and `from_moments` heal any

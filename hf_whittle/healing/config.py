@@ -24,10 +24,11 @@ class HealingConfig:
             so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
             compute, so that it mends their errors too. By default the student's where channels are left out, whose
             loss no layer can mend alone, and else the teacher's, which holds better on other text.
-        inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where some
-            channels are left out.
+        inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where
+            channels are left out, or all layers before.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
-        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied.
+        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied; on the
+            teacher's states, where channels are left out.
         ridge (`Sequence[float]`, *optional*): strengths to choose from for each regression, by its held-out error. By
             default, any strength is found, from three times the features per token on.
         held_out (`float`, *optional*, defaults to 0.2): share of the calibration blocks that are not fitted to;

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import NEURONS
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import layer_after, output_matrix, projections, writer_features
+from .parts import layer_after, projections, reads_head, writer_features
 from .symmetric import SymmetricSums
 
 
@@ -26,29 +26,34 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
         sequence_length (`int`): tokens of a block.
     """
     settings, tokens = report["settings"], report["tokens"] + report["held_out_tokens"]
-    is_principal, inputs, outputs = settings["basis"] == "principal", settings["inputs"], settings["outputs"]
+    is_principal, inputs, outputs = report["basis"] == "principal", settings["inputs"], settings["outputs"]
     groups = projections(config)
     is_normalized = any(group.is_normalized for group in groups)
-    kept = SubnetConfig.full(config).with_layers(subnet.layers)
-    of_teacher, of_student = (_until_groups(config, each, len(groups), sequence_length) for each in (kept, subnet))
+    both = SubnetConfig.full(config).with_layers(subnet.layers), subnet
+    of_teacher, of_student = (_until_groups(config, each, len(groups), sequence_length) for each in both)
     whole = _until_groups(config, SubnetConfig.full(config), len(groups), sequence_length)[-1]
     shape = subnet.shape.filled(Shape.from_config(config))
     size, channels = config.hidden_size, shape.hidden_size
-    reads = inputs and (channels < size or subnet.layers[0] > 0)
+    read = [subnet.layers[position] for position in _read(config, shape, subnet.layers[0])] if inputs else []
+    of_readers = [_until_groups(config, each.with_layers(read), len(groups), sequence_length) for each in both if read]
+    head = settings["head"] and reads_head(config, channels, settings["states"])
     passes = (1 + is_principal) * whole
     passes += (settings["states"] == "student" and (not outputs or is_normalized)) * of_student[-1]
     for number in range(len(groups)):
-        passes += reads * (of_teacher[number] + of_student[number]) + outputs * of_student[number + 1]
+        passes += sum(of[number] for of in of_readers) + outputs * of_student[number + 1]
         passes += outputs * (is_normalized or number + 1 < len(groups)) * of_teacher[number + 1]
-    fits = []  # for each, the number of features, a constant included, and of targets
-    for of_layer in writer_features(config, shape):
-        fits += [(channels + 1, size)] * reads * sum(len(group.readers) for group in groups)
-        fits += [(features, channels) for features in of_layer] * outputs
-    fits += [(channels + 1, size)] * (settings["head"] and output_matrix(config) is not None)
+    fits = []  # for each in the report's order, the number of features, a constant included, and of targets
+    for layer, of_layer in zip(subnet.layers, writer_features(config, shape), strict=True):
+        for group, features in zip(groups, of_layer, strict=True):
+            fits += [(channels + 1, size)] * (layer in read) * len(group.readers)
+            fits += [(features, channels)] * outputs
+    fits += [(channels + 1, size)] * head
     sums = sum(2 * (SymmetricSums.numbers(features) + features * targets) for features, targets in fits)
     sums += sum(2 * features[-1] * channels for features in writer_features(config, shape)) * outputs  # what is written
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
-    solved = _reader_flops(config, shape, subnet.layers[0]) if reads or settings["head"] else 0
+    to_basis = outputs * len(groups) + (settings["states"] == "teacher")  # hidden states of the teacher, in each layer
+    sums += 2 * size * channels * shape.num_hidden_layers * to_basis
+    solved = _reader_flops(config, shape, subnet.layers[0], head) if read or head else 0
     for (features, targets), fit in zip(fits, report["fits"], strict=True):
         solved += fit["tried"] * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
@@ -85,7 +90,7 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, t
     def fitted(features: int) -> int:
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
 
-    total = _reader_flops(config, shape, subnet.layers[0])
+    total = _reader_flops(config, shape, subnet.layers[0], reads_head(config, shape.hidden_size))
     for position, groups in enumerate(writer_features(config, shape)):
         layer, every = subnet.layers[position], full[subnet.layers[position]]
         if is_normalized:  # each group is fitted to its own output
@@ -114,18 +119,23 @@ def _from_embedding(config: PreTrainedConfig, layer: int, features: int) -> int:
     return run + 2 * config.hidden_size * features + norms * 2 * (config.hidden_size + 1) ** 2
 
 
-def _reader_flops(config: PreTrainedConfig, shape: Shape, first: int) -> int:
+def _read(config: PreTrainedConfig, shape: Shape, first: int) -> range:
+    """Positions of layers whose readers are healed: all if channels are left out, the first if earlier layers are."""
+    return range(shape.num_hidden_layers) if shape.hidden_size < config.hidden_size else range(min(first, 1))
+
+
+def _reader_flops(config: PreTrainedConfig, shape: Shape, first: int, head: bool) -> int:
     """FLOPs of healing the readers: each regression, its products, and folding it into its matrix.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
         shape (`Shape`): the student's.
         first (`int`): its first layer; readers of others are healed only if channels are left out.
+        head (`bool`): whether the output matrix is healed.
     """
-    channels, size, head = shape.hidden_size, config.hidden_size, output_matrix(config)
-    fits, rows = (0, 0) if head is None else (1, config.vocab_size)
-    healed = range(shape.num_hidden_layers) if channels < size else range(min(first, 1))
-    for layer in healed:
+    channels, size = shape.hidden_size, config.hidden_size
+    fits, rows = (1, config.vocab_size) if head else (0, 0)
+    for layer in _read(config, shape, first):
         for group in projections(config):
             fits += len(group.readers)
             rows += sum(weight.outputs.size(shape.of_layer(layer)) for weights in group.readers for weight in weights)

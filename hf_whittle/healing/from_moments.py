@@ -62,7 +62,7 @@ class _Healing:
                         student.heal_writers([weight], position, self._of_normalized_writer(weight, position))
                 else:
                     student.heal_writers(group.writers, position, self._of_writers(position, number))
-        if moments.head is not None:
+        if moments.head is not None and student.lacks_channels:
             last, head = len(self._subnet.layers) - 1, [moments.head]
             student.heal_readers(head, last, self._of_readers(head, last, moments.layers[-1]))
 

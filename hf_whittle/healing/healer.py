@@ -19,7 +19,7 @@ from ..models.student import student_config
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .hidden_states import HiddenStatesFile, check_hidden_states
-from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections
+from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections, reads_head
 from .regression import Moments, with_constant
 from .student_weights import StudentWeights
 
@@ -250,11 +250,12 @@ class Healer:
         weights.heal_writers([weight], position, moments)
 
     def _heal_head(self, weights: StudentWeights) -> None:
-        matrix, last = output_matrix(self._config), len(self._subnet.layers) - 1
-        if matrix is None or not (self.settings.head or weights.basis.up is not None):
+        matrix, last, settings = output_matrix(self._config), len(self._subnet.layers) - 1, self.settings
+        is_fitted = settings.head and reads_head(self._config, len(weights.basis.down), settings.states)
+        if matrix is None or not (is_fitted or weights.basis.up is not None):
             return
         moments = None
-        if self.settings.head:
+        if is_fitted:
             assert matrix.norm is not None
             layers = self._layer_of_student(weights, last), self._layer_of_teacher(self._config.num_hidden_layers - 1)
             norm, norm_of_teacher = (layer.module(matrix.norm) for layer in layers)

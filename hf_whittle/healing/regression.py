@@ -179,7 +179,7 @@ class _Sums:
         if self.cross is None or not self.square:
             return 0.0
         found = ((weight @ gram) * weight).sum() - 2 * (weight * self.cross).sum()
-        return max(0.0, float(found) / self.square + 1)
+        return max(float(found) / self.square + 1, 0.0)  # in this order, NaN stays NaN
 
 
 def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float) -> torch.Tensor | None:

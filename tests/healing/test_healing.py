@@ -581,6 +581,12 @@ def test_report_lists_the_fits(supernet, text, uneven_subnet):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("size", "states", "is_fitted"), [(32, None, False), (32, "student", True), (12, None, True)])
+def test_head_is_fitted_where_hidden_states_differ(supernet, text, size, states, is_fitted):
+    fits = heal(supernet, SubnetConfig(size, [0, 3], 2, 20), text[0], states=states).healing.fits
+    assert any(fit["weights"] == "lm_head" for fit in fits) == is_fitted
+
+
 def test_student_that_is_not_healed_has_no_report(supernet, uneven_subnet, tmp_path):
     assert extract_subnet(supernet, uneven_subnet).healing is None
     extract_subnet(supernet, uneven_subnet, tmp_path / "student")
@@ -725,6 +731,7 @@ def test_text_of_another_vocabulary_is_an_error(supernet, tmp_path):
     ("values", "message"),
     [
         ({"basis": "random"}, "basis must be one of principal, channels, got 'random'"),
+        ({"states": "both"}, "states must be one of teacher, student, or None, got 'both'"),
         ({"ridge": ()}, r"ridge must have positive numbers, got ()"),
         ({"ridge": (0.1, 0)}, "ridge must have positive numbers, got (0.1, 0)"),
         ({"ridge": [math.inf]}, "ridge must have positive numbers, got (inf,)"),

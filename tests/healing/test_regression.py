@@ -169,6 +169,15 @@ def test_likely_strength_is_taken_where_nothing_was_held_out(tokens):
     torch.testing.assert_close(fit.weight, least_squares(x, y, start, fit.ridge), **CLOSE)
 
 
+@pytest.mark.parametrize("ridges", [None, RIDGES])
+def test_start_stays_where_no_error_is_a_number(split, ridges):
+    (x, y), (x_held_out, y_held_out), start = split
+    y_held_out = y_held_out.clone()
+    y_held_out[0, 0] = math.nan
+    fit = gather([(x, y, False), (x_held_out, y_held_out, True)]).fit(start, ridges)
+    assert fit.ridge is None and torch.equal(fit.weight, start.double())
+
+
 def test_targets_that_are_all_zero_and_predicted_keep_the_start(tokens):
     x, y, _ = tokens
     zero = torch.zeros(TARGETS, FEATURES)

@@ -227,15 +227,23 @@ def test_card_of_a_healed_run_tells_how_it_was_found(healed):
 
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize(
+    "subnet",
+    [
+        SubnetConfig(40, [0, 1, 3], [3, 2, 4], [128, 100, 200]),
+        SubnetConfig(64, [0, 3], 4, 200),
+        SubnetConfig(64, [1, 3], 4, 200),
+    ],
+    ids=["channels", "layers", "first layer"],
+)
+@pytest.mark.parametrize(
     "settings",
     [{}, {"states": "student"}, {"basis": "channels"}, {"inputs": False}, {"outputs": False, "head": False}],
     ids=str,
 )
-def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, settings):
+def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, subnet, settings):
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
     config = GPTNeoXConfig(**sizes, vocab_size=99, use_parallel_residual=is_parallel)
     config._attn_implementation = "eager"
-    subnet = SubnetConfig(40, [0, 1, 3], [3, 2, 4], [128, 100, 200])
     input_ids = torch.randint(0, 99, (20, 32), generator=torch.Generator().manual_seed(0))
     model = GPTNeoXForCausalLM(config).eval()
     with FlopCounterMode(display=False) as counter:
@@ -243,4 +251,4 @@ def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, settin
             model, subnet, heal=HealingConfig(**settings), calibration_dataset=input_ids, progress=False
         )
     counted = counter.get_total_flops()
-    assert counted <= healing_flops(config, subnet, student.healing.to_dict(), 32) <= 1.25 * counted
+    assert counted <= healing_flops(config, subnet, student.healing.to_dict(), 32) <= 1.4 * counted
