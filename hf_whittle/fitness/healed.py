@@ -81,9 +81,20 @@ class HealedPerplexity(TokenFitness):
         for name, value in (("ridge", ridge), ("memory", memory)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        self.ridge = ridge
+        self.ridge, self._memory = ridge, memory
         self._calibration_ids = as_input_ids(calibration_blocks, supernet.config.vocab_size)
-        self._moments = SupernetMoments(supernet, self._calibration_ids, batch_size, progress, memory)
+        self._moments = self._gathered(progress)
+
+    def _gathered(self, progress: bool) -> SupernetMoments:
+        return SupernetMoments(self.supernet, self._calibration_ids, self.batch_size, progress, self._memory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without moments, which a copy gathers again."""
+        return {name: value for name, value in vars(self).items() if name != "_moments"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._moments = self._gathered(progress=False)
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         input_ids = self.input_ids[self.rows(share)]
@@ -101,8 +112,9 @@ class HealedPerplexity(TokenFitness):
         few = self.input_ids[self.rows(_JUDGED)]
         loss = cross_entropy(healed, few, self.batch_size)
         with supernet.active_subnet(subnet):
-            if loss <= cross_entropy(supernet, few, self.batch_size):
-                return healed
+            of_slice = cross_entropy(supernet, few, self.batch_size)
+        if math.isfinite(loss) and not loss > of_slice:  # the latter may be NaN
+            return healed
         sliced = slice_weights(source.weights, config, subnet, dtype=torch.float32)
         return student_model(config, subnet, sliced, torch.float32)
 

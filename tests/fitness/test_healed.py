@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_whittle import HealingConfig, ParameterBin, SearchSpace, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, KEY_VALUE_HEADS, NEURONS, QUERIES
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
+from hf_whittle.fitness.code_fingerprint import fitness_settings
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.healing.moments_cost import peak_bytes
@@ -495,6 +497,44 @@ def test_settings_tell_the_calibration_text_and_the_ridge(supernet, text, healed
     )
     assert HealedPerplexity(supernet, other, calibration, ridge=0.1).settings == {**settings, "ridge": 0.1}
     assert {**Perplexity(supernet, other).settings, "name": "healed-perplexity"}.items() <= settings.items()
+
+
+def test_student_that_is_worse_than_the_slice_stays_a_slice(supernet, text):
+    subnet = SubnetConfig(32, [0, 2, 4], 2, 20)
+    student = HealedPerplexity(supernet, text[1], text[0][:1], ridge=1e-6).student(subnet)
+    for name, weight in extract_subnet(supernet, subnet).state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "of_slice", "is_healed"),
+    [(1.0, 2.0, True), (2.0, 1.0, False), (1.0, math.nan, True), (math.nan, 1.0, False), (math.inf, math.inf, False)],
+)
+def test_better_of_student_and_slice_is_kept(healed, monkeypatch, loss, of_slice, is_healed):
+    losses = iter([loss, of_slice])
+    monkeypatch.setattr("hf_whittle.fitness.healed.cross_entropy", lambda *_: next(losses))
+    subnet = SubnetConfig(32, [0, 2, 4], 2, 20)
+    student, sliced = healed.student(subnet), extract_subnet(healed.supernet, subnet)
+    assert all(map(torch.equal, student.parameters(), sliced.parameters())) != is_healed
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fitness: pickle.loads(pickle.dumps(fitness))])
+def test_copy_gives_the_same_values(supernet, text, uneven_subnet, copied):
+    healed = HealedPerplexity(supernet, text[1][:8], text[0][:16])
+    again = copied(healed)
+    assert again.settings == healed.settings and again(uneven_subnet) == healed(uneven_subnet)
+
+
+def test_function_that_calls_it_is_identified(supernet, text, uneven_subnet):
+    def settings(calibration):
+        healed = HealedPerplexity(supernet, text[1][:8], calibration)
+        doubled = lambda subnet: 2 * healed(subnet)  # noqa: E731
+        before = fitness_settings(doubled)
+        doubled(uneven_subnet)
+        assert fitness_settings(doubled) == before and before["code"] is not None
+        return before
+
+    assert settings(text[0][:8]) == settings(text[0][:8]) != settings(text[0][8:16])
 
 
 # In a search
