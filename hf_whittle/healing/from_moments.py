@@ -118,12 +118,8 @@ class _Healing:
                 written = written + self._from_embedding[0][:, chosen]
             left = down @ written.double()
         else:
-            left = (
-                down
-                @ moments.written(
-                    layer, [weight for each in (*before, group) for weight in each.writers], chosen
-                ).double()
-            )
+            writers = [weight for each in (*before, group) for weight in each.writers]
+            left = down @ moments.written(layer, writers, chosen).double()
             if position == 0 and layer > 0:
                 left += self._share_of_before(chosen) @ features(chosen, chosen).double()
         for other in before:

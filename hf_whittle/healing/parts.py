@@ -126,7 +126,7 @@ def side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight],
     """Matrices of a layer side by side, then the sum of their biases, if there are any, as a column."""
     biases = biases_of(tensors, weights, layer)
     matrices = [as_matrix(weight, tensors[weight.name.format(layer=layer)]) for weight in weights]
-    return torch.cat([*matrices, *([torch.stack(biases).sum(0)[:, None]] if biases else [])], 1)
+    return torch.cat([*matrices, *([torch.stack(biases).sum(0, dtype=torch.float32)[:, None]] if biases else [])], 1)
 
 
 def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:

@@ -587,6 +587,32 @@ def test_head_is_fitted_where_hidden_states_differ(supernet, text, size, states,
     assert any(fit["weights"] == "lm_head" for fit in fits) == is_fitted
 
 
+@pytest.mark.parametrize("is_parallel", [True, False])
+@pytest.mark.parametrize("states", ["teacher", "student"])
+def test_only_on_the_states_of_the_student_a_layer_depends_on_those_before(
+    make_stock, make_supernet, sample_text, states, is_parallel
+):
+    supernet = make_supernet(make_stock(use_parallel_residual=is_parallel))
+    blocks, names = sample_text(supernet, 60), ("attention.dense.weight", "mlp.dense_4h_to_h.weight")
+
+    def last_layer(neurons):
+        student = heal(supernet, SubnetConfig(32, [0, 3], 4, [neurons, 30]), blocks, states=states, ridge=[1e-2])
+        assert student.healing.is_healed
+        assert any(fit["ridge"] and "layers.3.mlp" in fit["weights"] for fit in student.healing.fits)
+        return torch.cat([student.gpt_neox.layers[1].get_parameter(name).flatten() for name in names])
+
+    difference = (last_layer(10) - last_layer(60)).abs().max()
+    assert difference < 1e-5 if states == "teacher" else difference > 1e-3
+
+
+def test_products_in_bfloat16_give_nearly_the_same_student(supernet, text, uneven_subnet):
+    single, half = (heal(supernet, uneven_subnet, text[0], bf16=bf16) for bf16 in (False, True))
+    assert not all(map(torch.equal, single.parameters(), half.parameters()))
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+    found, expected = (perplexity_of(student, text[1]) for student in (half, single))
+    assert half.healing.is_healed and found == pytest.approx(expected, rel=0.05)
+
+
 def test_student_that_is_not_healed_has_no_report(supernet, uneven_subnet, tmp_path):
     assert extract_subnet(supernet, uneven_subnet).healing is None
     extract_subnet(supernet, uneven_subnet, tmp_path / "student")
@@ -654,13 +680,14 @@ def test_hidden_states_are_in_files_and_no_tensor_holds_those_of_the_whole_text(
     assert 0 < largest < blocks.numel() * 32 / 4
 
 
-def test_hidden_states_are_read_as_they_were_written():
-    values, file = torch.randn(7, 3, 5), HiddenStatesFile((7, 3, 5), CPU)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_are_read_as_they_were_written(dtype):
+    values, file = torch.randn(7, 3, 5), HiddenStatesFile((7, 3, 5), CPU, dtype)
     for blocks in (range(3, 7), range(3)):
         file.write(blocks, values[blocks.start : blocks.stop])
     file.write(range(1, 2), values[4:5].transpose(1, 2).contiguous().transpose(1, 2))
-    expected = values.clone()
-    expected[1] = values[4]
+    expected = values.to(dtype).float()
+    expected[1] = expected[4]
     assert torch.equal(file.read(range(7)), expected) and torch.equal(file.read(range(2, 4)), expected[2:4])
     file.close()
 
