@@ -142,6 +142,15 @@ def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(
     close(own.mlp.dense_4h_to_h.weight, expected[:, 32:62], IN_FILE)
 
 
+def test_values_do_not_depend_on_which_predictions_are_kept(supernet, text):
+    memory = peak_bytes(supernet.config, 16, 1) / 1e9
+    few, many = (HealedPerplexity(supernet, text[1][:8], text[0][:16], 1, memory=memory) for _ in range(2))
+    few._moments._most_predictions, many._moments._most_predictions = 1, 9
+    subnets = [SubnetConfig(32, layers, 4, 50) for layers in ([0, 3], [0, 4], [1, 4], [0, 3])]
+    assert [few(subnet) for subnet in subnets] == [many(subnet) for subnet in subnets]
+    assert len(few._moments._predictions) == 1 < len(many._moments._predictions)
+
+
 def squared_error(x, y, weight):
     return (x @ weight.T - y).square().sum().item()
 

@@ -28,3 +28,8 @@ def test_any_part_is_that_of_the_gram_matrix(seed):
     expected = (features.T @ features)[rows][:, columns].double()
     torch.testing.assert_close(sums(rows, columns), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums(columns, rows), expected.T, rtol=1e-5, atol=1e-5)
+
+
+def test_part_without_rows_or_columns_is_empty():
+    sums, some, none = SymmetricSums(9, CPU), torch.tensor([0, 5]), torch.tensor([], dtype=torch.long)
+    assert sums(none, some).shape == (0, 2) and sums(some, none).shape == (2, 0)
