@@ -18,7 +18,8 @@ Teacher and student read the same calibration text, layer by layer:
 - head: where they differ, the student's last hidden states predict the teacher's; the prediction is folded into the
   output matrix, unless that is tied to the embedding.
 
-Each step but the first is a ridge regression centered on the sliced weights. `healer` heals one student layer by layer,
+Each step but the first is a ridge regression centered on the sliced weights; for outputs, squared errors of a token are
+relative to the root mean square of the hidden state that is to be reached. `healer` heals one student layer by layer,
 on hidden states of the teacher or of the student as healed so far. `supernet_moments` and `from_moments` heal any
 number of students approximately, from second moments of the super-network that are gathered once.
 

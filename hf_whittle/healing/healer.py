@@ -20,7 +20,7 @@ from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections, reads_head
-from .regression import Moments, with_constant
+from .regression import Moments, token_weights, with_constant
 from .student_weights import StudentWeights
 
 
@@ -229,7 +229,8 @@ class Healer:
             features = torch.cat([of_student.inputs[name] for name in names], -1)
             check_hidden_states(features, "the student", self._subnet.layers[position])
             reached = sum((of_student.outputs[name] for name in before), hidden_states)
-            moments.add(features, target @ weights.basis.down.T - reached, held_out)
+            change = target @ weights.basis.down.T - reached
+            moments.add(features, change, held_out, token_weights(target.square().mean(-1).sqrt()))
             if teacher is None and self.settings.states == "student":
                 file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
                 file.write(blocks, features)
@@ -246,7 +247,8 @@ class Healer:
             target = teacher.recorded(self._of_teacher.read(blocks), outputs=[name]).outputs[name]
             features = student.recorded(self._of_student.read(blocks), [name]).inputs[name]
             check_hidden_states(features, "the student", self._subnet.layers[position])
-            moments.add(features, target @ weights.basis.down.T, held_out)
+            token_weight = token_weights(target.square().mean(-1).sqrt())
+            moments.add(features, target @ weights.basis.down.T, held_out, token_weight)
         weights.heal_writers([weight], position, moments)
 
     def _heal_head(self, weights: StudentWeights) -> None:

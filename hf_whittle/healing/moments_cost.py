@@ -10,6 +10,9 @@ from .symmetric import SymmetricSums
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_ACTIVATIONS = 10**9
+"""Bytes of the activations of a batch, if a block takes less."""
+
 _LARGEST_GAP = 2
 """Largest gap between kept layers that gathering covers exactly, where memory allows; each costs a product a layer."""
 
@@ -22,8 +25,18 @@ def peak_bytes(config: "PreTrainedConfig", tokens: int, max_gap: int) -> int:
         tokens (`int`): tokens in a batch.
         max_gap (`int`): largest gap between kept layers whose moments are exact.
     """
-    width = max(feature_widths(config)) + 3 * config.hidden_size
-    return 4 * (products(config, max_gap) + tokens * (max_gap + 3) * width)
+    return 4 * products(config, max_gap) + tokens * _bytes_of_token(config)
+
+
+def blocks_in_batch(config: "PreTrainedConfig", length: int) -> int:
+    """Most blocks of a length that are run together, so that the activations of all layers take about a gigabyte."""
+    return max(1, _ACTIVATIONS // (length * _bytes_of_token(config)))
+
+
+def _bytes_of_token(config: "PreTrainedConfig") -> int:
+    """Bytes of a token's activations: inputs of writers, hidden states before and within layers, and one MLP's."""
+    widths = feature_widths(config)
+    return 4 * (sum(widths) + 3 * max(widths) + 2 * config.hidden_size * (len(widths) + 1))
 
 
 def affordable_gap(config: "PreTrainedConfig", tokens: int, limit: float, device: str) -> int:

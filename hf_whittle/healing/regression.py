@@ -60,15 +60,21 @@ class Moments:
         moments._fitted = _Sums(gram.double(), cross.double(), tokens)
         return moments
 
-    def add(self, features: torch.Tensor, targets: torch.Tensor, held_out: bool) -> None:
+    def add(
+        self, features: torch.Tensor, targets: torch.Tensor, held_out: bool, weights: torch.Tensor | None = None
+    ) -> None:
         """Add tokens.
 
         Args:
             features (`torch.Tensor`): `(..., features)`.
             targets (`torch.Tensor`): `(..., targets)`.
             held_out (`bool`): whether they are held out.
+            weights (`torch.Tensor`, *optional*): weight of each token's squared error, `(...)`; 1 by default.
         """
         x, y = with_constant(features.flatten(0, -2), self.constant), targets.flatten(0, -2)
+        if weights is not None:
+            root = weights.flatten()[:, None].sqrt()
+            x, y = root * x, root * y
         (self._held_out if held_out else self._fitted).add(x, y)
 
     def mapped(self, matrix: torch.Tensor) -> "Moments":
@@ -207,3 +213,15 @@ def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor,
 def with_constant(features: torch.Tensor, constant: bool) -> torch.Tensor:
     """Features `(..., features)`, and a last one that is always 1 if there is a `constant`."""
     return F.pad(features, (0, 1), value=1.0) if constant else features
+
+
+def token_weights(root_mean_squares: torch.Tensor) -> torch.Tensor:
+    """Weights of tokens in a regression of hidden states: the inverse of their root mean square.
+
+    The next norm divides by it, and some tokens, mostly the first of a text, have a hundred times that of others
+    (massive activations, arXiv 2402.17762): their squares would be nearly all that is fitted.
+
+    Args:
+        root_mean_squares (`torch.Tensor`): of each token's hidden state, `(...)`.
+    """
+    return 1 / root_mean_squares.clamp(min=torch.finfo(root_mean_squares.dtype).tiny ** 0.5)

@@ -3,8 +3,6 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -14,14 +12,23 @@ from tqdm.auto import tqdm
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
 from ..evaluation import evaluating
-from ..models.activations import Activations, recorded_activations
+from ..models.activations import recorded_activations
 from ..models.single_layer import SingleLayer
 from ..models.source import Source
 from ..subnet import Shape
 from .hidden_states import HiddenStatesFile, check_hidden_states
-from .moments_cost import absorbs, affordable_gap, feature_widths, gathered_gaps, norms_of_readers, peak_bytes, products
+from .moments_cost import (
+    absorbs,
+    affordable_gap,
+    blocks_in_batch,
+    feature_widths,
+    gathered_gaps,
+    norms_of_readers,
+    peak_bytes,
+    products,
+)
 from .parts import biases_of, module_of, normalized, output_matrix, projections, side_by_side
-from .regression import ridge_solution, with_constant
+from .regression import ridge_solution, token_weights, with_constant
 from .symmetric import SymmetricSums
 
 if TYPE_CHECKING:
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 
 class SupernetMoments:
     """Second moments of normalized hidden states, of the inputs of writers, and of these with hidden states.
+
+    Moments of the inputs of writers weight each token by `token_weights` of its mean hidden state over all layers.
 
     Memory does not grow with the number of tokens: for each layer, half a square matrix of all heads' channels and
     neurons, and a matrix of these by the channels for each gap up to `max_gap`. Over a longer gap, hidden states are
@@ -69,8 +78,9 @@ class SupernetMoments:
         self.head = output_matrix(self.config)
         self.tokens = input_ids.numel()
         device, size = supernet.device, self.config.hidden_size
-        in_batch = min(batch_size, len(input_ids)) * input_ids.shape[1]
-        limit = _limit(device, memory)
+        blocks, length = input_ids.shape
+        self._blocks, self._batch_size = blocks, min(batch_size, blocks, blocks_in_batch(self.config, length))
+        in_batch, limit = self._batch_size * length, _limit(device, memory)
         self.max_gap = affordable_gap(self.config, in_batch, limit, str(device))
         self._source = Source(supernet.state_dict(), self.config, device)
         left = limit - peak_bytes(self.config, in_batch, self.max_gap)
@@ -81,13 +91,12 @@ class SupernetMoments:
         self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
         self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
         self._changes = {key: self._zeros(key[0]) for key in gathered_gaps(self.config, self.max_gap)}
-        blocks, length = input_ids.shape
-        self._blocks, self._batch_size = blocks, batch_size
+        self._weights = torch.ones(blocks, length, device=device)
         self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
         description = f"moments, {self.bytes / 1e9:.1f} GB"
         with evaluating(supernet), torch.no_grad():
-            for first in tqdm(range(0, blocks, batch_size), description, unit="batch", disable=not progress):
-                self._add(supernet, input_ids[first : first + batch_size].to(device), first)
+            for first in tqdm(range(0, blocks, self._batch_size), description, unit="batch", disable=not progress):
+                self._add(supernet, input_ids[first : first + self._batch_size].to(device), first)
 
     @property
     def layers(self) -> range:
@@ -116,65 +125,38 @@ class SupernetMoments:
     def _name(self, layer: int) -> str:
         return f"{get_architecture(self.config).layers}.{layer}"
 
-    def _norms_of(self, layer: int, in_layer: bool = True) -> list[str]:
-        """Norms of a layer in the table, or the one before the output matrix."""
-        return [
-            str(norm)
-            for norm, of in norms_of_readers(self.config)
-            if of == layer and ("{layer}" in str(norm)) == in_layer
-        ]
-
     def _add(self, supernet: "SuperNetModel", batch: torch.Tensor, first: int) -> None:
         layers = [self._name(layer) for layer in self.layers]
         norms = [str(norm).format(layer=layer) for norm, layer in norms_of_readers(self.config)]
         writers = [module_of(weight, layer) for weight in self.writers for layer in self.layers]
-        recent: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        with ExitStack() as hooks:
-            activations = hooks.enter_context(recorded_activations(supernet, [*layers, *norms, *writers], layers))
-            for layer in self.layers:
-                hook = partial(self._add_layer, activations, recent, layer, first)
-                hooks.callback(supernet.get_submodule(self._name(layer)).register_forward_hook(hook).remove)
+        with recorded_activations(supernet, [*layers[:1], *norms, *writers], layers) as activations:
             supernet.base_model(input_ids=batch, use_cache=False)
-        for norm in self._norms_of(self.layers[-1], in_layer=False):
-            self._add_normal(norm, self.layers[-1], activations.inputs[norm])
+        states = [activations.inputs[layers[0]], *(activations.outputs[name] for name in layers)]
+        for layer in self.layers:
+            check_hidden_states(states[layer + 1], "the super-network", layer)
+        for index, hidden_states in enumerate(states):
+            self._states.write(self._rows(index, first, first + len(batch)), hidden_states)
+        roots = torch.stack([hidden_states.square().mean(-1).sqrt() for hidden_states in states])
+        weights = token_weights(roots.mean(0))
+        self._weights[first : first + len(batch)] = weights
+        for layer in self.layers:
+            inputs = [activations.inputs[module_of(weight, layer)] for weight in self.writers]
+            self._add_layer(layer, _side_by_side(inputs), states, weights.flatten()[:, None])
+        for norm, layer in norms_of_readers(self.config):
+            hidden_states = activations.inputs[str(norm).format(layer=layer)]
+            self.normal[norm, layer].add(self._normalized(hidden_states))
 
-    def _add_layer(
-        self,
-        activations: Activations,
-        recent: dict[int, tuple[torch.Tensor, torch.Tensor]],
-        layer: int,
-        first: int,
-        *_: Any,
-    ) -> None:
-        """Add the activations of a layer that has just run, and forget them.
-
-        Args:
-            activations (`Activations`): of all that has run.
-            recent (`dict`): features of the last layers, and the hidden states before them.
-            layer (`int`): the layer.
-            first (`int`): first of the blocks.
-        """
-        name, written = self._name(layer), [module_of(weight, layer) for weight in self.writers]
-        before, after = activations.inputs.pop(name), activations.outputs.pop(name)
-        check_hidden_states(after, "the super-network", layer)
-        for norm in self._norms_of(layer):
-            self._add_normal(norm, layer, activations.inputs.pop(norm.format(layer=layer)))
-        features = _side_by_side([activations.inputs.pop(each) for each in written])
-        self.features[layer].add(features)
-        for index, hidden_states in [(0, before)] * (layer == 0) + [(layer + 1, after)]:
-            self._states.write(self._rows(index, first, first + len(after)), hidden_states)
+    def _add_layer(self, layer: int, features: torch.Tensor, states: list[torch.Tensor], weights: torch.Tensor) -> None:
+        """Add the features of a layer `(tokens, features)`, with hidden states before each layer and at the end."""
+        self.features[layer].add(weights.sqrt() * features)
         if not self.absorbs:
             return
-        recent[layer] = features, before.flatten(0, -2)
-        self._before[layer] += recent[layer][1].T @ features
-        for gap in range(2, self.max_gap + 1):
-            if layer + 1 - gap in recent:
-                earlier, hidden_states = recent[layer + 1 - gap]
-                self._changes[layer + 1 - gap, gap] += (after.flatten(0, -2) - hidden_states).T @ earlier
-        recent.pop(layer + 1 - self.max_gap, None)
-
-    def _add_normal(self, norm: str, layer: int, hidden_states: torch.Tensor) -> None:
-        self.normal[norm, layer].add(self._normalized(hidden_states))
+        before = states[layer].flatten(0, -2)
+        features = weights * features
+        self._before[layer] += before.T @ features
+        for (of, gap), change in self._changes.items():
+            if of == layer:
+                change += (states[layer + gap].flatten(0, -2) - before).T @ features
 
     def _normalized(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Normalized hidden states and 1, `(tokens, channels + 1)`."""
@@ -243,10 +225,13 @@ class SupernetMoments:
         size, device = self.config.hidden_size, self._source.device
         gram = SymmetricSums(size + 1, device, torch.float64)
         cross = torch.zeros(size, size + 1, dtype=torch.float64, device=device)
-        for before, after in zip(self._hidden_states(first), self._hidden_states(last), strict=True):
-            features = with_constant(before.flatten(0, -2), True)
+        for before, after, weights in zip(
+            self._hidden_states(first), self._hidden_states(last), self._weights.split(self._batch_size), strict=True
+        ):
+            root = weights.flatten()[:, None].sqrt()
+            features = root * with_constant(before.flatten(0, -2), True)
             gram.add(features)
-            cross += (after - before).flatten(0, -2).T @ features
+            cross += (root * (after - before).flatten(0, -2)).T @ features
         start = torch.zeros_like(cross)
         solved = ridge_solution(gram.full(), cross, start, (size + 1) / self.tokens)
         return (start if solved is None else solved).float()
@@ -261,13 +246,15 @@ class SupernetMoments:
         """
         single = SingleLayer(self._source, layer)
         writers = [module_of(weight) for weight in self.writers]
-        change = self._zeros(layer)
-        normal: dict[str | None, Any] = dict.fromkeys(self._norms_of(layer), 0.0)
-        for embedded, before in zip(self._hidden_states(0), self._hidden_states(layer), strict=True):
-            found = single.recorded(before, [*writers, *(str(norm).format(layer=0) for norm in normal)]).inputs
-            features = _side_by_side([found[name] for name in writers])
+        norms = dict.fromkeys(weights[0].norm for weights in self.readers)
+        change, normal = self._zeros(layer), dict[str | None, Any](dict.fromkeys(norms, 0.0))
+        for embedded, before, weights in zip(
+            self._hidden_states(0), self._hidden_states(layer), self._weights.split(self._batch_size), strict=True
+        ):
+            found = single.recorded(before, [*writers, *(str(norm).format(layer=0) for norm in norms)]).inputs
+            features = weights.flatten()[:, None] * _side_by_side([found[name] for name in writers])
             change += (before - embedded).flatten(0, -2).T @ features
-            for norm in normal:
+            for norm in norms:
                 normal[norm] += self._normalized(found[str(norm).format(layer=0)]).T @ self._normalized(embedded)
         return change, normal
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_whittle import HealingConfig, ParameterBin, SearchSpace, SubnetConfig, extract_subnet, search_subnets
 from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, KEY_VALUE_HEADS, NEURONS, QUERIES
+from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.errors import DataError, HealingError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.fitness.code_fingerprint import fitness_settings
 from hf_whittle.fitness.healed import HealedPerplexity
@@ -87,8 +88,16 @@ def with_one(x):
     return F.pad(x, (0, 1), value=1.0)
 
 
-def ridge_least_squares(x, y, start):
+def roots_of_weights(supernet, found):
+    """Square roots of the weights of tokens: of the inverse of a root mean square, in the mean over all layers."""
+    layers = [f"{get_architecture(supernet.config).layers}.{layer}" for layer in range(5)]
+    states = [found[layers[0]][0], *(found[layer][1] for layer in layers)]
+    return torch.stack([state.square().mean(1).sqrt() for state in states]).mean(0)[:, None] ** -0.5
+
+
+def ridge_least_squares(x, y, start, roots=1.0):
     """Ridge regression by numpy's least squares, with the penalty as rows below the tokens."""
+    x, y = roots * x, roots * y
     squares = x.square().sum(0)
     penalty = (RIDGE * (squares + 1e-6 * squares.mean())).sqrt().diag()
     rows, targets = torch.cat([x, penalty]), torch.cat([y, penalty @ start.T])
@@ -115,7 +124,7 @@ def test_outputs_of_a_layer_are_least_squares_of_those_of_the_super_network(vari
     biases = [part.bias for part in (full.attention.dense, full.mlp.dense_4h_to_h) if part.bias is not None]
     start = [full.attention.dense.weight.view(32, 4, 8)[:, [1, 3]].flatten(1), full.mlp.dense_4h_to_h.weight[:, :30]]
     start = torch.cat([*start, sum(biases)[:, None]], 1).detach().double()
-    expected = ridge_least_squares(x, y, start)
+    expected = ridge_least_squares(x, y, start, roots_of_weights(variant_supernet, found))
     close(own.attention.dense.weight, expected[:, :16])
     close(own.mlp.dense_4h_to_h.weight, expected[:, 16:46])
     close(sum(p.bias for p in (own.attention.dense, own.mlp.dense_4h_to_h) if p.bias is not None), expected[:, 46])
@@ -129,15 +138,16 @@ def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(
     own = fitness.student(SubnetConfig(32, [0, 4], 4, [30, 64])).gpt_neox.layers[0]
     found, full = seen(supernet, text[0]), supernet.gpt_neox.layers[0]
     before, after = found[f"gpt_neox.layers.{reached}"][0], found["gpt_neox.layers.4"][0]
-    states = with_one(before)
-    penalty = (33 / text[0].numel() * (states.square().sum(0) * (1 + 1e-6))).sqrt().diag()
-    rows, targets = torch.cat([states, penalty]), torch.cat([after - before, torch.zeros(33, 32).double()])
+    states, roots = with_one(before), roots_of_weights(supernet, found)
+    penalty = (33 / text[0].numel() * (roots * states).square().sum(0)).sqrt().diag()
+    rows = torch.cat([roots * states, penalty])
+    targets = torch.cat([roots * (after - before), torch.zeros(33, 32).double()])
     predicted = before + states @ torch.linalg.lstsq(rows, targets).solution
     heads, neurons = (found[f"gpt_neox.layers.0.{name}"][0] for name in ("attention.dense", "mlp.dense_4h_to_h"))
     x, parts = with_one(torch.cat([heads, neurons[:, :30]], 1)), (full.attention.dense, full.mlp.dense_4h_to_h)
     start = [parts[0].weight, parts[1].weight[:, :30], sum(part.bias for part in parts)[:, None]]
     start = torch.cat(start, 1).detach().double()
-    expected = ridge_least_squares(x, predicted - found["gpt_neox.layers.0"][0], start)
+    expected = ridge_least_squares(x, predicted - found["gpt_neox.layers.0"][0], start, roots)
     close(own.attention.dense.weight, expected[:, :32], IN_FILE)
     close(own.mlp.dense_4h_to_h.weight, expected[:, 32:62], IN_FILE)
 
@@ -151,8 +161,8 @@ def test_values_do_not_depend_on_which_predictions_are_kept(supernet, text):
     assert len(few._moments._predictions) == 1 < len(many._moments._predictions)
 
 
-def squared_error(x, y, weight):
-    return (x @ weight.T - y).square().sum().item()
+def squared_error(x, y, weight, roots):
+    return (roots * (x @ weight.T - y)).square().sum().item()
 
 
 @pytest.mark.parametrize("attention_bias", [True, False])
@@ -177,23 +187,24 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
         parts = [linear.weight[:, columns], *([] if linear.bias is None else [linear.bias[:, None]])]
         return torch.cat(parts, 1).detach().double()
 
+    roots = roots_of_weights(supernet, found)
     if first == 1:  # attention and MLP together write the output of layer 0
         together = torch.cat([heads[:, :16], neurons], 1)
-        share = ridge_least_squares(together, before - embedded, torch.zeros(32, 47, dtype=torch.float64))
+        share = ridge_least_squares(together, before - embedded, torch.zeros(32, 47, dtype=torch.float64), roots)
         attention = attention + heads @ torch.cat([share[:, :16], share[:, 46:]], 1)[:, : heads.shape[1]].T
     start = matrix(full.attention.dense, [*range(8, 16), *range(24, 32)])
-    expected = ridge_least_squares(heads, attention, start)
+    expected = ridge_least_squares(heads, attention, start, roots)
     healed, tolerance = matrix(own.attention.dense, range(16)), 0.1 if first == 1 else 2e-3
     close(healed, expected, tolerance)
-    assert squared_error(heads, attention, healed) <= squared_error(heads, attention, start)
+    assert squared_error(heads, attention, healed, roots) <= squared_error(heads, attention, start, roots)
 
     left = after - (embedded if first == 1 else before) - heads @ healed.T
     start = matrix(full.mlp.dense_4h_to_h, range(30))
     healed = matrix(own.mlp.dense_4h_to_h, range(30))
-    expected = ridge_least_squares(neurons, left, start)
+    expected = ridge_least_squares(neurons, left, start, roots)
     close(healed, expected, tolerance)
-    assert squared_error(neurons, left, healed) == pytest.approx(squared_error(neurons, left, expected), rel=1e-3)
-    assert squared_error(neurons, left, healed) <= squared_error(neurons, left, start)
+    of_healed, of_expected, of_start = (squared_error(neurons, left, w, roots) for w in (healed, expected, start))
+    assert of_healed == pytest.approx(of_expected, rel=1e-3) and of_healed <= of_start
 
 
 @pytest.mark.parametrize("size", [2, 12, 31])
@@ -256,12 +267,13 @@ def test_outputs_of_grouped_queries_and_of_the_mlp_are_least_squares(
     (heads, attention), (neurons, mlp) = (found[f"model.layers.1.{n}"] for n in ("self_attn.o_proj", "mlp.down_proj"))
     heads, neurons = heads[:, ATTENDING], neurons[:, :30]
     start = full.self_attn.o_proj.weight.detach().double()[:, ATTENDING]
-    expected = ridge_least_squares(heads, attention, start)
+    roots = roots_of_weights(supernet, found)
+    expected = ridge_least_squares(heads, attention, start, roots)
     close(own.self_attn.o_proj.weight, expected)
     if model_type != "gemma3_text":  # layer 2 is left out
         mlp = found["model.layers.2"][1] - found["model.layers.1"][0] - heads @ expected.T
     start = full.mlp.down_proj.weight.detach().double()[:, :30]
-    close(own.mlp.down_proj.weight, ridge_least_squares(neurons, mlp, start))
+    close(own.mlp.down_proj.weight, ridge_least_squares(neurons, mlp, start, roots))
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama tied", "qwen2", "gemma3 untied", "cohere", "cohere untied"])
@@ -609,6 +621,13 @@ def test_calibration_text_is_checked(supernet, text):
         HealedPerplexity(supernet, text[1], torch.tensor([[1, 99]]))
     with pytest.raises(DataError, match="there are no blocks of text"):
         HealedPerplexity(supernet, text[1], None)
+
+
+@pytest.mark.parametrize("name", ["ridge", "memory"])
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
+def test_ridge_and_memory_are_positive_numbers(supernet, text, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
+        HealedPerplexity(supernet, text[1], text[0], **{name: value})
 
 
 def test_subnet_of_another_model_is_an_error(healed):

@@ -105,9 +105,13 @@ def with_one(x):
     return F.pad(x, (0, 1), value=1.0)
 
 
-def predicted(x, y, of):
-    """Prediction for the rows `of` by numpy's least squares of `y` on `x`."""
-    return of @ torch.from_numpy(np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0])
+def predicted(x, y, of, reached=None):
+    """Prediction for the rows `of` by numpy's least squares of `y` on `x`.
+
+    Squares are relative to the root mean square of the hidden state that is `reached`, if there is one.
+    """
+    root = 1.0 if reached is None else reached.square().mean(1, keepdim=True) ** -0.25
+    return of @ torch.from_numpy(np.linalg.lstsq((root * x).numpy(), (root * y).numpy(), rcond=None)[0])
 
 
 # The basis
@@ -199,7 +203,8 @@ def test_outputs_of_a_layer_are_least_squares_of_the_hidden_states_before_the_ne
     )
     channels = list(subnet.hidden_size)
     target = states(variant_supernet, fitted)[2][:, channels] - states(unhealed, fitted)[0]
-    expected = states(unhealed, other)[0] + predicted(x, target, of)
+    reached = states(variant_supernet, fitted)[2]
+    expected = states(unhealed, other)[0] + predicted(x, target, of, reached)
     torch.testing.assert_close(states(student, other)[1], expected, rtol=0, atol=2e-3)
 
 
@@ -216,12 +221,16 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
     (x, _), (of, _) = (inputs_of(unhealed, [attention], blocks)[0] for blocks in (fitted, other))
     target = inputs_of(supernet, [attention], fitted)[0][1]  # the hidden states before it are the same
     (_, found) = inputs_of(student, [attention], other)[0]
-    torch.testing.assert_close(found, predicted(with_one(x), target, with_one(of)), rtol=0, atol=2e-3)
+    reached = states(supernet, fitted)[0] + target
+    torch.testing.assert_close(found, predicted(with_one(x), target, with_one(of), reached), rtol=0, atol=2e-3)
 
     (x, _), (of, found) = (inputs_of(student, [mlp], blocks)[0] for blocks in (fitted, other))
-    before = states(student, fitted)[0] + inputs_of(student, [attention], fitted)[0][1]
-    target = states(supernet, fitted)[2] - before
-    torch.testing.assert_close(found, predicted(with_one(x), target, with_one(of)), rtol=0, atol=2e-3)
+    before, reached = (
+        states(student, fitted)[0] + inputs_of(student, [attention], fitted)[0][1],
+        states(supernet, fitted)[2],
+    )
+    found_by_formula = predicted(with_one(x), reached - before, with_one(of), reached)
+    torch.testing.assert_close(found, found_by_formula, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -262,18 +271,21 @@ def test_grouped_queries_are_healed_to_least_squares_of_the_hidden_states(
 
     (x, _), (of, _) = (inputs_of(unhealed, [attention], blocks)[0] for blocks in (fitted, other))
     assert x.shape[1] == 1 * 1 * 6
-    target = inputs_of(supernet, [attention], fitted)[0][1][:, channels]
+    reached = inputs_of(supernet, [attention], fitted)[0][1]
+    target = reached[:, channels]
     if model_type != "gemma3_text":
-        target += states(supernet, fitted)[0][:, channels] - states(unhealed, fitted)[0]
+        reached = reached + states(supernet, fitted)[0]
+        target = reached[:, channels] - states(unhealed, fitted)[0]
     (_, found) = inputs_of(student, [attention], other)[0]
-    torch.testing.assert_close(found, predicted(x, target, of), rtol=0, atol=2e-3)
+    torch.testing.assert_close(found, predicted(x, target, of, reached), rtol=0, atol=2e-3)
 
     (x, _), (of, found) = (inputs_of(student, [mlp], blocks)[0] for blocks in (fitted, other))
-    target = inputs_of(supernet, [mlp], fitted)[0][1][:, channels]  # what passes a norm, or all until the next layer
+    reached = inputs_of(supernet, [mlp], fitted)[0][1]  # what passes a norm, or all until the next layer
+    target = reached[:, channels]
     if model_type != "gemma3_text":
-        before = states(student, fitted)[0] + inputs_of(student, [attention], fitted)[0][1]
-        target = states(supernet, fitted)[2][:, channels] - before
-    torch.testing.assert_close(found, predicted(x, target, of), rtol=0, atol=2e-2)
+        reached = states(supernet, fitted)[2]
+        target = reached[:, channels] - states(student, fitted)[0] - inputs_of(student, [attention], fitted)[0][1]
+    torch.testing.assert_close(found, predicted(x, target, of, reached), rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "cohere"])

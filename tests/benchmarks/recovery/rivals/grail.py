@@ -2,10 +2,9 @@
 
 With `G` the Gram matrix of what an output projection reads, its kept inputs `k` reconstruct all of them by
 `B = G[:, k] (G[k, k] + lambda I)^-1`, and `W <- W B`. `lambda` is a share of the mean of the diagonal of `G[k, k]`:
-1e-3 by default in the authors' code, 0 in its runs of language models, and as good as 0 here, which is better than 1e-3
-and 1e-2 on SmolLM2-135M. Layer by layer, as that code does it: both Gram matrices are those of the uncut layer on
-hidden states that come from the recovered layers before it. Heads are recovered as single inputs of the output
-projection of attention, as there. No parameters are added.
+as good as 0, as in the authors' runs of language models. Layer by layer, as their code does it: both Gram matrices are
+those of the uncut layer on hidden states that come from the recovered layers before it. Heads are recovered as single
+inputs of the output projection of attention, as there. No parameters are added.
 """
 
 from typing import Any
