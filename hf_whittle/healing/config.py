@@ -22,8 +22,9 @@ class HealingConfig:
             and MLP, it is always the latter.
         states (`str`, *optional*): hidden states that a layer is healed on: the `"teacher"`'s in the student's basis,
             so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
-            compute, so that it mends their errors too. By default the student's where channels are left out, whose
-            loss no layer can mend alone, and else the teacher's, which holds better on other text.
+            compute, so that it mends their errors too. By default, both are tried where all channels are kept, and
+            the better on held-out text stays; where some are left out, whose loss no layer can mend alone, it is the
+            student's.
         inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where
             channels are left out, or all layers before.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
@@ -64,6 +65,12 @@ class HealingConfig:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
         check_integers(self, {"batch_size": 1})
 
+    def states_tried(self, lacks_channels: bool) -> tuple[Literal["teacher", "student"], ...]:
+        """Hidden states that a student is healed on, one after the other."""
+        if self.states is not None:
+            return (self.states,)
+        return ("student",) if lacks_channels else ("teacher", "student")
+
 
 @dataclass(frozen=True)
 class HealingReport:
@@ -78,9 +85,10 @@ class HealingReport:
         fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its
             strength `ridge` (`None` where none was better than the sliced weights), the relative squared error `before`
             and `after`, and the number of strengths `tried`.
-        settings (`dict`): the `HealingConfig` as a dictionary.
+        settings (`dict`): the `HealingConfig` as a dictionary, with the `states` that were used.
         basis (`str`, *optional*): the basis of the healed weights: `"channels"` where the settings say `"principal"`
             and the basis could not be changed. An older report does not say.
+        other (`dict`, *optional*): the report on a second attempt, on other hidden states, which was no better.
     """
 
     is_healed: bool
@@ -91,6 +99,7 @@ class HealingReport:
     fits: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     basis: str | None = None
+    other: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

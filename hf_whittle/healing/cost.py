@@ -16,8 +16,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
 
     Every layer of the teacher is run once, and once more for principal components. Teacher and student are run again
     up to the readers and writers of each group that is healed. A regression takes sums of products of features and
-    targets over all tokens, then a solution and its held-out error for each strength that is tried. Finally, the
-    student is judged twice on held-out tokens.
+    targets over all tokens, then a solution and its held-out error for each strength that is tried. Finally, slice and
+    student are judged on held-out tokens. A second attempt is counted like the first.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
@@ -57,7 +57,8 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     for (features, targets), fit in zip(fits, report["fits"], strict=True):
         solved += fit["tried"] * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
-    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole
+    other = 0 if report["other"] is None else healing_flops(config, subnet, report["other"], sequence_length)
+    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole + other
 
 
 def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, sequence_length: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Healing of a student from moments of its super-network, without running either."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ class _Healing:
         moments = self._moments
         if position == 0 and layer > 0 and weight.in_layer:  # only the embedding comes before it
             normal = moments.normal[moments.readers[0][0].norm, 0].full()
-            return normal.double(), self._from_embedding[1][weight.norm].double()
+            return normal.double(), moments.from_embedding(layer)[1][weight.norm].double()
         normal = moments.normal[weight.norm, layer].full().double()
         return normal, normal
 
@@ -115,13 +114,13 @@ class _Healing:
         if group is moments.groups[-1]:
             written = moments.change(layer, layer_after(self._subnet, position, len(moments.layers)), chosen)
             if position == 0 and layer > 0:
-                written = written + self._from_embedding[0][:, chosen]
+                written = written + moments.from_embedding(layer)[0][:, chosen]
             left = down @ written.double()
         else:
             writers = [weight for each in (*before, group) for weight in each.writers]
             left = down @ moments.written(layer, writers, chosen).double()
             if position == 0 and layer > 0:
-                left += self._share_of_before(chosen) @ features(chosen, chosen).double()
+                left += self._share_of_before(chosen).double() @ features(chosen, chosen).double()
         for other in before:
             others = self._chosen(position, other.writers)
             left -= student.matrix(other.writers, position).double() @ features(others, chosen).double()
@@ -137,15 +136,11 @@ class _Healing:
     def _known(self, gram: torch.Tensor, cross: torch.Tensor) -> Moments:
         return Moments.known(gram, cross, self._moments.tokens)
 
-    @cached_property
-    def _from_embedding(self) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
-        return self._moments.from_embedding(self._subnet.layers[0])
-
     def _share_of_before(self, chosen: torch.Tensor) -> torch.Tensor:
         """Columns of the chosen features in a fit of all features to the output before the first kept layer."""
         moments, layer = self._moments, self._subnet.layers[0]
         every = self._chosen(0, moments.writers)
-        written = self._student.basis.down.double() @ self._from_embedding[0][:, every].double()
+        written = self._student.basis.down.double() @ moments.from_embedding(layer)[0][:, every].double()
         known = self._known(moments.features[layer](every, every), written)
         return known.fit(torch.zeros_like(written), self._student.ridges).weight[:, torch.isin(every, chosen)]
 

@@ -30,11 +30,10 @@ class Healer:
     Args:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
-        settings (`HealingConfig`): settings.
+        settings (`HealingConfig`): settings, with `states`.
         input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
 
     Attributes:
-        settings: the settings, with defaults that depend on the subnet filled in.
         fitted, held_out: blocks that are fitted to, and those held out.
 
     Raises:
@@ -47,8 +46,7 @@ class Healer:
                 f"healing fits to some blocks of text and is judged on others, got {len(input_ids)}; give 2 or more"
             )
         self._source, self._config, self._subnet = teacher, teacher.config, subnet
-        lacks_channels = count(subnet.hidden_size) < teacher.config.hidden_size
-        self.settings = replace(settings, states=settings.states or ("student" if lacks_channels else "teacher"))
+        self._settings = settings
         self._groups = projections(self._config)
         self._student_config = student_config(self._config, subnet)
         set_attention_kernel(self._student_config, attention_kernel(self._config))
@@ -70,13 +68,13 @@ class Healer:
             HealingError: if hidden states of the teacher or the student contain NaN or Inf.
         """
         copied = {name: tensor.to(torch.float32, copy=True) for name, tensor in sliced.items()}
-        weights = StudentWeights(self._source, self._subnet, copied, self.settings.ridge)
+        weights = StudentWeights(self._source, self._subnet, copied, self._settings.ridge)
         with closing(self._of_teacher), closing(self._of_student):
             self._heal(weights, progress)
         return weights
 
     def _heal(self, weights: StudentWeights, progress: bool) -> None:
-        if self.settings.basis == "principal" and weights.can_change_basis:
+        if self._settings.basis == "principal" and weights.can_change_basis:
             weights.change_basis(self._gram_of_teacher())
         self._embed(self._of_teacher, self._source)
         self._embed(self._of_student, self._student(weights))
@@ -93,7 +91,7 @@ class Healer:
 
     def _batches(self) -> Iterator[tuple[range, bool]]:
         """Ranges of blocks that are run together, and whether they are held out."""
-        fitted, size = len(self.fitted), self.settings.batch_size
+        fitted, size = len(self.fitted), self._settings.batch_size
         for start, end in ((0, fitted), (fitted, len(self._input_ids))):
             for first in range(start, end, size):
                 yield range(first, min(first + size, end)), start > 0
@@ -104,10 +102,10 @@ class Healer:
             hidden_states.write(blocks, embedding(self._input_ids[blocks.start : blocks.stop]))
 
     def _layer_of_teacher(self, index: int) -> SingleLayer:
-        return SingleLayer(self._source, index, self.settings.bf16)
+        return SingleLayer(self._source, index, self._settings.bf16)
 
     def _layer_of_student(self, weights: StudentWeights, position: int) -> SingleLayer:
-        return SingleLayer(self._student(weights), position, self.settings.bf16)
+        return SingleLayer(self._student(weights), position, self._settings.bf16)
 
     def _advance_teacher(self, first: int, last: int) -> None:
         """Take the teacher's hidden states from before layer `first` to before layer `last`."""
@@ -163,7 +161,7 @@ class Healer:
     # Steps
 
     def _heal_layer(self, weights: StudentWeights, position: int) -> None:
-        index, settings = self._subnet.layers[position], self.settings
+        index, settings = self._subnet.layers[position], self._settings
         student, teacher = self._layer_of_student(weights, position), self._layer_of_teacher(index)
         features = None
         for number, group in enumerate(self._groups):
@@ -187,7 +185,7 @@ class Healer:
         self, weights: StudentWeights, student: SingleLayer, teacher: SingleLayer, group: Projections, position: int
     ) -> None:
         moments = {}
-        if self.settings.inputs and weights.reads_other_states(position):
+        if self._settings.inputs and weights.reads_other_states(position):
             moments = self._moments_of_readers(weights, student, teacher, group, position)
         if moments or weights.basis.up is not None:
             for readers in group.readers:
@@ -231,7 +229,7 @@ class Healer:
             reached = sum((of_student.outputs[name] for name in before), hidden_states)
             change = target @ weights.basis.down.T - reached
             moments.add(features, change, held_out, token_weights(target.square().mean(-1).sqrt()))
-            if teacher is None and self.settings.states == "student":
+            if teacher is None and self._settings.states == "student":
                 file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
                 file.write(blocks, features)
                 self._of_student.write(blocks, reached)
@@ -252,7 +250,7 @@ class Healer:
         weights.heal_writers([weight], position, moments)
 
     def _heal_head(self, weights: StudentWeights) -> None:
-        matrix, last, settings = output_matrix(self._config), len(self._subnet.layers) - 1, self.settings
+        matrix, last, settings = output_matrix(self._config), len(self._subnet.layers) - 1, self._settings
         is_fitted = settings.head and reads_head(self._config, len(weights.basis.down), settings.states)
         if matrix is None or not (is_fitted or weights.basis.up is not None):
             return
@@ -290,26 +288,35 @@ def heal_weights(
         DataError: if there are fewer than two blocks.
         HealingError: if hidden states of the teacher or the student contain NaN or Inf.
     """
-    healer = Healer(teacher, subnet, settings, input_ids)
-    healed = healer.heal(sliced, progress)
     dtype = next(iter(sliced.values())).dtype
 
-    def judge(state_dict: Mapping[str, torch.Tensor]) -> float:
+    def judge(state_dict: Mapping[str, torch.Tensor], healer: Healer) -> float:
         student = student_model(teacher.config, subnet, state_dict, dtype).to(teacher.device)
         return perplexity(cross_entropy(student, healer.held_out, settings.batch_size))
 
-    before, after = judge(sliced), judge(healed.tensors)
-    report = HealingReport(
-        is_healed=math.isfinite(after) and not after >= before,  # `before` may be NaN
-        perplexity_before=before,
-        perplexity_after=after,
-        tokens=healer.fitted.numel(),
-        held_out_tokens=healer.held_out.numel(),
-        fits=healed.fits,
-        settings=asdict(healer.settings),
-        basis="channels" if healed.basis.up is None else "principal",
-    )
-    return (healed.tensors if report.is_healed else sliced), report
+    best, report = sliced, None
+    for states in settings.states_tried(count(subnet.hidden_size) < teacher.config.hidden_size):
+        healer = Healer(teacher, subnet, replace(settings, states=states), input_ids)
+        healed = healer.heal(sliced, progress)
+        before = judge(sliced, healer) if report is None else report.perplexity_before
+        after = judge(healed.tensors, healer)
+        found = HealingReport(
+            is_healed=math.isfinite(after) and not after >= before,  # `before` may be NaN
+            perplexity_before=before,
+            perplexity_after=after,
+            tokens=healer.fitted.numel(),
+            held_out_tokens=healer.held_out.numel(),
+            fits=healed.fits,
+            settings={**asdict(settings), "states": states},
+            basis="channels" if healed.basis.up is None else "principal",
+        )
+        if report is None or (found.is_healed and not found.perplexity_after >= report.perplexity_after):
+            best = healed.tensors if found.is_healed else best
+            report = replace(found, other=None if report is None else report.to_dict())
+        else:
+            report = replace(report, other=found.to_dict())
+    assert report is not None
+    return best, report
 
 
 def split_blocks(input_ids: torch.Tensor, held_out: float) -> tuple[torch.Tensor, torch.Tensor]:

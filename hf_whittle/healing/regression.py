@@ -21,7 +21,7 @@ class Fit:
     """Result of a regression.
 
     Args:
-        weight (`torch.Tensor`): `(targets, features)`, in double precision; the start if no strength was better.
+        weight (`torch.Tensor`): `(targets, features)`, as precise as the sums; the start if no strength was better.
         ridge (`float`, *optional*): the chosen strength; `None` if no strength was better than the start.
         before (`float`): squared error of the start on held-out tokens, relative to the square of the targets.
         after (`float`): the same of `weight`.
@@ -57,7 +57,7 @@ class Moments:
             tokens (`int`): number of tokens.
         """
         moments = cls(constant=False)
-        moments._fitted = _Sums(gram.double(), cross.double(), tokens)
+        moments._fitted = _Sums(gram, cross.to(gram.dtype), tokens)
         return moments
 
     def add(
@@ -101,9 +101,9 @@ class Moments:
                 the square root of 10, up or down, while the held-out error falls; with nothing held out, it ends
                 there.
         """
-        start, held_out = start.double(), self._held_out.gram
-        gram, cross = self._fitted.gram, self._fitted.cross
+        held_out, gram, cross = self._held_out.gram, self._fitted.gram, self._fitted.cross
         assert gram is not None and cross is not None
+        start = start.to(gram.dtype)
         likely = self._fitted.likely_ridge
         if held_out is None:
             solved = ((ridge, ridge_solution(gram, cross, start, ridge)) for ridge in ridges or [likely])

@@ -91,6 +91,7 @@ class SupernetMoments:
         self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
         self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
         self._changes = {key: self._zeros(key[0]) for key in gathered_gaps(self.config, self.max_gap)}
+        self._of_embedding: dict[int, tuple[torch.Tensor, dict[str | None, torch.Tensor]]] = {}
         self._weights = torch.ones(blocks, length, device=device)
         self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
         description = f"moments, {self.bytes / 1e9:.1f} GB"
@@ -236,7 +237,6 @@ class SupernetMoments:
         solved = ridge_solution(gram.full(), cross, start, (size + 1) / self.tokens)
         return (start if solved is None else solved).float()
 
-    @torch.no_grad()
     def from_embedding(self, layer: int) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
         """Moments that the first kept layer needs where earlier ones are left out.
 
@@ -244,6 +244,12 @@ class SupernetMoments:
             `tuple`: products of the change of hidden states up to the layer and its features, `(D, features)`; and, by
             norm of the layer, those of normalized hidden states and the embedding's, each with 1.
         """
+        if layer not in self._of_embedding:
+            self._of_embedding = {layer: self._from_embedding(layer)}  # of the last first layer alone
+        return self._of_embedding[layer]
+
+    @torch.no_grad()
+    def _from_embedding(self, layer: int) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
         single = SingleLayer(self._source, layer)
         writers = [module_of(weight) for weight in self.writers]
         norms = dict.fromkeys(weights[0].norm for weights in self.readers)

@@ -1,6 +1,7 @@
 """Healed students: compared with least squares on hidden states themselves, and never worse than sliced ones."""
 
 import copy
+import dataclasses
 import filecmp
 import gc
 import json
@@ -593,7 +594,26 @@ def test_report_lists_the_fits(supernet, text, uneven_subnet):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "states", "is_fitted"), [(32, None, False), (32, "student", True), (12, None, True)])
+@pytest.mark.parametrize("subnet", [SubnetConfig(32, [0, 3, 4], 2, 20), SubnetConfig(32, [0, 4], 4, 64)])
+def test_better_of_both_attempts_is_kept_where_all_channels_are(supernet, text, subnet):
+    calibration, _ = text
+    held_out = split_blocks(calibration, 0.2)[1]
+    alone = {states: heal(supernet, subnet, calibration, states=states) for states in ("teacher", "student")}
+    student = heal(supernet, subnet, calibration)
+    better, other = sorted(alone.values(), key=lambda each: perplexity_of(each, held_out))
+    assert_same_weights(student, better)
+    assert student.healing == dataclasses.replace(better.healing, other=other.healing.to_dict())
+    assert student.healing.settings["states"] != student.healing.other["settings"]["states"]
+
+
+def test_students_without_some_channels_are_healed_once(supernet, text, uneven_subnet):
+    report = heal(supernet, uneven_subnet, text[0]).healing
+    assert report.other is None and report.settings["states"] == "student"
+
+
+@pytest.mark.parametrize(
+    ("size", "states", "is_fitted"), [(32, "teacher", False), (32, "student", True), (12, None, True)]
+)
 def test_head_is_fitted_where_hidden_states_differ(supernet, text, size, states, is_fitted):
     fits = heal(supernet, SubnetConfig(size, [0, 3], 2, 20), text[0], states=states).healing.fits
     assert any(fit["weights"] == "lm_head" for fit in fits) == is_fitted
