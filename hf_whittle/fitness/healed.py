@@ -10,7 +10,7 @@ from ..cost.counts import flops_per_token
 from ..errors import WhittleError
 from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..fingerprints import fingerprint
-from ..healing.cost import healing_flops_from_moments
+from ..healing.cost import healing_flops_from_moments, prediction_flops
 from ..healing.from_moments import student_healed_from
 from ..healing.supernet_moments import SupernetMoments
 from ..models.placement import is_sharded
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
 
 
-_JUDGED = 1 / 8
+_JUDGED = 1 / 16
 """Share of the tokens that tell whether a healed student is better than the slice."""
 
 
@@ -39,7 +39,7 @@ class HealedPerplexity(TokenFitness):
     super-network's in the student's basis, so that layers are healed independently. The approximation is worse for
     subnets without the first layer, whose hidden states are least like the super-network's; and for subnets without
     some layers where a norm follows attention and MLP, since nothing absorbs the output of these layers. A student that
-    an eighth of the tokens shows to be worse than the slice stays a slice. The super-network must not change in
+    a sixteenth of the tokens shows to be worse than the slice stays a slice. The super-network must not change in
     between.
 
     Args:
@@ -101,7 +101,7 @@ class HealedPerplexity(TokenFitness):
         return perplexity(cross_entropy(self.student(subnet), input_ids, self.batch_size))
 
     def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
-        """The healed student of a subnet, or its slice if that is better on an eighth of the tokens.
+        """The healed student of a subnet, or its slice if that is better on a sixteenth of the tokens.
 
         It is in single precision.
         """
@@ -131,7 +131,9 @@ class HealedPerplexity(TokenFitness):
     def preparation(self) -> dict[str, int]:
         tokens, length = self._calibration_ids.numel(), self._calibration_ids.shape[1]
         forward = flops_per_token(self.supernet.full_config, sequence_length=length)
-        return {"tokens": tokens, "flops": tokens * (forward + self._moments.flops_per_token)}
+        gathering = tokens * (forward + self._moments.flops_per_token)
+        predictions = prediction_flops(self._moments.config, tokens, self._moments.max_gap)
+        return {"tokens": tokens, "flops": gathering + predictions}
 
     @property
     def settings(self) -> dict[str, Any]:

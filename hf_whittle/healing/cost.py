@@ -76,7 +76,7 @@ def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, s
 def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, tokens: int, max_gap: int) -> int:
     """FLOPs of healing a student from moments of its super-network: Cholesky factors and products of matrices.
 
-    Predictions over gaps longer than `max_gap` are counted for each student, though they are kept for later ones.
+    Predictions over longer gaps than `max_gap` are counted by `prediction_flops`.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
@@ -103,13 +103,27 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, t
             if number + 1 < len(groups) or min(gap, max_gap) == 1:
                 total += 2 * features * size * sum(every[: number + 1])
         if gap > max_gap:
-            total += 2 * groups[-1] * size * (size + 1) + tokens * 2 * (SymmetricSums.numbers(size + 1) + size**2)
-            total += size**3 // 3 + 4 * size**3
+            total += 2 * groups[-1] * size * (size + 1)
         if position == 0 and layer > 0:
             total += tokens * _from_embedding(config, layer, sum(every))
             if len(groups) > 1:  # all groups together are fitted to earlier layers' output
                 total += fitted(sum(groups) - len(groups) + 1)
     return total
+
+
+def prediction_flops(config: PreTrainedConfig, tokens: int, max_gap: int) -> int:
+    """FLOPs of all predictions of hidden states over gaps longer than `max_gap`, of which a search needs some, once.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        tokens (`int`): tokens of the moments.
+        max_gap (`int`): largest gap between kept layers whose moments are exact.
+    """
+    if any(group.is_normalized for group in projections(config)):
+        return 0
+    size, starts = config.hidden_size, max(0, config.num_hidden_layers - max_gap)
+    one = tokens * 2 * (SymmetricSums.numbers(size + 1) + size * (size + 1)) + size**3 // 3 + 4 * size**3
+    return starts * (starts + 1) // 2 * one
 
 
 def _from_embedding(config: PreTrainedConfig, layer: int, features: int) -> int:
