@@ -14,7 +14,7 @@ INTERRUPTED = "nothing was written, run the same command again"
 
 _HEALING_DEFAULTS: dict[str, Any] = {
     "files": None, "dataset": None, "dataset_config": None, "split": "train", "text_column": "text",
-    "block_size": None, "calibration_tokens": 131072,
+    "block_size": None, "calibration_tokens": 32768,
 }  # fmt: skip
 """Defaults of the options that have no effect without healing."""
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     healing.add_argument("--split", help="split of the dataset (default: train)")
     healing.add_argument("--text-column", help="column that holds the text (default: text)")
     healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024 at most)")
-    healing.add_argument("--calibration-tokens", type=int, help="most tokens to read (default: 131072)")
+    healing.add_argument("--calibration-tokens", type=int, help="most tokens to read (default: 32768)")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class DataSection:
     test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents to report results on."})
     search_tokens: int = field(default=65536, metadata={"help": "Most tokens that a candidate is evaluated on."})
     test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
-    calibration_tokens: int = field(default=131072, metadata={"help": "Most training tokens that healing fits to."})
+    calibration_tokens: int = field(default=32768, metadata={"help": "Most training tokens that healing fits to."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
     def __post_init__(self) -> None:
