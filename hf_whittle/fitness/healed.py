@@ -49,7 +49,7 @@ class HealedPerplexity(TokenFitness):
         batch_size (`int`, *optional*, defaults to 16): blocks in a forward pass.
         ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
             default three times the features per token.
-        memory (`float`, *optional*): gigabytes that moments may take; by default 90% of what is free. With less, more
+        memory (`float`, *optional*): gigabytes that moments may take; by default 95% of what is free. With less, more
             layers that are left out between two kept ones are approximated.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 

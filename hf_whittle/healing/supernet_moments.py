@@ -50,7 +50,7 @@ class SupernetMoments:
         input_ids (`torch.Tensor`): `(blocks, block_size)`.
         batch_size (`int`): blocks in a forward pass.
         progress (`bool`): whether to show a progress bar.
-        memory (`float`, *optional*): gigabytes for the moments and their computation; by default 90% of what is free.
+        memory (`float`, *optional*): gigabytes for the moments and their computation; by default 95% of what is free.
 
     Attributes:
         tokens: number of tokens.
@@ -282,4 +282,4 @@ def _side_by_side(inputs: list[torch.Tensor]) -> torch.Tensor:
 def _limit(device: torch.device, memory: float | None) -> float:
     """Bytes that may be used on a device."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return min(0.9 * free, math.inf if memory is None else 1e9 * memory)
+    return min(0.95 * free, math.inf if memory is None else 1e9 * memory)

@@ -13,7 +13,7 @@ from hf_whittle.cost import num_parameters
 from hf_whittle.evaluation import cross_entropy
 from hf_whittle.fitness.healed import HealedPerplexity
 from hf_whittle.healing.from_moments import student_healed_from
-from hf_whittle.healing.moments_cost import peak_bytes
+from hf_whittle.healing.moments_cost import blocks_in_batch, peak_bytes
 from hf_whittle.healing.supernet_moments import SupernetMoments
 from hf_whittle.models.source import Source
 from hf_whittle.models.supernets import supernet_class
@@ -107,16 +107,17 @@ def _heal_one(supernet: Any) -> None:
 
 
 def estimated(name: str, max_gap: int) -> dict[str, float]:
-    """Gigabytes by the estimate that is checked before gathering, in batches of 4,096 tokens."""
-    supernet_config = SHAPES[name]
-    weights = 4 * num_parameters(supernet_config) / 1e9
-    moments = peak_bytes(supernet_config, 4096, max_gap) / 1e9
+    """Gigabytes by the estimate that is checked before gathering, on blocks of 1,024 tokens."""
+    config, length = SHAPES[name], 1024
+    weights = 4 * num_parameters(config) / 1e9
+    moments = peak_bytes(config, length * blocks_in_batch(config, length), max_gap) / 1e9
     return {"weights": round(weights, 1), "moments": round(moments, 1), "together": round(weights + moments, 1)}
 
 
 def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
-    supernet, batch = SHAPES[MEASURED], 4 * BLOCK_SIZE
+    supernet = SHAPES[MEASURED]
+    batch = BLOCK_SIZE * min(4, blocks_in_batch(supernet, BLOCK_SIZE))
     return {
         "timed": {name: timed(name) for name in TIMED},
         "one candidate": {
