@@ -50,7 +50,8 @@ class HealedPerplexity(TokenFitness):
         ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
             default three times the features per token.
         memory (`float`, *optional*): gigabytes that moments may take; by default 95% of what is free. With less, more
-            layers that are left out between two kept ones are approximated.
+            layers that are left out between two kept ones are approximated. In several processes on one machine, give
+            each its share, so that all approximate the same.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 
     Raises:

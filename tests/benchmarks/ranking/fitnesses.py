@@ -16,7 +16,7 @@ from .gradient_trace import GradientTrace
 from .settings import Material, Setting
 from .training import Training, bfloat16
 
-HEALING = "former"
+HEALING = "weighted"
 """Name of the healing at hand in names of fitnesses and starts: change it with the implementation, so that the rows of
 another one are kept beside the new ones."""
 
