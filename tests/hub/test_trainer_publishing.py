@@ -146,7 +146,8 @@ def test_the_card_has_the_logged_values(hub, teacher, make_trainer):
     assert results["healing"]["perplexity_after"] == student.healing.perplexity_after
     assert "training.png" in hub.files(REPO)
     assert "0.3 x cross-entropy + 0.8 x T² x KL(teacher || student), T = 0.9" in card.text
-    assert "128 tokens in blocks of 16" in card.text and "Before training it was healed" in card.text
+    assert "128 tokens in blocks of 16" in card.text
+    assert ("Before training it was healed" in card.text) == student.healing.is_healed
     assert (card.data.license, card.data.datasets) == ("mit", "someone/text")
     assert {"small", "knowledge-distillation"} <= set(card.data.tags)
     assert card.data.eval_results[0].metric_value == pytest.approx(evaluations[-1]["perplexity"], abs=1e-4)
