@@ -240,7 +240,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
 def test_inputs_of_the_first_layer_are_least_squares_of_the_normalized_hidden_states(variant_supernet, variant_text):
     calibration, other = variant_text
     subnet, name = SubnetConfig(22, 3, 2, 20), "gpt_neox.layers.0.attention.query_key_value"
-    student = heal(variant_supernet, subnet, calibration, ridge=RAW["ridge"])
+    student = heal(variant_supernet, subnet, calibration, ridge=[5e-6])  # the features have mean 0: a rank is missing
     assert student.healing.is_healed
     fitted, _ = split_blocks(calibration, 0.2)
     y = inputs_of(variant_supernet, [name], fitted)[0][0]
