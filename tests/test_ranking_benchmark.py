@@ -7,17 +7,17 @@ import random
 import numpy as np
 import pytest
 import torch
+from benchmarks.ranking import candidates, toy
+from benchmarks.ranking.candidates import chosen, spread
+from benchmarks.ranking.correlation import kendall_tau, rank
+from benchmarks.ranking.gradient_trace import GradientTrace, pearson
+from benchmarks.ranking.rows import Row, Rows
+from benchmarks.ranking.settings import Material
+from benchmarks.ranking.study import Study, costs, is_fitness, is_truth, ranks, truth_name
 from scipy.stats import kendalltau
 
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import num_parameters
-from tests.benchmarks.ranking import candidates, toy
-from tests.benchmarks.ranking.candidates import chosen, spread
-from tests.benchmarks.ranking.correlation import kendall_tau, rank
-from tests.benchmarks.ranking.gradient_trace import GradientTrace, pearson
-from tests.benchmarks.ranking.rows import Row, Rows
-from tests.benchmarks.ranking.settings import Material
-from tests.benchmarks.ranking.study import Study, costs, is_fitness, is_truth, ranks, truth_name
 
 
 @pytest.fixture(scope="module")
