@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import NEURONS
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import layer_after, projections, reads_head, writer_features
+from .parts import absorbs, layer_after, projections, reads_head, writer_features
 from .symmetric import SymmetricSums
 
 
@@ -28,7 +28,7 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     settings, tokens = report["settings"], report["tokens"] + report["held_out_tokens"]
     is_principal, inputs, outputs = report["basis"] == "principal", settings["inputs"], settings["outputs"]
     groups = projections(config)
-    is_normalized = any(group.is_normalized for group in groups)
+    is_normalized = not absorbs(config)
     both = SubnetConfig.full(config).with_layers(subnet.layers), subnet
     of_teacher, of_student = (_until_groups(config, each, len(groups), sequence_length) for each in both)
     whole = _until_groups(config, SubnetConfig.full(config), len(groups), sequence_length)[-1]
@@ -86,7 +86,7 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, t
     """
     shape = subnet.shape.filled(Shape.from_config(config))
     size, full = config.hidden_size, writer_features(config, Shape.from_config(config))
-    is_normalized = any(group.is_normalized for group in projections(config))
+    is_normalized = not absorbs(config)
 
     def fitted(features: int) -> int:
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
@@ -119,7 +119,7 @@ def prediction_flops(config: PreTrainedConfig, tokens: int, max_gap: int) -> int
         tokens (`int`): tokens of the moments.
         max_gap (`int`): largest gap between kept layers whose moments are exact.
     """
-    if any(group.is_normalized for group in projections(config)):
+    if not absorbs(config):
         return 0
     size, starts = config.hidden_size, max(0, config.num_hidden_layers - max_gap)
     one = tokens * 2 * (SymmetricSums.numbers(size + 1) + size * (size + 1)) + size**3 // 3 + 4 * size**3

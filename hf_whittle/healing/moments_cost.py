@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import WhittleError
 from ..subnet import Shape
-from .parts import output_matrix, projections, writer_features
+from .parts import absorbs, output_matrix, projections, writer_features
 from .symmetric import SymmetricSums
 
 if TYPE_CHECKING:
@@ -65,11 +65,6 @@ def feature_widths(config: "PreTrainedConfig") -> list[int]:
     """For each layer, the number of inputs of all its writers, plus 1."""
     features = writer_features(config, Shape.from_config(config))
     return [sum(groups) - len(groups) + 1 for groups in features]
-
-
-def absorbs(config: "PreTrainedConfig") -> bool:
-    """Whether writers can absorb the output of layers that are left out: no norm scales what they add."""
-    return not any(group.is_normalized for group in projections(config))
 
 
 def gathered_gaps(config: "PreTrainedConfig", max_gap: int) -> list[tuple[int, int]]:

@@ -129,6 +129,11 @@ def side_by_side(tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight],
     return torch.cat([*matrices, *([torch.stack(biases).sum(0, dtype=torch.float32)[:, None]] if biases else [])], 1)
 
 
+def absorbs(config: "PreTrainedConfig") -> bool:
+    """Whether writers can absorb the output of layers that are left out: no norm scales what they add."""
+    return not any(group.is_normalized for group in projections(config))
+
+
 def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> int:
     """Layer of the super-network before which hidden states are to match again: the next kept one, or the end."""
     return (*subnet.layers, num_hidden_layers)[position + 1]

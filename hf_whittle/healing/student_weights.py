@@ -12,7 +12,7 @@ from ..models.elastic import take
 from ..models.rows import KeptRows
 from ..models.source import Source
 from ..subnet import SubnetConfig, count
-from .parts import Basis, as_matrix, bias_of, biases_of, output_matrix, projections, side_by_side
+from .parts import Basis, absorbs, as_matrix, bias_of, biases_of, output_matrix, projections, side_by_side
 from .regression import Fit, Moments
 
 
@@ -54,9 +54,8 @@ class StudentWeights:
         """Whether the basis is free: some channels are left out, the output matrix is not tied, and no norm scales the
         channels of what writers add."""
         config = self.teacher.config
-        is_normalized = any(group.is_normalized for group in projections(config))
         is_partial = self.lacks_channels and count(self._subnet.hidden_size) > 1
-        return is_partial and output_matrix(config) is not None and not is_normalized
+        return is_partial and output_matrix(config) is not None and absorbs(config)
 
     def change_basis(self, gram: torch.Tensor) -> None:
         """Change the basis to principal components: embeddings, norms and writers now, readers in `heal_readers`.

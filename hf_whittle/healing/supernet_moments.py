@@ -18,7 +18,6 @@ from ..models.source import Source
 from ..subnet import Shape
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .moments_cost import (
-    absorbs,
     affordable_gap,
     blocks_in_batch,
     feature_widths,
@@ -27,7 +26,7 @@ from .moments_cost import (
     peak_bytes,
     products,
 )
-from .parts import biases_of, module_of, normalized, output_matrix, projections, side_by_side
+from .parts import absorbs, biases_of, module_of, normalized, output_matrix, projections, side_by_side
 from .regression import ridge_solution, token_weights, with_constant
 from .symmetric import SymmetricSums
 
@@ -175,9 +174,9 @@ class SupernetMoments:
             writers (`Sequence[Weight]`): the writers.
             kept (`Callable`, *optional*): gives the inputs of a writer to choose, as `KeptRows` does; all by default.
         """
-        chosen, first = [], 0
+        chosen, first, sizes = [], 0, Shape.from_config(self.config).of_layer(layer)
         for weight in self.writers:
-            inputs = weight.inputs.size(Shape.from_config(self.config).of_layer(layer))
+            inputs = weight.inputs.size(sizes)
             if weight in writers:
                 rows = None if kept is None else kept(weight)
                 chosen.append(first + (rows if isinstance(rows, torch.Tensor) else torch.arange(rows or inputs)))
