@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ..checks import check_integers
@@ -17,9 +17,10 @@ class HealingConfig:
     """Settings of healing.
 
     Args:
-        basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: principal
-            components of the teacher's, or kept `"channels"`. With tied embeddings, and where a norm follows attention
-            and MLP, it is always the latter.
+        basis (`str`, *optional*): basis of the student's hidden states: `"principal"` components of the teacher's, or
+            kept `"channels"`. It is always the latter where a norm follows attention and MLP, and with tied embeddings
+            where norms subtract the mean. By default, it is the former where it can be; with tied embeddings, both are
+            tried, and the better on held-out text stays.
         states (`str`, *optional*): hidden states that a layer is healed on: the `"teacher"`'s in the student's basis,
             so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
             compute, so that it mends their errors too. By default, both are tried where all channels are kept, and
@@ -42,7 +43,7 @@ class HealingConfig:
         ValueError: if a value is out of range.
     """
 
-    basis: Literal["principal", "channels"] = "principal"
+    basis: Literal["principal", "channels"] | None = None
     states: Literal["teacher", "student"] | None = None
     inputs: bool = True
     outputs: bool = True
@@ -53,8 +54,8 @@ class HealingConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.basis not in BASES:
-            raise ValueError(f"basis must be one of {', '.join(BASES)}, got {self.basis!r}")
+        if self.basis not in (*BASES, None):
+            raise ValueError(f"basis must be one of {', '.join(BASES)}, or None, got {self.basis!r}")
         if self.states not in (*STATES, None):
             raise ValueError(f"states must be one of {', '.join(STATES)}, or None, got {self.states!r}")
         if self.ridge is not None:
@@ -65,11 +66,16 @@ class HealingConfig:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
         check_integers(self, {"batch_size": 1})
 
-    def states_tried(self, lacks_channels: bool) -> tuple[Literal["teacher", "student"], ...]:
-        """Hidden states that a student is healed on, one after the other."""
-        if self.states is not None:
-            return (self.states,)
-        return ("student",) if lacks_channels else ("teacher", "student")
+    def attempts(self, lacks_channels: bool, can_tie: bool) -> list["HealingConfig"]:
+        """Settings, with basis and states, with which a student is healed one after the other.
+
+        Args:
+            lacks_channels (`bool`): whether the student lacks channels.
+            can_tie (`bool`): whether its embeddings are tied, and can be in the principal basis.
+        """
+        bases = (self.basis,) if self.basis else BASES if can_tie else BASES[:1]
+        states = (self.states,) if self.states else STATES[1:] if lacks_channels else STATES
+        return [replace(self, basis=basis, states=each) for basis in bases for each in states]
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,10 @@ class HealingReport:
         fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its
             strength `ridge` (`None` where none was better than the sliced weights), the relative squared error `before`
             and `after`, and the number of strengths `tried`.
-        settings (`dict`): the `HealingConfig` as a dictionary, with the `states` that were used.
+        settings (`dict`): the `HealingConfig` as a dictionary, with the `basis` and `states` of this attempt.
         basis (`str`, *optional*): the basis of the healed weights: `"channels"` where the settings say `"principal"`
             and the basis could not be changed. An older report does not say.
-        other (`dict`, *optional*): the report on a second attempt, on other hidden states, which was no better.
+        other (`dict`, *optional*): the report on a second attempt, with other settings, which was no better.
     """
 
     is_healed: bool

@@ -12,7 +12,7 @@ from ..models.rows import KeptRows
 from ..models.slicing import slice_weights, student_model
 from ..models.source import Source
 from ..subnet import SubnetConfig
-from .parts import layer_after
+from .parts import head_matrix, layer_after
 from .regression import Moments
 from .student_weights import StudentWeights
 from .supernet_moments import SupernetMoments
@@ -68,9 +68,8 @@ class _Healing:
     def _gram(self) -> torch.Tensor:
         """Gram matrix of the channels of the normalized hidden states where the student reads them."""
         moments = self._moments
-        assert moments.head is not None
         read = [(moments.readers[0][0].norm, layer) for layer in self._subnet.layers]
-        read.append((moments.head.norm, moments.layers[-1]))
+        read.append((head_matrix(moments.config).norm, moments.layers[-1]))
         return torch.stack([moments.normal[key].full()[:-1, :-1] for key in read]).sum(0)
 
     def _of_readers(self, weights: Sequence[Weight], position: int, layer: int) -> Moments:

@@ -19,7 +19,16 @@ from ..models.student import student_config
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport
 from .hidden_states import HiddenStatesFile, check_hidden_states
-from .parts import Projections, layer_after, module_of, normalized, output_matrix, projections, reads_head
+from .parts import (
+    Projections,
+    can_change_basis,
+    layer_after,
+    module_of,
+    normalized,
+    output_matrix,
+    projections,
+    reads_head,
+)
 from .regression import Moments, token_weights, with_constant
 from .student_weights import StudentWeights
 
@@ -30,7 +39,7 @@ class Healer:
     Args:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
-        settings (`HealingConfig`): settings, with `states`.
+        settings (`HealingConfig`): settings, with `basis` and `states`.
         input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
 
     Attributes:
@@ -295,8 +304,10 @@ def heal_weights(
         return perplexity(cross_entropy(student, healer.held_out, settings.batch_size))
 
     best, report = sliced, None
-    for states in settings.states_tried(count(subnet.hidden_size) < teacher.config.hidden_size):
-        healer = Healer(teacher, subnet, replace(settings, states=states), input_ids)
+    channels = count(subnet.hidden_size)
+    can_tie = output_matrix(teacher.config) is None and can_change_basis(teacher, channels)
+    for attempt in settings.attempts(channels < teacher.config.hidden_size, can_tie):
+        healer = Healer(teacher, subnet, attempt, input_ids)
         healed = healer.heal(sliced, progress)
         before = judge(sliced, healer) if report is None else report.perplexity_before
         after = judge(healed.tensors, healer)
@@ -307,7 +318,7 @@ def heal_weights(
             tokens=healer.fitted.numel(),
             held_out_tokens=healer.held_out.numel(),
             fits=healed.fits,
-            settings={**asdict(settings), "states": states},
+            settings=asdict(attempt),
             basis="channels" if healed.basis.up is None else "principal",
         )
         if report is None or (found.is_healed and not found.perplexity_after >= report.perplexity_after):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import WhittleError
 from ..subnet import Shape
-from .parts import absorbs, output_matrix, projections, writer_features
+from .parts import absorbs, head_matrix, projections, writer_features
 from .symmetric import SymmetricSums
 
 if TYPE_CHECKING:
@@ -74,9 +74,12 @@ def gathered_gaps(config: "PreTrainedConfig", max_gap: int) -> list[tuple[int, i
     return gaps if absorbs(config) else []
 
 
-def norms_of_readers(config: "PreTrainedConfig") -> list[tuple[str | None, int]]:
-    """The norms before readers, with their layer; the norm before the output matrix counts to the last layer."""
-    readers = [weights for group in projections(config) for weights in group.readers]
-    norms = dict.fromkeys((weights[0].norm, layer) for weights in readers for layer in range(config.num_hidden_layers))
-    head = output_matrix(config)
-    return [*norms, *([] if head is None else [(head.norm, config.num_hidden_layers - 1)])]
+def norms_of_readers(config: "PreTrainedConfig") -> dict[tuple[str | None, int], list[str | None]]:
+    """One norm before readers, with its layer, for all that normalize the same hidden states, with the names of these.
+
+    The norm before the head counts to the last layer.
+    """
+    groups = [[weights[0].norm for weights in group.readers] for group in projections(config)]
+    norms = {(same[0], layer): same for layer in range(config.num_hidden_layers) for same in groups}
+    norm = head_matrix(config).norm
+    return {**norms, (norm, config.num_hidden_layers - 1): [norm]}

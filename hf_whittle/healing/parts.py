@@ -12,10 +12,21 @@ import torch.nn.functional as F
 from ..architectures.dimensions import CHANNELS, NEURONS, Dimension
 from ..architectures.registry import get_architecture
 from ..architectures.table import Axis, Weight
+from ..models.source import Source
 from ..subnet import Shape, SubnetConfig, indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+_ALIKE = 0.6
+"""Least ratio to the median, and inverse of the largest, of scales that count as alike."""
+
+
+def apart(scale: torch.Tensor) -> torch.Tensor:
+    """Which channels `(D,)` the last norm scales by far more or less than most, or by a negative number."""
+    relative = scale / scale.median()
+    return (relative < _ALIKE) | (relative > 1 / _ALIKE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,32 @@ class Basis:
         if is_centered:
             up = up @ torch.from_numpy(helmert(size)).to(up)  # orthonormal rows, each of sum 0
         return cls(up.T.float(), (up * math.sqrt(len(gram) * share / size)).float())
+
+    @classmethod
+    def tied(cls, gram: torch.Tensor, size: int, scale: torch.Tensor) -> "Basis":
+        """Principal components in which one matrix can embed tokens and read the last hidden states.
+
+        A tied head is the embedding after the last norm, which scales each channel. If that scaled all alike, any
+        rotation of channels would leave them tied. So channels that are `apart` are kept, and the others multiplied by
+        the square root of their scale, relative to the median, before they are rotated.
+
+        Args:
+            gram (`torch.Tensor`): `(D, D)`, Gram matrix of the channels of the teacher's normalized hidden states.
+            size (`int`): channels of the student, more than are `apart`.
+            scale (`torch.Tensor`): `(D,)`, what the teacher's last norm multiplies channels by.
+        """
+        gram, is_kept = gram.double(), apart(scale)
+        kept, rotated = is_kept.nonzero()[:, 0], (~is_kept).nonzero()[:, 0]
+        root = (scale / scale.median()).double()[rotated].sqrt()
+        _, vectors = torch.linalg.eigh(root[:, None] * gram[rotated[:, None], rotated] * root)
+        vectors = vectors.flip(1)[:, : size - len(kept)]
+        down, up = gram.new_zeros(size, len(gram)), gram.new_zeros(len(gram), size)
+        for basis, part in ((down, vectors.T * root), (up.T, vectors.T / root)):
+            basis[range(len(kept)), kept] = 1
+            basis[len(kept) :, rotated] = part
+        square = ((down @ gram) * down).sum() / size  # of the student's hidden states, where the teacher's is `mean`
+        mean = gram.trace() / len(gram)
+        return cls(down.float(), (up * (square / mean).sqrt()).float())
 
 
 @dataclass(frozen=True)
@@ -139,12 +176,38 @@ def layer_after(subnet: SubnetConfig, position: int, num_hidden_layers: int) -> 
     return (*subnet.layers, num_hidden_layers)[position + 1]
 
 
+def head_matrix(config: "PreTrainedConfig") -> Weight:
+    """The output matrix, or the embedding that it is tied to, as it reads hidden states."""
+    return next(weight for weight in get_architecture(config).weights if weight.is_matmul and not weight.in_layer)
+
+
 def output_matrix(config: "PreTrainedConfig") -> Weight | None:
     """The output matrix; `None` if it is tied to the embedding."""
-    for weight in get_architecture(config).weights:
-        if weight.is_matmul and not weight.in_layer and not weight.is_shared(config):
-            return weight
-    return None
+    head = head_matrix(config)
+    return None if head.is_shared(config) else head
+
+
+def scale_of_last_norm(model: Source) -> torch.Tensor:
+    """What the norm before the head multiplies channels by, `(D,)`."""
+    return model.weight(f"{head_matrix(model.config).norm}.weight") + get_architecture(model.config).norms.offset
+
+
+def can_change_basis(model: Source, channels: int) -> bool:
+    """Whether hidden states of a student of a model can have another basis than some of its channels.
+
+    No norm may scale the channels of what writers add. Where embeddings are tied, norms may not subtract the mean, and
+    most channels must be scaled alike by the last one, as `Basis.tied` has it.
+
+    Args:
+        model (`Source`): the super-network.
+        channels (`int`): channels of the student.
+    """
+    config = model.config
+    if not 1 < channels < config.hidden_size or not absorbs(config):
+        return False
+    if output_matrix(config) is not None:
+        return True
+    return get_architecture(config).norms.kind == "rms" and channels > int(apart(scale_of_last_norm(model)).sum())
 
 
 def reads_head(config: "PreTrainedConfig", channels: int, states: str | None = "teacher") -> bool:

@@ -12,7 +12,18 @@ from ..models.elastic import take
 from ..models.rows import KeptRows
 from ..models.source import Source
 from ..subnet import SubnetConfig, count
-from .parts import Basis, absorbs, as_matrix, bias_of, biases_of, output_matrix, projections, side_by_side
+from .parts import (
+    Basis,
+    as_matrix,
+    bias_of,
+    biases_of,
+    can_change_basis,
+    head_matrix,
+    output_matrix,
+    projections,
+    scale_of_last_norm,
+    side_by_side,
+)
 from .regression import Fit, Moments
 
 
@@ -51,11 +62,8 @@ class StudentWeights:
 
     @property
     def can_change_basis(self) -> bool:
-        """Whether the basis is free: some channels are left out, the output matrix is not tied, and no norm scales the
-        channels of what writers add."""
-        config = self.teacher.config
-        is_partial = self.lacks_channels and count(self._subnet.hidden_size) > 1
-        return is_partial and output_matrix(config) is not None and absorbs(config)
+        """Whether the basis is free, and some channels are left out."""
+        return can_change_basis(self.teacher, count(self._subnet.hidden_size))
 
     def change_basis(self, gram: torch.Tensor) -> None:
         """Change the basis to principal components: embeddings, norms and writers now, readers in `heal_readers`.
@@ -64,7 +72,11 @@ class StudentWeights:
             gram (`torch.Tensor`): `(D, D)`, Gram matrix of the channels of the teacher's normalized hidden states.
         """
         size, norms = count(self._subnet.hidden_size), self._table.norms
-        self.basis = Basis.principal(gram, size, is_centered=norms.kind == "layer")
+        is_tied = output_matrix(self.teacher.config) is None
+        if is_tied:
+            self.basis = Basis.tied(gram, size, scale_of_last_norm(self.teacher))
+        else:
+            self.basis = Basis.principal(gram, size, is_centered=norms.kind == "layer")
         for weight in self._table.weights:
             if not weight.in_layer and not weight.is_matmul and len(weight.axes) > 1:  # embeddings
                 self.tensors[weight.name].copy_(self.teacher.weight(weight.name) @ self.basis.down.T)
@@ -73,10 +85,23 @@ class StudentWeights:
                 for part, value in (("weight", norms.neutral), ("bias", 0)):
                     if (tensor := self._of_norm(norm, part, position)) is not None:
                         tensor.fill_(value)
+        if is_tied:
+            self._change_basis_of_tied_head()
         for group in projections(self.teacher.config):
             for weight in group.writers:
                 for position, layer in enumerate(self._subnet.layers):
                     self._change_basis_of_writer(weight, position, layer)
+
+    def _change_basis_of_tied_head(self) -> None:
+        """Give the last norm the weight with which the embedding in the student's basis reads what the teacher's does."""
+        weight, down, up = (
+            self._of_norm(head_matrix(self.teacher.config).norm, "weight", 0),
+            self.basis.down,
+            self.basis.up,
+        )
+        assert weight is not None and up is not None
+        read = scale_of_last_norm(self.teacher) * up.T  # `(d, D)`: each row is a multiple of the same row of `down`
+        weight.copy_((down * read).sum(1) / down.square().sum(1) - self._table.norms.offset)
 
     def _change_basis_of_writer(self, weight: Weight, position: int, layer: int) -> None:
         self._own(weight, position).copy_(self.basis.down @ self._slice_of_teacher(weight, weight.inputs, position))

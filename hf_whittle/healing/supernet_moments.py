@@ -85,7 +85,9 @@ class SupernetMoments:
         left = limit - peak_bytes(self.config, in_batch, self.max_gap)
         self._most_predictions = max(1, int(left) // (4 * size * (size + 1)))
         self._predictions: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # the last used ones
-        self.normal = {key: SymmetricSums(size + 1, device) for key in norms_of_readers(self.config)}
+        self.normal = {}
+        for (_, layer), same in norms_of_readers(self.config).items():
+            self.normal.update(dict.fromkeys([(norm, layer) for norm in same], SymmetricSums(size + 1, device)))
         self._widths = feature_widths(self.config)
         self.features = {layer: SymmetricSums(self._widths[layer], device) for layer in self.layers}
         self._before = {layer: self._zeros(layer) for layer in self.layers if self.absorbs}
@@ -148,15 +150,17 @@ class SupernetMoments:
 
     def _add_layer(self, layer: int, features: torch.Tensor, states: list[torch.Tensor], weights: torch.Tensor) -> None:
         """Add the features of a layer `(tokens, features)`, with hidden states before each layer and at the end."""
-        self.features[layer].add(weights.sqrt() * features)
+        root = weights.sqrt()
+        features *= root
+        self.features[layer].add(features)
         if not self.absorbs:
             return
-        before = states[layer].flatten(0, -2)
-        features = weights * features
-        self._before[layer] += before.T @ features
+        before = root * states[layer].flatten(0, -2)
+        torch.addmm(self._before[layer], before.T, features, out=self._before[layer])
         for (of, gap), change in self._changes.items():
             if of == layer:
-                change += (states[layer + gap].flatten(0, -2) - before).T @ features
+                changed = root * states[layer + gap].flatten(0, -2) - before
+                torch.addmm(change, changed.T, features, out=change)
 
     def _normalized(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Normalized hidden states and 1, `(tokens, channels + 1)`."""

@@ -33,7 +33,11 @@ class SymmetricSums:
     def add(self, features: torch.Tensor) -> None:
         """Add the products of `(tokens, features)`."""
         for first, last, block in self._blocks:
-            block += features[:, first:last].T @ features[:, :last]
+            rows, columns = features[:, first:last].T, features[:, :last]
+            if block.dtype == features.dtype:
+                torch.addmm(block, rows, columns, out=block)
+            else:
+                block += rows @ columns
 
     def __call__(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """A part of the matrix, `(rows, columns)`.

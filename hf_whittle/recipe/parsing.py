@@ -153,6 +153,8 @@ def _accepts(hint: Any, kind: type) -> bool:
 def _name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("null" if option is types.NoneType else _name(option) for option in typing.get_args(hint))
     return (
         hint.__name__
         if isinstance(hint, type) and typing.get_origin(hint) is None

@@ -132,17 +132,17 @@ def test_a_key_that_is_not_text_is_unknown():
         ("output_dir", ["out"], r"str, got \['out'\] \(list\)"),
         ("baseline", "yes please", "true, false or fields of DistillationConfig, got 'yes please'"),
         ("baseline", 1, "true, false or fields of DistillationConfig, got 1"),
-        ("supernet", 1.5, r"str \| None, got 1.5 \(float\)"),
+        ("supernet", 1.5, r"str or null, got 1.5 \(float\)"),
         ("data.block_size", "64", r"int, got '64' \(str\)"),
         ("data.block_size", True, r"int, got True \(bool\)"),
         ("data.block_size", 64.0, r"int, got 64.0 \(float\)"),
-        ("data.num_proc", "all", r"int \| None, got 'all' \(str\)"),
+        ("data.num_proc", "all", r"int or null, got 'all' \(str\)"),
         ("data.search_fraction", "a tenth", r"float, got 'a tenth' \(str\)"),
         ("data.search_fraction", False, r"float, got False \(bool\)"),
         ("bin.low", "small", r"float, got 'small' \(str\)"),
         ("bin.low", True, r"float, got True \(bool\)"),
-        ("space.hidden_size", 32, r"list\[int\] \| None, got 32 \(int\)"),
-        ("space.hidden_size", [8, "32"], r"list\[int\] \| None, got \[8, '32'\] \(list\)"),
+        ("space.hidden_size", 32, r"list\[int\] or null, got 32 \(int\)"),
+        ("space.hidden_size", [8, "32"], r"list\[int\] or null, got \[8, '32'\] \(list\)"),
         ("space.granularity", "medium", r"'coarse' or 'fine', got 'medium' \(str\)"),
         ("space.layer_wise", "false", r"bool, got 'false' \(str\)"),
         ("space.importance", "cosine", r".*'magnitude'.*'activation'.*'taylor'.*, got 'cosine' \(str\)"),
@@ -161,9 +161,9 @@ def test_a_key_that_is_not_text_is_unknown():
         ("heal", 1, "true, false or fields of HealingConfig, got 1"),
         ("heal", None, "true, false or fields of HealingConfig, got None"),
         ("heal.inputs", "no", r"bool, got 'no' \(str\)"),
-        ("heal.ridge", 0.1, r"list\[float\] \| None, got 0.1 \(float\)"),
-        ("heal.ridge", ["much"], r"list\[float\] \| None, got \['much'\] \(list\)"),
-        ("heal.basis", "best", "'principal' or 'channels', got 'best'"),
+        ("heal.ridge", 0.1, r"list\[float\] or null, got 0.1 \(float\)"),
+        ("heal.ridge", ["much"], r"list\[float\] or null, got \['much'\] \(list\)"),
+        ("heal.basis", "best", "'principal' or 'channels' or null, got 'best'"),
         ("search.probe", [1], r"dict\[str, Any\], got \[1\] \(list\)"),
         ("search.probe.steps", 2.5, r"int, got 2.5 \(float\)"),
     ],
@@ -180,7 +180,7 @@ def test_a_number_where_text_is_meant_is_to_be_put_in_quotes(value, end):
 
 
 def test_files_are_a_list():
-    with pytest.raises(RecipeError, match=r"^data.files: expected list\[str\] \| None, got 'a.txt' \(str\)"):
+    with pytest.raises(RecipeError, match=r"^data.files: expected list\[str\] or null, got 'a.txt' \(str\)"):
         Recipe.from_dict(MINIMAL | {"data": {"files": "a.txt"}})
 
 
