@@ -5,8 +5,9 @@ Teacher and student read the same calibration text, layer by layer:
 - basis: the student's hidden states carry principal components of the teacher's normalized hidden states instead of
   some of their channels. Norms divide by the standard deviation after they subtract the mean, so that any orthonormal
   basis of the vectors of mean 0 will do; or by the root mean square, so that any orthonormal basis will do. A stock
-  model holds the result: weights of norms move into the matrices that read their output. The basis stays where the
-  embedding is tied to the output matrix, or where a norm follows attention and MLP.
+  model holds the result: weights of norms move into the matrices that read their output. Where the embedding is tied
+  to the output matrix, the last norm keeps its weight, and channels that it scales unlike most others stay as they are;
+  if norms subtract the mean then, or if a norm follows attention and MLP, the whole basis stays.
 - inputs: where channels are left out, or all layers before, the student's normalized hidden states predict the
   teacher's; the prediction is folded into the matrices that read them (queries, keys and values, and the first of the
   MLP). A constant goes into their biases or that of the norm; without either, there is none.

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..checks import check_integers
 
 HEALING_FILE = "healing.json"
-BASES = ("principal", "channels")
-STATES = ("teacher", "student")
+BasisName = Literal["principal", "channels"]
+States = Literal["teacher", "student"]
+BASES: tuple[BasisName, ...] = get_args(BasisName)
+STATES: tuple[States, ...] = get_args(States)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class HealingConfig:
         ValueError: if a value is out of range.
     """
 
-    basis: Literal["principal", "channels"] | None = None
-    states: Literal["teacher", "student"] | None = None
+    basis: BasisName | None = None
+    states: States | None = None
     inputs: bool = True
     outputs: bool = True
     head: bool = True

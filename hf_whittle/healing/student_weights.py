@@ -93,12 +93,9 @@ class StudentWeights:
                     self._change_basis_of_writer(weight, position, layer)
 
     def _change_basis_of_tied_head(self) -> None:
-        """Give the last norm the weight with which the embedding in the student's basis reads what the teacher's does."""
-        weight, down, up = (
-            self._of_norm(head_matrix(self.teacher.config).norm, "weight", 0),
-            self.basis.down,
-            self.basis.up,
-        )
+        """Give the last norm the weight with which the new embedding reads what the teacher's does."""
+        down, up = self.basis.down, self.basis.up
+        weight = self._of_norm(head_matrix(self.teacher.config).norm, "weight", 0)
         assert weight is not None and up is not None
         read = scale_of_last_norm(self.teacher) * up.T  # `(d, D)`: each row is a multiple of the same row of `down`
         weight.copy_((down * read).sum(1) / down.square().sum(1) - self._table.norms.offset)

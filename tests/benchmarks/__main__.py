@@ -24,7 +24,7 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-BY_NAME = ("real_model", "recovery")
+BY_NAME = ("real_model", "recovery", "frontier")
 """Run by name alone, since they need a checkpoint; `ranking`, which takes a day, has commands of its own."""
 
 

@@ -1,0 +1,155 @@
+"""Does healing pay? Perplexity over FLOPs and seconds of slices and healed students, each then distilled.
+
+Subnets of SmolLM2-135M in two bins: the first that the ranking study chose in each. Each is taken as a slice, and
+healed on several numbers of tokens, with both attempts or one; then it is distilled on several budgets, each with a
+schedule of its own and the best of some learning rates. Teacher, text and trainings are those of the ranking study,
+which says what its environment variables are; the forward passes of healing run in bfloat16 too. Every point is kept in
+`runs/`, so that an interrupted benchmark goes on.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
+from hf_whittle.evaluation import cross_entropy, perplexity
+from hf_whittle.files.text import write_json
+from hf_whittle.fitness.probe import ProbeConfig
+from hf_whittle.healing.cost import healing_flops
+
+from .ranking.real import REAL
+from .ranking.rows import Row, Rows
+from .ranking.settings import RESULTS, Material
+from .ranking.training import Training, bfloat16
+
+POINTS = RESULTS.parent / "runs" / "frontier.json"
+STARTS = {
+    "sliced": None,
+    "healed on 4,096 tokens": (4_096, {}),
+    "healed on 16,384 tokens": (16_384, {}),
+    "healed on 16,384 tokens, on the student's states alone": (16_384, {"states": "student"}),
+    "healed on 49,152 tokens": (49_152, {}),
+}
+"""Calibration tokens and settings of healing."""
+BUDGETS = {8_192: (3e-4, 1e-4), 32_768: (3e-4, 1e-4)}
+"""Learning rates of each budget of distillation."""
+
+
+@dataclass
+class Start:
+    """A student before distillation, and its cost: healing is judged as it goes, so that this is part of it."""
+
+    weights: dict[str, torch.Tensor]
+    perplexity: float
+    facts: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "flops": 0})
+
+
+class From(Training):
+    """The trainings of a start."""
+
+    start: Start
+
+    def student(self, subnet: SubnetConfig) -> Any:
+        student = extract_subnet(self.supernet, subnet, dtype=torch.float32)
+        student.load_state_dict(self.start.weights)
+        return student
+
+
+def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None) -> Start:
+    started = time.perf_counter()
+    facts: dict[str, Any] = {"seconds": 0.0, "flops": 0}
+    if healing is None:
+        student = extract_subnet(material.supernet, subnet, dtype=torch.float32)
+    else:
+        tokens, settings = healing
+        length = material.calibration.shape[1]
+        config = HealingConfig(bf16=REAL.autocast, batch_size=REAL.eval_batch_size, **settings)
+        blocks = material.calibration[: tokens // length]
+        student = extract_subnet(material.supernet, subnet, heal=config, calibration_dataset=blocks, progress=False)
+        report = student.healing.to_dict()
+        flops = healing_flops(material.supernet.full_config, subnet, report, length)
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
+        facts |= {name: report["settings"][name] for name in ("states", "basis")}
+    with bfloat16(REAL.autocast):
+        value = perplexity(cross_entropy(student, material.test, REAL.eval_batch_size))
+    return Start({name: tensor.clone() for name, tensor in student.state_dict().items()}, value, facts)
+
+
+def subnets() -> list[Row]:
+    """The first subnet of each group of the ranking study."""
+    rows = list(Rows(RESULTS / "ranking_real_rows.jsonl").read().values())
+    return list({row.group: row for row in reversed(rows)}.values())[::-1]
+
+
+def measure() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    points: list[dict[str, Any]] = json.loads(POINTS.read_text()) if POINTS.is_file() else []
+    known = {(point["group"], point["start"], point["tokens"], point["rate"]) for point in points}
+    trainings: dict[tuple[int, float], From] = {}
+    material = REAL.load()
+
+    def add(**point: Any) -> None:
+        points.append(point)
+        write_json(POINTS, points)
+        print(time.strftime("%H:%M:%S"), point, flush=True)
+
+    for name, healing in STARTS.items():
+        for row in subnets():
+            wanted = [(0, 0.0), *((budget, rate) for budget, rates in BUDGETS.items() for rate in rates)]
+            missing = [each for each in wanted if (row.group, name, *each) not in known]
+            if not missing:
+                continue
+            start = start_of(material, row.subnet, healing)
+            point = {"group": row.group, "digest": row.subnet.digest, "start": name}
+            for budget, rate in missing:
+                if budget == 0:
+                    add(**point, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
+                    continue
+                if (budget, rate) not in trainings:
+                    steps = budget // (REAL.batch_size * material.train.shape[1])
+                    config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
+                    trainings[budget, rate] = From(
+                        material.supernet, material.train, material.test, config, autocast=REAL.autocast
+                    )
+                training = trainings[budget, rate]
+                training.start, started = start, time.perf_counter()
+                value = training(row.subnet)
+                cost = training.flops(row.subnet) + training.preparation["flops"]
+                add(
+                    **point,
+                    tokens=budget,
+                    rate=rate,
+                    perplexity=value,
+                    seconds=round(start.facts["seconds"] + time.perf_counter() - started, 1),
+                    flops=start.facts["flops"] + cost,
+                )
+    return {"settings": described(material), "points": points, "frontier": frontiers(points)}
+
+
+def described(material: Material) -> dict[str, Any]:
+    return {
+        "model": REAL.name,
+        "text_sha256": material.text_sha256,
+        "judged_on_tokens": material.test.numel(),
+        "healing": {name: healing and {"tokens": healing[0], **healing[1]} for name, healing in STARTS.items()},
+        "default_healing": asdict(HealingConfig()),
+    }
+
+
+def frontiers(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each group and cost, the points that no other is both cheaper and better than, cheapest first."""
+    found: dict[str, Any] = {}
+    for group in dict.fromkeys(point["group"] for point in points):
+        of_group = [point for point in points if point["group"] == group]
+        for cost in ("flops", "seconds"):
+            best, lowest = [], float("inf")
+            for point in sorted(of_group, key=lambda point: (point[cost], point["perplexity"])):
+                if point["perplexity"] < lowest:
+                    lowest = point["perplexity"]
+                    best.append(f"{point['start']}, {point['tokens']:,} tokens: {lowest:.2f}, {point[cost]:.4g} {cost}")
+            found.setdefault(group, {})[cost] = best
+    return found
