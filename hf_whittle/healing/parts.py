@@ -24,7 +24,7 @@ _ALIKE = 0.6
 
 
 def apart(scale: torch.Tensor) -> torch.Tensor:
-    """Which channels `(D,)` the last norm scales by far more or less than most, or by another sign; all if most by 0."""
+    """Which channels `(D,)` the last norm scales by far more or less than most, or another sign; all if most by 0."""
     relative = scale / scale.median()
     return ~((relative >= _ALIKE) & (relative <= 1 / _ALIKE))  # NaN is not alike
 
