@@ -10,7 +10,7 @@ so that an interrupted benchmark goes on.
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Start:
 
     weights: dict[str, torch.Tensor]
     perplexity: float
-    facts: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "flops": 0})
+    facts: dict[str, Any]
 
 
 class From(Training):
