@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _ALIKE = 0.6
 """Least ratio to the median, and inverse of the largest, of scales that count as alike."""
 
+_MOST_APART = 0.1
+"""Largest share of channels with other scales; with more, a student heals better in kept channels."""
+
 
 def apart(scale: torch.Tensor) -> torch.Tensor:
     """Which channels `(D,)` the last norm scales by far more or less than most, or another sign; all if most by 0."""
@@ -217,7 +220,10 @@ def can_change_basis(model: Source, channels: int) -> bool:
     """
     if not may_change_basis(model.config, channels):
         return False
-    return output_matrix(model.config) is not None or channels > int(apart(scale_of_last_norm(model)).sum())
+    if output_matrix(model.config) is not None:
+        return True
+    is_apart = apart(scale_of_last_norm(model))
+    return channels > int(is_apart.sum()) and float(is_apart.float().mean()) <= _MOST_APART
 
 
 def reads_head(config: "PreTrainedConfig", channels: int, states: str | None = "teacher") -> bool:
