@@ -1,7 +1,7 @@
 """Devices by name: their peak FLOPs a second and their memory, as vendors state them; and the one at hand, measured."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WhittleError
@@ -9,8 +9,10 @@ from ..errors import WhittleError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from ..subnet import SubnetConfig
+
 UTILIZATION = 0.35
-"""Share of its peak that a device is assumed to reach in products; Pythia-410M's shapes reached more on an H200."""
+"""Share of its peak that a device is assumed to reach in products."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ def find_device(name: str, utilization: float | None = None) -> Device:
     """
     if name not in DEVICES:
         raise WhittleError(f"unknown device {name!r}; give one of {', '.join(DEVICES)}, or measure the one at hand")
-    if utilization is not None and not 0 < utilization <= 1:
+    if utilization is None:
+        return DEVICES[name]
+    if not 0 < utilization <= 1:
         raise WhittleError(f"utilization must be above 0 and at most 1, got {utilization:g}")
-    found = vars(DEVICES[name])
-    return Device(**{**found, "utilization": found["utilization"] if utilization is None else utilization})
+    return replace(DEVICES[name], utilization=utilization)
 
 
 def own_memory() -> tuple[Any, int]:
@@ -89,11 +92,14 @@ def own_memory() -> tuple[Any, int]:
     return torch.device("cpu"), psutil.virtual_memory().total
 
 
-def measure_device(config: "PreTrainedConfig", length: int, seconds: float = 2.0) -> Device:
-    """Time training steps of a shallow model on this machine.
+def measure_device(
+    config: "PreTrainedConfig", subnet: "SubnetConfig", length: int, seconds: float = 2.0
+) -> Device:
+    """Time training steps of a shallow student on this machine.
 
     Args:
-        config (`PreTrainedConfig`): a model of the shapes to train, of which one layer is run.
+        config (`PreTrainedConfig`): the super-network's.
+        subnet (`SubnetConfig`): the student's, of which the first layer is run.
         length (`int`): tokens of a block.
         seconds (`float`, *optional*, defaults to 2.0): time to spend on each precision, at least one step.
     """
@@ -103,7 +109,7 @@ def measure_device(config: "PreTrainedConfig", length: int, seconds: float = 2.0
     from .models import shallow
 
     device, memory = own_memory()
-    model = shallow(config).to(device).train()
+    model = shallow(config, subnet).to(device).train()
     tokens = min(length, 512)
     input_ids = torch.randint(config.vocab_size, (max(1, 1024 // tokens), tokens), device=device)
     flops = input_ids.numel() * training_flops_per_token(model.config, sequence_length=tokens)

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from ..architectures.registry import get_architecture
 from ..healing.config import HealingConfig
 from ..healing.cost import healing_flops
-from ..healing.parts import absorbs, output_matrix, projections, reads_head
+from ..healing.parts import absorbs, output_matrix, projections, reads_head, writer_features
 from ..subnet import Shape, SubnetConfig
 
 _STEPS_IN_ALL = 20
@@ -72,7 +72,7 @@ def _report(
 def _most_tried(tokens: int, config: PreTrainedConfig, subnet: SubnetConfig) -> int:
     """Strengths that a regression may try: all upwards, or one upwards and all downwards, and the first."""
     shape = subnet.shape.filled(Shape.from_config(config))
-    widest = max(shape.hidden_size, *(max(getattr(shape, d.name)) for d in shape.per_layer)) + 1
+    widest = max(shape.hidden_size + 1, *(max(groups) for groups in writer_features(config, shape)))
     first = min(max(3 * widest / max(1, tokens), 1e-6), 1e3)
     down = int(2 * math.log10(first / 1e-6) + 1e-9)
     up = int(2 * math.log10(1e3 / min(first, 3 / max(1, tokens))) + 1e-9)

@@ -50,7 +50,12 @@ def build(config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def shallow(config: PreTrainedConfig) -> Any:
-    """A random model of one layer, of the sizes of a super-network's configuration."""
-    one = student_config(config, SubnetConfig.full(config).with_layers([0]))
+def shallow(config: PreTrainedConfig, subnet: SubnetConfig) -> Any:
+    """A random student of a subnet's first layer alone.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        subnet (`SubnetConfig`): the subnet.
+    """
+    one = student_config(config, subnet.with_layers(subnet.layers[:1]))
     return student_class(one)(one)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import CHANNELS, LAYERS
@@ -124,7 +125,7 @@ class Students:
         """Most entries of each dimension that layers have of their own, over all layers."""
         *enumerated, last = self.space.architecture.per_layer
         found = self.reach.totals(frame, layers)
-        _, highest = self.reach.last_totals(frame, layers, found.T)
+        _, highest = self.reach.last_totals(frame, np.full(len(found), layers), found.T)
         return [*(int(found[:, i].max()) for i in range(len(enumerated))), int(highest.max())]
 
     def _spread(self, sizes: Greatest) -> SubnetConfig:

@@ -1,7 +1,6 @@
 """Memory of a training and of evaluations, rehearsed: by the code that runs, on tensors without memory."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,10 +89,10 @@ class Step:
 
     def _trained(self, config: PreTrainedConfig) -> Any:
         model = build(config).train()
-        if self.args.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        if self.args.activation_checkpointing:
+            options: Any = dict(self.args.activation_checkpointing_kwargs or {})
+            own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+            model.activation_checkpointing_enable(options or None, **own)
         return model
 
     def _loss(
