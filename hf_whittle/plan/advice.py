@@ -47,7 +47,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         changes += _of_step(section, memory, available - fixed - memory.gradients, args)
     if "adamw" in str(args.optim) and "bit" not in str(args.optim):
         saved = memory.optimizer - memory.optimizer // 4
-        changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {gigabytes(saved)} less")
+        changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
         changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     return [*changes, "a smaller bin, or a device with more memory"]
@@ -80,7 +80,7 @@ def _of_search(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
         changes.append("data.search_tokens: fewer, or search.fitness: perplexity, which keeps no targets")
     elif memory.moments:
         changes.append(
-            f"search.fitness: perplexity, which takes no moments ({gigabytes(memory.moments)}), or in Python "
+            f"search.fitness: perplexity, which takes no moments ({in_words(memory.moments)}), or in Python "
             "HealedPerplexity(memory=...)"
         )
     return [*changes, "a smaller super-network, or a device with more memory"]
@@ -98,6 +98,6 @@ def _of_others(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
     return ["data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
 
 
-def gigabytes(size: float) -> str:
+def in_words(size: float) -> str:
     """A number of bytes in words."""
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

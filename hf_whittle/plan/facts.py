@@ -47,12 +47,13 @@ class StagePlan:
         flops (`int`): FLOPs, as `results.json` counts them.
         is_bound (`bool`): whether the recipe alone does not determine the FLOPs, so that they are an upper bound.
         memory (`Memory`): bytes on the device.
+        likely_flops (`int`, *optional*): an estimate, where `flops` is a bound of a search, far above what is likely.
         parameters (`int`, *optional*): parameters of the model that the stage is about, at most.
         evaluations (`int`, *optional*): candidates of a search, at most.
         other_flops (`int`, *optional*, defaults to 0): FLOPs that no result counts, such as those of evaluations.
         disk (`int`, *optional*, defaults to 0): most bytes on disk that are there in this stage alone.
         precision (`str`, *optional*, defaults to `"fp32"`): precision of most products.
-        hours (`float`, *optional*): time on the device.
+        hours (`float`, *optional*): time on the device, of the likely FLOPs where there is an estimate.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StagePlan:
     is_bound: bool
     memory: Memory
     parameters: int | None = None
+    likely_flops: int | None = None
     evaluations: int | None = None
     other_flops: int = 0
     disk: int = 0

@@ -24,7 +24,7 @@ from .facts import Memory, Plan, StagePlan
 from .fitnesses import Fitnesses
 from .healing import most_healing_flops
 from .memory import Memories
-from .searching import candidates_of, search_cost
+from .searching import candidates_of, likely_flops, search_cost
 from .students import Students
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class _Planner:
         return Disk(self.students, self.blocks)
 
     def _timed(self, stage: StagePlan) -> StagePlan:
-        flops = stage.flops + stage.other_flops
+        flops = (stage.likely_flops or stage.flops) + stage.other_flops
         if stage.name == "student" and self.recipe.teacher_store is not None:  # counted, but the teacher does not run
             flops -= stage.tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
         return replace(stage, hours=self.device.hours(flops, stage.precision))
@@ -183,12 +183,14 @@ class _Planner:
     def _search(self) -> StagePlan:
         candidates = candidates_of(self.recipe, self.students)
         tokens, flops = search_cost(self.recipe, self.students, self.fitnesses, candidates)
-        is_sliced = self.recipe.search.fitness == "perplexity"
+        is_bound, is_sliced = any(candidates.others.values()), self.recipe.search.fitness == "perplexity"
+        how = (self.recipe, self.students, self.fitnesses, candidates, flops)
         return StagePlan(
             name="search",
             tokens=tokens,
             flops=flops,
-            is_bound=any(candidates.others.values()),
+            is_bound=is_bound,
+            likely_flops=likely_flops(*how) if is_bound else None,
             memory=self.memories.search(self.fitnesses),
             evaluations=candidates.number,
             other_flops=0 if is_sliced else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),

@@ -1,6 +1,7 @@
 """Candidates of a search before it runs, and their cost."""
 
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING
 
 from ..cost.counts import flops_per_token
@@ -11,6 +12,9 @@ from .students import Students
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
+
+_DRAWS = 16
+"""Subnets that are drawn to estimate what candidates cost."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,25 @@ def search_cost(recipe: "Recipe", students: Students, fitnesses: Fitnesses, cand
         tokens += sum(number * fitnesses.tokens(name, share) for share, number in candidates.others.items())
     scored, of_scores = importance_cost(recipe, students)
     return tokens + scored, flops + of_scores
+
+
+def likely_flops(recipe: "Recipe", students: Students, fitnesses: Fitnesses, candidates: Candidates, most: int) -> int:
+    """FLOPs of a search if its candidates cost as much as subnets drawn at random from the bin.
+
+    Args:
+        recipe (`Recipe`): the recipe.
+        students (`Students`): its students.
+        fitnesses (`Fitnesses`): costs of fitnesses.
+        candidates (`Candidates`): candidates of the search.
+        most (`int`): the search's FLOPs at most.
+    """
+    name, rng = recipe.search.fitness, Random(0)
+    drawn = [fitnesses.subject(students.space.sample(rng, students.bin), name) for _ in range(_DRAWS)]
+    highest = most_expensive(students, fitnesses, name)
+    for share, number in candidates.others.items():
+        each = sum(fitnesses.flops(name, subject, share) for subject in drawn) // len(drawn)
+        most += number * (each - fitnesses.flops(name, highest, share))
+    return most
 
 
 def importance_cost(recipe: "Recipe", students: Students) -> tuple[int, int]:
