@@ -42,8 +42,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
     evaluated = _fitting(args.per_device_eval_batch_size, memory.evaluation, available - fixed)
     if fixed + memory.evaluation > available and evaluated > 0:
         changes.append(f"{section}.per_device_eval_batch_size: {evaluated}")
-    needed = memory.gradients + memory.activations + memory.logits
-    if fixed + needed > available:
+    if fixed + memory.gradients + memory.activations + memory.logits > available:
         changes += _of_step(section, memory, available - fixed - memory.gradients, args)
     if "adamw" in str(args.optim) and "bit" not in str(args.optim):
         saved = memory.optimizer - memory.optimizer // 4
@@ -54,9 +53,9 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
 
 
 def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig") -> list[str]:
-    """Changes that make the activations of a step smaller."""
+    """Changes that make the activations of a step smaller; accumulated gradients are held beside them."""
     changes, batch = [], args.per_device_train_batch_size
-    fitting = _fitting(batch, memory.activations + memory.logits, room)
+    fitting = _fitting(batch, memory.activations, room - memory.logits)  # logits are held a chunk at a time
     if fitting > 0:
         times = args.gradient_accumulation_steps * math.ceil(batch / fitting)
         changes.append(

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 UTILIZATION = 0.35
 """Share of its peak that a device is assumed to reach in products."""
+SECONDS = 2.0
+"""Time that is spent to measure the speed in a precision, at two steps or more."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,13 @@ def own_memory() -> tuple[Any, int]:
     return torch.device("cpu"), psutil.virtual_memory().total
 
 
-def measure_device(
-    config: "PreTrainedConfig", subnet: "SubnetConfig", length: int, seconds: float = 2.0
-) -> Device:
+def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: int) -> Device:
     """Time training steps of a shallow student on this machine.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
         subnet (`SubnetConfig`): the student's, of which the first layer is run.
         length (`int`): tokens of a block.
-        seconds (`float`, *optional*, defaults to 2.0): time to spend on each precision, at least one step.
     """
     import torch
 
@@ -114,7 +113,7 @@ def measure_device(
     input_ids = torch.randint(config.vocab_size, (max(1, 1024 // tokens), tokens), device=device)
     flops = input_ids.numel() * training_flops_per_token(model.config, sequence_length=tokens)
     rates = {
-        name: flops / _seconds_of_step(model, input_ids, seconds, enabled)
+        name: flops / _seconds_of_step(model, input_ids, enabled)
         for name, enabled in (("fp32", False), ("bf16", True))
     }
     on_gpu = device.type == "cuda"
@@ -123,12 +122,12 @@ def measure_device(
     return Device(name, memory, rates["bf16"], rates["fp32"], source, 1.0, not on_gpu)
 
 
-def _seconds_of_step(model: Any, input_ids: Any, seconds: float, bf16: bool) -> float:
+def _seconds_of_step(model: Any, input_ids: Any, bf16: bool) -> float:
     """Least time of a forward and backward pass, after one that does not count."""
     import torch
 
     best, started, steps = float("inf"), time.perf_counter(), 0
-    while steps < 2 or time.perf_counter() - started < seconds:
+    while steps < 2 or time.perf_counter() - started < SECONDS:
         before = time.perf_counter()
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
             loss = model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
