@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="device to plan for, such as h100 (default: a100-80gb); all are in the guide")
     parser.add_argument("--utilization", type=float, help="share of its peak that the device reaches (default: 0.35)")
     parser.add_argument("--measure", action="store_true", help="measure this machine for some seconds, and plan for it")
-    parser.add_argument("--subnet", help="subnet.json of the student, or its folder (default: the costliest of the bin)")
+    parser.add_argument(
+        "--subnet", help="subnet.json of the student, or its folder (default: the costliest of the bin)"
+    )
     parser.add_argument("--read-text", action="store_true", help="tokenize the text and count it, as the run will")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

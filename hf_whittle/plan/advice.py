@@ -58,9 +58,7 @@ def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig"
     fitting = _fitting(batch, memory.activations, room - memory.logits)  # logits are held a chunk at a time
     if fitting > 0:
         times = args.gradient_accumulation_steps * math.ceil(batch / fitting)
-        changes.append(
-            f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}"
-        )
+        changes.append(f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}")
     if not args.activation_checkpointing:
         changes.append(f"{section}.activation_checkpointing: true, which runs each layer twice")
     if not (args.bf16 or args.fp16):

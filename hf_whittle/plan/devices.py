@@ -113,8 +113,7 @@ def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: i
     input_ids = torch.randint(config.vocab_size, (max(1, 1024 // tokens), tokens), device=device)
     flops = input_ids.numel() * training_flops_per_token(model.config, sequence_length=tokens)
     rates = {
-        name: flops / _seconds_of_step(model, input_ids, enabled)
-        for name, enabled in (("fp32", False), ("bf16", True))
+        name: flops / _seconds_of_step(model, input_ids, enabled) for name, enabled in (("fp32", False), ("bf16", True))
     }
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"

@@ -139,7 +139,9 @@ class Memories:
         readers = len(projections(config)[0].readers) * (channels + 1) * (2 * channels + 1)
         moments = 8 * 2 * max(features**2 // 2 + features * channels, readers) + self._solving(features)
         activations = 4 * batch * self.blocks.size * (2 * features + 8 * channels)
-        logits = cross_entropy_memory(self.students.student_config, min(settings.batch_size, held_out), self.blocks.size)
+        logits = cross_entropy_memory(
+            self.students.student_config, min(settings.batch_size, held_out), self.blocks.size
+        )
         weights = self._supernet + 3 * self._student  # as sliced, as healed, and the model that is judged
         peak = weights + max(moments + activations, logits)
         return Memory(weights=weights, moments=moments, activations=activations, logits=logits, peak=peak)

@@ -31,9 +31,6 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
     return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 

@@ -193,7 +193,9 @@ class _Planner:
             likely_flops=likely_flops(*how) if is_bound else None,
             memory=self.memories.search(self.fitnesses),
             evaluations=candidates.number,
-            other_flops=0 if is_sliced else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),
+            other_flops=0
+            if is_sliced
+            else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),
             disk=self._disk.search(self.fitnesses.heals(self.recipe.search.fitness)),
         )
 
@@ -203,9 +205,7 @@ class _Planner:
             memory = self.memories.extraction()
             return StagePlan("extraction", 0, 0, False, memory, self.students.parameters, disk=self._disk.weights)
         blocks = self.blocks.healing
-        flops = self.students.most(
-            lambda subnet: most_healing_flops(self.supernet, subnet, settings, blocks, size)
-        )
+        flops = self.students.most(lambda subnet: most_healing_flops(self.supernet, subnet, settings, blocks, size))
         memory, disk = self.memories.healing(settings), self._disk.healing()
         return StagePlan("healing", blocks * size, flops, True, memory, self.students.parameters, disk=disk)
 
@@ -256,9 +256,7 @@ class _Planner:
         hours = {stage.name: stage.hours or 0 for stage in stages}
         notes = []
         if not self.students.is_known:
-            notes.append(
-                "The student is planned as the costliest of its bin; --subnet plans a known one."
-            )
+            notes.append("The student is planned as the costliest of its bin; --subnet plans a known one.")
         if not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
         if self.recipe.teacher_store is not None and self.store is None:

@@ -118,9 +118,7 @@ class Step:
                 total = student(input_ids=input_ids, use_cache=False).logits
         return total, seen[0], rehearsal.peak - seen[0]
 
-    def _plain_loss(
-        self, rehearsal: Rehearsal, student: Any, input_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, int, int]:
+    def _plain_loss(self, rehearsal: Rehearsal, student: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         seen = []
         hook = student.get_output_embeddings().register_forward_pre_hook(lambda *_: seen.append(rehearsal.restart()))
         total = student(input_ids=input_ids, labels=input_ids, use_cache=False).loss

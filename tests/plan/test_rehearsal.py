@@ -46,20 +46,19 @@ def test_results_that_depend_on_values_are_taken_to_be_all_rows():
 
 
 def test_weights_take_the_memory_of_the_parameters(tiny_config):
-    config = tiny_config()
     with rehearse() as rehearsal:
         before = rehearsal.held
-        model = build(config)
+        model = build(tiny_config)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         buffers = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())
         assert 4 * parameters <= rehearsal.held - before <= 4 * parameters + 2 * buffers + 1000
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_parallel_residual": False}, {"model_type": "llama"}])
-def test_activations_are_what_autograd_saves(tiny_config, make_stock, settings):
-    config = tiny_config(**settings)
+def test_activations_are_what_autograd_saves(make_stock, settings):
+    stock = make_stock(**settings).train()
     with rehearse() as rehearsal:
-        model, input_ids = build(config).train(), torch.zeros(4, LENGTH, dtype=torch.long)
+        model, input_ids = build(stock.config).train(), torch.zeros(4, LENGTH, dtype=torch.long)
         start = rehearsal.restart()
         states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         counted = rehearsal.held - start
@@ -70,7 +69,6 @@ def test_activations_are_what_autograd_saves(tiny_config, make_stock, settings):
         saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    stock = make_stock(**settings).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in stock.parameters()}
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         states = stock.base_model(input_ids=torch.zeros(4, LENGTH, dtype=torch.long), use_cache=False)[0]
@@ -79,18 +77,17 @@ def test_activations_are_what_autograd_saves(tiny_config, make_stock, settings):
 
 
 def test_memory_of_a_step_follows_its_settings(step, tiny_config):
-    config = tiny_config()
-    plain, twice = (step(per_device_train_batch_size=batch).memory(config, config) for batch in (4, 8))
+    plain, twice = (step(per_device_train_batch_size=batch).memory(tiny_config, tiny_config) for batch in (4, 8))
     assert twice.activations == pytest.approx(2 * plain.activations, rel=0.05)
-    assert step(activation_checkpointing=True).memory(config, config).activations < plain.activations / 2
-    with_text_alone = step(beta=0.0).memory(config, None)
+    assert step(activation_checkpointing=True).memory(tiny_config, tiny_config).activations < plain.activations / 2
+    with_text_alone = step(beta=0.0).memory(tiny_config, None)
     assert with_text_alone.activations < plain.activations
-    gradients = 4 * build_parameters(config)
-    accumulated = step(gradient_accumulation_steps=2).memory(config, config)
+    gradients = 4 * build_parameters(tiny_config)
+    accumulated = step(gradient_accumulation_steps=2).memory(tiny_config, tiny_config)
     assert accumulated.peak - plain.peak == pytest.approx(gradients, rel=0.2)
     on_gpu = copy.copy(step())
     object.__setattr__(on_gpu, "on_cpu", False)
-    assert on_gpu.memory(config, config).logits > plain.logits
+    assert on_gpu.memory(tiny_config, tiny_config).logits > plain.logits
 
 
 def build_parameters(config):
@@ -99,10 +96,9 @@ def build_parameters(config):
 
 
 def test_an_evaluation_holds_all_logits(step, tiny_config):
-    config = tiny_config()
-    logits = 4 * LENGTH * config.vocab_size
-    assert step(per_device_eval_batch_size=2).evaluation(config) >= 2 * 2 * logits
-    assert cross_entropy_memory(config, 3, LENGTH) >= 2 * 3 * logits
+    logits = 4 * LENGTH * tiny_config.vocab_size
+    assert step(per_device_eval_batch_size=2).evaluation(tiny_config) >= 2 * 2 * logits
+    assert cross_entropy_memory(tiny_config, 3, LENGTH) >= 2 * 3 * logits
 
 
 def test_bytes_of_optimizers():

@@ -13,8 +13,8 @@ from hf_whittle.plan.students import Students
 
 
 @pytest.fixture(params=["gpt_neox", "llama", "gemma3", "opt"])
-def students(request, tiny_config):
-    config = tiny_config(**OTHERS.get(request.param, {}))
+def students(request, make_stock):
+    config = make_stock(**OTHERS.get(request.param, {})).config
     whole = num_parameters(config)
     space = SearchSpace.from_config(config, layer_wise=True)
     return Students(space, ParameterBin(0.5 * whole, 0.6 * whole), 32)
