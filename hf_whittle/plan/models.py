@@ -38,13 +38,13 @@ AttentionInterface.register(_FUSED, _attend)
 
 
 def build(config: PreTrainedConfig) -> Any:
-    """A model of a configuration, whose attention computes nothing unless it is eager."""
+    """A model of a configuration in single precision, whose attention computes nothing unless it is eager."""
     config = copy.deepcopy(config)
     if attention_kernel(config) != "eager":
         set_attention_kernel(config, _FUSED)
     if is_whittle(config.model_type):
         return student_class(config)(config)
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def shallow(config: PreTrainedConfig, subnet: SubnetConfig) -> Any:

@@ -123,7 +123,7 @@ class Students:
 
     def _totals(self, frame: Any, layers: int) -> list[int]:
         """Most entries of each dimension that layers have of their own, over all layers."""
-        *enumerated, last = self.space.architecture.per_layer
+        *enumerated, _ = self.space.architecture.per_layer
         found = self.reach.totals(frame, layers)
         _, highest = self.reach.last_totals(frame, np.full(len(found), layers), found.T)
         return [*(int(found[:, i].max()) for i in range(len(enumerated))), int(highest.max())]

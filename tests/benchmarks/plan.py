@@ -97,8 +97,8 @@ def _run(student: Any, teacher: Any, args: DistillationConfig, length: int, trai
     input_ids = torch.randint(student.vocab_size, (rows, length), generator=generator)
     blocks = Dataset.from_dict({"input_ids": input_ids.tolist()}).with_format("numpy")
     trainer = DistillationTrainer(
-        AutoModelForCausalLM.from_config(student),
-        teacher_model=AutoModelForCausalLM.from_config(teacher) if args.has_teacher else None,
+        AutoModelForCausalLM.from_config(student, dtype=torch.float32),
+        teacher_model=AutoModelForCausalLM.from_config(teacher, dtype=torch.float32) if args.has_teacher else None,
         args=args,
         train_dataset=blocks,
         eval_dataset=blocks,

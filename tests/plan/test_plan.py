@@ -81,7 +81,7 @@ def test_the_costs_of_the_only_subnet_of_a_bin_are_known(make):
 
 def test_steps_of_epochs_need_the_text(make):
     recipe = make(training={"num_train_epochs": 2, "per_device_train_batch_size": 4})
-    with pytest.raises(RecipeError, match="give training.max_steps, or --read-text"):
+    with pytest.raises(RecipeError, match=r"give training\.max_steps, or --read-text"):
         plan_recipe(recipe)
     tokens = plan_recipe(recipe, read_text=True).stage("student").tokens
     assert tokens == 2 * len(Inputs(recipe).blocks["train"]) * recipe.data.block_size
@@ -116,16 +116,18 @@ def test_mixed_precision_runs_at_the_rate_of_bf16(make):
     assert stage.hours == pytest.approx((stage.flops + stage.other_flops) / DEVICES["h100"].bf16 / 3600)
 
 
-def test_a_stage_that_does_not_fit_says_what_to_change(recipe, plan):
-    small = dataclasses.replace(DEVICES["t4"], memory=plan.stage("student").memory.peak - 1)
+def test_a_stage_that_does_not_fit_says_what_to_change(make):
+    recipe = make(training={"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1})
+    needed = plan_recipe(recipe).stage("student").memory.peak
+    small = dataclasses.replace(DEVICES["t4"], memory=needed - 1)
     problems = {problem.stage: problem for problem in plan_recipe(recipe, small).problems}
-    assert problems["student"].needed == plan.stage("student").memory.peak
+    assert problems["student"].needed == needed
     changes = " ".join(problems["student"].changes)
     assert all(word in changes for word in ("training.bf16: true", "activation_checkpointing: true", "adamw_bnb_8bit"))
 
 
 def test_the_change_of_a_batch_makes_it_fit(make):
-    training = {"max_steps": 6, "per_device_train_batch_size": 16}
+    training = {"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1}
     peaks = {
         batch: plan_recipe(make(training={**training, "per_device_train_batch_size": batch})).stage("student").memory
         for batch in (4, 16)
@@ -158,6 +160,14 @@ def test_blocks_longer_than_positions_are_an_error(make, recipe):
     data = {**vars(recipe.data), "block_size": 4096}
     with pytest.raises(DataError, match="block_size 4096 exceeds the 64 positions"):
         plan_recipe(make(data=data))
+
+
+def test_the_change_of_an_evaluation_makes_it_fit(make):
+    training = {"max_steps": 6, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 16}
+    few = plan_recipe(make(training={**training, "per_device_eval_batch_size": 4})).stage("student").memory
+    device = dataclasses.replace(DEVICES["t4"], memory=few.peak)
+    problems = {problem.stage: problem for problem in plan_recipe(make(training=training), device).problems}
+    assert problems["student"].changes[0] == "training.per_device_eval_batch_size: 4"
 
 
 def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):

@@ -45,6 +45,13 @@ def test_results_that_depend_on_values_are_taken_to_be_all_rows():
     assert rehearsal.peak > 0
 
 
+def test_models_are_in_single_precision_whatever_their_files_are(tiny_config):
+    config = copy.deepcopy(tiny_config)
+    config.dtype = torch.float16
+    with rehearse():
+        assert build(config).dtype == torch.float32
+
+
 def test_weights_take_the_memory_of_the_parameters(tiny_config):
     with rehearse() as rehearsal:
         before = rehearsal.held
@@ -71,7 +78,8 @@ def test_activations_are_what_autograd_saves(make_stock, settings):
 
     weights = {parameter.untyped_storage().data_ptr() for parameter in stock.parameters()}
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = stock.base_model(input_ids=torch.zeros(4, LENGTH, dtype=torch.long), use_cache=False)[0]
+        states = stock.base_model(input_ids=torch.zeros(4, LENGTH, dtype=torch.long), use_cache=False)
+    del states
     held = sum(tensor.untyped_storage().nbytes() for at, tensor in saved.items() if at not in weights)
     assert counted == pytest.approx(held, rel=0.05)
 
