@@ -55,7 +55,10 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
 def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig") -> list[str]:
     """Changes that make the activations of a step smaller; accumulated gradients are held beside them."""
     changes, batch = [], args.per_device_train_batch_size
-    fitting = _fitting(batch, memory.activations, room - memory.logits)  # logits are held a chunk at a time
+    if args.has_teacher:  # logits are held a chunk at a time
+        fitting = _fitting(batch, memory.activations, room - memory.logits)
+    else:
+        fitting = _fitting(batch, memory.activations + memory.logits, room)
     if fitting > 0:
         times = args.gradient_accumulation_steps * math.ceil(batch / fitting)
         changes.append(f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}")

@@ -126,19 +126,20 @@ def test_a_stage_that_does_not_fit_says_what_to_change(make):
     assert all(word in changes for word in ("training.bf16: true", "activation_checkpointing: true", "adamw_bnb_8bit"))
 
 
-def test_the_change_of_a_batch_makes_it_fit(make):
+@pytest.mark.parametrize("name", ["student", "baseline"])
+def test_the_change_of_a_batch_makes_it_fit(make, name):
     training = {"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1}
     peaks = {
-        batch: plan_recipe(make(training={**training, "per_device_train_batch_size": batch})).stage("student").memory
+        batch: plan_recipe(make(training={**training, "per_device_train_batch_size": batch})).stage(name).memory
         for batch in (4, 16)
     }
     device = dataclasses.replace(DEVICES["t4"], memory=peaks[4].peak)
     problems = {problem.stage: problem for problem in plan_recipe(make(training=training), device).problems}
-    advised = next(change for change in problems["student"].changes if "train_batch_size" in change)
+    advised = next(change for change in problems[name].changes if "train_batch_size" in change)
     batch = int(advised.split(": ")[1].split()[0])
     assert 1 <= batch < 16
     changed = {**training, "per_device_train_batch_size": batch}
-    assert plan_recipe(make(training=changed)).stage("student").memory.peak <= device.memory
+    assert plan_recipe(make(training=changed)).stage(name).memory.peak <= device.memory
 
 
 @pytest.mark.parametrize(
