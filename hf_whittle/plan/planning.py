@@ -147,7 +147,9 @@ class _Planner:
 
     def plan(self) -> Plan:
         """The plan of all stages."""
-        trainings = {"student": {}} | ({"baseline": self.recipe.baseline_overrides} if self.recipe.baseline else {})
+        trainings: dict[str, dict[str, Any]] = {"student": {}}
+        if self.recipe.baseline:
+            trainings["baseline"] = self.recipe.baseline_overrides
         arguments = {
             name: self.recipe.training_arguments(self.recipe.output_dir, **overrides)
             for name, overrides in trainings.items()

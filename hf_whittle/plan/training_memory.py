@@ -90,7 +90,8 @@ class Step:
     def _trained(self, config: PreTrainedConfig) -> Any:
         model = build(config).train()
         if self.args.activation_checkpointing:
-            options: Any = dict(self.args.activation_checkpointing_kwargs or {})
+            given: Any = self.args.activation_checkpointing_kwargs
+            options: dict[str, Any] = dict(given or {})
             own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
             model.activation_checkpointing_enable(options or None, **own)
         return model

@@ -25,7 +25,10 @@ NAMES = (
     "crash",
 )
 BY_NAME = ("real_model", "recovery", "frontier", "plan")
-"""Run by name alone, since they need a checkpoint, or 6 GB of memory; `ranking`, which takes a day, has commands of its own."""
+"""Run by name alone, since they need a checkpoint, or 6 GB of memory (`plan`).
+
+`ranking`, which takes a day, has commands of its own.
+"""
 
 
 def main() -> None:

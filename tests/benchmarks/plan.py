@@ -24,7 +24,7 @@ from hf_whittle.plan.training_memory import Step, optimizer_bytes
 from .measuring import peak_memory
 
 DEMO = Path(hf_whittle.__file__).parent / "demo" / "teacher"
-PYTHIA = {"vocab_size": 50304, "rotary_pct": 0.25, "max_position_embeddings": 2048}
+PYTHIA: dict[str, Any] = {"vocab_size": 50304, "rotary_pct": 0.25, "max_position_embeddings": 2048}
 STEPS = 3
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "demo": (
@@ -49,7 +49,12 @@ def configs(name: str) -> tuple[Any, Any]:
     if name == "demo":
         teacher: Any = AutoConfig.from_pretrained(DEMO)
     else:
-        whole = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+        whole: dict[str, Any] = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        }
         teacher = GPTNeoXConfig(**PYTHIA, **whole)
     return type(teacher)(**{**teacher.to_dict(), **sizes}), teacher
 
