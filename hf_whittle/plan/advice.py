@@ -60,7 +60,8 @@ def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig"
     else:
         fitting = _fitting(batch, memory.activations + memory.logits, room)
     if fitting > 0:
-        times = args.gradient_accumulation_steps * math.ceil(batch / fitting)
+        fitting = max(size for size in range(1, fitting + 1) if batch % size == 0)
+        times = args.gradient_accumulation_steps * batch // fitting
         changes.append(f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}")
     if not args.activation_checkpointing:
         changes.append(f"{section}.activation_checkpointing: true, which runs each layer twice")
