@@ -85,7 +85,8 @@ class Step:
                     total, activations, logits = self._loss(rehearsal, trained, of_teacher, input_ids)
                 total.backward()
                 del total
-        return StepMemory(activations - before, logits + self._extra(student), rehearsal.peak - start)
+        kept, extra = self._hidden_states(student, teacher), self._extra(student)
+        return StepMemory(activations - before + kept, logits + extra, rehearsal.peak - start + kept + extra)
 
     def _trained(self, config: PreTrainedConfig) -> Any:
         model = build(config).train()
@@ -132,6 +133,13 @@ class Step:
             return SparseTargets(ids, ids.float(), tail=False, entropy=torch.zeros(len(ids)))
         with torch.no_grad():
             return dense_targets(teacher, _head(teacher), input_ids=input_ids, use_cache=False)
+
+    def _hidden_states(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> int:
+        """Bytes of the teacher's hidden states after the student's layers, if the student learns from them."""
+        if not self.args.hidden_weight or teacher is None:
+            return 0
+        tokens = self.args.train_batch_size * self.block_size
+        return 4 * tokens * teacher.hidden_size * student.num_hidden_layers
 
     def _extra(self, student: PreTrainedConfig) -> int:
         """Bytes of temporary tensors of the loss that a rehearsal does as on a CPU."""

@@ -13,6 +13,7 @@ from hf_whittle.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"[\d,.]+(e\+\d+)?")
 PYTHIA_410M = {
     "vocab_size": 50304,
     "hidden_size": 1024,
@@ -32,7 +33,15 @@ def test_the_plan_on_the_page_is_that_of_its_recipe(tmp_path):
     assert shown is not None
     lines = summary(plan_recipe(recipe, "l4")).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("Time in all on other devices"))
-    assert shown[1].splitlines() == [*lines[: at - 1], *lines[at + 1 :]]
+    for printed, expected in zip(shown[1].split(), " ".join([*lines[:at], *lines[at + 1 :]]).split(), strict=True):
+        if NUMBER.fullmatch(printed):  # bytes depend on the version of torch
+            assert number(printed) == pytest.approx(number(expected), rel=0.1)
+        elif set(printed) != {"-"}:
+            assert printed == expected
+
+
+def number(text):
+    return float(text.replace(",", ""))
 
 
 def test_devices_on_the_page_are_those_of_the_table():

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from small_models import OTHERS, VARIANTS, draw_subnet
 from torch.autograd.graph import saved_tensors_hooks
 
 from hf_whittle import DistillationConfig
+from hf_whittle.cost import num_parameters
+from hf_whittle.models.student import student_config
 from hf_whittle.plan.models import build
 from hf_whittle.plan.rehearsal import rehearse
 from hf_whittle.plan.training_memory import Step, cross_entropy_memory, optimizer_bytes
@@ -90,12 +93,24 @@ def test_memory_of_a_step_follows_its_settings(step, tiny_config):
     assert step(activation_checkpointing=True).memory(tiny_config, tiny_config).activations < plain.activations / 2
     with_text_alone = step(beta=0.0).memory(tiny_config, None)
     assert with_text_alone.activations < plain.activations
+    of_states = step(hidden_weight=1.0).memory(tiny_config, tiny_config).activations - plain.activations
+    assert of_states == 4 * 4 * LENGTH * tiny_config.hidden_size * tiny_config.num_hidden_layers
     gradients = 4 * build_parameters(tiny_config)
     accumulated = step(gradient_accumulation_steps=2).memory(tiny_config, tiny_config)
     assert accumulated.peak - plain.peak == pytest.approx(gradients, rel=0.2)
     on_gpu = copy.copy(step())
     object.__setattr__(on_gpu, "on_cpu", False)
     assert on_gpu.memory(tiny_config, tiny_config).logits > plain.logits
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])
+def test_students_of_every_architecture_are_rehearsed(step, make_stock, name):
+    config = make_stock(**{**VARIANTS, **OTHERS}[name]).config
+    subnet = draw_subnet(config, 3)
+    student, gradients = student_config(config, subnet), 4 * num_parameters(config, subnet)
+    found = step().memory(student, config)
+    assert found.peak >= max(found.activations, gradients) and found.logits > 0
+    assert step().evaluation(student) > 0
 
 
 def build_parameters(config):
