@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fixtures_slow import slow_but
 from small_models import OTHERS, VARIANTS, draw_subnet
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -103,7 +104,7 @@ def test_memory_of_a_step_follows_its_settings(step, tiny_config):
     assert on_gpu.memory(tiny_config, tiny_config).logits > plain.logits
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])
+@pytest.mark.parametrize("name", slow_but([*VARIANTS, *OTHERS], "eager", "gemma3", "llama"))
 def test_students_of_every_architecture_are_rehearsed(step, make_stock, name):
     config = make_stock(**{**VARIANTS, **OTHERS}[name]).config
     subnet = draw_subnet(config, 3)
