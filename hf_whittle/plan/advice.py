@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
     from ..recipe.recipe import Recipe
 
+_CHUNK = 1024
+"""Tokens whose logits a training holds at a time, unless its arguments say otherwise; on a CPU fewer."""
+
 
 def problem_of(
     stage: StagePlan, available: int, recipe: "Recipe", args: "DistillationConfig | None" = None
@@ -42,20 +45,27 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
     evaluated = _fitting(args.per_device_eval_batch_size, memory.evaluation, available - fixed)
     if fixed + memory.evaluation > available and evaluated > 0:
         changes.append(f"{section}.per_device_eval_batch_size: {evaluated}")
-    if fixed + memory.gradients + memory.activations + memory.logits > available:
-        changes += _of_step(section, memory, available - fixed - memory.gradients, args)
+    room = available - fixed - memory.gradients
+    if memory.activations + memory.logits > room > 0:
+        rows = args.per_device_train_batch_size * recipe.data.block_size
+        in_chunks = args.has_teacher and rows > (args.loss_chunk_size or _CHUNK)
+        changes += _of_step(section, memory, room, args, in_chunks)
     if "adamw" in str(args.optim) and "bit" not in str(args.optim):
         saved = memory.optimizer - memory.optimizer // 4
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
         changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
-    return [*changes, "a smaller bin, or a device with more memory"]
+    alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
+    return [*changes, f"a smaller bin, or a device with more memory{alone}"]
 
 
-def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig") -> list[str]:
-    """Changes that make the activations of a step smaller; accumulated gradients are held beside them."""
+def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
+    """Changes that make the activations of a step smaller; accumulated gradients are held beside them.
+
+    Logits of a smaller batch take less, unless they are computed in chunks.
+    """
     changes, batch = [], args.per_device_train_batch_size
-    if args.has_teacher:  # logits are held a chunk at a time
+    if in_chunks:
         fitting = _fitting(batch, memory.activations, room - memory.logits)
     else:
         fitting = _fitting(batch, memory.activations + memory.logits, room)
@@ -92,7 +102,10 @@ def _of_healing(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]
     batch = _fitting(getattr(recipe.heal, "batch_size", 1), max(memory.logits, memory.activations), available - (
         memory.weights + memory.moments
     ))  # fmt: skip
-    return [*([f"heal.batch_size: {batch}"] if batch > 0 else []), "heal: false"]
+    changes = [f"heal.batch_size: {batch}"] if batch > 0 else []
+    if memory.weights < available:
+        changes.append("heal: false")
+    return [*changes, "a smaller super-network, or a device with more memory"]
 
 
 def _of_others(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:

@@ -14,14 +14,14 @@ _ROWS, _NUMBER, _INDEX = "aten::nonzero", "aten::_local_scalar_dense", "aten::in
 
 
 class Rehearsal:
-    """Bytes that are held, and the most that were.
+    """Bytes that are held, the most that were since `restart`, and the most that were since `begin`.
 
     Args:
         rows (`int`): rows that a `nonzero` finds, at most.
     """
 
     def __init__(self, rows: int):
-        self.held = self.peak = 0
+        self.held = self.peak = self.highest = 0
         self._rows = rows
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -47,11 +47,16 @@ class Rehearsal:
         self._known.add(storage)
         size = storage.nbytes()
         self.held += size
-        self.peak = max(self.peak, self.held)
+        self.peak, self.highest = max(self.peak, self.held), max(self.highest, self.held)
         weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self.held -= size
+
+    def begin(self) -> int:
+        """Forget all peaks, and return what is held."""
+        self.highest = self.held
+        return self.restart()
 
     def restart(self) -> int:
         """Set the peak back to what is held, and return that."""

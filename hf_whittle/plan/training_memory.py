@@ -78,15 +78,16 @@ class Step:
         with rehearse(rows=2 * self.chunk) as rehearsal:
             trained, of_teacher = self._trained(student), None if teacher is None else build(teacher).eval()
             input_ids = torch.zeros(batch, self.block_size, dtype=torch.long)
-            start = rehearsal.restart()
+            start = rehearsal.begin()
             for _ in range(min(2, self.args.gradient_accumulation_steps)):
                 before = rehearsal.held
                 with self.autocast():
                     total, activations, logits = self._loss(rehearsal, trained, of_teacher, input_ids)
                 total.backward()
                 del total
-        kept, extra = self._hidden_states(student, teacher), self._extra(student)
-        return StepMemory(activations - before + kept, logits + extra, rehearsal.peak - start + kept + extra)
+        kept, logits = self._hidden_states(student, teacher), logits + self._extra(student)
+        peak = max(rehearsal.highest, activations + logits) - start
+        return StepMemory(activations - before + kept, logits, peak + kept)
 
     def _trained(self, config: PreTrainedConfig) -> Any:
         model = build(config).train()
@@ -145,7 +146,8 @@ class Step:
         """Bytes of temporary tensors of the loss that a rehearsal does as on a CPU."""
         if self.on_cpu or not self.args.has_teacher:
             return 0
-        return 4 * _ON_GPU.get(self.args.divergence, 8) * self.chunk * student.vocab_size
+        rows = min(self.chunk, self.args.train_batch_size * self.block_size)
+        return 4 * _ON_GPU.get(self.args.divergence, 8) * rows * student.vocab_size
 
     def evaluation(self, student: PreTrainedConfig) -> int:
         """Bytes of an evaluation in a training, beside weights and optimizer."""

@@ -126,6 +126,14 @@ def test_a_stage_that_does_not_fit_says_what_to_change(make):
     assert all(word in changes for word in ("training.bf16: true", "activation_checkpointing: true", "adamw_bnb_8bit"))
 
 
+def test_weights_that_do_not_fit_are_named_as_the_reason(recipe, plan):
+    device = dataclasses.replace(DEVICES["t4"], memory=plan.stage("student").memory.weights)
+    problems = {problem.stage: problem for problem in plan_recipe(recipe, device).problems}
+    assert "weights, optimizer and gradients alone take" in problems["student"].changes[-1]
+    assert not any("batch_size" in change for change in problems["student"].changes)
+    assert problems["healing"].changes == ("a smaller super-network, or a device with more memory",)
+
+
 @pytest.mark.parametrize("name", ["student", "baseline"])
 def test_the_change_of_a_batch_makes_it_fit(make, name):
     training = {"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1}
@@ -168,7 +176,10 @@ def test_the_change_of_an_evaluation_makes_it_fit(make):
     few = plan_recipe(make(training={**training, "per_device_eval_batch_size": 4})).stage("student").memory
     device = dataclasses.replace(DEVICES["t4"], memory=few.peak)
     problems = {problem.stage: problem for problem in plan_recipe(make(training=training), device).problems}
-    assert problems["student"].changes[0] == "training.per_device_eval_batch_size: 4"
+    name, advised = problems["student"].changes[0].removeprefix("training.").split(": ")
+    assert name == "per_device_eval_batch_size" and 4 <= int(advised) < 16
+    changed = {**training, name: int(advised)}
+    assert plan_recipe(make(training=changed)).stage("student").memory.peak <= device.memory
 
 
 def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):

@@ -36,7 +36,8 @@ def test_tensors_are_counted_while_they_are_held():
         assert rehearsal.held == 4000 + 40000
         del two
         assert (rehearsal.held, rehearsal.peak) == (4000, 44000)
-        assert rehearsal.restart() == rehearsal.peak == 4000
+        assert rehearsal.restart() == rehearsal.peak == 4000 and rehearsal.highest == 44000
+        assert rehearsal.begin() == rehearsal.highest == 4000
         del one, view
     assert rehearsal.held == 0
 
