@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .facts import Memory, Problem, StagePlan
+from .training_memory import text_of
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -50,7 +51,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         rows = args.per_device_train_batch_size * recipe.data.block_size
         in_chunks = args.has_teacher and rows > (args.loss_chunk_size or _CHUNK)
         changes += _of_step(section, memory, room, args, in_chunks)
-    if "adamw" in str(args.optim) and "bit" not in str(args.optim):
+    if "adamw" in (name := text_of(args.optim)) and "bit" not in name:
         saved = memory.optimizer - memory.optimizer // 4
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:

@@ -7,7 +7,7 @@ from ..healing.moments_cost import feature_widths
 from .blocks import Blocks
 from .facts import StagePlan
 from .students import Students
-from .training_memory import optimizer_bytes
+from .training_memory import optimizer_bytes, text_of
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -46,11 +46,11 @@ class Disk:
 
     def training(self, args: "DistillationConfig", steps: int) -> int:
         """Checkpoints; a new one is written before an old one is removed."""
-        strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+        strategy = text_of(args.save_strategy)
         every = args.save_steps if args.save_steps >= 1 else max(1, steps * args.save_steps)
         saved = {"no": 0, "steps": int(steps // every) + 1}.get(strategy, int(args.num_train_epochs) + 1)
         kept = saved if args.save_total_limit is None else min(saved, args.save_total_limit + 1)
-        return kept * (self.weights + optimizer_bytes(str(args.optim), self.students.parameters))
+        return kept * (self.weights + optimizer_bytes(args, self.students.parameters))
 
     def most(self, stages: tuple[StagePlan, ...]) -> int:
         """Most bytes at the same time: students and a store stay."""

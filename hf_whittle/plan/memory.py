@@ -15,7 +15,7 @@ from .blocks import Blocks
 from .facts import Memory
 from .fitnesses import Fitnesses
 from .students import Students
-from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes
+from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -156,9 +156,9 @@ class Memories:
         step = Step(args, self.blocks.size, self.draws, self.on_cpu)
         teacher = self.teacher if args.has_teacher and self.draws is None else None
         found: StepMemory = step.memory(self.students.student_config, teacher)
-        evaluation = step.evaluation(self.students.student_config) if str(args.eval_strategy) != "no" else 0
+        evaluation = step.evaluation(self.students.student_config) if text_of(args.eval_strategy) != "no" else 0
         weights = self._models + self._student
-        optimizer = optimizer_bytes(str(args.optim), self.students.parameters)
+        optimizer = optimizer_bytes(args, self.students.parameters)
         return Memory(
             weights=weights,
             optimizer=optimizer,

@@ -1,5 +1,6 @@
 """The plan of a recipe, from configurations alone."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from .healing import most_healing_flops
 from .memory import Memories
 from .searching import candidates_of, likely_flops, search_cost
 from .students import Students
+from .training_memory import text_of
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -273,9 +275,9 @@ class _Planner:
 
 def _evaluations(args: "DistillationConfig", steps: int) -> int:
     """Evaluations in a training, the one at its end included."""
-    if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "steps" or not args.eval_steps:
+    if text_of(args.eval_strategy) != "steps" or not args.eval_steps:
         return 1
-    every = args.eval_steps if args.eval_steps >= 1 else max(1, -int(-steps * args.eval_steps // 1))
+    every = args.eval_steps if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
     return int(args.eval_on_start) + int(steps // every) + (steps % every > 0)
 
 

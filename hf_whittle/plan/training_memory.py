@@ -18,16 +18,32 @@ from .rehearsal import Rehearsal, rehearse
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
 
-_STATES = {"adafactor": 0.1, "sgd": 0, "lomo": 0, "8bit": 2, "4bit": 1, "lion": 4, "adagrad": 4, "rmsprop": 4}
-"""Bytes of an optimizer's states for each parameter, by a part of its name; 8 for the others, such as AdamW."""
+_STATES = {
+    "lion_8bit": 1,
+    "8bit": 2,
+    "4bit": 1,
+    "adafactor": 0.1,
+    "sgd": 0,
+    "lomo": 0,
+    "lion": 4,
+    "rmsprop": 4,
+    "adagrad": 4,
+}
+"""Bytes of an optimizer's states for each parameter, by the first part of its name found; 8 for others, as AdamW."""
 _ON_GPU = {"forward_kl": 2}
 """Tensors of a whole chunk of logits that the loss makes on a GPU, and in small tiles on a CPU; 8 for the others."""
 
 
-def optimizer_bytes(name: str, parameters: int) -> int:
-    """Bytes of the states of an optimizer, by its name in `TrainingArguments`."""
-    each = next((value for part, value in sorted(_STATES.items()) if part in name), 8)
+def optimizer_bytes(args: "DistillationConfig", parameters: int) -> int:
+    """Bytes of the states of the optimizer of a training."""
+    name = text_of(args.optim)
+    each = next((value for part, value in _STATES.items() if part in name), 8)
     return int(each * parameters)
+
+
+def text_of(choice: Any) -> str:
+    """An argument that is an enumeration or text, as text."""
+    return str(getattr(choice, "value", choice))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def planned(name: str, **changes: Any) -> dict[str, float]:
             AutoModelForCausalLM.from_config(each).num_parameters() for each in (student, teacher)
         )
     weights = 4 * (parameters + (of_teacher if args.has_teacher else 0))
-    optimizer = optimizer_bytes(str(args.optim), parameters)
+    optimizer = optimizer_bytes(args, parameters)
     peak = step.memory(student, teacher if args.has_teacher else None).peak
     return {
         "weights": weights / 2**20,

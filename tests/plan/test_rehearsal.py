@@ -126,5 +126,6 @@ def test_an_evaluation_holds_all_logits(step, tiny_config):
     assert cross_entropy_memory(tiny_config, 3, LENGTH) >= 2 * 3 * logits
 
 
-def test_bytes_of_optimizers():
-    assert [optimizer_bytes(name, 100) for name in ("adamw_torch_fused", "adamw_bnb_8bit", "sgd")] == [800, 200, 0]
+def test_bytes_of_optimizers(step):
+    optimizers = {"adamw_torch_fused": 800, "adamw_torch_8bit": 200, "adafactor": 10, "sgd": 0}
+    assert {name: optimizer_bytes(step(optim=name).args, 100) for name in optimizers} == optimizers
