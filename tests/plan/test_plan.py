@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from hf_whittle import SearchResult, SubnetConfig
 from hf_whittle.cli import main
 from hf_whittle.cost import flops_per_token, num_parameters
+from hf_whittle.distillation.store.encodings import Samples
 from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, WhittleError
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.devices import DEVICES
@@ -99,6 +100,14 @@ def test_a_teacher_of_its_own_takes_memory(make, recipe, plan, teacher_folder):
         more = apart.stage(name).memory.peak - plan.stage(name).memory.peak
         assert more == 4 * plan.teacher
     assert apart.stage("search").memory == plan.stage("search").memory
+
+
+def test_a_store_that_is_not_written_yet_is_a_stage(make, plan, tmp_path):
+    stored = plan_recipe(make(teacher_store=str(tmp_path / "store")))
+    store, student = stored.stage("store"), stored.stage("student")
+    assert store.tokens == student.tokens and store.disk == store.tokens * Samples(300).bytes_per_token
+    assert student.flops == plan.stage("student").flops and student.hours < plan.stage("student").hours
+    assert any("hf-whittle store-logits writes it" in note for note in stored.notes)
 
 
 def test_hours_are_flops_at_the_rate_of_the_device(recipe):
