@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import NEURONS
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import absorbs, layer_after, projections, reads_head, writer_features
+from .parts import absorbs, layer_after, may_change_basis, projections, reads_head, writer_features
 from .symmetric import SymmetricSums
 
 
@@ -54,6 +54,7 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     to_basis = outputs * len(groups) + (settings["states"] == "teacher")  # hidden states of the teacher, in each layer
     sums += 2 * size * channels * shape.num_hidden_layers * to_basis
     solved = _reader_flops(config, shape, subnet.layers[0], head) if read or head else 0
+    solved += is_principal * _basis_flops(config, shape)
     for (features, targets), fit in zip(fits, report["fits"], strict=True):
         solved += fit["tried"] * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
@@ -74,8 +75,9 @@ def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, s
 
 
 def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, tokens: int, max_gap: int) -> int:
-    """FLOPs of healing a student from moments of its super-network: Cholesky factors and products of matrices.
+    """Upper estimate of the FLOPs of healing a student from moments: Cholesky factors and products of matrices.
 
+    A change of basis is counted wherever the configuration allows it, though the last norm before a tied head may not.
     Predictions over longer gaps than `max_gap` are counted by `prediction_flops`.
 
     Args:
@@ -92,6 +94,7 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, t
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
 
     total = _reader_flops(config, shape, subnet.layers[0], reads_head(config, shape.hidden_size))
+    total += may_change_basis(config, shape.hidden_size) * _basis_flops(config, shape)
     for position, groups in enumerate(writer_features(config, shape)):
         layer, every = subnet.layers[position], full[subnet.layers[position]]
         if is_normalized:  # each group is fitted to its own output
@@ -137,6 +140,13 @@ def _from_embedding(config: PreTrainedConfig, layer: int, features: int) -> int:
 def _read(config: PreTrainedConfig, shape: Shape, first: int) -> range:
     """Positions of layers whose readers are healed: all if channels are left out, the first if earlier layers are."""
     return range(shape.num_hidden_layers) if shape.hidden_size < config.hidden_size else range(min(first, 1))
+
+
+def _basis_flops(config: PreTrainedConfig, shape: Shape) -> int:
+    """FLOPs of a change of basis: an eigendecomposition, and the embedding and the writers in the new basis."""
+    size, channels = config.hidden_size, shape.hidden_size
+    rows = config.vocab_size + sum(sum(features) for features in writer_features(config, shape))
+    return 9 * size**3 + 2 * rows * size * channels
 
 
 def _reader_flops(config: PreTrainedConfig, shape: Shape, first: int, head: bool) -> int:

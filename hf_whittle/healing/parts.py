@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 _ALIKE = 0.6
 """Least ratio to the median, and inverse of the largest, of scales that count as alike."""
 
+_MOST_APART = 0.1
+"""Largest share of channels with other scales; with more, a student heals better in kept channels."""
+
 
 def apart(scale: torch.Tensor) -> torch.Tensor:
-    """Which channels `(D,)` the last norm scales by far more or less than most, or by a negative number."""
+    """Which channels `(D,)` the last norm scales by far more or less than most, or another sign; all if most by 0."""
     relative = scale / scale.median()
-    return (relative < _ALIKE) | (relative > 1 / _ALIKE)
+    return ~((relative >= _ALIKE) & (relative <= 1 / _ALIKE))  # NaN is not alike
 
 
 @dataclass(frozen=True)
@@ -192,22 +195,35 @@ def scale_of_last_norm(model: Source) -> torch.Tensor:
     return model.weight(f"{head_matrix(model.config).norm}.weight") + get_architecture(model.config).norms.offset
 
 
+def may_change_basis(config: "PreTrainedConfig", channels: int) -> bool:
+    """Whether hidden states of a student may have another basis than some channels, as far as configurations tell.
+
+    No norm may scale the channels of what writers add. Where embeddings are tied, norms may not subtract the mean.
+
+    Args:
+        config (`PreTrainedConfig`): the super-network's.
+        channels (`int`): channels of the student.
+    """
+    is_free = output_matrix(config) is not None or get_architecture(config).norms.kind == "rms"
+    return 1 < channels < config.hidden_size and absorbs(config) and is_free
+
+
 def can_change_basis(model: Source, channels: int) -> bool:
     """Whether hidden states of a student of a model can have another basis than some of its channels.
 
-    No norm may scale the channels of what writers add. Where embeddings are tied, norms may not subtract the mean, and
-    most channels must be scaled alike by the last one, as `Basis.tied` has it.
+    Beside `may_change_basis`, where embeddings are tied, the last norm must scale most channels alike, as `Basis.tied`
+    has it.
 
     Args:
         model (`Source`): the super-network.
         channels (`int`): channels of the student.
     """
-    config = model.config
-    if not 1 < channels < config.hidden_size or not absorbs(config):
+    if not may_change_basis(model.config, channels):
         return False
-    if output_matrix(config) is not None:
+    if output_matrix(model.config) is not None:
         return True
-    return get_architecture(config).norms.kind == "rms" and channels > int(apart(scale_of_last_norm(model)).sum())
+    is_apart = apart(scale_of_last_norm(model))
+    return channels > int(is_apart.sum()) and float(is_apart.float().mean()) <= _MOST_APART
 
 
 def reads_head(config: "PreTrainedConfig", channels: int, states: str | None = "teacher") -> bool:

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..architectures.dimensions import CHANNELS
 from ..architectures.registry import check_model_type
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
@@ -27,8 +28,12 @@ from ..extraction.extraction import extract_subnet
 from ..extraction.folder import without_bars
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
+from ..healing.config import BasisName, HealingConfig
+from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
+from ..models.source import Source
 from ..record.lineage import Lineage
+from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from .changes import has_begun
@@ -118,21 +123,30 @@ def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path,
 
 def _try_student(inputs: Inputs, folder: Path) -> None:
     """Extract and heal a student, and leave it in a folder as a run does."""
-    heal = inputs.recipe.heal
+    heal, space = inputs.recipe.heal, make_space(inputs)
     with _blamed("heal", folder):
         check_generation_config(inputs.supernet.generation_config)
         student: Any = extract_subnet(
             inputs.supernet,
-            smallest_subnet(make_space(inputs)),
+            smallest_subnet(space),
             heal=heal,
             calibration_dataset=_short(inputs.healing_blocks, _TOKENS) if heal else None,
             progress=False,
         )
-        if heal:  # whether or not it helped so small a student
-            student.healing = dataclasses.replace(student.healing, is_healed=True)
+        if isinstance(heal, HealingConfig):  # whether or not it helped so small a student
+            basis = _basis_of_some_student(inputs, space, heal)
+            student.healing = dataclasses.replace(student.healing, is_healed=True, basis=basis)
         student.save_pretrained(folder)
         save_tokenizer(inputs.tokenizer, folder)
         Lineage.of(student).save(folder)
+
+
+def _basis_of_some_student(inputs: Inputs, space: SearchSpace, heal: HealingConfig) -> BasisName:
+    """The principal basis, which not every training goes with, if healing may give it to a student of the space."""
+    supernet = inputs.supernet
+    source = Source(supernet.state_dict(), supernet.full_config, supernet.device)
+    is_free = heal.basis != "channels" and any(can_change_basis(source, size) for size in space.sizes(CHANNELS))
+    return "principal" if is_free else "channels"
 
 
 def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dict[str, Any]) -> None:
@@ -148,6 +162,7 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
         trainer = trainers.make(student, args, blocks, [_OneStep()])
         _without_loggers(trainer).train()
         save_student(trainer.accelerator.unwrap_model(trainer.model), inputs.tokenizer, final)
+        Lineage.of(student).save(final)
         AutoTokenizer.from_pretrained(final)
         again = trainers.make(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
         _without_loggers(again).train_from(last_checkpoint(folder / section))

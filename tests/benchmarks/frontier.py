@@ -2,19 +2,21 @@
 
 Subnets of SmolLM2-135M in two bins: the first that the ranking study chose in each. Each is taken as a slice, and
 healed on several numbers of tokens, with both attempts or one; then it is distilled on several budgets, each with a
-schedule of its own and the best of some learning rates. Teacher, text and trainings are those of the ranking study,
-which says what its environment variables are; the forward passes of healing run in bfloat16 too. Every point is kept in
-`runs/`, so that an interrupted benchmark goes on.
+schedule of its own and the best of some learning rates. Costs are those of healing, of the teacher's hidden states and
+of training, without judging on the test text. Teacher, text and trainings are those of the ranking study, which says
+what its environment variables are; the forward passes of healing run in bfloat16 too. Every point is kept in `runs/`,
+so that an interrupted benchmark goes on.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
+from hf_whittle.cost import training_flops_per_token
 from hf_whittle.evaluation import cross_entropy, perplexity
 from hf_whittle.files.text import write_json
 from hf_whittle.fitness.probe import ProbeConfig
@@ -30,7 +32,7 @@ STARTS = {
     "sliced": None,
     "healed on 4,096 tokens": (4_096, {}),
     "healed on 16,384 tokens": (16_384, {}),
-    "healed on 16,384 tokens, on the student's states alone": (16_384, {"states": "student"}),
+    "healed on 16,384 tokens, in one attempt": (16_384, {"basis": "principal", "states": "student"}),
     "healed on 49,152 tokens": (49_152, {}),
 }
 """Calibration tokens and settings of healing."""
@@ -44,13 +46,39 @@ class Start:
 
     weights: dict[str, torch.Tensor]
     perplexity: float
-    facts: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "flops": 0})
+    facts: dict[str, Any]
 
 
 class From(Training):
-    """The trainings of a start."""
+    """The trainings of a start, seconds of the last one, and those of the teacher's hidden states before them all."""
 
     start: Start
+    seconds: float
+    teacher_seconds: float
+
+    @classmethod
+    def of(cls, material: Material, budget: int, rate: float) -> "From":
+        steps = budget // (REAL.batch_size * material.train.shape[1])
+        config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
+        started = time.perf_counter()
+        training = cls(material.supernet, material.train, material.test, config, autocast=REAL.autocast)
+        training.teacher_seconds = time.perf_counter() - started
+        return training
+
+    def cost(self, subnet: SubnetConfig) -> dict[str, Any]:
+        """Seconds and FLOPs of the start, the teacher and the last training, which was of this subnet."""
+        length = self.input_ids.shape[1]
+        trained = self._steps(1.0) * self.config.batch_size * length
+        trained *= training_flops_per_token(self.supernet.full_config, subnet, sequence_length=length)
+        return {
+            "seconds": round(self.start.facts["seconds"] + self.teacher_seconds + self.seconds, 1),
+            "flops": self.start.facts["flops"] + self.preparation["flops"] + trained,
+        }
+
+    def _train(self, student: Any, steps: int) -> None:
+        started = time.perf_counter()
+        super()._train(student, steps)
+        self.seconds = time.perf_counter() - started
 
     def student(self, subnet: SubnetConfig) -> Any:
         student = extract_subnet(self.supernet, subnet, dtype=torch.float32)
@@ -73,7 +101,7 @@ def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[
         flops = healing_flops(material.supernet.full_config, subnet, report, length)
         seconds = round(time.perf_counter() - started, 1)
         facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
-        facts |= {name: report["settings"][name] for name in ("states", "basis")}
+        facts |= {"states": report["settings"]["states"], "basis": report["basis"]}
     with bfloat16(REAL.autocast):
         value = perplexity(cross_entropy(student, material.test, REAL.eval_batch_size))
     return Start({name: tensor.clone() for name, tensor in student.state_dict().items()}, value, facts)
@@ -110,23 +138,11 @@ def measure() -> dict[str, Any]:
                     add(**point, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
                     continue
                 if (budget, rate) not in trainings:
-                    steps = budget // (REAL.batch_size * material.train.shape[1])
-                    config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
-                    trainings[budget, rate] = From(
-                        material.supernet, material.train, material.test, config, autocast=REAL.autocast
-                    )
+                    trainings[budget, rate] = From.of(material, budget, rate)
                 training = trainings[budget, rate]
-                training.start, started = start, time.perf_counter()
+                training.start = start
                 value = training(row.subnet)
-                cost = training.flops(row.subnet) + training.preparation["flops"]
-                add(
-                    **point,
-                    tokens=budget,
-                    rate=rate,
-                    perplexity=value,
-                    seconds=round(start.facts["seconds"] + time.perf_counter() - started, 1),
-                    flops=start.facts["flops"] + cost,
-                )
+                add(**point, tokens=budget, rate=rate, perplexity=value, **training.cost(row.subnet))
     return {"settings": described(material), "points": points, "frontier": frontiers(points)}
 
 

@@ -31,6 +31,7 @@ from hf_whittle.healing.hidden_states import HiddenStatesFile
 from hf_whittle.healing.parts import (
     Basis,
     absorbs,
+    apart,
     can_change_basis,
     head_matrix,
     normalized,
@@ -165,6 +166,55 @@ def test_way_back_from_the_principal_basis_undoes_the_scale_of_the_norm(normal, 
     reduced = normal @ basis.down.T
     normalized = reduced / reduced.square().mean().sqrt()
     torch.testing.assert_close(normalized @ basis.up.T, reduced @ basis.down, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("most", [1.5, -0.4])
+def test_one_matrix_in_the_tied_basis_embeds_and_reads(normal, size, most):
+    scale = most * torch.linspace(0.8, 1.2, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(1))]
+    scale[4] *= -1
+    median = scale.median()
+    gram, alike = normal.T @ normal, [channel for channel in range(12) if channel != 4]
+    basis = Basis.tied(gram, size, scale)
+    weight = (basis.down * scale * basis.up.T).sum(1) / basis.down.square().sum(1)
+    ratio = weight[0] / scale[4]  # of the root mean square of the student's hidden states to the teacher's
+    reduced = normal @ basis.down.T
+    assert ratio == pytest.approx((reduced.square().mean() / normal.square().mean()).sqrt().item(), rel=1e-4)
+    torch.testing.assert_close(reduced[:, 0], normal[:, 4])
+    torch.testing.assert_close(weight[1:], ratio * median * torch.ones(size - 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(basis.down @ basis.up, ratio * torch.eye(size), rtol=0, atol=1e-5)
+    root = (scale / median)[alike].sqrt()
+    _, _, components = np.linalg.svd((normal[:, alike] * root).double().numpy(), full_matrices=False)
+    first = torch.from_numpy(components[: size - 1]).float() * root
+    rotated = basis.down[1:, alike]
+    torch.testing.assert_close(rotated.T @ rotated, first.T @ first, rtol=0, atol=1e-4)
+    if size == 12:
+        head = (basis.down.T * weight) @ basis.down
+        torch.testing.assert_close(head, ratio * scale.diag(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ([2.0, 1.1, 4.0, 2.0], [False, True, True, False]),
+        ([-2.0, -2.0, -2.0, 2.0], [False, False, False, True]),
+        ([0.0, 0.0, 0.0, 2.0], [True, True, True, True]),
+        ([2.0, 2.0, math.nan, 2.0], [True, True, True, True]),
+    ],
+)
+def test_channels_apart_are_those_scaled_unlike_most(scale, expected):
+    assert apart(torch.tensor(scale)).tolist() == expected
+
+
+@pytest.mark.parametrize("scaled", [0, 2, 16, 20])
+def test_tied_students_keep_channels_where_too_many_are_apart(make_stock, sample_text, scaled):
+    teacher = make_stock(model_type="llama", tie_word_embeddings=True)
+    teacher.model.norm.weight.data.fill_(1.0)[:scaled] = 0.0  # 20 zeros of 32: the median is 0
+    subnet = SubnetConfig.full(teacher.config).replaced({CHANNELS: 16})
+    calibration = sample_text(teacher, 8)
+    student = extract_subnet(teacher, subnet, heal=True, calibration_dataset=calibration, progress=False)
+    report, is_free = student.healing, scaled < 16
+    assert (report.other is not None) == is_free
+    assert {report.basis, report.other["basis"] if is_free else "channels"} == {"channels", *["principal"] * is_free}
 
 
 def test_all_components_change_nothing_but_the_basis(any_supernet, input_ids):

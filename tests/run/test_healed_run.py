@@ -12,10 +12,19 @@ import torch
 from broken_runs import break_off, weights_that_differ
 from fixtures_run import FEW_IN_STAGES, make_recipe
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import hf_whittle
 from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
+from hf_whittle.architectures.dimensions import CHANNELS
 from hf_whittle.cost import flops_per_token
 from hf_whittle.errors import DataError, OutputError, VocabularyError
 from hf_whittle.evaluation import as_input_ids, cross_entropy
@@ -252,3 +261,22 @@ def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, subnet
         )
     counted = counter.get_total_flops()
     assert counted <= healing_flops(config, subnet, student.healing.to_dict(), 32) <= 1.4 * counted
+
+
+@pytest.mark.parametrize("settings", [{}, {"basis": "principal"}, {"basis": "channels"}], ids=str)
+def test_cost_of_healing_with_tied_embeddings_counts_each_attempt(settings):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+    config = LlamaConfig(**sizes, vocab_size=99, tie_word_embeddings=True, attn_implementation="eager")
+    subnet = SubnetConfig.full(config).with_layers([0, 1, 3]).replaced({CHANNELS: 40})
+    input_ids = torch.randint(0, 99, (20, 32), generator=torch.Generator().manual_seed(0))
+    model = LlamaForCausalLM(config).eval()
+    with FlopCounterMode(display=False) as counter:
+        student = extract_subnet(
+            model, subnet, heal=HealingConfig(**settings), calibration_dataset=input_ids, progress=False
+        )
+    report = student.healing.to_dict()
+    attempts = [report] if report["other"] is None else [report, report["other"]]
+    assert sorted(attempt["basis"] for attempt in attempts) == sorted(settings.values() or ["principal", "channels"])
+    assert all(attempt["settings"]["basis"] == attempt["basis"] for attempt in attempts)
+    counted = counter.get_total_flops()
+    assert counted <= healing_flops(config, subnet, report, 32) <= 1.4 * counted

@@ -19,6 +19,7 @@ import hf_whittle
 import hf_whittle.cli
 import hf_whittle.run.main
 import hf_whittle.run.preflight
+from hf_whittle import HealingConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
 from hf_whittle.errors import CheckpointError, OutputError, RecipeError, StoreError, SubnetError
 from hf_whittle.run import run
@@ -75,6 +76,25 @@ def test_a_mended_recipe_runs_in_the_same_folder(teacher_folder, texts, tmp_path
 def test_a_healing_that_training_cannot_go_with_is_found_before_the_search(texts, tmp_path):
     sections = {"bin": {"low": 800e3, "high": 880e3}, "training": {"hidden_weight": 1.0}, "heal": True}
     recipe = make_recipe(DEMO_TEACHER, texts, tmp_path / "run", **sections)
+    fails_early(recipe, SubnetError, r"heal it with HealingConfig\(basis='channels'\)")
+
+
+@pytest.mark.parametrize("heal", [False, HealingConfig(basis="channels")])
+def test_a_student_of_channels_learns_hidden_states(teacher_folder, texts, tmp_path, heal):
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "run", training={"hidden_weight": 1.0})
+    assert run(dataclasses.replace(recipe, heal=heal), progress=False)["student"]["steps"] == 6
+
+
+def test_a_tied_basis_that_training_cannot_go_with_is_found_before_the_search(
+    teacher_folder, make_stock, texts, tmp_path
+):
+    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    stock = make_stock(model_type="llama", tie_word_embeddings=True, vocab_size=300, bos_token_id=0, eos_token_id=0)
+    stock.model.norm.weight.data.fill_(1.0)[:4] = 5.0  # too many for the smallest student, which keeps channels
+    stock.save_pretrained(teacher)
+    space, bin = {"hidden_size": [4, 16, 4]}, {"low": 15e3, "high": 25e3}
+    sections = {"training": {"hidden_weight": 1.0}, "space": space, "bin": bin, "heal": True}
+    recipe = make_recipe(teacher, texts, tmp_path / "run", **sections)
     fails_early(recipe, SubnetError, r"heal it with HealingConfig\(basis='channels'\)")
 
 

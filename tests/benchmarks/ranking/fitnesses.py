@@ -104,8 +104,7 @@ def fitnesses_of(
     supernet, blocks, size = material.supernet, material.fitness, setting.eval_batch_size
 
     def divergence() -> Fitness:
-        with bfloat16(setting.autocast):
-            fitness = KLDivergence(supernet, blocks, size)
+        fitness = KLDivergence(supernet, blocks, size)  # its targets are in float16, which autocast does not take
         return InBfloat16(fitness) if setting.autocast else fitness
 
     def probe(steps: int, healed: bool) -> Fitness:
