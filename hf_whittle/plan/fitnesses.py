@@ -107,7 +107,8 @@ class Fitnesses:
 
     def _moments(self) -> tuple[int, int]:
         tokens = self.blocks.healing * self.blocks.size
-        forward = flops_per_token(self.config, sequence_length=self.blocks.size)
+        head = 2 * self.config.vocab_size * self.config.hidden_size  # is not run
+        forward = flops_per_token(self.config, sequence_length=self.blocks.size) - head
         gathered = tokens * (forward + 2 * products(self.config, self.max_gap))
         return tokens, gathered + prediction_flops(self.config, tokens, self.max_gap)
 

@@ -5,10 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..architectures.registry import get_architecture
 from ..healing.config import HealingConfig
 from ..healing.cost import healing_flops
-from ..healing.parts import absorbs, output_matrix, projections, reads_head, writer_features
+from ..healing.parts import may_change_basis, output_matrix, projections, reads_head, writer_features
 from ..subnet import Shape, SubnetConfig
 
 _STEPS_IN_ALL = 20
@@ -33,23 +32,12 @@ def most_healing_flops(
         block_size (`int`): tokens of a block.
     """
     channels = subnet.shape.hidden_size
-    attempts = settings.attempts(channels < config.hidden_size, _may_tie(config, channels))
+    can_tie = output_matrix(config) is None and may_change_basis(config, channels)  # as far as weights allow it
+    attempts = settings.attempts(channels < config.hidden_size, can_tie)
     return sum(
         healing_flops(config, subnet, _report(config, subnet, attempt, blocks, block_size), block_size)
         for attempt in attempts
     )
-
-
-def _may_tie(config: PreTrainedConfig, channels: int) -> bool:
-    """Whether embeddings are tied and might be in the principal basis, which depends on the weights."""
-    is_rms = get_architecture(config).norms.kind == "rms"
-    return output_matrix(config) is None and is_rms and 1 < channels < config.hidden_size and absorbs(config)
-
-
-def _may_be_principal(config: PreTrainedConfig, channels: int) -> bool:
-    """Whether the student's basis might be other than some channels."""
-    own_head = output_matrix(config) is not None
-    return 1 < channels < config.hidden_size and absorbs(config) and (own_head or _may_tie(config, channels))
 
 
 def _report(
@@ -57,7 +45,7 @@ def _report(
 ) -> dict[str, Any]:
     """A report as healing writes it, with the most strengths that each regression may try."""
     held_out = held_out_blocks(settings, blocks)
-    is_principal = settings.basis == "principal" and _may_be_principal(config, subnet.shape.hidden_size)
+    is_principal = settings.basis == "principal" and may_change_basis(config, subnet.shape.hidden_size)
     tried = len(settings.ridge) if settings.ridge else _most_tried((blocks - held_out) * block_size, config, subnet)
     return {
         "settings": vars(settings),
