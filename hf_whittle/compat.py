@@ -364,3 +364,24 @@ def without_packing(model: "nn.Module") -> Iterator[None]:
     finally:
         for module in packing:
             setattr(module, name, True)
+
+
+def rehearsing(watch: Any) -> Any:
+    """Context managers in which tensors have shapes but no memory, and every operation is given to a function.
+
+    `torch._subclasses.fake_tensor` and `torch.utils._python_dispatch` are documented, and have no public names.
+
+    Args:
+        watch (`Callable`): called as `watch(operation, args, kwargs)`; gives the result of the operation.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return watch(func, args, kwargs or {})
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(FakeTensorMode())
+    stack.enter_context(Watching())
+    return stack

@@ -29,6 +29,9 @@ RECIPE = {
 }
 OPTIONS = {
     "run": {"-h", "--help", "recipe", "--output-dir"},
+    "plan": {
+        *("-h", "--help", "recipe", "--device", "--utilization", "--measure", "--subnet", "--read-text", "--json"),
+    },
     "extract": {
         *("-h", "--help", "checkpoint", "--subnet", "--output-dir", "--format", "--dtype", "--max-shard-size"),
         *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),

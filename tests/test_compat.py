@@ -478,3 +478,18 @@ def test_four_bit_weights_are_packed_outside_the_block_alone(monkeypatch):
             model(x)
         with pytest.raises(PackedError):
             model(x)
+
+
+# torch: tensors without memory.
+
+
+def test_operations_of_a_rehearsal_are_watched_and_take_no_memory():
+    seen = []
+
+    def watch(operation, args, kwargs):
+        seen.append(operation.name())
+        return operation(*args, **kwargs)
+
+    with relies_on("torch", "FakeTensorMode and TorchDispatchMode"), compat.rehearsing(watch):
+        product = torch.zeros(2**20, 2**20).T @ torch.zeros(2**20, 3)  # 4 TB
+        assert product.shape == (2**20, 3) and "aten::mm" in seen

@@ -51,7 +51,9 @@ MAY_IMPORT = {
     "recipe": "checks cost distillation errors experimental files fitness healing search",
     "run": "architectures cost data distillation errors evaluation extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space subnet training",
-    "cli": "cost data distillation errors extraction files healing hub processes recipe run subnet",
+    "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
+    "space subnet",
+    "cli": "cost data distillation errors extraction files healing hub plan processes recipe run subnet",
     "demo": "",
 }
 """Folders and modules that each folder or module may import, at most; for type checkers and in functions, too.

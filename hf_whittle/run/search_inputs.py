@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
 from ..importance.scores import ImportanceScores, score_importance
 from ..models.supernet import SuperNetModel
-from ..recipe.sections import FITNESSES
+from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
 from .inputs import Inputs
 
@@ -103,8 +103,12 @@ class SearchInputs:
 
 def make_space(inputs: Inputs, **importance: Any) -> SearchSpace:
     """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature."""
-    section = inputs.recipe.space
+    return make_space_of(inputs.supernet.config, inputs.recipe.space, **importance)
+
+
+def make_space_of(config: PreTrainedConfig, section: SpaceSection, **importance: Any) -> SearchSpace:
+    """The search space of a super-network's configuration and a recipe's section; see `make_space`."""
     sizes: dict[str, Any] = section.ranges()
     return SearchSpace.from_config(
-        inputs.supernet.config, section.granularity, section.layer_wise, section.stock_only, **importance, **sizes
+        config, section.granularity, section.layer_wise, section.stock_only, **importance, **sizes
     )

@@ -8,13 +8,30 @@ are enumerated; the totals of the last one follow.
 import itertools
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cost.bins import Bin
+from ..cost.polynomial import Polynomial
 from ..errors import BinError
 from .sizes import Frame, Sizes
+
+
+class Greatest(NamedTuple):
+    """Sizes of the subnet of a bin that has the most of some cost.
+
+    Args:
+        cost (`float`): this cost.
+        frame (`tuple[int, ...]`): shared sizes, in the order of `Architecture.shared`.
+        layers (`int`): number of layers.
+        totals (`tuple[int, ...]`): totals over the layers, in the order of `Architecture.per_layer`.
+    """
+
+    cost: float
+    frame: Frame
+    layers: int
+    totals: tuple[int, ...]
 
 
 class Reach:
@@ -116,6 +133,29 @@ class Reach:
             low, high = 0 * spent, np.where((self._low <= spent) & (spent <= self._high), steps, -1)
         low, high = fewest + low * step, fewest + high * step
         return (int(low), int(high)) if np.ndim(layers) == 0 else (low, high)
+
+    def greatest(self, cost: Polynomial) -> "Greatest":
+        """The subnet of the bin that has the most of any cost.
+
+        Raises:
+            BinError: if no subnet lies in the bin.
+        """
+        _ = self.pairs  # raises
+        found = (each for frame in self.space.frames if (each := self._greatest_of_frame(cost, frame)) is not None)
+        return max(found, key=lambda each: each.cost)
+
+    def _greatest_of_frame(self, cost: Polynomial, frame: Frame) -> "Greatest | None":
+        of_layers, totals = self._possible_totals(frame)
+        low, high = self.last_totals(frame, of_layers, totals.T)
+        fits = low <= high
+        if not fits.any():
+            return None
+        prices = cost.prices(frame)
+        every = np.column_stack([totals[fits], high[fits]])
+        of_entries = np.array([prices.of(dimension) for dimension in (*self._enumerated, self._last)])
+        costs = prices.base(of_layers[fits]) + every @ of_entries
+        best = int(np.argmax(costs))
+        return Greatest(costs[best].item(), frame, int(of_layers[fits][best]), tuple(every[best].tolist()))
 
     def step(self, layers: Any) -> Any:
         """Distance between totals of the last dimension."""

@@ -24,8 +24,11 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-BY_NAME = ("real_model", "recovery", "frontier")
-"""Run by name alone, since they need a checkpoint; `ranking`, which takes a day, has commands of its own."""
+BY_NAME = ("real_model", "recovery", "frontier", "plan")
+"""Run by name alone, since they need a checkpoint, or 6 GB of memory (`plan`).
+
+`ranking`, which takes a day, has commands of its own.
+"""
 
 
 def main() -> None:

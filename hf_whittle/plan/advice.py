@@ -1,0 +1,118 @@
+"""Changes of a recipe that make a stage fit on a device."""
+
+import math
+from typing import TYPE_CHECKING
+
+from .facts import Memory, Problem, StagePlan
+from .training_memory import text_of
+
+if TYPE_CHECKING:
+    from ..distillation.config import DistillationConfig
+    from ..recipe.recipe import Recipe
+
+_CHUNK = 1024
+"""Tokens whose logits a training holds at a time, unless its arguments say otherwise; on a CPU fewer."""
+
+
+def problem_of(
+    stage: StagePlan, available: int, recipe: "Recipe", args: "DistillationConfig | None" = None
+) -> Problem | None:
+    """The problem of a stage that does not fit, with what to change; `None` if it fits.
+
+    Args:
+        stage (`StagePlan`): the stage.
+        available (`int`): bytes of the device.
+        recipe (`Recipe`): the recipe.
+        args (`DistillationConfig`, *optional*): arguments, if the stage is a training.
+    """
+    if stage.memory.peak <= available:
+        return None
+    if args is not None:
+        changes = _of_training(stage, available, recipe, args)
+    else:
+        changes = {"search": _of_search, "healing": _of_healing}.get(stage.name, _of_others)(stage, available, recipe)
+    return Problem(stage.name, stage.memory.peak, available, tuple(changes))
+
+
+def _fitting(batch: int, of_batch: int, room: int) -> int:
+    """Largest batch that takes at most `room` bytes, where `batch` takes `of_batch`; 0 if none does."""
+    return min(batch - 1, math.floor(batch * room / max(1, of_batch)))
+
+
+def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "DistillationConfig") -> list[str]:
+    section = "baseline" if stage.name == "baseline" and isinstance(recipe.baseline, dict) else "training"
+    memory, changes = stage.memory, []
+    fixed = memory.weights + memory.optimizer
+    evaluated = _fitting(args.per_device_eval_batch_size, memory.evaluation, available - fixed)
+    if fixed + memory.evaluation > available and evaluated > 0:
+        changes.append(f"{section}.per_device_eval_batch_size: {evaluated}")
+    room = available - fixed - memory.gradients
+    if memory.activations + memory.logits > room > 0:
+        rows = args.per_device_train_batch_size * recipe.data.block_size
+        in_chunks = args.has_teacher and rows > (args.loss_chunk_size or _CHUNK)
+        changes += _of_step(section, memory, room, args, in_chunks)
+    if "adamw" in (name := text_of(args.optim)) and "bit" not in name:
+        saved = memory.optimizer - memory.optimizer // 4
+        changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
+    if args.has_teacher and recipe.teacher_store is None:
+        changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
+    alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
+    return [*changes, f"a smaller bin, or a device with more memory{alone}"]
+
+
+def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
+    """Changes that make the activations of a step smaller; accumulated gradients are held beside them.
+
+    Logits of a smaller batch take less, unless they are computed in chunks.
+    """
+    changes, batch = [], args.per_device_train_batch_size
+    if in_chunks:
+        fitting = _fitting(batch, memory.activations, room - memory.logits)
+    else:
+        fitting = _fitting(batch, memory.activations + memory.logits, room)
+    if fitting > 0:
+        fitting = max(size for size in range(1, fitting + 1) if batch % size == 0)
+        times = args.gradient_accumulation_steps * batch // fitting
+        changes.append(f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}")
+    if not args.activation_checkpointing:
+        changes.append(f"{section}.activation_checkpointing: true, which runs each layer twice")
+    if not (args.bf16 or args.fp16):
+        changes.append(f"{section}.bf16: true, which halves most activations")
+    return changes
+
+
+def _of_search(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
+    memory, changes = stage.memory, []
+    batch = _fitting(
+        recipe.search.batch_size, max(memory.logits, memory.activations), available - memory.weights - memory.moments
+    )
+    if batch > 0:
+        changes.append(f"search.batch_size: {batch}")
+    if recipe.search.fitness == "kl":
+        changes.append("data.search_tokens: fewer, or search.fitness: perplexity, which keeps no targets")
+    elif memory.moments:
+        changes.append(
+            f"search.fitness: perplexity, which takes no moments ({in_words(memory.moments)}), or in Python "
+            "HealedPerplexity(memory=...)"
+        )
+    return [*changes, "a smaller super-network, or a device with more memory"]
+
+
+def _of_healing(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
+    memory = stage.memory
+    batch = _fitting(getattr(recipe.heal, "batch_size", 1), max(memory.logits, memory.activations), available - (
+        memory.weights + memory.moments
+    ))  # fmt: skip
+    changes = [f"heal.batch_size: {batch}"] if batch > 0 else []
+    if memory.weights < available:
+        changes.append("heal: false")
+    return [*changes, "a smaller super-network, or a device with more memory"]
+
+
+def _of_others(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
+    return ["data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
+
+
+def in_words(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

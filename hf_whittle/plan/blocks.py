@@ -1,0 +1,68 @@
+"""Blocks of text that a recipe uses: as many as it asks for, or as many as its text has."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import RecipeError
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
+
+_STEPS_OF_TEXT = (
+    "training.num_train_epochs makes the number of steps depend on the text: give training.max_steps, or --read-text "
+    "(read_text=True), which tokenizes the text, as the run will"
+)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Numbers of blocks of a recipe.
+
+    Args:
+        size (`int`): tokens of a block.
+        search (`int`): blocks that candidates are evaluated on.
+        test (`int`): blocks that an evaluation reads.
+        healing (`int`): blocks that healing fits to.
+        train (`int`, *optional*): blocks of the training text; unknown unless the text was read.
+    """
+
+    size: int
+    search: int
+    test: int
+    healing: int
+    train: int | None = None
+
+    @classmethod
+    def of(cls, recipe: "Recipe", read_text: bool) -> "Blocks":
+        """The blocks of a recipe; without reading the text, it is taken to be long enough."""
+        data = recipe.data
+        if read_text:
+            from ..run.inputs import Inputs
+
+            inputs = Inputs(recipe)
+            blocks = inputs.blocks
+            numbers = (len(blocks["search"]), len(blocks["test"]), len(inputs.healing_blocks), len(blocks["train"]))
+            return cls(data.block_size, *numbers)
+        search, test = (max(1, tokens // data.block_size) for tokens in (data.search_tokens, data.test_tokens))
+        return cls(data.block_size, search, test, max(2, data.calibration_tokens // data.block_size))
+
+    def steps(self, max_steps: int, epochs: float, batch: int) -> int:
+        """Optimizer steps of a training with so many blocks in a step.
+
+        Raises:
+            RecipeError: if they depend on text that was not read.
+        """
+        if max_steps >= 0:
+            return max_steps
+        if self.train is None:
+            raise RecipeError(_STEPS_OF_TEXT)
+        return max(1, math.ceil(epochs * math.ceil(self.train / batch)))
+
+    def trained(self, steps: int, batch: int) -> int:
+        """Blocks that a training reads in so many steps; the last step of an epoch reads what is left."""
+        if self.train is None:
+            return steps * batch
+        in_epoch = math.ceil(self.train / batch)
+        epochs, rest = divmod(steps, in_epoch)
+        return epochs * self.train + min(self.train, rest * batch)

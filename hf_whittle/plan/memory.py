@@ -1,0 +1,170 @@
+"""Memory of the stages of a recipe on one device."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedConfig
+
+from ..cost.counts import num_parameters
+from ..errors import WhittleError
+from ..healing.config import HealingConfig
+from ..healing.moments_cost import affordable_gap, blocks_in_batch, feature_widths, peak_bytes, products
+from ..healing.parts import projections
+from .blocks import Blocks
+from .facts import Memory
+from .fitnesses import Fitnesses
+from .students import Students
+from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
+
+if TYPE_CHECKING:
+    from ..distillation.config import DistillationConfig
+    from ..recipe.recipe import Recipe
+
+_FREE = 0.95
+"""Share of the free memory that moments may take."""
+_OF_TEACHER = 16
+"""Blocks at a time when the teacher's perplexity is measured."""
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Memory of each stage.
+
+    All models that a run has loaded stay on the device: the super-network, and from the training on the teacher.
+
+    Args:
+        recipe (`Recipe`): the recipe.
+        students (`Students`): its students.
+        teacher (`PreTrainedConfig`): the teacher's configuration.
+        blocks (`Blocks`): numbers of blocks.
+        available (`int`): bytes of the device.
+        on_cpu (`bool`): whether it is a CPU.
+        draws (`int`, *optional*): entries of a token in the store that the student learns from.
+    """
+
+    recipe: "Recipe"
+    students: Students
+    teacher: PreTrainedConfig
+    blocks: Blocks
+    available: int
+    on_cpu: bool
+    draws: int | None = None
+
+    @cached_property
+    def _supernet(self) -> int:
+        return 4 * num_parameters(self.students.config)
+
+    @cached_property
+    def _models(self) -> int:
+        """Bytes of super-network and teacher, which are one model unless the recipe names both."""
+        return self._supernet + (4 * num_parameters(self.teacher) if self.recipe.supernet else 0)
+
+    @property
+    def _student(self) -> int:
+        return 4 * self.students.parameters
+
+    @property
+    def max_gap(self) -> int:
+        """Largest gap between kept layers whose moments are exact, as memory allows.
+
+        1 where even that does not fit.
+        """
+        free = _FREE * (self.available - self._supernet)
+        try:
+            return affordable_gap(self.students.config, self._gathered, free, "the device")
+        except WhittleError:
+            return 1
+
+    @property
+    def _gathered(self) -> int:
+        """Tokens whose activations are gathered at a time."""
+        most = blocks_in_batch(self.students.config, self.blocks.size)
+        return min(self.recipe.search.batch_size, self.blocks.healing, most) * self.blocks.size
+
+    def teacher_evaluation(self) -> Memory:
+        """Memory of measuring the teacher's perplexity."""
+        logits = cross_entropy_memory(self.teacher, min(_OF_TEACHER, self.blocks.test), self.blocks.size)
+        return Memory(weights=self._models, logits=logits, peak=self._models + logits)
+
+    def search(self, fitnesses: Fitnesses) -> Memory:
+        """Memory of the search."""
+        name, config = self.recipe.search.fitness, self.students.config
+        batch = min(self.recipe.search.batch_size, self.blocks.search)
+        logits = cross_entropy_memory(config, batch, self.blocks.size)
+        weights = self._models if name in ("kl", "probe", "staged") else self._supernet
+        moments = activations = 0
+        if fitnesses.heals(name):
+            weights += 2 * self._student  # of a candidate, and as a model
+            moments = 4 * products(config, self.max_gap) + self._solving(max(feature_widths(config)))
+            activations = peak_bytes(config, self._gathered, self.max_gap) - 4 * products(config, self.max_gap)
+        if name == "kl" and self.on_cpu:  # in half precision; a candidate copies its share
+            activations = 2 * 2 * self.blocks.search * self.blocks.size * config.vocab_size
+        if name in ("probe", "staged"):
+            return self._probing(fitnesses, weights, moments, logits)
+        peak = weights + moments + max(activations, logits) if moments else weights + activations + logits
+        return Memory(weights=weights, moments=moments, activations=activations, logits=logits, peak=peak)
+
+    def _probing(self, fitnesses: Fitnesses, weights: int, moments: int, logits: int) -> Memory:
+        """Memory of a search whose candidates are trained."""
+        probe = fitnesses.probe
+        assert probe is not None
+        args = self.recipe.training_arguments(
+            self.recipe.output_dir, per_device_train_batch_size=probe.batch_size, gradient_accumulation_steps=1
+        )
+        step = Step(args, self.blocks.size, self.draws, self.on_cpu).memory(self.students.student_config, None)
+        targets = 4 * probe.steps * probe.batch_size * self.blocks.size * self.teacher.hidden_size
+        weights += 0 if moments else self._student
+        optimizer, activations = 2 * self._student, step.activations + targets
+        return Memory(
+            weights=weights,
+            optimizer=optimizer,
+            gradients=self._student,
+            moments=moments,
+            activations=activations,
+            logits=max(logits, step.logits),
+            peak=weights + moments + max(logits, optimizer + step.peak) + targets,
+        )
+
+    def _solving(self, features: int) -> int:
+        """Bytes of solving the largest regression, in double precision."""
+        size = self.students.config.hidden_size
+        return 8 * (3 * features**2 + 3 * features * size)
+
+    def healing(self, settings: HealingConfig) -> Memory:
+        """Memory of extracting the student and healing it."""
+        config, held_out = self.students.config, max(1, round(settings.held_out * self.blocks.healing))
+        batch, features = min(settings.batch_size, self.blocks.healing), max(feature_widths(config))
+        channels = config.hidden_size
+        readers = len(projections(config)[0].readers) * (channels + 1) * (2 * channels + 1)
+        moments = 8 * 2 * max(features**2 // 2 + features * channels, readers) + self._solving(features)
+        activations = 4 * batch * self.blocks.size * (2 * features + 8 * channels)
+        logits = cross_entropy_memory(
+            self.students.student_config, min(settings.batch_size, held_out), self.blocks.size
+        )
+        weights = self._supernet + 3 * self._student  # as sliced, as healed, and the model that is judged
+        peak = weights + max(moments + activations, logits)
+        return Memory(weights=weights, moments=moments, activations=activations, logits=logits, peak=peak)
+
+    def extraction(self) -> Memory:
+        """Memory of extracting the student as sliced."""
+        weights = self._supernet + self._student
+        return Memory(weights=weights, peak=weights)
+
+    def training(self, args: "DistillationConfig") -> Memory:
+        """Memory of a training: of a step, or of an evaluation if that takes more."""
+        step = Step(args, self.blocks.size, self.draws, self.on_cpu)
+        teacher = self.teacher if args.has_teacher and self.draws is None else None
+        found: StepMemory = step.memory(self.students.student_config, teacher)
+        evaluation = step.evaluation(self.students.student_config) if text_of(args.eval_strategy) != "no" else 0
+        weights = self._models + self._student
+        optimizer = optimizer_bytes(args, self.students.parameters)
+        return Memory(
+            weights=weights,
+            optimizer=optimizer,
+            gradients=self._student,
+            activations=found.activations,
+            logits=found.logits,
+            evaluation=evaluation,
+            peak=weights + optimizer + max(found.peak, evaluation, self._student),
+        )

@@ -1,0 +1,287 @@
+"""The plan of a recipe, from configurations alone."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..architectures.registry import check_model_type
+from ..cost.counts import flops_per_token, num_parameters
+from ..distillation.store.encodings import Samples
+from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
+from ..errors import DataError
+from ..healing.config import HealingConfig
+from ..run.inputs import load_checkpoint
+from ..run.search_inputs import make_space_of
+from ..subnet import SubnetConfig
+from .advice import problem_of
+from .blocks import Blocks
+from .devices import Device, find_device, measure_device, own_memory
+from .disk import Disk
+from .facts import Memory, Plan, StagePlan
+from .fitnesses import Fitnesses
+from .healing import most_healing_flops
+from .memory import Memories
+from .searching import candidates_of, likely_flops, search_cost
+from .students import Students
+from .training_memory import text_of
+
+if TYPE_CHECKING:
+    from ..distillation.config import DistillationConfig
+    from ..recipe.recipe import Recipe
+
+DEVICE = "a100-80gb"
+"""The device of a plan that names none."""
+
+
+def plan_recipe(
+    recipe: "Recipe",
+    device: str | Device | None = DEVICE,
+    *,
+    utilization: float | None = None,
+    subnet: SubnetConfig | None = None,
+    read_text: bool = False,
+) -> Plan:
+    """Plan a recipe: parameters, tokens, FLOPs, memory, disk and hours of each stage. No weights are loaded.
+
+    FLOPs that the recipe determines are those of `results.json`. Others are upper bounds, and the plan says so: before
+    the search, the student is known by its bin alone.
+
+    Args:
+        recipe (`Recipe`): the recipe.
+        device (`str` or `Device`, *optional*): a name in `DEVICES`, or a device; with `None`, this machine is measured
+            for some seconds.
+        utilization (`float`, *optional*): share of a named device's peak that is assumed.
+        subnet (`SubnetConfig`, *optional*): the student, where it is known; else the costliest in the bin.
+        read_text (`bool`, *optional*, defaults to `False`): whether to load, tokenize and count the text, which is
+            else taken to be long enough.
+
+    Raises:
+        WhittleError: if the device is unknown, or the utilization out of range.
+        RecipeError: if the number of steps depends on text that is not read.
+        DataError: if a block has more tokens than the super-network has positions.
+        CheckpointError, ArchitectureError, BinError, SubnetError: as a run would.
+    """
+    if isinstance(device, str):
+        device = find_device(device, utilization)
+    planner = _Planner(recipe, device, subnet, read_text)
+    return planner.plan()
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans the stages of a recipe.
+
+    Args:
+        recipe (`Recipe`): the recipe.
+        given (`Device`, *optional*): the device; this machine by default.
+        subnet (`SubnetConfig`, *optional*): the student.
+        read_text (`bool`): whether to read the text.
+    """
+
+    recipe: "Recipe"
+    given: Device | None
+    subnet: SubnetConfig | None
+    read_text: bool
+
+    @cached_property
+    def supernet(self) -> PreTrainedConfig:
+        """Configuration of the super-network."""
+        config = _config(self.recipe.supernet or self.recipe.teacher)
+        size, longest = self.recipe.data.block_size, config.max_position_embeddings
+        if size > longest:
+            raise DataError(f"block_size {size} exceeds the {longest} positions of the model; use smaller blocks")
+        return config
+
+    @cached_property
+    def teacher(self) -> PreTrainedConfig:
+        """Configuration of the teacher."""
+        return _config(self.recipe.teacher) if self.recipe.supernet else self.supernet
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        return Blocks.of(self.recipe, self.read_text)
+
+    @cached_property
+    def students(self) -> Students:
+        space = make_space_of(self.supernet, self.recipe.space)
+        bin = self.recipe.bin.to_bin(self.blocks.size)
+        space.reachable_pairs(bin)
+        if self.subnet is not None:
+            self.subnet.validate(self.supernet)
+        return Students(space, bin, self.blocks.size, self.subnet)
+
+    @cached_property
+    def device(self) -> Device:
+        if self.given is not None:
+            return self.given
+        return measure_device(self.supernet, self.students.costliest, self.blocks.size)
+
+    @cached_property
+    def memories(self) -> Memories:
+        on_cpu = self.device.is_cpu or self.recipe.training.get("use_cpu", False)
+        available = own_memory()[1] if self.given is None else self.device.memory
+        draws = None if self.recipe.teacher_store is None else self._draws
+        return Memories(self.recipe, self.students, self.teacher, self.blocks, available, on_cpu, draws)
+
+    @cached_property
+    def store(self) -> StoreSettings | None:
+        """Settings of the store that the recipe names, if it was written."""
+        name = self.recipe.teacher_store
+        return None if name is None or not Path(name, STORE_FILE).is_file() else read_settings(Path(name))[0]
+
+    @property
+    def _draws(self) -> int:
+        encoding: Any = Samples(self.teacher.vocab_size) if self.store is None else self.store.encoding
+        return getattr(encoding, "draws", None) or encoding.k
+
+    @cached_property
+    def fitnesses(self) -> Fitnesses:
+        search = self.recipe.search
+        probe = self.recipe.probe_config if search.has_probes else None
+        shares = tuple(getattr(search.algorithm, "shares", ()))
+        return Fitnesses(
+            self.supernet, self.teacher, self.blocks, self.memories.max_gap, probe, bool(self.recipe.heal), shares
+        )
+
+    def plan(self) -> Plan:
+        """The plan of all stages."""
+        trainings: dict[str, dict[str, Any]] = {"student": {}}
+        if self.recipe.baseline:
+            trainings["baseline"] = self.recipe.baseline_overrides
+        arguments = {
+            name: self.recipe.training_arguments(self.recipe.output_dir, **overrides)
+            for name, overrides in trainings.items()
+        }
+        stages = [self._search(), self._healing(), self._teacher()]
+        if self.recipe.teacher_store is not None:
+            stages.insert(0, self._store(arguments["student"]))
+        stages += [self._training(name, args) for name, args in arguments.items()]
+        timed = tuple(map(self._timed, stages))
+        problems = (problem_of(each, self.memories.available, self.recipe, arguments.get(each.name)) for each in timed)
+        return Plan(
+            device=self.device,
+            stages=timed,
+            supernet=num_parameters(self.supernet),
+            teacher=num_parameters(self.teacher),
+            student=self.students.parameters,
+            is_student_known=self.students.is_known,
+            disk=self._disk.most(timed),
+            problems=tuple(problem for problem in problems if problem is not None),
+            notes=tuple(self._notes(timed)),
+        )
+
+    @cached_property
+    def _disk(self) -> Disk:
+        return Disk(self.students, self.blocks)
+
+    def _timed(self, stage: StagePlan) -> StagePlan:
+        flops = (stage.likely_flops or stage.flops) + stage.other_flops
+        if stage.name == "student" and self.recipe.teacher_store is not None:  # counted, but the teacher does not run
+            flops -= stage.tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
+        return replace(stage, hours=self.device.hours(flops, stage.precision))
+
+    def _search(self) -> StagePlan:
+        candidates = candidates_of(self.recipe, self.students)
+        tokens, flops = search_cost(self.recipe, self.students, self.fitnesses, candidates)
+        is_bound, is_sliced = any(candidates.others.values()), self.recipe.search.fitness == "perplexity"
+        how = (self.recipe, self.students, self.fitnesses, candidates, flops)
+        return StagePlan(
+            name="search",
+            tokens=tokens,
+            flops=flops,
+            is_bound=is_bound,
+            likely_flops=likely_flops(*how) if is_bound else None,
+            memory=self.memories.search(self.fitnesses),
+            evaluations=candidates.number,
+            other_flops=0
+            if is_sliced
+            else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),
+            disk=self._disk.search(self.fitnesses.heals(self.recipe.search.fitness)),
+        )
+
+    def _healing(self) -> StagePlan:
+        settings, size = self.recipe.heal, self.blocks.size
+        if not isinstance(settings, HealingConfig):
+            memory = self.memories.extraction()
+            return StagePlan("extraction", 0, 0, False, memory, self.students.parameters, disk=self._disk.weights)
+        blocks = self.blocks.healing
+        flops = self.students.most(lambda subnet: most_healing_flops(self.supernet, subnet, settings, blocks, size))
+        memory, disk = self.memories.healing(settings), self._disk.healing()
+        return StagePlan("healing", blocks * size, flops, True, memory, self.students.parameters, disk=disk)
+
+    def _teacher(self) -> StagePlan:
+        tokens = self.blocks.test * self.blocks.size
+        flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
+        return StagePlan(
+            "teacher", tokens, flops, False, self.memories.teacher_evaluation(), num_parameters(self.teacher)
+        )
+
+    def _store(self, args: "DistillationConfig") -> StagePlan:
+        """The store of targets; one that is there costs nothing more."""
+        weights = 4 * num_parameters(self.teacher)
+        if self.store is not None:
+            size = self.store.blocks * self.store.block_size
+            return StagePlan("store", size, 0, False, Memory(weights=weights, peak=weights))
+        blocks = self.blocks.train or self._trained_blocks(args)[1]
+        tokens = blocks * self.blocks.size
+        flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
+        disk = tokens * Samples(self.teacher.vocab_size).bytes_per_token
+        memory = self.memories.teacher_evaluation()
+        return StagePlan("store", tokens, flops, False, memory, num_parameters(self.teacher), disk=disk)
+
+    def _trained_blocks(self, args: "DistillationConfig") -> tuple[int, int]:
+        """Steps of a training, and blocks that it reads."""
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = self.blocks.steps(args.max_steps, args.num_train_epochs, batch)
+        return steps, self.blocks.trained(steps, batch)
+
+    def _training(self, name: str, args: "DistillationConfig") -> StagePlan:
+        size, forward = self.blocks.size, self.students.flops(self.blocks.size)
+        steps, blocks = self._trained_blocks(args)
+        of_teacher = flops_per_token(self.teacher, sequence_length=size) if args.has_teacher else 0
+        evaluated = _evaluations(args, steps) * self.blocks.test * size
+        return StagePlan(
+            name=name,
+            tokens=blocks * size,
+            flops=blocks * size * (3 * forward + of_teacher),
+            is_bound=not self.students.is_known,
+            memory=self.memories.training(args),
+            parameters=self.students.parameters,
+            other_flops=evaluated * forward,
+            disk=self._disk.training(args, steps),
+            precision="bf16" if args.bf16 or args.fp16 else "fp32",
+        )
+
+    def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
+        hours = {stage.name: stage.hours or 0 for stage in stages}
+        notes = []
+        if not self.students.is_known:
+            notes.append("The student is planned as the costliest of its bin; --subnet plans a known one.")
+        if not self.read_text:
+            notes.append("The text is taken to be long enough for every split; --read-text counts it.")
+        if self.recipe.teacher_store is not None and self.store is None:
+            notes.append("The store does not exist; hf-whittle store-logits writes it before the run.")
+        if hours["search"] > hours["student"]:
+            notes.append(
+                "The search takes longer than the training: fewer data.search_tokens or generations, or a smaller "
+                "search.score_share, shorten it."
+            )
+        return notes
+
+
+def _evaluations(args: "DistillationConfig", steps: int) -> int:
+    """Evaluations in a training, the one at its end included."""
+    if text_of(args.eval_strategy) != "steps" or not args.eval_steps:
+        return 1
+    every = args.eval_steps if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
+    return int(args.eval_on_start) + int(steps // every) + (steps % every > 0)
+
+
+def _config(name: str) -> PreTrainedConfig:
+    config = load_checkpoint(AutoConfig.from_pretrained, name)
+    check_model_type(config.model_type, name, getattr(config, "text_config", None))
+    return config

@@ -1,0 +1,191 @@
+"""Memory of a training and of evaluations, rehearsed: by the code that runs, on tensors without memory."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..evaluation import cross_entropy
+from ..loss.fused import fused_distillation_loss
+from ..loss.heads import OutputLayer, dense_targets, head_of, in_place_of, logit_scale
+from ..loss.targets import SparseTargets, Targets
+from .models import build
+from .rehearsal import Rehearsal, rehearse
+
+if TYPE_CHECKING:
+    from ..distillation.config import DistillationConfig
+
+_STATES = {
+    "lion_8bit": 1,
+    "8bit": 2,
+    "4bit": 1,
+    "adafactor": 0.1,
+    "sgd": 0,
+    "lomo": 0,
+    "lion": 4,
+    "rmsprop": 4,
+    "adagrad": 4,
+}
+"""Bytes of an optimizer's states for each parameter, by the first part of its name found; 8 for others, as AdamW."""
+_ON_GPU = {"forward_kl": 2}
+"""Tensors of a whole chunk of logits that the loss makes on a GPU, and in small tiles on a CPU; 8 for the others."""
+
+
+def optimizer_bytes(args: "DistillationConfig", parameters: int) -> int:
+    """Bytes of the states of the optimizer of a training."""
+    name = text_of(args.optim)
+    each = next((value for part, value in _STATES.items() if part in name), 8)
+    return int(each * parameters)
+
+
+def text_of(choice: Any) -> str:
+    """An argument that is an enumeration or text, as text."""
+    return str(getattr(choice, "value", choice))
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes beside weights and optimizer.
+
+    Args:
+        activations (`int`): kept by forward passes, and targets.
+        logits (`int`): added by the loss.
+        peak (`int`): most at the same time, with gradients.
+    """
+
+    activations: int
+    logits: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step to rehearse.
+
+    Args:
+        args (`DistillationConfig`): arguments of the training.
+        block_size (`int`): tokens of a block.
+        draws (`int`, *optional*): entries of a token in a store of targets; without it, the teacher runs.
+        on_cpu (`bool`, *optional*, defaults to `True`): whether the loss works as on a CPU.
+    """
+
+    args: "DistillationConfig"
+    block_size: int
+    draws: int | None = None
+    on_cpu: bool = True
+
+    @property
+    def chunk(self) -> int:
+        """Rows whose logits are held at a time."""
+        return self.args.loss_chunk_size or (256 if self.on_cpu else 1024)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision as in the training."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16 or self.args.fp16):
+            yield
+
+    def memory(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> StepMemory:
+        """Memory of the step, for a student that learns from a teacher, or from text alone without one."""
+        batch = self.args.train_batch_size
+        with rehearse(rows=2 * self.chunk) as rehearsal:
+            trained, of_teacher = self._trained(student), None if teacher is None else build(teacher).eval()
+            input_ids = torch.zeros(batch, self.block_size, dtype=torch.long)
+            start = rehearsal.begin()
+            for _ in range(min(2, self.args.gradient_accumulation_steps)):
+                before = rehearsal.held
+                with self.autocast():
+                    total, activations, logits = self._loss(rehearsal, trained, of_teacher, input_ids)
+                total.backward()
+                del total
+        kept, logits = self._hidden_states(student, teacher), logits + self._extra(student)
+        peak = max(rehearsal.highest, activations + logits) - start
+        return StepMemory(activations - before + kept, logits, peak + kept)
+
+    def _trained(self, config: PreTrainedConfig) -> Any:
+        model = build(config).train()
+        if self.args.activation_checkpointing:
+            given: Any = self.args.activation_checkpointing_kwargs
+            options: dict[str, Any] = dict(given or {})
+            own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+            model.activation_checkpointing_enable(options or None, **own)
+        return model
+
+    def _loss(
+        self, rehearsal: Rehearsal, student: Any, teacher: Any, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, int, int]:
+        """The loss, what is held before it, and the bytes that it adds."""
+        if not self.args.has_teacher:
+            return self._plain_loss(rehearsal, student, input_ids)
+        targets = self._targets(teacher, input_ids)
+        head, seen = _head(student), []
+
+        def compute(hidden_states: torch.Tensor) -> torch.Tensor:
+            seen.append(rehearsal.restart())
+            flat, own = hidden_states.flatten(0, 1), None if head is None else head_of(head)
+            rows = input_ids.flatten()
+            loss = fused_distillation_loss(flat, own, targets, rows, self.args.loss_weights, self.chunk)
+            return loss.total
+
+        if head is None:
+            total = compute(student(input_ids=input_ids, use_cache=False).logits)
+        else:
+            with in_place_of(head, compute):
+                total = student(input_ids=input_ids, use_cache=False).logits
+        return total, seen[0], rehearsal.peak - seen[0]
+
+    def _plain_loss(self, rehearsal: Rehearsal, student: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        seen = []
+        hook = student.get_output_embeddings().register_forward_pre_hook(lambda *_: seen.append(rehearsal.restart()))
+        total = student(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+        hook.remove()
+        return total, seen[0], rehearsal.peak - seen[0]
+
+    def _targets(self, teacher: Any, input_ids: torch.Tensor) -> Targets:
+        if teacher is None:
+            ids = torch.zeros(input_ids.numel(), self.draws or 1, dtype=torch.long)
+            return SparseTargets(ids, ids.float(), tail=False, entropy=torch.zeros(len(ids)))
+        with torch.no_grad():
+            return dense_targets(teacher, _head(teacher), input_ids=input_ids, use_cache=False)
+
+    def _hidden_states(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> int:
+        """Bytes of the teacher's hidden states after the student's layers, if the student learns from them."""
+        if not self.args.hidden_weight or teacher is None:
+            return 0
+        tokens = self.args.train_batch_size * self.block_size
+        return 4 * tokens * teacher.hidden_size * student.num_hidden_layers
+
+    def _extra(self, student: PreTrainedConfig) -> int:
+        """Bytes of temporary tensors of the loss that a rehearsal does as on a CPU."""
+        if self.on_cpu or not self.args.has_teacher:
+            return 0
+        rows = min(self.chunk, self.args.train_batch_size * self.block_size)
+        return 4 * _ON_GPU.get(self.args.divergence, 8) * rows * student.vocab_size
+
+    def evaluation(self, student: PreTrainedConfig) -> int:
+        """Bytes of an evaluation in a training, beside weights and optimizer."""
+        with rehearse() as rehearsal, torch.no_grad():
+            model = build(student).eval()
+            input_ids = torch.zeros(self.args.eval_batch_size, self.block_size, dtype=torch.long)
+            start = rehearsal.restart()
+            with self.autocast():
+                model(input_ids=input_ids, labels=input_ids, use_cache=False)
+        return rehearsal.peak - start
+
+
+def _head(model: Any) -> OutputLayer | None:
+    scale = logit_scale(model)
+    return None if scale is None else OutputLayer(model.get_output_embeddings(), scale)
+
+
+def cross_entropy_memory(config: PreTrainedConfig, blocks: int, block_size: int) -> int:
+    """Bytes beside weights of evaluating a model on so many blocks at a time."""
+    with rehearse() as rehearsal:
+        model = build(config)
+        input_ids = torch.zeros(blocks, block_size, dtype=torch.long)
+        start = rehearsal.restart()
+        cross_entropy(model, input_ids, blocks)
+    return rehearsal.peak - start
