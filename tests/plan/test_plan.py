@@ -204,6 +204,15 @@ def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):
     assert values["stages"][0]["flops"] == plan.stage("search").flops
 
 
+def test_the_command_takes_a_subnet_from_its_file_or_folder(recipe, planned_for_found, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    recipe.save(path)
+    SearchResult.load(recipe.output_dir).best.save_pretrained(tmp_path)
+    for subnet in (tmp_path, tmp_path / "subnet.json"):
+        assert main(["plan", str(path), "--subnet", str(subnet)]) == 0
+        assert f"A student of {planned_for_found.student:,} parameters" in capsys.readouterr().out
+
+
 def test_the_command_measures_this_machine(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_whittle.plan.devices.SECONDS", 0.0)
     path = tmp_path / "recipe.yaml"
@@ -220,7 +229,8 @@ def test_the_command_measures_this_machine(recipe, tmp_path, capsys, monkeypatch
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--measure", "--device", "h100"], "--measure finds the speed of this machine"),
         (["--utilization", "0"], "utilization must be above 0"),
-        (["--subnet", "nowhere.json"], "nowhere.json"),
+        (["--subnet", "nowhere.json"], "cannot read the subnet nowhere.json: No such file"),
+        (["--subnet", __file__], "is not JSON"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line(recipe, tmp_path, capsys, options, message):
