@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..plan.facts import Plan, StagePlan
@@ -112,15 +113,11 @@ def _part(stage: "StagePlan", name: str) -> str:
 
 
 def _other_devices(plan: "Plan") -> list[str]:
-    from ..plan.devices import DEVICES
+    from ..plan.devices import DEVICES, UTILIZATION
 
-    def hours(device: Any) -> float:
-        return sum(
-            device.hours((stage.likely_flops or stage.flops) + stage.other_flops, stage.precision)
-            for stage in plan.stages
-        )
-
-    return [f"{name} {_time(hours(device))}" for name, device in DEVICES.items() if name != plan.device.name]
+    share = plan.device.utilization if plan.device.name in DEVICES else UTILIZATION
+    others = [replace(each, utilization=share) for name, each in DEVICES.items() if name != plan.device.name]
+    return [f"{each.name} {_time(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
 
 
 def _time(hours: float) -> str:

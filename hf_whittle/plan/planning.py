@@ -12,7 +12,7 @@ from ..architectures.registry import check_model_type
 from ..cost.counts import flops_per_token, num_parameters
 from ..distillation.store.encodings import Samples
 from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
-from ..errors import DataError
+from ..errors import BinError, DataError
 from ..healing.config import HealingConfig
 from ..run.inputs import load_checkpoint
 from ..run.search_inputs import make_space_of
@@ -112,6 +112,8 @@ class _Planner:
         space.reachable_pairs(bin)
         if self.subnet is not None:
             self.subnet.validate(self.supernet)
+            if not bin.contains(self.supernet, self.subnet):
+                raise BinError(f"the given subnet lies outside the recipe's bin, {bin.low:g} to {bin.high:g} {bin.of}")
         return Students(space, bin, self.blocks.size, self.subnet)
 
     @cached_property
@@ -160,7 +162,7 @@ class _Planner:
         if self.recipe.teacher_store is not None:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args) for name, args in arguments.items()]
-        timed = tuple(map(self._timed, stages))
+        timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
         problems = (problem_of(each, self.memories.available, self.recipe, arguments.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
@@ -177,12 +179,6 @@ class _Planner:
     @cached_property
     def _disk(self) -> Disk:
         return Disk(self.students, self.blocks)
-
-    def _timed(self, stage: StagePlan) -> StagePlan:
-        flops = (stage.likely_flops or stage.flops) + stage.other_flops
-        if stage.name == "student" and self.recipe.teacher_store is not None:  # counted, but the teacher does not run
-            flops -= stage.tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
-        return replace(stage, hours=self.device.hours(flops, stage.precision))
 
     def _search(self) -> StagePlan:
         candidates = candidates_of(self.recipe, self.students)
@@ -252,6 +248,7 @@ class _Planner:
             memory=self.memories.training(args),
             parameters=self.students.parameters,
             other_flops=evaluated * forward,
+            saved_flops=0 if self.recipe.teacher_store is None else blocks * size * of_teacher,
             disk=self._disk.training(args, steps),
             precision="bf16" if args.bf16 or args.fp16 else "fp32",
         )

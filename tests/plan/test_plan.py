@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from hf_whittle import SearchResult, SubnetConfig
 from hf_whittle.cli import main
+from hf_whittle.cli.plan import _time, summary
 from hf_whittle.cost import flops_per_token, num_parameters
 from hf_whittle.distillation.store.encodings import Samples
 from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, WhittleError
@@ -110,6 +111,20 @@ def test_a_store_that_is_not_written_yet_is_a_stage(make, plan, tmp_path):
     assert any("hf-whittle store-logits writes it" in note for note in stored.notes)
 
 
+def test_a_store_saves_no_time_where_nothing_learns_from_the_teacher(make, tmp_path):
+    training = {"max_steps": 6, "per_device_train_batch_size": 2, "beta": 0.0}
+    plain = plan_recipe(make(training=training))
+    stored = plan_recipe(make(training=training, teacher_store=str(tmp_path / "store")))
+    assert stored.stage("student").hours == plain.stage("student").hours
+
+
+def test_other_devices_are_told_the_time_that_they_take(make, tmp_path):
+    recipe = make(teacher_store=str(tmp_path / "store"))
+    on_h100 = summary(plan_recipe(recipe, "h100", utilization=0.5))
+    expected = _time(plan_recipe(recipe, "l4", utilization=0.5).hours)
+    assert f", l4 {expected}," in on_h100
+
+
 def test_hours_are_flops_at_the_rate_of_the_device(recipe):
     half, all_of_it = (plan_recipe(recipe, "h100", utilization=share) for share in (0.5, 1.0))
     assert half.hours == pytest.approx(2 * all_of_it.hours)
@@ -167,6 +182,7 @@ def test_the_change_of_a_batch_makes_it_fit(make, name):
         ({"teacher": "no/folder"}, {}, CheckpointError, "cannot load the checkpoint 'no/folder'"),
         ({"bin": {"low": 1, "high": 2}}, {}, BinError, "no subnet of this space lies in the bin"),
         ({}, {"subnet": SubnetConfig(512, 1, 1, 1)}, ValueError, "hidden_size"),
+        ({}, {"subnet": SubnetConfig(8, 1, 1, 8)}, BinError, "outside the recipe's bin, 30000 to 40000 parameters"),
     ],
 )
 def test_errors(make, changes, options, error, message):
