@@ -12,7 +12,7 @@ from hf_whittle.cli import main
 from hf_whittle.cli.plan import _time, summary
 from hf_whittle.cost import flops_per_token, num_parameters
 from hf_whittle.distillation.store.encodings import Samples
-from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, WhittleError
+from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, VocabularyError, WhittleError
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.devices import DEVICES
 from hf_whittle.run import run
@@ -188,6 +188,36 @@ def test_the_change_of_a_batch_makes_it_fit(make, name):
 def test_errors(make, changes, options, error, message):
     with pytest.raises(error, match=message):
         plan_recipe(make(**changes), **options)
+
+
+def test_a_teacher_with_another_vocabulary_is_an_error(make, recipe, teacher_folder, tmp_path):
+    config = AutoConfig.from_pretrained(teacher_folder)
+    config.vocab_size += 1
+    config.save_pretrained(tmp_path)
+    apart = {"supernet": str(teacher_folder), "teacher": str(tmp_path)}
+    with pytest.raises(VocabularyError, match=r"the vocabulary of the teacher .* has 301 entries"):
+        plan_recipe(make(**apart))
+    plan_recipe(make(**apart, training={"max_steps": 2, "beta": 0.0}))
+
+
+@pytest.mark.parametrize(
+    "settings, number",
+    [
+        ({"eval_steps": 2}, 1 + 3),
+        ({"eval_steps": 4}, 1 + 2),
+        ({"eval_strategy": "no"}, 1 + 1),
+        ({"eval_strategy": "no", "eval_on_start": False}, 1),
+    ],
+)
+def test_evaluations_are_counted(make, settings, number):
+    plan = plan_recipe(make(training={"max_steps": 6, **settings}, baseline=False))
+    forward = plan.stage("student").flops // plan.stage("student").tokens - flops_of_teacher(make())
+    evaluated = number * make().data.test_tokens
+    assert plan.stage("student").other_flops == evaluated * forward // 3
+
+
+def flops_of_teacher(recipe):
+    return flops_per_token(AutoConfig.from_pretrained(recipe.teacher), sequence_length=recipe.data.block_size)
 
 
 def test_blocks_longer_than_positions_are_an_error(make, recipe):
