@@ -169,7 +169,8 @@ class _Planner:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args) for name, args in arguments.items()]
         timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
-        problems = (problem_of(each, self.memories.available, self.recipe, arguments.get(each.name)) for each in timed)
+        how = self.memories.available, self.recipe, self.blocks
+        problems = (problem_of(each, *how, arguments.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
             stages=timed,

@@ -237,6 +237,24 @@ def test_the_change_of_an_evaluation_makes_it_fit(make):
     assert plan_recipe(make(training=changed)).stage("student").memory.peak <= device.memory
 
 
+@pytest.mark.parametrize("stage, section", [("search", "search"), ("healing", "heal")])
+def test_the_change_of_blocks_at_a_time_makes_it_fit(make, recipe, stage, section):
+    """A batch that is larger than the text has blocks does not count."""
+    data = {**vars(recipe.data), "search_tokens": 256, "calibration_tokens": 512}
+    sections = {"search": {"algorithm": "random", "evaluations": 2, "fitness": "perplexity"}, "heal": {}}
+
+    def planned(batch, device="t4"):
+        changed = {**sections, section: {**sections[section], "batch_size": batch}}
+        return plan_recipe(make(data=data, baseline=False, **changed), device)
+
+    fits = planned(1 if stage == "healing" else 4).stage(stage).memory.peak
+    device = dataclasses.replace(DEVICES["t4"], memory=fits)
+    problems = {problem.stage: problem for problem in planned(64, device).problems}
+    name, advised = problems[stage].changes[0].split(": ")
+    assert name == f"{section}.batch_size"
+    assert planned(int(advised)).stage(stage).memory.peak <= fits
+
+
 def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
