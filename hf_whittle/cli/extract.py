@@ -48,10 +48,9 @@ def main(options: argparse.Namespace) -> None:
 
     from ..extraction.extraction import extract_subnet
     from ..extraction.folder import check_new_folder
-    from ..files.paths import expanded
 
     logging.disable_progress_bar()
-    subnet = _subnet(Path(expanded(options.subnet)))
+    subnet = read_subnet(options.subnet)
     _check_options(options)
     check_new_folder(options.output_dir)  # before any text is read
     folder = extract_subnet(
@@ -80,11 +79,18 @@ def _size(text: str) -> int | str:
     return size
 
 
-def _subnet(path: Path) -> "SubnetConfig":
+def read_subnet(name: str) -> "SubnetConfig":
+    """Read a subnet from a `subnet.json`, or from a folder with one.
+
+    Raises:
+        SubnetError: if it cannot be read, or is not a subnet.
+    """
     from ..errors import SubnetError
+    from ..files.paths import expanded
     from ..files.text import read_json
     from ..subnet import SUBNET_FILE, SubnetConfig
 
+    path = Path(expanded(name))
     file = path / SUBNET_FILE if path.is_dir() else path
     try:
         values = read_json(file)

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..plan.facts import Plan, StagePlan
@@ -16,11 +17,11 @@ _PARTS = ("weights", "optimizer", "gradients", "moments", "activations", "logits
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file; see examples/recipes")
-    parser.add_argument("--device", help="device to plan for, such as h100 (default: a100-80gb); all are in the guide")
+    parser.add_argument("--device", help="device to plan for, as listed in docs/recipes.md (default: a100-80gb)")
     parser.add_argument("--utilization", type=float, help="share of its peak that the device reaches (default: 0.35)")
     parser.add_argument("--measure", action="store_true", help="measure this machine for some seconds, and plan for it")
     parser.add_argument(
-        "--subnet", help="subnet.json of the student, or its folder (default: the costliest of the bin)"
+        "--subnet", help="subnet.json of the student, or a folder with one (default: the costliest of the bin)"
     )
     parser.add_argument("--read-text", action="store_true", help="tokenize the text and count it, as the run will")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -33,7 +34,7 @@ def main(options: argparse.Namespace) -> None:
     from ..plan import plan_recipe
     from ..plan.planning import DEVICE
     from ..recipe.recipe import Recipe
-    from ..subnet import SubnetConfig
+    from .extract import read_subnet
 
     if options.measure and (options.device or options.utilization is not None):
         raise WhittleError("--measure finds the speed of this machine; leave out --device and --utilization")
@@ -43,7 +44,7 @@ def main(options: argparse.Namespace) -> None:
         recipe,
         None if options.measure else options.device or DEVICE,
         utilization=options.utilization,
-        subnet=None if options.subnet is None else SubnetConfig.from_pretrained(options.subnet),
+        subnet=None if options.subnet is None else read_subnet(options.subnet),
         read_text=options.read_text,
     )
     print(json.dumps(plan.to_dict(), indent=2) if options.json else summary(plan))
@@ -112,15 +113,11 @@ def _part(stage: "StagePlan", name: str) -> str:
 
 
 def _other_devices(plan: "Plan") -> list[str]:
-    from ..plan.devices import DEVICES
+    from ..plan.devices import DEVICES, UTILIZATION
 
-    def hours(device: Any) -> float:
-        return sum(
-            device.hours((stage.likely_flops or stage.flops) + stage.other_flops, stage.precision)
-            for stage in plan.stages
-        )
-
-    return [f"{name} {_time(hours(device))}" for name, device in DEVICES.items() if name != plan.device.name]
+    share = plan.device.utilization if plan.device.name in DEVICES else UTILIZATION
+    others = [replace(each, utilization=share) for name, each in DEVICES.items() if name != plan.device.name]
+    return [f"{each.name} {_time(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
 
 
 def _time(hours: float) -> str:

@@ -3,7 +3,10 @@
 import math
 from typing import TYPE_CHECKING
 
+from ..healing.config import HealingConfig
+from .blocks import Blocks
 from .facts import Memory, Problem, StagePlan
+from .healing import held_out_blocks
 from .training_memory import text_of
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ _CHUNK = 1024
 
 
 def problem_of(
-    stage: StagePlan, available: int, recipe: "Recipe", args: "DistillationConfig | None" = None
+    stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks, args: "DistillationConfig | None" = None
 ) -> Problem | None:
     """The problem of a stage that does not fit, with what to change; `None` if it fits.
 
@@ -23,6 +26,7 @@ def problem_of(
         stage (`StagePlan`): the stage.
         available (`int`): bytes of the device.
         recipe (`Recipe`): the recipe.
+        blocks (`Blocks`): numbers of its blocks; a batch has no more.
         args (`DistillationConfig`, *optional*): arguments, if the stage is a training.
     """
     if stage.memory.peak <= available:
@@ -30,7 +34,8 @@ def problem_of(
     if args is not None:
         changes = _of_training(stage, available, recipe, args)
     else:
-        changes = {"search": _of_search, "healing": _of_healing}.get(stage.name, _of_others)(stage, available, recipe)
+        of_stage = {"search": _of_search, "healing": _of_healing}.get(stage.name, _of_others)
+        changes = of_stage(stage, available, recipe, blocks)
     return Problem(stage.name, stage.memory.peak, available, tuple(changes))
 
 
@@ -81,11 +86,23 @@ def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig"
     return changes
 
 
-def _of_search(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
-    memory, changes = stage.memory, []
-    batch = _fitting(
-        recipe.search.batch_size, max(memory.logits, memory.activations), available - memory.weights - memory.moments
-    )
+def _smaller(parts: list[tuple[int, int, int]]) -> int:
+    """Largest batch with which every part fits; 0 if none does, or if each fits as it is.
+
+    Args:
+        parts (`list`): of each part of the memory, the blocks in a batch, its bytes, and those that it may take.
+    """
+    return max(0, min((_fitting(*part) for part in parts if part[1] > part[2]), default=0))
+
+
+def _of_search(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
+    memory, changes, most = stage.memory, [], recipe.search.batch_size
+    room = available - memory.weights - memory.moments
+    if memory.moments:  # which are gathered before logits are made
+        gathered = (min(most, blocks.healing), memory.activations, room)
+        batch = _smaller([gathered, (min(most, blocks.search), memory.logits, room)])
+    else:
+        batch = _smaller([(min(most, blocks.search), memory.logits, room - memory.activations)])
     if batch > 0:
         changes.append(f"search.batch_size: {batch}")
     if recipe.search.fitness == "kl":
@@ -98,18 +115,19 @@ def _of_search(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
-def _of_healing(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
-    memory = stage.memory
-    batch = _fitting(getattr(recipe.heal, "batch_size", 1), max(memory.logits, memory.activations), available - (
-        memory.weights + memory.moments
-    ))  # fmt: skip
+def _of_healing(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
+    memory, room = stage.memory, available - stage.memory.weights
+    assert isinstance(recipe.heal, HealingConfig)
+    most, held_out = recipe.heal.batch_size, held_out_blocks(recipe.heal, blocks.healing)
+    fitted = (min(most, blocks.healing), memory.activations, room - memory.moments)
+    batch = _smaller([fitted, (min(most, held_out), memory.logits, room)])
     changes = [f"heal.batch_size: {batch}"] if batch > 0 else []
     if memory.weights < available:
         changes.append("heal: false")
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
-def _of_others(stage: StagePlan, available: int, recipe: "Recipe") -> list[str]:
+def _of_others(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
     return ["data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
 
 

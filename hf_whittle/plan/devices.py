@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import WhittleError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
 
     from ..subnet import SubnetConfig
@@ -84,30 +85,23 @@ def find_device(name: str, utilization: float | None = None) -> Device:
     return replace(DEVICES[name], utilization=utilization)
 
 
-def own_memory() -> tuple[Any, int]:
-    """The device of this machine on which a run works, and its memory."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda"), torch.cuda.get_device_properties(0).total_memory
-    return torch.device("cpu"), psutil.virtual_memory().total
-
-
-def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: int) -> Device:
+def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: int, device: "torch.device") -> Device:
     """Time training steps of a shallow student on this machine.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
         subnet (`SubnetConfig`): the student's, of which the first layer is run.
         length (`int`): tokens of a block.
+        device (`torch.device`): the device of this machine on which a run works.
     """
+    import psutil
     import torch
 
     from ..cost.counts import training_flops_per_token
     from .models import shallow
 
-    device, memory = own_memory()
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
     model = shallow(config, subnet).to(device).train()
     tokens = min(length, 512)
     input_ids = torch.randint(config.vocab_size, (max(1, 1024 // tokens), tokens), device=device)
@@ -115,7 +109,6 @@ def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: i
     rates = {
         name: flops / _seconds_of_step(model, input_ids, enabled) for name, enabled in (("fp32", False), ("bf16", True))
     }
-    on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
     source = f"measured: training steps of one layer of the student, {tokens} tokens a block"
     return Device(name, memory, rates["bf16"], rates["fp32"], source, 1.0, not on_gpu)

@@ -42,7 +42,7 @@ class StagePlan:
     """Costs of a stage.
 
     Args:
-        name (`str`): `"search"`, `"healing"`, `"teacher"`, `"student"`, `"baseline"` or `"store"`.
+        name (`str`): `"store"`, `"search"`, `"healing"` or `"extraction"`, `"teacher"`, `"student"` or `"baseline"`.
         tokens (`int`): tokens read, as `results.json` counts them.
         flops (`int`): FLOPs, as `results.json` counts them.
         is_bound (`bool`): whether the recipe alone does not determine the FLOPs, so that they are an upper bound.
@@ -51,6 +51,8 @@ class StagePlan:
         parameters (`int`, *optional*): parameters of the model that the stage is about, at most.
         evaluations (`int`, *optional*): candidates of a search, at most.
         other_flops (`int`, *optional*, defaults to 0): FLOPs that no result counts, such as those of evaluations.
+        saved_flops (`int`, *optional*, defaults to 0): FLOPs that results count, but that take no time here: those of
+            a teacher whose logits are stored.
         disk (`int`, *optional*, defaults to 0): most bytes on disk that are there in this stage alone.
         precision (`str`, *optional*, defaults to `"fp32"`): precision of most products.
         hours (`float`, *optional*): time on the device, of the likely FLOPs where there is an estimate.
@@ -65,9 +67,15 @@ class StagePlan:
     likely_flops: int | None = None
     evaluations: int | None = None
     other_flops: int = 0
+    saved_flops: int = 0
     disk: int = 0
     precision: str = "fp32"
     hours: float | None = None
+
+    def hours_on(self, device: Device) -> float:
+        """Hours on a device."""
+        flops = (self.flops if self.likely_flops is None else self.likely_flops) + self.other_flops - self.saved_flops
+        return device.hours(flops, self.precision)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..healing.parts import projections
 from .blocks import Blocks
 from .facts import Memory
 from .fitnesses import Fitnesses
+from .healing import held_out_blocks
 from .students import Students
 from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
 
@@ -133,7 +134,7 @@ class Memories:
 
     def healing(self, settings: HealingConfig) -> Memory:
         """Memory of extracting the student and healing it."""
-        config, held_out = self.students.config, max(1, round(settings.held_out * self.blocks.healing))
+        config, held_out = self.students.config, max(1, held_out_blocks(settings, self.blocks.healing))
         batch, features = min(settings.batch_size, self.blocks.healing), max(feature_widths(config))
         channels = config.hidden_size
         readers = len(projections(config)[0].readers) * (channels + 1) * (2 * channels + 1)

@@ -6,20 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from ..architectures.registry import check_model_type
 from ..cost.counts import flops_per_token, num_parameters
 from ..distillation.store.encodings import Samples
 from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
-from ..errors import DataError
+from ..errors import BinError, DataError
 from ..healing.config import HealingConfig
-from ..run.inputs import load_checkpoint
+from ..run.inputs import load_config
+from ..run.preflight import check_vocabularies
 from ..run.search_inputs import make_space_of
 from ..subnet import SubnetConfig
 from .advice import problem_of
 from .blocks import Blocks
-from .devices import Device, find_device, measure_device, own_memory
+from .devices import Device, find_device, measure_device
 from .disk import Disk
 from .facts import Memory, Plan, StagePlan
 from .fitnesses import Fitnesses
@@ -54,7 +54,7 @@ def plan_recipe(
         recipe (`Recipe`): the recipe.
         device (`str` or `Device`, *optional*): a name in `DEVICES`, or a device; with `None`, this machine is measured
             for some seconds.
-        utilization (`float`, *optional*): share of a named device's peak that is assumed.
+        utilization (`float`, *optional*): share of a named device's peak that is assumed; of no effect on others.
         subnet (`SubnetConfig`, *optional*): the student, where it is known; else the costliest in the bin.
         read_text (`bool`, *optional*, defaults to `False`): whether to load, tokenize and count the text, which is
             else taken to be long enough.
@@ -63,7 +63,7 @@ def plan_recipe(
         WhittleError: if the device is unknown, or the utilization out of range.
         RecipeError: if the number of steps depends on text that is not read.
         DataError: if a block has more tokens than the super-network has positions.
-        CheckpointError, ArchitectureError, BinError, SubnetError: as a run would.
+        CheckpointError, ArchitectureError, BinError, SubnetError, VocabularyError: as a run would.
     """
     if isinstance(device, str):
         device = find_device(device, utilization)
@@ -90,7 +90,7 @@ class _Planner:
     @cached_property
     def supernet(self) -> PreTrainedConfig:
         """Configuration of the super-network."""
-        config = _config(self.recipe.supernet or self.recipe.teacher)
+        config = load_config(self.recipe.supernet or self.recipe.teacher)
         size, longest = self.recipe.data.block_size, config.max_position_embeddings
         if size > longest:
             raise DataError(f"block_size {size} exceeds the {longest} positions of the model; use smaller blocks")
@@ -99,7 +99,11 @@ class _Planner:
     @cached_property
     def teacher(self) -> PreTrainedConfig:
         """Configuration of the teacher."""
-        return _config(self.recipe.teacher) if self.recipe.supernet else self.supernet
+        if not self.recipe.supernet:
+            return self.supernet
+        config = load_config(self.recipe.teacher)
+        check_vocabularies(self.recipe, self.supernet, config)
+        return config
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -112,20 +116,22 @@ class _Planner:
         space.reachable_pairs(bin)
         if self.subnet is not None:
             self.subnet.validate(self.supernet)
+            if not bin.contains(self.supernet, self.subnet):
+                raise BinError(f"the given subnet lies outside the recipe's bin, {bin.low:g} to {bin.high:g} {bin.of}")
         return Students(space, bin, self.blocks.size, self.subnet)
 
     @cached_property
     def device(self) -> Device:
         if self.given is not None:
             return self.given
-        return measure_device(self.supernet, self.students.costliest, self.blocks.size)
+        of_run = self.recipe.training_arguments(self.recipe.output_dir).device
+        return measure_device(self.supernet, self.students.costliest, self.blocks.size, of_run)
 
     @cached_property
     def memories(self) -> Memories:
         on_cpu = self.device.is_cpu or self.recipe.training.get("use_cpu", False)
-        available = own_memory()[1] if self.given is None else self.device.memory
         draws = None if self.recipe.teacher_store is None else self._draws
-        return Memories(self.recipe, self.students, self.teacher, self.blocks, available, on_cpu, draws)
+        return Memories(self.recipe, self.students, self.teacher, self.blocks, self.device.memory, on_cpu, draws)
 
     @cached_property
     def store(self) -> StoreSettings | None:
@@ -156,12 +162,15 @@ class _Planner:
             name: self.recipe.training_arguments(self.recipe.output_dir, **overrides)
             for name, overrides in trainings.items()
         }
+        for args in arguments.values():
+            self._trained_blocks(args)  # raises, if at all, before a rehearsal takes its time
         stages = [self._search(), self._healing(), self._teacher()]
         if self.recipe.teacher_store is not None:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args) for name, args in arguments.items()]
-        timed = tuple(map(self._timed, stages))
-        problems = (problem_of(each, self.memories.available, self.recipe, arguments.get(each.name)) for each in timed)
+        timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
+        how = self.memories.available, self.recipe, self.blocks
+        problems = (problem_of(each, *how, arguments.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
             stages=timed,
@@ -177,12 +186,6 @@ class _Planner:
     @cached_property
     def _disk(self) -> Disk:
         return Disk(self.students, self.blocks)
-
-    def _timed(self, stage: StagePlan) -> StagePlan:
-        flops = (stage.likely_flops or stage.flops) + stage.other_flops
-        if stage.name == "student" and self.recipe.teacher_store is not None:  # counted, but the teacher does not run
-            flops -= stage.tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
-        return replace(stage, hours=self.device.hours(flops, stage.precision))
 
     def _search(self) -> StagePlan:
         candidates = candidates_of(self.recipe, self.students)
@@ -252,6 +255,7 @@ class _Planner:
             memory=self.memories.training(args),
             parameters=self.students.parameters,
             other_flops=evaluated * forward,
+            saved_flops=0 if self.recipe.teacher_store is None else blocks * size * of_teacher,
             disk=self._disk.training(args, steps),
             precision="bf16" if args.bf16 or args.fp16 else "fp32",
         )
@@ -275,13 +279,10 @@ class _Planner:
 
 def _evaluations(args: "DistillationConfig", steps: int) -> int:
     """Evaluations in a training, the one at its end included."""
+    at_start = int(args.eval_on_start)
+    if text_of(args.eval_strategy) == "epoch" and args.max_steps < 0:
+        return at_start + math.ceil(args.num_train_epochs)
     if text_of(args.eval_strategy) != "steps" or not args.eval_steps:
-        return 1
+        return at_start + 1
     every = args.eval_steps if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
-    return int(args.eval_on_start) + int(steps // every) + (steps % every > 0)
-
-
-def _config(name: str) -> PreTrainedConfig:
-    config = load_checkpoint(AutoConfig.from_pretrained, name)
-    check_model_type(config.model_type, name, getattr(config, "text_config", None))
-    return config
+    return at_start + int(steps // every) + (steps % every > 0)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
 
 _STATES = {
+    "ademamix_8bit": 3,
+    "ademamix": 12,
     "lion_8bit": 1,
+    "rmsprop_bnb_8bit": 1,
+    "schedule_free_sgd": 4,
     "8bit": 2,
     "4bit": 1,
     "adafactor": 0.1,

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architectures.registry import check_model_type
 from ..data.documents import load_documents, split_documents
 from ..data.packing import pack_documents
 from ..distillation.teacher import check_same_tokens, load_teacher
@@ -117,6 +118,18 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     if not tokenizer("text").input_ids:
         raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
     return tokenizer
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """Load the configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ArchitectureError: if it is of an architecture without a table.
+    """
+    config: PreTrainedConfig = load_checkpoint(AutoConfig.from_pretrained, name)
+    check_model_type(config.model_type, name, getattr(config, "text_config", None))
+    return config
 
 
 def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PrinterCallback, TrainerCallback
 
 from ..architectures.dimensions import CHANNELS
-from ..architectures.registry import check_model_type
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.extraction import extract_subnet
@@ -32,12 +31,13 @@ from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source
+from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from .changes import has_begun
-from .inputs import Inputs, load_checkpoint, spread
+from .inputs import Inputs, load_config, spread
 from .search_inputs import make_space
 from .trainers import Trainers, random_student, save_student
 
@@ -53,15 +53,22 @@ def check_teacher(inputs: Inputs) -> None:
         ArchitectureError: if the teacher is of an architecture without a table.
         VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
     """
-    recipe = inputs.recipe
-    config = load_checkpoint(AutoConfig.from_pretrained, recipe.teacher)
-    check_model_type(config.model_type, recipe.teacher, getattr(config, "text_config", None))
-    size, beta = inputs.supernet.config.vocab_size, recipe.training_arguments(recipe.output_dir).beta
+    config = load_config(inputs.recipe.teacher)
+    check_vocabularies(inputs.recipe, inputs.supernet.config, config)
+
+
+def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+    """Find out whether the student and the search's probes can learn from the teacher.
+
+    Raises:
+        VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
+    """
+    size, beta = supernet.vocab_size, recipe.training_arguments(recipe.output_dir).beta
     if recipe.search.has_probes:
         beta = max(beta, recipe.probe_config.beta)
-    if config.vocab_size != size and beta > 0:
+    if teacher.vocab_size != size and beta > 0:
         raise VocabularyError(
-            f"the vocabulary of the teacher {recipe.teacher} has {config.vocab_size} entries, that of the "
+            f"the vocabulary of the teacher {recipe.teacher} has {teacher.vocab_size} entries, that of the "
             f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
         )
 

@@ -9,9 +9,10 @@ from transformers import AutoConfig
 
 from hf_whittle import SearchResult, SubnetConfig
 from hf_whittle.cli import main
+from hf_whittle.cli.plan import _time, summary
 from hf_whittle.cost import flops_per_token, num_parameters
 from hf_whittle.distillation.store.encodings import Samples
-from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, WhittleError
+from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, VocabularyError, WhittleError
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.devices import DEVICES
 from hf_whittle.run import run
@@ -110,6 +111,20 @@ def test_a_store_that_is_not_written_yet_is_a_stage(make, plan, tmp_path):
     assert any("hf-whittle store-logits writes it" in note for note in stored.notes)
 
 
+def test_a_store_saves_no_time_where_nothing_learns_from_the_teacher(make, tmp_path):
+    training = {"max_steps": 6, "per_device_train_batch_size": 2, "beta": 0.0}
+    plain = plan_recipe(make(training=training))
+    stored = plan_recipe(make(training=training, teacher_store=str(tmp_path / "store")))
+    assert stored.stage("student").hours == plain.stage("student").hours
+
+
+def test_other_devices_are_told_the_time_that_they_take(make, tmp_path):
+    recipe = make(teacher_store=str(tmp_path / "store"))
+    on_h100 = summary(plan_recipe(recipe, "h100", utilization=0.5))
+    expected = _time(plan_recipe(recipe, "l4", utilization=0.5).hours)
+    assert f", l4 {expected}," in on_h100
+
+
 def test_hours_are_flops_at_the_rate_of_the_device(recipe):
     half, all_of_it = (plan_recipe(recipe, "h100", utilization=share) for share in (0.5, 1.0))
     assert half.hours == pytest.approx(2 * all_of_it.hours)
@@ -167,11 +182,42 @@ def test_the_change_of_a_batch_makes_it_fit(make, name):
         ({"teacher": "no/folder"}, {}, CheckpointError, "cannot load the checkpoint 'no/folder'"),
         ({"bin": {"low": 1, "high": 2}}, {}, BinError, "no subnet of this space lies in the bin"),
         ({}, {"subnet": SubnetConfig(512, 1, 1, 1)}, ValueError, "hidden_size"),
+        ({}, {"subnet": SubnetConfig(8, 1, 1, 8)}, BinError, "outside the recipe's bin, 30000 to 40000 parameters"),
     ],
 )
 def test_errors(make, changes, options, error, message):
     with pytest.raises(error, match=message):
         plan_recipe(make(**changes), **options)
+
+
+def test_a_teacher_with_another_vocabulary_is_an_error(make, recipe, teacher_folder, tmp_path):
+    config = AutoConfig.from_pretrained(teacher_folder)
+    config.vocab_size += 1
+    config.save_pretrained(tmp_path)
+    apart = {"supernet": str(teacher_folder), "teacher": str(tmp_path)}
+    with pytest.raises(VocabularyError, match=r"the vocabulary of the teacher .* has 301 entries"):
+        plan_recipe(make(**apart))
+    plan_recipe(make(**apart, training={"max_steps": 2, "beta": 0.0}))
+
+
+@pytest.mark.parametrize(
+    "settings, number",
+    [
+        ({"eval_steps": 2}, 1 + 3),
+        ({"eval_steps": 4}, 1 + 2),
+        ({"eval_strategy": "no"}, 1 + 1),
+        ({"eval_strategy": "no", "eval_on_start": False}, 1),
+    ],
+)
+def test_evaluations_are_counted(make, settings, number):
+    plan = plan_recipe(make(training={"max_steps": 6, **settings}, baseline=False))
+    forward = plan.stage("student").flops // plan.stage("student").tokens - flops_of_teacher(make())
+    evaluated = number * make().data.test_tokens
+    assert plan.stage("student").other_flops == evaluated * forward // 3
+
+
+def flops_of_teacher(recipe):
+    return flops_per_token(AutoConfig.from_pretrained(recipe.teacher), sequence_length=recipe.data.block_size)
 
 
 def test_blocks_longer_than_positions_are_an_error(make, recipe):
@@ -191,6 +237,24 @@ def test_the_change_of_an_evaluation_makes_it_fit(make):
     assert plan_recipe(make(training=changed)).stage("student").memory.peak <= device.memory
 
 
+@pytest.mark.parametrize("stage, section", [("search", "search"), ("healing", "heal")])
+def test_the_change_of_blocks_at_a_time_makes_it_fit(make, recipe, stage, section):
+    """A batch that is larger than the text has blocks does not count."""
+    data = {**vars(recipe.data), "search_tokens": 256, "calibration_tokens": 512}
+    sections = {"search": {"algorithm": "random", "evaluations": 2, "fitness": "perplexity"}, "heal": {}}
+
+    def planned(batch, device="t4"):
+        changed = {**sections, section: {**sections[section], "batch_size": batch}}
+        return plan_recipe(make(data=data, baseline=False, **changed), device)
+
+    fits = planned(1 if stage == "healing" else 4).stage(stage).memory.peak
+    device = dataclasses.replace(DEVICES["t4"], memory=fits)
+    problems = {problem.stage: problem for problem in planned(64, device).problems}
+    name, advised = problems[stage].changes[0].split(": ")
+    assert name == f"{section}.batch_size"
+    assert planned(int(advised)).stage(stage).memory.peak <= fits
+
+
 def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
@@ -202,6 +266,15 @@ def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):
     assert values["device"]["name"] == "h200"
     assert [stage["name"] for stage in values["stages"]] == ["search", "healing", "teacher", "student", "baseline"]
     assert values["stages"][0]["flops"] == plan.stage("search").flops
+
+
+def test_the_command_takes_a_subnet_from_its_file_or_folder(recipe, planned_for_found, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    recipe.save(path)
+    SearchResult.load(recipe.output_dir).best.save_pretrained(tmp_path)
+    for subnet in (tmp_path, tmp_path / "subnet.json"):
+        assert main(["plan", str(path), "--subnet", str(subnet)]) == 0
+        assert f"A student of {planned_for_found.student:,} parameters" in capsys.readouterr().out
 
 
 def test_the_command_measures_this_machine(recipe, tmp_path, capsys, monkeypatch):
@@ -220,7 +293,8 @@ def test_the_command_measures_this_machine(recipe, tmp_path, capsys, monkeypatch
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--measure", "--device", "h100"], "--measure finds the speed of this machine"),
         (["--utilization", "0"], "utilization must be above 0"),
-        (["--subnet", "nowhere.json"], "nowhere.json"),
+        (["--subnet", "nowhere.json"], "cannot read the subnet nowhere.json: No such file"),
+        (["--subnet", __file__], "is not JSON"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line(recipe, tmp_path, capsys, options, message):

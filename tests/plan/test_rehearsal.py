@@ -128,4 +128,5 @@ def test_an_evaluation_holds_all_logits(step, tiny_config):
 
 def test_bytes_of_optimizers(step):
     optimizers = {"adamw_torch_fused": 800, "adamw_torch_8bit": 200, "adafactor": 10, "sgd": 0}
+    optimizers |= {"paged_ademamix_8bit": 300, "ademamix": 1200, "rmsprop_bnb_8bit": 100, "schedule_free_sgd": 400}
     assert {name: optimizer_bytes(step(optim=name).args, 100) for name in optimizers} == optimizers
