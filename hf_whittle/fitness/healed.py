@@ -132,9 +132,8 @@ class HealedPerplexity(TokenFitness):
     def preparation(self) -> dict[str, int]:
         tokens, length = self._calibration_ids.numel(), self._calibration_ids.shape[1]
         config = self.supernet.full_config
-        forward = (
-            flops_per_token(config, sequence_length=length) - 2 * config.vocab_size * config.hidden_size
-        )  # no head
+        head = 2 * config.vocab_size * config.hidden_size  # not run
+        forward = flops_per_token(config, sequence_length=length) - head
         gathering = tokens * (forward + self._moments.flops_per_token)
         predictions = prediction_flops(self._moments.config, tokens, self._moments.max_gap)
         return {"tokens": tokens, "flops": gathering + predictions}

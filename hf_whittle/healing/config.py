@@ -21,9 +21,8 @@ class HealingConfig:
     Args:
         basis (`str`, *optional*): basis of the student's hidden states: `"principal"` components of the teacher's, or
             kept `"channels"`. It is always the latter where a norm follows attention and MLP; and with tied embeddings
-            where norms subtract the mean, or the last one scales as many channels unlike most others as the student
-            has. By default, it is the former where it can be; with tied embeddings, both are tried, and the better on
-            held-out text stays.
+            where norms subtract the mean, or the last one scales many channels unlike most others. By default, it is
+            the former where it can be; with tied embeddings, both are tried, and the better on held-out text stays.
         states (`str`, *optional*): hidden states that a layer is healed on: the `"teacher"`'s in the student's basis,
             so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
             compute, so that it mends their errors too. By default, both are tried where all channels are kept, and
