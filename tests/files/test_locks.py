@@ -16,8 +16,9 @@ from hf_whittle.errors import OutputError
 from hf_whittle.files.locks import folder_lock
 
 HOLD = """
-    import sys, time
+    import signal, sys, time
     from hf_whittle.files.locks import folder_lock
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with folder_lock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(600)

@@ -90,9 +90,9 @@ def test_a_tied_basis_that_training_cannot_go_with_is_found_before_the_search(
 ):
     teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
     stock = make_stock(model_type="llama", tie_word_embeddings=True, vocab_size=300, bos_token_id=0, eos_token_id=0)
-    stock.model.norm.weight.data.fill_(1.0)[:4] = 5.0  # too many for the smallest student, which keeps channels
+    stock.model.norm.weight.data.fill_(1.0)[:3] = 5.0  # too many for the smallest student, which keeps channels
     stock.save_pretrained(teacher)
-    space, bin = {"hidden_size": [4, 16, 4]}, {"low": 15e3, "high": 25e3}
+    space, bin = {"hidden_size": [3, 15, 3]}, {"low": 15e3, "high": 25e3}
     sections = {"training": {"hidden_weight": 1.0}, "space": space, "bin": bin, "heal": True}
     recipe = make_recipe(teacher, texts, tmp_path / "run", **sections)
     fails_early(recipe, SubnetError, r"heal it with HealingConfig\(basis='channels'\)")
