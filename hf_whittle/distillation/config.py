@@ -1,5 +1,6 @@
 """DistillationConfig: `TrainingArguments` with the settings of the distillation loss."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,17 @@ class DistillationConfig(TrainingArguments):
     def has_teacher(self) -> bool:
         """Whether the loss needs a teacher."""
         return self.beta > 0 or self.hidden_weight > 0
+
+    def chunk_size(self, on_cpu: bool) -> int:
+        """Tokens whose logits the loss holds at a time."""
+        return self.loss_chunk_size or (256 if on_cpu else 1024)
+
+    def number_of_steps(self, blocks: int) -> int:
+        """Optimizer steps of a training on so many blocks."""
+        if self.max_steps >= 0:
+            return self.max_steps
+        in_an_epoch = math.ceil(blocks / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size))
+        return max(1, math.ceil(self.num_train_epochs * in_an_epoch))
 
     @property
     def loss_weights(self) -> LossWeights:

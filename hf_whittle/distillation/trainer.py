@@ -101,7 +101,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         end_group_at_exit()
         self._check_training(kwargs.get("optimizers"))
         self._sums = torch.zeros(4, device=self.args.device)  # since the last log: both parts, hidden loss, rows
-        self._chunk_size = args.loss_chunk_size or (256 if self.args.device.type == "cpu" else 1024)
+        self._chunk_size = args.chunk_size(self.args.device.type == "cpu")
         self._loss: DistillationLoss | None = None  # result of the forward pass that runs now
         self._given: tuple[Targets, torch.Tensor] | None = None  # its targets and labels
         self._plain_head: tuple[Any, Any] = None, None  # the student's output layer; the same if it can be replaced

@@ -80,6 +80,11 @@ class HealingConfig:
         return [replace(self, basis=basis, states=each) for basis in bases for each in states]
 
 
+def held_out_blocks(blocks: int, share: float) -> int:
+    """How many of some blocks of text are held out: a share of them, but at least one, and not all."""
+    return min(max(1, round(share * blocks)), blocks - 1)
+
+
 @dataclass(frozen=True)
 class HealingReport:
     """Report on the healing of a student.

@@ -17,7 +17,7 @@ from ..models.slicing import student_model
 from ..models.source import Source
 from ..models.student import student_config
 from ..subnet import SubnetConfig, count
-from .config import HealingConfig, HealingReport
+from .config import HealingConfig, HealingReport, held_out_blocks
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .parts import (
     Projections,
@@ -332,7 +332,7 @@ def heal_weights(
 
 def split_blocks(input_ids: torch.Tensor, held_out: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Split blocks into those to fit to and those held out, at least one of each; the latter spread over the text."""
-    number = min(max(1, round(held_out * len(input_ids))), len(input_ids) - 1)
+    number = held_out_blocks(len(input_ids), held_out)
     is_held_out = torch.zeros(len(input_ids), dtype=torch.bool)
     is_held_out[[(2 * i + 1) * len(input_ids) // (2 * number) for i in range(number)]] = True
     return input_ids[~is_held_out], input_ids[is_held_out]

@@ -12,7 +12,7 @@ from .symmetric import SymmetricSums
 _ROUNDING = 1e-6
 """Rounding of a relative error, since products are summed in single precision."""
 
-_STEP, _LOWEST, _HIGHEST = math.sqrt(10), 1e-6, 1e3
+_STEP, LOWEST, HIGHEST = math.sqrt(10), 1e-6, 1e3
 """Ratio of strengths that are tried one after the other, and the ends of their range."""
 
 
@@ -104,7 +104,7 @@ class Moments:
         held_out, gram, cross = self._held_out.gram, self._fitted.gram, self._fitted.cross
         assert gram is not None and cross is not None
         start = start.to(gram.dtype)
-        likely = self._fitted.likely_ridge
+        likely = likely_ridge(cross.shape[1], self._fitted.tokens)
         if held_out is None:
             solved = ((ridge, ridge_solution(gram, cross, start, ridge)) for ridge in ridges or [likely])
             ridge, weight = next(((ridge, weight) for ridge, weight in solved if weight is not None), (None, start))
@@ -132,7 +132,7 @@ def _lowest(fitted: Callable[[float], Fit], ridge: float) -> Fit:
     best = fitted(ridge)
     for step in (_STEP, 1 / _STEP):
         first = best
-        while _LOWEST <= ridge * step <= _HIGHEST and (following := fitted(ridge * step)).after < best.after:
+        while LOWEST <= ridge * step <= HIGHEST and (following := fitted(ridge * step)).after < best.after:
             best, ridge = following, ridge * step
         if best is not first:
             break
@@ -172,20 +172,19 @@ class _Sums:
         sums.square = self.square
         return sums
 
-    @property
-    def likely_ridge(self) -> float:
-        """The best strength for features that each explain as much, of targets of which they explain a quarter.
-
-        In general it is features per token times the ratio of what is not explained and what is.
-        """
-        assert self.cross is not None
-        return min(max(3 * self.cross.shape[1] / max(1, self.tokens), _LOWEST), _HIGHEST)
-
     def error(self, weight: torch.Tensor, gram: torch.Tensor) -> float:
         if self.cross is None or not self.square:
             return 0.0
         found = ((weight @ gram) * weight).sum() - 2 * (weight * self.cross).sum()
         return max(float(found) / self.square + 1, 0.0)  # in this order, NaN stays NaN
+
+
+def likely_ridge(features: int, tokens: int) -> float:
+    """The best strength for features that each explain as much, of targets of which they explain a quarter.
+
+    In general it is features per token times the ratio of what is not explained and what is.
+    """
+    return min(max(3 * features / max(1, tokens), LOWEST), HIGHEST)
 
 
 def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float) -> torch.Tensor | None:

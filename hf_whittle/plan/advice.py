@@ -3,18 +3,14 @@
 import math
 from typing import TYPE_CHECKING
 
-from ..healing.config import HealingConfig
+from ..healing.config import HealingConfig, held_out_blocks
 from .blocks import Blocks
 from .facts import Memory, Problem, StagePlan
-from .healing import held_out_blocks
 from .training_memory import text_of
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
     from ..recipe.recipe import Recipe
-
-_CHUNK = 1024
-"""Tokens whose logits a training holds at a time, unless its arguments say otherwise; on a CPU fewer."""
 
 
 def problem_of(
@@ -54,7 +50,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
     room = available - fixed - memory.gradients
     if memory.activations + memory.logits > room > 0:
         rows = args.per_device_train_batch_size * recipe.data.block_size
-        in_chunks = args.has_teacher and rows > (args.loss_chunk_size or _CHUNK)
+        in_chunks = args.has_teacher and rows > args.chunk_size(on_cpu=False)
         changes += _of_step(section, memory, room, args, in_chunks)
     if "adamw" in (name := text_of(args.optim)) and "bit" not in name:
         saved = memory.optimizer - memory.optimizer // 4
@@ -118,7 +114,7 @@ def _of_search(stage: StagePlan, available: int, recipe: "Recipe", blocks: Block
 def _of_healing(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
     memory, room = stage.memory, available - stage.memory.weights
     assert isinstance(recipe.heal, HealingConfig)
-    most, held_out = recipe.heal.batch_size, held_out_blocks(recipe.heal, blocks.healing)
+    most, held_out = recipe.heal.batch_size, held_out_blocks(blocks.healing, recipe.heal.held_out)
     fitted = (min(most, blocks.healing), memory.activations, room - memory.moments)
     batch = _smaller([fitted, (min(most, held_out), memory.logits, room)])
     changes = [f"heal.batch_size: {batch}"] if batch > 0 else []

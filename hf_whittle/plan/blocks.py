@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import RecipeError
 
 if TYPE_CHECKING:
+    from ..distillation.config import DistillationConfig
     from ..recipe.recipe import Recipe
 
 _STEPS_OF_TEXT = (
@@ -47,17 +48,15 @@ class Blocks:
         search, test = (max(1, tokens // data.block_size) for tokens in (data.search_tokens, data.test_tokens))
         return cls(data.block_size, search, test, max(2, data.calibration_tokens // data.block_size))
 
-    def steps(self, max_steps: int, epochs: float, batch: int) -> int:
-        """Optimizer steps of a training with so many blocks in a step.
+    def steps(self, args: "DistillationConfig") -> int:
+        """Optimizer steps of a training.
 
         Raises:
             RecipeError: if they depend on text that was not read.
         """
-        if max_steps >= 0:
-            return max_steps
-        if self.train is None:
+        if args.max_steps < 0 and self.train is None:
             raise RecipeError(_STEPS_OF_TEXT)
-        return max(1, math.ceil(epochs * math.ceil(self.train / batch)))
+        return args.number_of_steps(self.train or 0)
 
     def trained(self, steps: int, batch: int) -> int:
         """Blocks that a training reads in so many steps; the last step of an epoch reads what is left."""

@@ -5,18 +5,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..healing.config import HealingConfig
+from ..healing.config import HealingConfig, held_out_blocks
 from ..healing.cost import healing_flops
 from ..healing.parts import may_change_basis, output_matrix, projections, reads_head, writer_features
+from ..healing.regression import HIGHEST, LOWEST, likely_ridge
 from ..subnet import Shape, SubnetConfig
 
 _STEPS_IN_ALL = 20
 """Strengths that a regression tries at most: from 1e-6 to 1e3 in steps of the square root of 10, and one beyond."""
-
-
-def held_out_blocks(settings: HealingConfig, blocks: int) -> int:
-    """Blocks that healing holds out."""
-    return min(max(1, round(settings.held_out * blocks)), blocks - 1)
 
 
 def most_healing_flops(
@@ -44,7 +40,7 @@ def _report(
     config: PreTrainedConfig, subnet: SubnetConfig, settings: HealingConfig, blocks: int, block_size: int
 ) -> dict[str, Any]:
     """A report as healing writes it, with the most strengths that each regression may try."""
-    held_out = held_out_blocks(settings, blocks)
+    held_out = held_out_blocks(blocks, settings.held_out)
     is_principal = settings.basis == "principal" and may_change_basis(config, subnet.shape.hidden_size)
     tried = len(settings.ridge) if settings.ridge else _most_tried((blocks - held_out) * block_size, config, subnet)
     return {
@@ -61,9 +57,9 @@ def _most_tried(tokens: int, config: PreTrainedConfig, subnet: SubnetConfig) -> 
     """Strengths that a regression may try: all upwards, or one upwards and all downwards, and the first."""
     shape = subnet.shape.filled(Shape.from_config(config))
     widest = max(shape.hidden_size + 1, *(max(groups) for groups in writer_features(config, shape)))
-    first = min(max(3 * widest / max(1, tokens), 1e-6), 1e3)
-    down = int(2 * math.log10(first / 1e-6) + 1e-9)
-    up = int(2 * math.log10(1e3 / min(first, 3 / max(1, tokens))) + 1e-9)
+    first = likely_ridge(widest, tokens)
+    down = int(2 * math.log10(first / LOWEST) + 1e-9)
+    up = int(2 * math.log10(HIGHEST / min(first, 3 / max(1, tokens))) + 1e-9)
     return min(_STEPS_IN_ALL, 1 + max(up, down + 1))
 
 

@@ -8,13 +8,12 @@ from transformers import PreTrainedConfig
 
 from ..cost.counts import num_parameters
 from ..errors import WhittleError
-from ..healing.config import HealingConfig
+from ..healing.config import HealingConfig, held_out_blocks
 from ..healing.moments_cost import affordable_gap, blocks_in_batch, feature_widths, peak_bytes, products
 from ..healing.parts import projections
 from .blocks import Blocks
 from .facts import Memory
 from .fitnesses import Fitnesses
-from .healing import held_out_blocks
 from .students import Students
 from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
 
@@ -134,7 +133,7 @@ class Memories:
 
     def healing(self, settings: HealingConfig) -> Memory:
         """Memory of extracting the student and healing it."""
-        config, held_out = self.students.config, max(1, held_out_blocks(settings, self.blocks.healing))
+        config, held_out = self.students.config, max(1, held_out_blocks(self.blocks.healing, settings.held_out))
         batch, features = min(settings.batch_size, self.blocks.healing), max(feature_widths(config))
         channels = config.hidden_size
         readers = len(projections(config)[0].readers) * (channels + 1) * (2 * channels + 1)

@@ -239,7 +239,7 @@ class _Planner:
     def _trained_blocks(self, args: "DistillationConfig") -> tuple[int, int]:
         """Steps of a training, and blocks that it reads."""
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = self.blocks.steps(args.max_steps, args.num_train_epochs, batch)
+        steps = self.blocks.steps(args)
         return steps, self.blocks.trained(steps, batch)
 
     def _training(self, name: str, args: "DistillationConfig") -> StagePlan:

@@ -84,7 +84,7 @@ class Step:
     @property
     def chunk(self) -> int:
         """Rows whose logits are held at a time."""
-        return self.args.loss_chunk_size or (256 if self.on_cpu else 1024)
+        return self.args.chunk_size(self.on_cpu)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

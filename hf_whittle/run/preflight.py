@@ -184,7 +184,7 @@ def _short(blocks: Dataset, length: int | None) -> Dataset:
 def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
     """The arguments of a training with batches of one block, of which a step takes two at most."""
     real = inputs.recipe.training_arguments(folder, **overrides)
-    steps = _number_of_steps(real, len(inputs.blocks["train"]))
+    steps = real.number_of_steps(len(inputs.blocks["train"]))
     often = {name: getattr(real, name) for name in ("eval_steps", "logging_steps", "save_steps")}
     small = {
         **{name: math.ceil(share * steps) for name, share in often.items() if share is not None and 0 < share < 1},
@@ -196,14 +196,6 @@ def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> Dis
         "disable_tqdm": True,
     }
     return inputs.recipe.training_arguments(folder, **{**overrides, **small})
-
-
-def _number_of_steps(args: DistillationConfig, blocks: int) -> int:
-    """Optimizer steps of a training on so many blocks."""
-    if args.max_steps >= 0:
-        return args.max_steps
-    in_an_epoch = math.ceil(blocks / (args.train_batch_size * args.gradient_accumulation_steps))
-    return max(1, math.ceil(args.num_train_epochs * in_an_epoch))
 
 
 class _OneStep(TrainerCallback):
