@@ -1,9 +1,10 @@
 """Load documents of a dataset or of files, identify them by contents, and split them by document."""
 
+import contextlib
 import glob
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
@@ -27,6 +28,7 @@ def load_documents(
     split: str = "train",
     *,
     text_column: str = "text",
+    token_column: str | None = None,
 ) -> Dataset:
     """Load documents of a dataset or of files, one in each row. Local files are cached by their contents.
 
@@ -38,30 +40,58 @@ def load_documents(
         config (`str`, *optional*): configuration of the dataset.
         split (`str`, *optional*, defaults to `"train"`): its split.
         text_column (`str`, *optional*, defaults to `"text"`): text column of tables among `files`.
+        token_column (`str`, *optional*): column of token ids of tables among `files`, instead of text.
 
     Raises:
         DataError: if no file matches a pattern, a file is not what its suffix says, or there is no such split.
     """
     if files is not None:
-        return load_files(files, text_column)
-    if dataset is None:
-        raise DataError("no text was named: give a dataset or files")
+        return load_files(files, text_column, token_column)
     if dataset == STANDARD_LIBRARY:
         from .standard_library import standard_library
 
         return standard_library()
+    folder = dataset_folder(dataset)
+    with named_errors(dataset, split):
+        if is_saved(folder):
+            return load_saved(folder, split)
+        if not folder.is_dir():
+            return load_dataset(expanded(str(dataset)), config, split=split)
+        cache = cache_of(_folder_digest(folder))
+        return load_dataset(without_magic(folder, cache), config, split=split, cache_dir=str(cache))
+
+
+def dataset_folder(dataset: str | None) -> Path:
+    """Return the folder of a dataset; one that does not exist stands for a name on the Hub.
+
+    Raises:
+        DataError: if there is no name, or it is that of a file.
+    """
+    if dataset is None:
+        raise DataError("no text was named: give a dataset or files")
     folder = Path(expanded(dataset))
     if folder.is_file():
         raise DataError(f"the dataset {str(dataset)!r} is a file; give it under files")
+    return folder
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def load_saved(folder: Path, split: str) -> Dataset:
+    """Load a dataset that `save_to_disk` wrote, mapped into memory, without the format it was saved with."""
+    loaded = load_from_disk(str(folder))
+    saved = loaded if isinstance(loaded, Dataset) else loaded[split]
+    return saved if saved.format["type"] is None else saved.with_format(None)
+
+
+@contextlib.contextmanager
+def named_errors(dataset: str | None, split: str) -> Iterator[None]:
+    """Name the dataset and the split in errors of `datasets` inside the block."""
     try:
-        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(str(folder))
-            return saved if isinstance(saved, Dataset) else saved[split]
-        if not folder.is_dir():
-            return load_dataset(expanded(dataset), config, split=split)
-        cache = cache_of(_folder_digest(folder))
-        named = str(folder) if not glob.has_magic(str(folder.resolve())) else _linked(folder, cache / "data")
-        return load_dataset(named, config, split=split, cache_dir=str(cache))
+        yield
     except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
         raise DataError(f"cannot load the split {split!r} of the dataset {str(dataset)!r}: {error}") from error
 
@@ -83,7 +113,7 @@ def documents_fingerprint(
     return dataset_fingerprint(documents())
 
 
-def _data_files(folder: Path) -> list[Path]:
+def data_files(folder: Path) -> list[Path]:
     """Return the files of a dataset, without hidden ones and cache files of `datasets`."""
     return sorted(
         path
@@ -95,14 +125,17 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _folder_digest(folder: Path) -> str:
-    named = (f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in _data_files(folder))
+    named = (f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in data_files(folder))
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
-def _linked(folder: Path, target: Path) -> str:
-    """Link the files of a folder whose path `datasets` would take for a pattern; return the path of the links."""
+def without_magic(folder: Path, cache: Path) -> str:
+    """Return the path of a folder; of links to its files if `datasets` would take its path for a pattern."""
+    if not glob.has_magic(str(folder.resolve())):
+        return str(folder)
+    target = cache / "data"
     shutil.rmtree(target, ignore_errors=True)
-    for path in _data_files(folder):
+    for path in data_files(folder):
         link = target / path.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
@@ -136,9 +169,7 @@ def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str
         raise DataError(f"the dataset has no column {column!r}, only {documents.column_names}; name one of these")
     rows: dict[str, list[int]] = {name: [] for name in (*fractions, "train")}
     for row, value in enumerate(documents[column]):
-        digest = hashlib.sha256(str(value).encode()).digest()
-        position = int.from_bytes(digest[:8], "big") / 2**64
-        rows[_split_at(position, fractions)].append(row)
+        rows[split_of(value, fractions)].append(row)
     for name, indices in rows.items():
         if not indices:
             raise DataError(
@@ -147,8 +178,10 @@ def split_documents(documents: Dataset, fractions: Mapping[str, float], key: str
     return {name: documents.select(indices) for name, indices in rows.items()}
 
 
-def _split_at(position: float, fractions: Mapping[str, float]) -> str:
-    """Return the split whose interval of [0, 1) contains `position`; the rest is `"train"`."""
+def split_of(key: object, fractions: Mapping[str, float]) -> str:
+    """Return the split in whose interval of [0, 1) the hash of a document's key lies; the rest is `"train"`."""
+    digest = hashlib.sha256(str(key).encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
     for name, share in fractions.items():
         if position < share:
             return name

@@ -36,6 +36,7 @@ _ENCODINGS = {
 }
 """Encoding of each byte-order mark."""
 _FILES_OR_PATTERNS = "give files, or patterns such as 'texts/**/*.txt'"
+_SAMPLED = 2**20
 _RULES = 2  # version of reading files in cache keys; raise it with every change
 
 
@@ -71,13 +72,14 @@ def _as_pattern(path: str) -> str:
     return path
 
 
-def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
+def load_files(patterns: Paths, text_column: str = "text", token_column: str | None = None) -> Dataset:
     """Load documents of files: a text file is one, a table has one in each row.
 
     Args:
         patterns: files, or patterns of them. `.jsonl`, `.json`, `.csv` and `.parquet` are tables, any other file is
             text; either may be compressed with gzip, bzip2 or xz.
         text_column (`str`, *optional*, defaults to `"text"`): text column of tables, and of text files beside them.
+        token_column (`str`, *optional*): column of token ids of tables, instead of text.
 
     Returns:
         `datasets.Dataset`: the columns that all files share; only the text, if a text file is among them.
@@ -86,18 +88,33 @@ def load_files(patterns: Paths, text_column: str = "text") -> Dataset:
         DataError: if a pattern matches no file, or a file is not what its suffix says.
     """
     found = find_files(patterns)
-    return _identified_by(_documents_of(found, text_column), files_digest(found), text_column)
+    column, tables = token_column or text_column, files_by_kind(found, token_column)
+    return _identified_by(_documents_of(tables, column, token_column is None), files_digest(found), column)
 
 
-def _documents_of(found: list[str], text_column: str) -> Dataset:
+def files_by_kind(found: list[str], token_column: str | None = None) -> dict[str | None, list[str]]:
+    """Group files by the builder that reads them; those of `None` are text.
+
+    Raises:
+        DataError: if a text file is among them, and a column of token ids is wanted.
+    """
     tables: dict[str | None, list[str]] = {}
     for path in found:
-        tables.setdefault(_kind(path), []).append(path)
+        tables.setdefault(kind_of(path), []).append(path)
+    if token_column is not None and None in tables:
+        raise DataError(
+            f"{tables[None][0]} is a text file, which has no column {token_column!r}; give tables "
+            f"({', '.join(_TABLES)}), or leave token_column out"
+        )
+    return tables
+
+
+def _documents_of(tables: dict[str | None, list[str]], text_column: str, is_text: bool) -> Dataset:
     parts = []
     if None in tables:
         texts = documents_from_files({path: path for path in tables.pop(None)}).remove_columns("name")
         parts.append(texts.rename_column("text", text_column) if tables and text_column != "text" else texts)
-    parts += [_load_table(str(kind), paths, text_column) for kind, paths in sorted(tables.items(), key=str)]
+    parts += [_load_table(str(kind), paths, text_column, is_text) for kind, paths in sorted(tables.items(), key=str)]
     if len(parts) == 1:
         return parts[0]
     kind = parts[0].features[text_column]
@@ -116,8 +133,26 @@ def _identified_by(documents: Dataset, *values: object) -> Dataset:
 
 def files_digest(patterns: Paths) -> str:
     """Hash the contents of files, how they are read, and their order."""
-    parts = [(file_digest(path), _kind(path), _compression(path)) for path in find_files(patterns)]
+    parts = [(file_digest(path), kind_of(path), _compression(path)) for path in find_files(patterns)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def files_sample(patterns: Paths) -> str:
+    """Hash the size of each file and its first and last megabyte, in their order: a change between is not noticed."""
+    parts = [(_sample(path), kind_of(path), _compression(path)) for path in find_files(patterns)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _sample(path: str | Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            read = stream.read(_SAMPLED)
+            stream.seek(max(0, size - _SAMPLED))
+            return hashlib.sha256(b"%d " % size + read + stream.read(_SAMPLED)).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def file_digest(path: str | Path) -> str:
@@ -147,7 +182,7 @@ def cache_of(digest: str) -> Path:
     return Path(config.HF_DATASETS_CACHE) / "hf_whittle" / digest
 
 
-def _kind(path: str) -> str | None:
+def kind_of(path: str) -> str | None:
     """Return the builder that reads a file; `None` if it is text."""
     inner = Path(path).with_suffix("") if _compression(path) else Path(path)
     return _TABLES.get(inner.suffix.lower())
@@ -159,13 +194,11 @@ def _compression(path: str) -> str | None:
     return suffix if suffix in _DECOMPRESS else None
 
 
-def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
+def _load_table(kind: str, paths: list[str], text_column: str, is_text: bool) -> Dataset:
     cache = cache_of(hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest())
     names = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     try:
-        escaped = [glob.escape(os.path.abspath(path)) for path in paths]
-        marked = {"encoding": "utf-8-sig"} if kind == "json" and any(map(_has_mark, paths)) else {}
-        table = load_dataset(kind, data_files=escaped, split="train", cache_dir=str(cache), **marked)
+        table = load_dataset(kind, split="train", cache_dir=str(cache), **table_options(kind, paths))
     except Exception as error:  # every builder raises errors of its own
         cause = error.__cause__ or error
         is_empty = type(cause).__name__ in ("StopIteration", "SchemaInferenceError")  # the latter before datasets 5
@@ -173,10 +206,18 @@ def _load_table(kind: str, paths: list[str], text_column: str) -> Dataset:
         raise DataError(f"cannot read {names} as {kind}: {reason}; correct it, or leave it out") from error
     if text_column not in table.column_names:
         raise DataError(
-            f"{names} has no column {text_column!r}, only {table.column_names}; name one of these as text_column"
+            f"{names} has no column {text_column!r}, only {table.column_names}; name one of these as "
+            f"{'text_column' if is_text else 'token_column'}"
         )
-    check_holds_text(table.features, text_column)
+    if is_text:
+        check_holds_text(table.features, text_column)
     return table
+
+
+def table_options(kind: str, paths: list[str]) -> dict[str, Any]:
+    """Return arguments of `load_dataset` for tables of one kind."""
+    marked = {"encoding": "utf-8-sig"} if kind == "json" and any(map(_has_mark, paths)) else {}
+    return {"data_files": [glob.escape(os.path.abspath(path)) for path in paths], **marked}
 
 
 def _has_mark(path: str) -> bool:
@@ -215,15 +256,25 @@ def documents_from_files(files: Mapping[str, str], errors: str = "strict") -> Da
 
 def _read_files(files: list[tuple[str, str, str]], errors: str, rules: int) -> Iterator[dict[str, str]]:
     for name, path, digest in files:
-        yield {"name": name, "text": _read_text(path, digest, errors)}
+        yield {"name": name, "text": read_text(path, digest, errors)}
 
 
-def _read_text(path: str, digest: str, errors: str) -> str:
+def read_text(path: str, digest: str | None = None, errors: str = "strict") -> str:
+    """Read a text file, compressed or not.
+
+    Args:
+        path (`str`): the file.
+        digest (`str`, *optional*): SHA-256 that it has.
+        errors (`str`, *optional*, defaults to `"strict"`): how to treat bytes that are not text, as for `open`.
+
+    Raises:
+        DataError: if it cannot be read, is not text in UTF-8 or the encoding of its byte-order mark, or was changed.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise DataError(f"{path} was changed while it was read; start again when it is complete")
     try:
         data = _DECOMPRESS.get(Path(path).suffix.lower(), bytes)(data)

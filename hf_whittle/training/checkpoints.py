@@ -21,7 +21,7 @@ from ..files.atomic import put_in_place, remove_folder, remove_leftovers
 from ..files.disk import disk_errors
 from ..files.text import read_json
 from ..processes import from_first
-from .careful import CarefulTrainer
+from .streaming import StreamingTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +30,7 @@ _WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global
 """Weights of `Trainer`, FSDP, DeepSpeed, and named adapters."""
 
 
-class WholeCheckpoints(CarefulTrainer):
+class WholeCheckpoints(StreamingTrainer):
     """A `Trainer` that may be killed at any moment: a folder named as a checkpoint holds all of it.
 
     All processes write a checkpoint into a temporary folder, and once it is on disk the first one renames it. Before a

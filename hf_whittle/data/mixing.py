@@ -1,0 +1,49 @@
+"""Mix sources by weight: the order of their blocks is a function of the weights alone, streamed or not.
+
+Block `j` of a source of weight `w` stands at `(j + 0.5) / w`, and blocks follow each other by their places. So every
+beginning of the mixture has the sources in their proportions, to a block.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+
+def next_source(weights: Sequence[float], taken: Sequence[int], sources: Collection[int]) -> int:
+    """Return the source of the next block.
+
+    Args:
+        weights (`Sequence[float]`): weight of each source.
+        taken (`Sequence[int]`): blocks taken from each source so far.
+        sources (`Collection[int]`): sources that have more, by their indices.
+    """
+    return min(sources, key=lambda source: ((taken[source] + 0.5) / weights[source], source))
+
+
+def shares(weights: Sequence[float], number: int, lengths: Sequence[int]) -> list[int]:
+    """Return the number of blocks of each source among the first `number`, none of which is repeated."""
+    taken = [0] * len(weights)
+    for _ in range(min(number, sum(lengths))):
+        more = [source for source, length in enumerate(lengths) if taken[source] < length]
+        taken[next_source(weights, taken, more)] += 1
+    return taken
+
+
+def mix_blocks(blocks: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
+    """Mix the blocks of several sources: as many as all have together, each source repeated or cut to its share.
+
+    Args:
+        blocks (`Sequence[datasets.Dataset]`): blocks of each source.
+        weights (`Sequence[float]`): weight of each source; only their proportions matter.
+    """
+    if len(blocks) == 1:
+        return blocks[0]
+    total = sum(map(len, blocks))
+    numbers = [np.arange(math.ceil(total * weight / sum(weights)) + 2) for weight in weights]
+    places = np.concatenate([(own + 0.5) / weight for own, weight in zip(numbers, weights, strict=True)])
+    sources = np.concatenate([np.full(len(own), source) for source, own in enumerate(numbers)])
+    starts = np.cumsum([0, *map(len, blocks)])
+    rows = np.concatenate([start + own % len(each) for start, own, each in zip(starts, numbers, blocks, strict=False)])
+    return concatenate_datasets(list(blocks)).select(rows[np.lexsort((sources, places))[:total]])
