@@ -25,6 +25,7 @@ def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..distillation.store.writer import check_store_arguments, store_targets
+    from ..errors import RecipeError
     from ..processes import is_first, lock_in_first
     from ..recipe.recipe import Recipe
     from ..run.inputs import Inputs
@@ -32,6 +33,8 @@ def main(options: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     with lock_in_first(options.output_dir):
         inputs = Inputs(Recipe.load(options.recipe, output_dir=options.output_dir))
+        if inputs.recipe.data.streaming:
+            raise RecipeError("data.streaming: a store holds targets of blocks on disk; set streaming to false")
         arguments: dict[str, Any] = {
             name: getattr(options, name) for name in ("kind", "draws", "k", "seed", "batch_size")
         }

@@ -56,13 +56,13 @@ class SubnetModelCardData(ModelCardData):
     def of(cls, student: StudentFolder, *, name: str | None = None) -> "SubnetModelCardData":
         """Metadata of a student; arguments as for `from_folder`."""
         results = student.lineage.results
-        dataset = _dataset(results)
-        measured = _eval_results(student, dataset)
+        datasets = _datasets(results)
+        measured = _eval_results(student, datasets[0] if len(datasets) == 1 else None)
         source = {} if results.supernet is None else results.supernet.to_dict()
         return cls(
             library_name="peft" if student.is_adapter else "transformers",
             tags=[*TAGS, *(["knowledge-distillation"] if _is_distilled(results) else [])],
-            datasets=[dataset] if dataset else None,
+            datasets=datasets or None,
             model_name=(name or student.name) if measured else None,
             eval_results=measured or None,
             **_base_model(student),
@@ -95,10 +95,10 @@ def _base_model(student: StudentFolder) -> dict[str, Any]:
     return {"base_model": names[0] if len(names) == 1 else names, "base_model_relation": relation}
 
 
-def _dataset(results: Results) -> str | None:
-    """Name of the data set on the Hub that a student was trained on."""
-    dataset = None if results.data is None else results.data.dataset
-    return None if dataset == STANDARD_LIBRARY else dataset
+def _datasets(results: Results) -> list[str]:
+    """Names of the data sets on the Hub that a student was trained on."""
+    names = [] if results.data is None else results.data.datasets
+    return [name for name in dict.fromkeys(names) if name != STANDARD_LIBRARY]
 
 
 def _is_distilled(results: Results) -> bool:

@@ -43,10 +43,10 @@ class Blocks:
 
             inputs = Inputs(recipe)
             blocks = inputs.blocks
-            numbers = (len(blocks["search"]), len(blocks["test"]), len(inputs.healing_blocks), len(blocks["train"]))
-            return cls(data.block_size, *numbers)
-        search, test = (max(1, tokens // data.block_size) for tokens in (data.search_tokens, data.test_tokens))
-        return cls(data.block_size, search, test, max(2, data.calibration_tokens // data.block_size))
+            train = None if data.streaming else len(blocks["train"])  # a stream never ends
+            return cls(data.block_size, len(blocks["search"]), len(blocks["test"]), len(inputs.healing_blocks), train)
+        healing = max(2, data.calibration_tokens // data.block_size)
+        return cls(data.block_size, data.held_out["search"], data.held_out["test"], healing)
 
     def steps(self, args: "DistillationConfig") -> int:
         """Optimizer steps of a training.

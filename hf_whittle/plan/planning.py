@@ -260,12 +260,22 @@ class _Planner:
             precision="bf16" if args.bf16 or args.fp16 else "fp32",
         )
 
+    def _note_on_stream(self) -> str:
+        data, size = self.recipe.data, self.blocks.size
+        tokens = max(number * size / data.fractions[name] for name, number in data.held_out.items())
+        return (
+            "The text is streamed: a training reads the tokens above, from the start again where the text is shorter, "
+            f"and each start of the run first reads about {tokens:,.0f} tokens of text to find the held-out blocks."
+        )
+
     def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
         hours = {stage.name: stage.hours or 0 for stage in stages}
         notes = []
         if not self.students.is_known:
             notes.append("The student is planned as the costliest of its bin; --subnet plans a known one.")
-        if not self.read_text:
+        if self.recipe.data.streaming:
+            notes.append(self._note_on_stream())
+        elif not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
         if self.recipe.teacher_store is not None and self.store is None:
             notes.append("The store does not exist; hf-whittle store-logits writes it before the run.")

@@ -63,6 +63,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return hint.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
+    section = _section_of_list(hint)
+    if section is not None and isinstance(value, list):
+        return [parse(section, item, f"{path}[{number}]") for number, item in enumerate(value)]
     value = _read_word(value, hint)
     if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):
         if not isinstance(value, dict):
@@ -72,6 +75,13 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if not _matches(value, hint):
         raise RecipeError(f"{path}: expected {_expected(value, hint)}")
     return value
+
+
+def _section_of_list(hint: Any) -> Any:
+    """The dataclass of which a key holds a list, or nothing; `None` for any other key."""
+    lists = [option for option in (hint, *typing.get_args(hint)) if typing.get_origin(option) is list]
+    sections = [item for option in lists for item in typing.get_args(option) if dataclasses.is_dataclass(item)]
+    return sections[0] if sections else None
 
 
 def _read_value(value: Any, hint: Any, path: str) -> Any:

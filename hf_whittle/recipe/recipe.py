@@ -10,8 +10,9 @@ from ..files.paths import expanded
 from ..files.text import write_text
 from ..files.yaml import as_yaml, read_yaml
 from ..healing.config import HealingConfig
+from .data import DataSection
 from .parsing import parse
-from .sections import BinSection, DataSection, SearchSection, SpaceSection
+from .sections import BinSection, SearchSection, SpaceSection
 from .training import parse_baseline, parse_training, training_arguments
 
 if TYPE_CHECKING:
@@ -78,8 +79,13 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """Check a mapping and make it a recipe; errors as for `load`."""
         recipe = parse(cls, values, "")
-        if (recipe.data.dataset is None) == (recipe.data.files is None):
-            raise RecipeError("data: give either dataset or files")
+        if recipe.data.sources is None and not recipe.data.is_named:
+            raise RecipeError("data: give either dataset or files, or sources for several of them")
+        if recipe.data.streaming and recipe.teacher_store is not None:
+            raise RecipeError(
+                "teacher_store: a store holds targets of blocks on disk, which streamed text does not become; set "
+                "data.streaming to false, or leave teacher_store out"
+            )
         recipe.training = parse_training(recipe.training)
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
@@ -89,9 +95,11 @@ class Recipe:
 
     def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
         try:
-            self.training_arguments(self.output_dir, **overrides)
+            args = self.training_arguments(self.output_dir, **overrides)
         except Exception as error:  # of transformers, accelerate or a library that is missing
             raise RecipeError(f"{where}: {' '.join(str(error).split()) or repr(error)}") from error
+        if self.data.streaming and args.max_steps < 0:
+            raise RecipeError(f"{where}: a stream has no end; give max_steps, as epochs of streamed text are unknown")
 
     def training_arguments(self, folder: str | Path, **overrides: Any) -> "DistillationConfig":
         """Arguments of a training into a folder: the defaults of a run, the recipe's values, then overrides."""

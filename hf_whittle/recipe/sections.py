@@ -1,4 +1,4 @@
-"""Sections of a recipe: data, bin, space and search."""
+"""Sections of a recipe: bin, space and search."""
 
 import dataclasses
 import math
@@ -11,7 +11,6 @@ from .. import experimental
 from ..checks import check_integers
 from ..cost.bins import Bin, FlopsBin, KVCacheBin, ParameterBin, WeightBytesBin
 from ..errors import RecipeError
-from ..files.paths import expanded
 from ..fitness.registry import FITNESSES as OWN_FITNESSES
 from ..fitness.registry import STAGES
 from ..search.algorithms import ALGORITHMS as OWN_ALGORITHMS
@@ -24,45 +23,6 @@ FITNESSES = OWN_FITNESSES | experimental.FITNESSES
 """How to make every fitness, by its name in a recipe."""
 PROBING = ("probe", "staged")
 """Fitnesses that train probes."""
-
-
-@dataclass
-class DataSection:
-    """The text: a dataset of the Hub or on disk, files, or Python's standard library, which is on every machine."""
-
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Name on the Hub, a local folder, or `python-standard-library`."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    split: str = field(default="train", metadata={"help": "Split of the dataset; `train[:1%]` takes a part."})
-    files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Text files, a document each, or tables with a column of text; or patterns of them."},
-    )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    document_column: str | None = field(
-        default=None, metadata={"help": "Column that names a document, to hold out by; the text itself by default."}
-    )
-    block_size: int = field(default=1024, metadata={"help": "Tokens in a block."})
-    search_fraction: float = field(default=0.01, metadata={"help": "Share of the documents to search on."})
-    test_fraction: float = field(default=0.01, metadata={"help": "Share of the documents to report results on."})
-    search_tokens: int = field(default=65536, metadata={"help": "Most tokens that a candidate is evaluated on."})
-    test_tokens: int = field(default=262144, metadata={"help": "Most tokens an evaluation of training reads."})
-    calibration_tokens: int = field(default=32768, metadata={"help": "Most training tokens that healing fits to."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
-
-    def __post_init__(self) -> None:
-        if self.dataset is not None:
-            self.dataset = expanded(self.dataset)
-        if self.files is not None:
-            self.files = [expanded(path) for path in self.files]
-        check_integers(self, {"block_size": 2, "search_tokens": 1, "test_tokens": 1, "calibration_tokens": 1})
-        if self.num_proc is not None:
-            check_integers(self, {"num_proc": 1})
-        for name in ("search_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 @dataclass

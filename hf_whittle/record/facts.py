@@ -179,23 +179,6 @@ class HealingFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts(Facts):
-    """The training text.
-
-    Args:
-        files (`list[str]`, *optional*): last names of the patterns of files.
-        folder (`str`, *optional*): last name of a data set's folder.
-        dataset (`str`, *optional*): name of a data set on the Hub.
-        block_size (`int`): tokens of a block.
-    """
-
-    files: list[str] | None = None
-    folder: str | None = None
-    dataset: str | None = None
-    block_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class CurvePoint(Facts):
     """Held-out perplexity after some steps and, if they are counted, tokens."""
 

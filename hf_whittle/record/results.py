@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Self, get_args, get_type_hints
 
 from ..files.text import read_json, write_json
+from .data import DataFacts
 from .facts import (
-    DataFacts,
     Environment,
     Facts,
     HealingFacts,

@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from ..data.documents import documents_fingerprint
 from ..distillation.store.files import read_settings
 from ..errors import OutputError
 from ..files.text import read_json, write_json
@@ -38,7 +37,7 @@ def input_fingerprints(inputs: Inputs) -> dict[str, str]:
     recipe = inputs.recipe
     found = {
         f"the teacher {recipe.teacher}": checkpoint_fingerprint(recipe.teacher),
-        "the text": documents_fingerprint(lambda: inputs.documents, recipe.data.dataset, recipe.data.files),
+        "the text": inputs.text.fingerprint(),
         "the tokenizer": tokenizer_fingerprint(inputs.tokenizer),
     }
     if recipe.supernet is not None:

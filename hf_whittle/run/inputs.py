@@ -10,13 +10,12 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
-from ..data.documents import load_documents, split_documents
-from ..data.packing import pack_documents
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
+from .text import Text
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,19 @@ class Inputs:
         return tokenizer
 
     @cached_property
-    def documents(self) -> Dataset:
-        """The text, one document a row."""
-        data = self.recipe.data
-        return load_documents(data.dataset, data.files, data.dataset_config, data.split, text_column=data.text_column)
+    def text(self) -> Text:
+        """The text."""
+        name = self.recipe.supernet or self.recipe.teacher
+        return Text(self.recipe.data, lambda: self.tokenizer, lambda: int(load_config(name).vocab_size))
 
-    @cached_property
-    def blocks(self) -> dict[str, Dataset]:
-        """Packed blocks of the splits `train`, `search` and `test`."""
-        data = self.recipe.data
-        fractions = {"search": data.search_fraction, "test": data.test_fraction}
-        splits = split_documents(self.documents, fractions, key=data.document_column or data.text_column)
-        packing: dict[str, Any] = {"text_column": data.text_column, "num_proc": data.num_proc}
-        blocks = {
-            name: pack_documents(split, self.tokenizer, data.block_size, **packing) for name, split in splits.items()
-        }
-        for name, tokens in (("search", data.search_tokens), ("test", data.test_tokens)):
-            blocks[name] = spread(blocks[name], max(1, tokens // data.block_size))
-        return blocks
+    @property
+    def blocks(self) -> dict[str, Any]:
+        """Packed blocks of the splits `train`, `search` and `test`; streamed ones to train on are a `BlockStream`."""
+        return self.text.blocks
 
     def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks, evenly over all of them."""
-        return spread(self.blocks["train"], number)
+        """At most `number` training blocks: evenly over all of them, the first ones of a stream."""
+        return self.text.training_blocks(number)
 
     @property
     def healing_blocks(self) -> Dataset:
@@ -142,10 +132,3 @@ def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
         return load(name, **kwargs)
     except OSError as error:
         raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
-
-
-def spread(blocks: Dataset, number: int) -> Dataset:
-    """At most `number` blocks, evenly over all of them."""
-    if len(blocks) <= number:
-        return blocks
-    return blocks.select([i * len(blocks) // number for i in range(number)])

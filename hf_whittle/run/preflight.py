@@ -36,9 +36,11 @@ from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
+from ..training.streaming import check_streaming
 from .changes import has_begun
-from .inputs import Inputs, load_config, spread
+from .inputs import Inputs, load_config
 from .search_inputs import make_space
+from .text import spread
 from .trainers import Trainers, random_student, save_student
 
 _TOKENS = 32  # in a block, unless targets come from a store of logits, which has those of whole blocks alone
@@ -163,7 +165,7 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
     if section == "baseline":
         student = random_student(student.config)
     length = _TOKENS if inputs.recipe.teacher_store is None else None
-    blocks = {name: _short(inputs.blocks[name], length) for name in ("train", "test")}
+    blocks = {"train": _short(inputs.training_blocks(_BLOCKS), length), "test": _short(inputs.blocks["test"], length)}
     with _blamed(section, folder):
         args = _small_steps(inputs, folder / section, overrides)
         trainer = trainers.make(student, args, blocks, [_OneStep()])
@@ -183,8 +185,10 @@ def _short(blocks: Dataset, length: int | None) -> Dataset:
 
 def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
     """The arguments of a training with batches of one block, of which a step takes two at most."""
-    real = inputs.recipe.training_arguments(folder, **overrides)
-    steps = real.number_of_steps(len(inputs.blocks["train"]))
+    real, is_streamed = inputs.recipe.training_arguments(folder, **overrides), inputs.recipe.data.streaming
+    if is_streamed:
+        check_streaming(real)
+    steps = real.number_of_steps(0 if is_streamed else len(inputs.blocks["train"]))
     often = {name: getattr(real, name) for name in ("eval_steps", "logging_steps", "save_steps")}
     small = {
         **{name: math.ceil(share * steps) for name, share in often.items() if share is not None and 0 < share < 1},

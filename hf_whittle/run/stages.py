@@ -16,7 +16,9 @@ from ..files.paths import is_local
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
-from ..record.facts import DataFacts, HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..recipe.data import SourceSection
+from ..record.data import DataFacts, TextFacts
+from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
 from ..record.source import checkpoint_facts
 from ..search.facts import search_facts
 from ..search.result import SearchResult
@@ -75,14 +77,19 @@ def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
-    """Name of the text; folders of this machine by their last name."""
+    """Names of the text; files and folders of this machine by their last name."""
     data = inputs.recipe.data
-    if data.files:
-        return DataFacts(files=[Path(pattern).name for pattern in data.files], block_size=data.block_size)
-    name = str(data.dataset)
-    if is_local(name):
-        return DataFacts(folder=Path(name).resolve().name, block_size=data.block_size)
-    return DataFacts(dataset=name, block_size=data.block_size)
+    if data.sources is None:
+        return DataFacts(**_name_of(data), block_size=data.block_size)
+    sources = tuple(TextFacts(**_name_of(source), weight=source.weight) for source in data.sources)
+    return DataFacts(sources=sources, block_size=data.block_size)
+
+
+def _name_of(source: SourceSection) -> dict[str, Any]:
+    if source.files:
+        return {"files": [Path(pattern).name for pattern in source.files]}
+    name = str(source.dataset)
+    return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
 
 
 def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:

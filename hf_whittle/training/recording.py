@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from ..architectures.registry import has_architecture
 from ..compat import LORA_PREFIX
 from ..cost.counts import num_parameters
-from ..record.facts import AdapterFacts, DataFacts, TeacherFacts
+from ..record.data import DataFacts
+from ..record.facts import AdapterFacts, TeacherFacts
 from ..record.lineage import Lineage
 from ..record.source import checkpoint_facts
 from ..record.training import training_facts

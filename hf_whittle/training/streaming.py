@@ -29,7 +29,10 @@ class StreamingTrainer(CarefulTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         is_streamed = isinstance(kwargs.get("train_dataset"), BlockStream)
         if is_streamed:
-            _prepare(kwargs.get("args"))
+            settings: Any = kwargs.get("args")
+            check_streaming(settings)
+            if settings.accelerator_config.dispatch_batches is None:
+                settings.accelerator_config.dispatch_batches = False  # every process reads the stream
         super().__init__(*args, **kwargs)
         if is_streamed:
             self.add_callback(_AfterSteps(self))
@@ -65,8 +68,8 @@ class StreamingTrainer(CarefulTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         stream: Any = self.train_dataset
         if isinstance(stream, BlockStream):
-            place: Any = stream.place_of(self._blocks_trained(self.state))
-            self.state.stateful_callbacks = {**(self.state.stateful_callbacks or {}), _PLACE: place}
+            states: Any = self.state.stateful_callbacks
+            states[_PLACE] = stream.place_of(self._blocks_trained(self.state))
         super()._save_checkpoint(model, trial)
 
     def _blocks_trained(self, state: TrainerState) -> int:
@@ -85,8 +88,8 @@ class _AfterSteps(TrainerCallback):
         stream.forget(self._trainer._blocks_trained(state))
 
 
-def _prepare(args: Any) -> None:
-    """Check the arguments of a training on a stream, and let every process read it."""
+def check_streaming(args: Any) -> None:
+    """Raise `DataError` if arguments of a training would have a stream read in another way than it can be."""
     if args.dataloader_num_workers:
         raise DataError(
             f"a stream reads ahead by itself, got dataloader_num_workers={args.dataloader_num_workers}; set it to 0"
@@ -97,8 +100,6 @@ def _prepare(args: Any) -> None:
     ):
         if is_set:
             raise DataError(f"a stream is read in batches of per_device_train_batch_size blocks; leave {name} out")
-    if args.accelerator_config.dispatch_batches is None:
-        args.accelerator_config.dispatch_batches = False
 
 
 def _place_in(checkpoint: str) -> dict[str, Any] | None:

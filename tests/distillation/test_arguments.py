@@ -11,7 +11,8 @@ from hf_whittle import DistillationConfig, EvolutionConfig, HealingConfig
 from hf_whittle.cost import FlopsBin, WeightBytesBin
 from hf_whittle.distillation.store.encodings import Samples
 from hf_whittle.fitness.probe import ProbeConfig
-from hf_whittle.recipe.sections import DataSection, SearchSection
+from hf_whittle.recipe.data import DataSection
+from hf_whittle.recipe.sections import SearchSection
 from hf_whittle.search.algorithms import ALGORITHMS
 from hf_whittle.training.supernet_trainer import SupernetConfig
 

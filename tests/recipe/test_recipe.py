@@ -9,7 +9,8 @@ from hf_whittle import HealingConfig, ParameterBin
 from hf_whittle.cost import FlopsBin, KVCacheBin, WeightBytesBin
 from hf_whittle.errors import RecipeError
 from hf_whittle.recipe import Recipe
-from hf_whittle.recipe.sections import ALGORITHMS, BinSection, DataSection
+from hf_whittle.recipe.data import DataSection
+from hf_whittle.recipe.sections import ALGORITHMS, BinSection
 from hf_whittle.subnet import DIMENSIONS
 
 MINIMAL = {

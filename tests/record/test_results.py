@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_whittle.record.facts import DataFacts, SourceFacts
+from hf_whittle.record.data import DataFacts
+from hf_whittle.record.facts import SourceFacts
 from hf_whittle.record.results import Results
 
 FILES = sorted((Path(__file__).parents[2] / "model_cards").glob("*/results.json"))

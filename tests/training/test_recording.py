@@ -21,7 +21,8 @@ from hf_whittle import (
     save_student,
 )
 from hf_whittle.cost import num_parameters
-from hf_whittle.record.facts import DataFacts, Environment, HealingFacts, SourceFacts, TeacherFacts, TrainingFacts
+from hf_whittle.record.data import DataFacts
+from hf_whittle.record.facts import Environment, HealingFacts, SourceFacts, TeacherFacts, TrainingFacts
 from hf_whittle.record.lineage import Lineage
 from hf_whittle.record.results import Results
 

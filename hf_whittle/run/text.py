@@ -1,0 +1,130 @@
+"""The text of a recipe as blocks: to train on, to heal with, to search on and to report results on."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from ..data.documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents
+from ..data.encoding import Encoder, TextEncoder, TokenEncoder
+from ..data.mixing import mix_blocks, shares
+from ..data.packing import pack_rows
+from ..data.streamed_documents import stream_documents, stream_fingerprint
+from ..data.streams import BlockStream, StreamedSource, held_out_blocks
+from ..recipe.data import DataSection, WeightedSource
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a recipe.
+
+    Args:
+        data (`DataSection`): the section of the recipe.
+        tokenizer (`Callable`): gives the tokenizer.
+        vocab_size (`Callable`): gives the entries of the model's vocabulary.
+    """
+
+    data: DataSection
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    vocab_size: Callable[[], int]
+    _first: dict[int, Dataset] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def blocks(self) -> dict[str, Any]:
+        """Packed blocks of the splits `train`, `search` and `test`; those to train on may be a `BlockStream`."""
+        return self._streamed() if self.data.streaming else self._loaded()
+
+    def training_blocks(self, number: int) -> Dataset:
+        """At most `number` training blocks: evenly over all of them, the first ones of a stream."""
+        train = self.blocks["train"]
+        if not isinstance(train, BlockStream):
+            return spread(train, number)
+        if number not in self._first:
+            self._first[number] = train.first(number)
+        return self._first[number]
+
+    def fingerprint(self) -> str:
+        """A hash of the text: of all of it, or of what tells a streamed one without reading it."""
+        found = [self._fingerprint(source) for source in self.data.all_sources]
+        return found[0] if len(found) == 1 else hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    def _fingerprint(self, source: WeightedSource) -> str:
+        if self.data.streaming and source.dataset != STANDARD_LIBRARY:
+            return stream_fingerprint(source.dataset, source.files, source.dataset_config)
+        return documents_fingerprint(lambda: load_documents(**_named(source)), source.dataset, source.files)
+
+    def _encoder(self, source: WeightedSource) -> Encoder:
+        if source.token_column is None:
+            return TextEncoder(self.tokenizer(), source.text_column)
+        end = None if source.packed else self.tokenizer().eos_token_id
+        size = self.data.block_size if source.packed else None
+        return TokenEncoder(self.vocab_size(), source.token_column, end, size)
+
+    def _loaded(self) -> dict[str, Any]:
+        blocks = [self._blocks_of(source) for source in self.data.all_sources]
+        weights = [source.weight for source in self.data.all_sources]
+        found: dict[str, Any] = {"train": mix_blocks([each["train"] for each in blocks], weights)}
+        for name, number in self.data.held_out.items():
+            own = shares(weights, number, [len(each[name]) for each in blocks])
+            found[name] = _joined([spread(each[name], share) for each, share in zip(blocks, own, strict=True) if share])
+        return found
+
+    def _blocks_of(self, source: WeightedSource) -> dict[str, Dataset]:
+        """All blocks of each split of a source."""
+        encoder, documents = self._encoder(source), load_documents(**_named(source))
+        splits = split_documents(documents, self.data.fractions, key=source.document_column or encoder.column)
+        return {
+            name: pack_rows(split, encoder, self.data.block_size, self.data.num_proc) for name, split in splits.items()
+        }
+
+    def _streamed(self) -> dict[str, Any]:
+        sources = [self._stream(source) for source in self.data.all_sources]
+        weights = [source.weight for source in sources]
+        numbers = {
+            name: shares(weights, number, [number] * len(sources)) for name, number in self.data.held_out.items()
+        }
+        found = [
+            held_out_blocks(source, {name: own[place] for name, own in numbers.items()}, self.data.block_size)
+            for place, source in enumerate(sources)
+        ]
+        held_out = {name: _joined([each[name] for each in found if len(each[name])]) for name in numbers}
+        return {"train": BlockStream(sources, self.data.block_size), **held_out}
+
+    def _stream(self, source: WeightedSource) -> StreamedSource:
+        named = "the files " + ", ".join(source.files) if source.files else f"the dataset {source.dataset}"
+        return StreamedSource(
+            lambda: stream_documents(**_named(source)),
+            self._encoder(source),
+            source.weight,
+            self.data.fractions,
+            source.document_column,
+            named,
+        )
+
+
+def spread(blocks: Dataset, number: int) -> Dataset:
+    """At most `number` blocks, evenly over all of them."""
+    if len(blocks) <= number:
+        return blocks
+    return blocks.select([i * len(blocks) // number for i in range(number)])
+
+
+def _named(source: WeightedSource) -> dict[str, Any]:
+    """Arguments of `load_documents` and of `stream_documents`."""
+    return {
+        "dataset": source.dataset,
+        "files": source.files,
+        "config": source.dataset_config,
+        "split": source.split,
+        "text_column": source.text_column,
+        "token_column": source.token_column,
+    }
+
+
+def _joined(blocks: list[Dataset]) -> Dataset:
+    return blocks[0] if len(blocks) == 1 else concatenate_datasets(blocks)
