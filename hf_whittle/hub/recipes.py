@@ -18,14 +18,17 @@ def publishable(path: str | Path) -> str:
     values = _without_absolute_paths(read_yaml(path))
     data = values.get("data")
     data = data if isinstance(data, dict) else {}
-    for section, key in ((values, "teacher"), (values, "supernet"), (data, "dataset")):
+    several = data.get("sources") if isinstance(data.get("sources"), list) else []
+    sources = [data, *(source for source in several if isinstance(source, dict))]
+    for section, key in ((values, "teacher"), (values, "supernet"), *((source, "dataset") for source in sources)):
         if isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = _last_name(section[key])
     for name in ("output_dir", "teacher_store"):
         if isinstance(values.get(name), str):
             values[name] = _last_name(values[name])
-    if isinstance(data.get("files"), list):
-        data["files"] = [_last_name(str(pattern)) for pattern in data["files"]]
+    for source in sources:
+        if isinstance(source.get("files"), list):
+            source["files"] = [_last_name(str(pattern)) for pattern in source["files"]]
     return as_yaml(values)
 
 

@@ -64,7 +64,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
     section = _section_of_list(hint)
-    if section is not None and isinstance(value, list):
+    if section is not None and value is not None:
+        if not isinstance(value, list):
+            raise RecipeError(f"{path}: expected a list of keys and values, got {value!r}")
         return [parse(section, item, f"{path}[{number}]") for number, item in enumerate(value)]
     value = _read_word(value, hint)
     if HealingConfig in typing.get_args(hint) and not isinstance(value, bool):

@@ -36,14 +36,14 @@ class DataFacts(Facts):
         files (`list[str]`, *optional*): last names of the patterns of files.
         folder (`str`, *optional*): last name of a data set's folder.
         dataset (`str`, *optional*): name of a data set on the Hub.
-        sources (`tuple[TextFacts, ...]`, *optional*): several sources with their weights, instead of these.
+        sources (`tuple[TextFacts, ...]`): several sources with their weights, instead of these.
         block_size (`int`): tokens of a block.
     """
 
     files: list[str] | None = None
     folder: str | None = None
     dataset: str | None = None
-    sources: tuple[TextFacts, ...] | None = None
+    sources: tuple[TextFacts, ...] = ()
     block_size: int
 
     @property

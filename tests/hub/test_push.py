@@ -23,9 +23,10 @@ from hf_whittle import (
 )
 from hf_whittle.cli import main
 from hf_whittle.errors import HubError, RecipeError
-from hf_whittle.files.text import write_json
+from hf_whittle.files.text import write_json, write_text
 from hf_whittle.hub.publication import publication_of_folder
 from hf_whittle.hub.push import settings_of_sizes
+from hf_whittle.hub.recipes import publishable
 from hf_whittle.record.lineage import Lineage
 from hf_whittle.record.results import Results
 from hf_whittle.run import run
@@ -287,6 +288,15 @@ def test_the_folder_of_a_run_is_published_without_a_path_of_this_machine(hub, te
     data = card_of(hub).data
     assert (data.license, data.base_model) == ("apache-2.0", "someone/base")
     assert {result.metric_type for result in data.eval_results} == {"perplexity", "acc"}
+
+
+def test_a_recipe_of_several_sources_is_published_without_a_path_of_this_machine(tmp_path):
+    sources = [{"files": [f"{tmp_path}/a/*.txt"]}, {"dataset": str(tmp_path)}, {"dataset": "someone/text"}]
+    write_text(tmp_path / "recipe.yaml", yaml.safe_dump({"data": {"sources": sources}}))
+    published = publishable(tmp_path / "recipe.yaml")
+    assert [next(iter(source.values())) for source in yaml.safe_load(published)["data"]["sources"]] == [
+        ["./*.txt"], f"./{tmp_path.name}", "someone/text"
+    ]  # fmt: skip
 
 
 def test_the_folder_of_an_extraction_is_published(hub, teacher_folder, stock_folder, stock_student, tmp_path):

@@ -89,6 +89,15 @@ def test_steps_of_epochs_need_the_text(make):
     assert tokens == 2 * len(Inputs(recipe).blocks["train"]) * recipe.data.block_size
 
 
+def test_the_tokens_of_a_stream_come_from_its_steps(make, recipe, plan):
+    data = recipe.to_dict()["data"] | {"streaming": True}
+    streamed = [plan_recipe(make(data=data), read_text=read_text) for read_text in (False, True)]
+    for other in streamed:
+        assert [stage.tokens for stage in other.stages] == [stage.tokens for stage in plan.stages]
+        assert any("reads about 3,413 tokens of text to find the held-out blocks" in note for note in other.notes)
+        assert not any("--read-text" in note for note in other.notes)
+
+
 def test_importance_scores_are_counted(make, recipe, plan):
     space = {"granularity": "fine", "layer_wise": True, "importance": "taylor"}
     scored = plan_recipe(make(space=space)).stage("search")

@@ -185,6 +185,57 @@ def test_files_are_a_list():
         Recipe.from_dict(MINIMAL | {"data": {"files": "a.txt"}})
 
 
+SOURCES = [
+    {"dataset": "someone/web", "dataset_config": "en", "weight": 3},
+    {"files": ["a/*.txt", "b.jsonl"], "text_column": "content"},
+    {"dataset": "someone/tokens", "token_column": "ids", "packed": True, "weight": "5e-1"},
+]
+
+
+def test_sources_are_read_and_saved_as_a_list(tmp_path):
+    recipe = Recipe.from_dict(MINIMAL | {"data": {"sources": copy.deepcopy(SOURCES), "streaming": True}, **STEPS})
+    assert [source.weight for source in recipe.data.all_sources] == [3, 1, 0.5]
+    assert recipe.data.all_sources[1].files == ["a/*.txt", "b.jsonl"] and recipe.data.all_sources[2].packed
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+STEPS = {"training": {"max_steps": 3}}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({}, "data: give either dataset or files, or sources for several of them"),
+        ({"dataset": "a/b", "files": ["x"]}, "data: give either dataset or files"),
+        ({"sources": []}, "data: sources is empty"),
+        ({"sources": SOURCES, "files": ["x"]}, "data: files beside sources would not be read; give them in each"),
+        ({"sources": SOURCES, "text_column": "x"}, "data: text_column beside sources would not be read"),
+        ({"sources": [{"weight": 2}]}, r"data.sources\[0\]: give either dataset or files"),
+        (
+            {"sources": [SOURCES[0], {**SOURCES[1], "weight": 0}]},
+            r"data.sources\[1\]: weight must be a positive number",
+        ),
+        ({"sources": [{**SOURCES[0], "wieght": 2}]}, r"unknown key 'data.sources\[0\].wieght'; did you mean 'weight'"),
+        ({"sources": ["a/b"]}, r"data.sources\[0\]: expected keys and values, got 'a/b'"),
+        ({"sources": "a/b"}, "data.sources: expected a list of keys and values, got 'a/b'"),
+        ({"files": ["x"], "packed": True}, "data: packed has no effect on text; name the column"),
+        ({"files": ["x"], "streaming": True, "num_proc": 2}, "data: num_proc has no effect with streaming"),
+    ],
+)
+def test_text_that_is_named_wrongly_is_an_error(data, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(MINIMAL | {"data": copy.deepcopy(data), **STEPS})
+
+
+@pytest.mark.parametrize("section", ["training", "baseline"])
+def test_the_steps_of_streamed_text_must_be_given(section):
+    values = MINIMAL | {"data": {"files": ["x"], "streaming": True}, **STEPS}
+    assert Recipe.from_dict(copy.deepcopy(values)).data.streaming
+    with pytest.raises(RecipeError, match=f"{section}: a stream has no end; give max_steps"):
+        Recipe.from_dict(copy.deepcopy(values) | {section: {"max_steps": -1}})
+
+
 def test_a_space_has_ranges_of_every_dimension():
     sizes = {"num_key_value_heads": [1, 2, 1], "num_key_value_groups": [1, 3, 1], "head_dim": [32, 64, 2]}
     space = Recipe.from_dict(MINIMAL | {"space": sizes}).space
