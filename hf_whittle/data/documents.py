@@ -29,6 +29,7 @@ def load_documents(
     *,
     text_column: str = "text",
     token_column: str | None = None,
+    revision: str | None = None,
 ) -> Dataset:
     """Load documents of a dataset or of files, one in each row. Local files are cached by their contents.
 
@@ -41,6 +42,7 @@ def load_documents(
         split (`str`, *optional*, defaults to `"train"`): its split.
         text_column (`str`, *optional*, defaults to `"text"`): text column of tables among `files`.
         token_column (`str`, *optional*): column of token ids of tables among `files`, instead of text.
+        revision (`str`, *optional*): commit, tag or branch of a dataset on the Hub.
 
     Raises:
         DataError: if no file matches a pattern, a file is not what its suffix says, or there is no such split.
@@ -56,7 +58,7 @@ def load_documents(
         if is_saved(folder):
             return load_saved(folder, split)
         if not folder.is_dir():
-            return load_dataset(expanded(str(dataset)), config, split=split)
+            return load_dataset(expanded(str(dataset)), config, split=split, revision=revision)
         cache = cache_of(_folder_digest(folder))
         return load_dataset(without_magic(folder, cache), config, split=split, cache_dir=str(cache))
 

@@ -21,6 +21,7 @@ def stream_documents(
     *,
     text_column: str = "text",
     token_column: str | None = None,
+    revision: str | None = None,
 ) -> IterableDataset:
     """Open a dataset or files as a stream of documents, in the order in which `load_documents` loads them.
 
@@ -31,6 +32,7 @@ def stream_documents(
         split (`str`, *optional*, defaults to `"train"`): its split.
         text_column (`str`, *optional*, defaults to `"text"`): text column of tables among `files`.
         token_column (`str`, *optional*): column of token ids of tables among `files`, instead of text.
+        revision (`str`, *optional*): commit, tag or branch of a dataset on the Hub.
 
     Raises:
         DataError: if a pattern matches no file, there is no such split, or a part of a split is wanted.
@@ -49,12 +51,14 @@ def stream_documents(
             saved = load_saved(folder, split)
             return saved.to_iterable_dataset(max(1, min(_SHARDS, len(saved))))
         if not folder.is_dir():
-            return load_dataset(expanded(str(dataset)), config, split=split, streaming=True)
+            return load_dataset(expanded(str(dataset)), config, split=split, revision=revision, streaming=True)
         named = without_magic(folder, cache_of(files_sample(data_files(folder))))
         return load_dataset(named, config, split=split, streaming=True)
 
 
-def stream_fingerprint(dataset: str | None = None, files: Paths | None = None, config: str | None = None) -> str:
+def stream_fingerprint(
+    dataset: str | None = None, files: Paths | None = None, config: str | None = None, revision: str | None = None
+) -> str:
     """Identify text without reading all of it: by its commit on the Hub, or sizes, first and last bytes of files."""
     if files is not None:
         return files_sample(files)
@@ -62,7 +66,7 @@ def stream_fingerprint(dataset: str | None = None, files: Paths | None = None, c
     if folder.is_dir():
         return files_sample(data_files(folder))
     with named_errors(dataset, "train"):
-        return str(load_dataset_builder(expanded(str(dataset)), config).hash)
+        return str(load_dataset_builder(expanded(str(dataset)), config, revision=revision).hash)
 
 
 def _stream_files(found: list[str], text_column: str, token_column: str | None) -> IterableDataset:

@@ -15,6 +15,9 @@ class SourceSection:
         metadata={"help": "Name on the Hub, a local folder, or `python-standard-library`."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of the dataset on the Hub; the newest by default."}
+    )
     split: str = field(
         default="train", metadata={"help": "Split of the dataset; `train[:1%]` takes a part, unless streamed."}
     )

@@ -92,6 +92,8 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
     """The sections of a recipe, as far as anything depends on them."""
     sections = recipe.to_dict()
     del sections["data"]["num_proc"]  # the blocks do not depend on it
+    for source in (sections["data"], *(sections["data"]["sources"] or ())):
+        del source["dataset_revision"]  # fingerprints compare the text itself
     sections["training"] = _training(sections["training"])
     if isinstance(sections["baseline"], dict):
         sections["baseline"] = _training(sections["baseline"], defaults={})

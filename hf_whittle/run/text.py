@@ -55,7 +55,7 @@ class Text:
 
     def _fingerprint(self, source: WeightedSource) -> str:
         if self.data.streaming and source.dataset != STANDARD_LIBRARY:
-            return stream_fingerprint(source.dataset, source.files, source.dataset_config)
+            return stream_fingerprint(source.dataset, source.files, source.dataset_config, source.dataset_revision)
         return documents_fingerprint(lambda: load_documents(**_named(source)), source.dataset, source.files)
 
     def _encoder(self, source: WeightedSource) -> Encoder:
@@ -123,6 +123,7 @@ def _named(source: WeightedSource) -> dict[str, Any]:
         "split": source.split,
         "text_column": source.text_column,
         "token_column": source.token_column,
+        "revision": source.dataset_revision,
     }
 
 

@@ -20,7 +20,8 @@ class StreamingTrainer(CarefulTrainer):
     """A `Trainer` whose checkpoints hold the place in a `BlockStream`, if it trains on one.
 
     Resuming at this place gives the batches of a training that was not interrupted, on any number of processes. Each
-    process reads the whole stream and keeps its own part of every batch.
+    process reads the whole stream and keeps its own part of every batch; with `dispatch_batches` of
+    `accelerator_config`, the first one reads for all, and dropout differs after resuming.
 
     Raises:
         DataError: if the arguments would have the stream read otherwise.
@@ -29,7 +30,7 @@ class StreamingTrainer(CarefulTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         is_streamed = isinstance(kwargs.get("train_dataset"), BlockStream)
         if is_streamed:
-            settings: Any = kwargs.get("args")
+            settings: Any = kwargs["args"]
             check_streaming(settings)
             if settings.accelerator_config.dispatch_batches is None:
                 settings.accelerator_config.dispatch_batches = False  # every process reads the stream
@@ -42,7 +43,8 @@ class StreamingTrainer(CarefulTrainer):
         stream, before = self.train_dataset, self.args.ignore_data_skip
         if not isinstance(stream, BlockStream):
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        place = _place_in(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        is_known = resume_from_checkpoint and not isinstance(resume_from_checkpoint, bool)
+        place = _place_in(str(resume_from_checkpoint)) if is_known else None
         stream.begin(self.args.seed if self.args.data_seed is None else self.args.data_seed, place)
         self.args.ignore_data_skip = place is not None
         try:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, IterableDataset
+from huggingface_hub import HfApi
 from transformers import AutoTokenizer
 
 from hf_whittle.data import (
@@ -26,6 +27,7 @@ from hf_whittle.data import (
     stream_documents,
     streams,
 )
+from hf_whittle.data.streamed_documents import stream_fingerprint
 from hf_whittle.errors import DataError, VocabularyError
 
 SIZE = 8
@@ -298,6 +300,28 @@ def test_a_row_that_cannot_be_read_names_its_source(tmp_path, tokenizer):
     )
     with pytest.raises(DataError, match=r"cannot read the files a.jsonl: .*; correct it, or leave it out"):
         BlockStream([source], SIZE).first(10**6)
+
+
+def test_a_stream_of_the_hub_resumes_and_is_told_by_its_commit(hub, tmp_path):
+    api = HfApi()
+    api.create_repo("me/text", repo_type="dataset")
+
+    def upload(texts):
+        for part in range(2):
+            Dataset.from_dict({"text": texts[part::2]}).to_json(tmp_path / f"{part}.jsonl")
+        return api.upload_folder(folder_path=tmp_path, repo_id="me/text", repo_type="dataset").oid
+
+    commit = upload(TEXTS)
+    expected = TEXTS[::2] + TEXTS[1::2]
+    stream = stream_documents("me/text")
+    before = [row["text"] for row in itertools.islice(iter(stream), 200)]
+    again = stream_documents("me/text")
+    again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert before + [row["text"] for row in again] == expected
+    first = stream_fingerprint("me/text")
+    assert first == stream_fingerprint("me/text") != upload(TEXTS[:50])
+    assert stream_fingerprint("me/text") != first == stream_fingerprint("me/text", revision=commit)
+    assert [row["text"] for row in stream_documents("me/text", revision=commit)] == expected
 
 
 def test_a_part_of_a_split_cannot_be_streamed(folder):

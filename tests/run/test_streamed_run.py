@@ -1,6 +1,7 @@
 """A run on streamed text, on several sources and on tokenized ones."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hf_whittle.cli import main
 from hf_whittle.data import BlockStream, streams
 from hf_whittle.errors import DataError, OutputError, RecipeError, VocabularyError
 from hf_whittle.run import run
+from hf_whittle.run.changes import check_changes
 from hf_whittle.run.fingerprints import input_fingerprints
 from hf_whittle.run.inputs import Inputs
 
@@ -146,6 +148,14 @@ def test_a_run_does_not_go_on_with_other_data(streamed, changes):
     other = streamed[0].from_dict({**values, "data": {**values["data"], **changes}})
     with pytest.raises(OutputError, match="holds the run of a recipe with another data"):
         run(other, progress=False)
+
+
+def test_a_run_may_go_on_with_the_commit_of_its_dataset(streamed):
+    values = streamed[0].to_dict()
+    check_changes(
+        Path(streamed[0].output_dir),
+        streamed[0].from_dict(values | {"data": values["data"] | {"dataset_revision": "1f"}}),
+    )
 
 
 def test_settings_that_cannot_stream_are_found_before_anything_expensive(teacher_folder, texts, tmp_path):

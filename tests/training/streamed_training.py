@@ -63,7 +63,7 @@ def train(trainer):
 
     trainer.training_step = watch
     try:
-        trainer.train_from(last_checkpoint(trainer.args.output_dir))
+        trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     except KeyboardInterrupt:
         batches.pop()
     return batches, trainer.accelerator.unwrap_model(trainer.model).state_dict()

@@ -6,9 +6,12 @@ import shutil
 import pytest
 import streamed_training
 import torch
+from fixtures_distillation import make_arguments
 from fixtures_processes import on_two_processes
+from fixtures_training import make_supernet
 from streamed_training import STEPS, make_stream, make_trainer, train
 
+from hf_whittle import SupernetConfig, SupernetTrainer
 from hf_whittle.data import streams
 from hf_whittle.data.streams import BlockReader
 from hf_whittle.errors import DataError
@@ -68,6 +71,30 @@ def test_a_checkpoint_without_a_place_is_resumed_by_reading_again(whole, tmp_pat
     later, resumed = train(make_trainer(tmp_path, dropout=0.2))
     assert torch.equal(rows_of(later), rows_of(whole[0])[48:])
     torch.testing.assert_close(resumed, whole[1], rtol=0, atol=1e-6)
+
+
+def test_one_process_may_read_for_all(whole, tmp_path):
+    one_reads = {"accelerator_config": {"dispatch_batches": True}}
+    expected, weights = train(make_trainer(tmp_path / "whole", **one_reads))
+    assert torch.equal(rows_of(expected), rows_of(whole[0]))
+    train(make_trainer(tmp_path / "part", 7, **one_reads))
+    later, resumed = train(make_trainer(tmp_path / "part", **one_reads))
+    assert torch.equal(rows_of(later), rows_of(expected)[48:])
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=1e-6)
+
+
+def test_a_supernet_trained_on_a_stream_resumes_exactly(tmp_path):
+    def make(folder, stop=STEPS):
+        args = make_arguments(SupernetConfig, folder, max_steps=STEPS, save_strategy="steps", save_steps=3)
+        trainer = SupernetTrainer(make_supernet(), args, train_dataset=make_stream())
+        trainer.stop = stop
+        return trainer
+
+    expected, weights = train(make(tmp_path / "whole"))
+    train(make(tmp_path / "part", 7))
+    later, resumed = train(make(tmp_path / "part"))
+    assert torch.equal(rows_of(later), rows_of(expected)[24:])
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=1e-6)
 
 
 def test_the_stream_forgets_what_was_trained_on(tmp_path, monkeypatch):
