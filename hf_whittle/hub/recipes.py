@@ -18,8 +18,8 @@ def publishable(path: str | Path) -> str:
     values = _without_absolute_paths(read_yaml(path))
     data = values.get("data")
     data = data if isinstance(data, dict) else {}
-    several = data.get("sources") if isinstance(data.get("sources"), list) else []
-    sources = [data, *(source for source in several if isinstance(source, dict))]
+    several: Any = data.get("sources")
+    sources = [data, *(each for each in (several if isinstance(several, list) else ()) if isinstance(each, dict))]
     for section, key in ((values, "teacher"), (values, "supernet"), *((source, "dataset") for source in sources)):
         if isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = _last_name(section[key])

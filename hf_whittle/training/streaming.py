@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -52,20 +51,19 @@ class StreamingTrainer(CarefulTrainer):
         finally:
             self.args.ignore_data_skip = before
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> Any:
         """Return the training `DataLoader`; that of a stream draws no random numbers, so resuming changes none."""
         stream: Any = self.train_dataset
         if not isinstance(stream, BlockStream):
             return super().get_train_dataloader()
-        loader: DataLoader = DataLoader(
+        loader: Any = torch.utils.data.DataLoader(
             stream,
             batch_size=self.args.train_batch_size,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
             generator=torch.Generator(),
         )
-        prepared: DataLoader = self.accelerator.prepare(loader)
-        return prepared
+        return self.accelerator.prepare(loader)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         stream: Any = self.train_dataset
