@@ -24,7 +24,7 @@ NAMES = (
     "demo_budgets",
     "crash",
 )
-BY_NAME = ("real_model", "recovery", "frontier", "plan")
+BY_NAME = ("real_model", "recovery", "frontier", "whole_searches", "plan")
 """Run by name alone, since they need a checkpoint, or 6 GB of memory (`plan`).
 
 `ranking`, which takes a day, has commands of its own.
