@@ -42,6 +42,7 @@ OPTIONS = {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
         *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
     },
+    "info": {"-h", "--help", "source", "--sequence-length", "--json"},
     "demo": {"-h", "--help", "--output-dir"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, plan, push, run, store_logits
+from . import demo, extract, info, plan, push, run, store_logits
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -17,7 +17,15 @@ NOT_THE_USERS = {
 }
 """Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
 are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
-COMMANDS = {"run": run, "plan": plan, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
+COMMANDS = {
+    "run": run,
+    "plan": plan,
+    "extract": extract,
+    "push": push,
+    "info": info,
+    "demo": demo,
+    "store-logits": store_logits,
+}
 
 
 SPINS = "10000"
