@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> None:
 
     logging.disable_progress_bar()
     with lock_in_first(options.output_dir):
-        inputs = Inputs(Recipe.load(options.recipe, output_dir=options.output_dir))
+        inputs = Inputs(Recipe.load(options.recipe, **{**options.keys, "output_dir": options.output_dir}))
         if inputs.recipe.data.streaming:
             raise RecipeError("data.streaming: a store holds targets of blocks on disk; set streaming to false")
         arguments: dict[str, Any] = {

@@ -163,8 +163,8 @@ class _Mixer:
         sources = stream.sources
         if place and len(place["sources"]) != len(sources):
             raise DataError(
-                f"the checkpoint is of {len(place['sources'])} streamed sources, this stream has {len(sources)}; resume "
-                "with the same sources"
+                f"the checkpoint is of {len(place['sources'])} streamed sources, this stream has {len(sources)}; "
+                "resume with the same sources"
             )
         self._weights = [source.weight for source in sources]
         self._taken = list(place["taken"]) if place else [0] * len(sources)
