@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from .packing import TOKENS
+
 
 def next_source(weights: Sequence[float], taken: Sequence[int], sources: Collection[int]) -> int:
     """Return the source of the next block.
@@ -46,4 +48,12 @@ def mix_blocks(blocks: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
     sources = np.concatenate([np.full(len(own), source) for source, own in enumerate(numbers)])
     starts = np.cumsum([0, *map(len, blocks)])
     rows = np.concatenate([start + own % len(each) for start, own, each in zip(starts, numbers, blocks, strict=False)])
-    return concatenate_datasets(list(blocks)).select(rows[np.lexsort((sources, places))[:total]])
+    return join_blocks(blocks).select(rows[np.lexsort((sources, places))[:total]])
+
+
+def join_blocks(blocks: Sequence[Dataset]) -> Dataset:
+    """Put blocks of several sources one after another, with ids of one width."""
+    if len(blocks) == 1:
+        return blocks[0]
+    alike = [each if each.features == TOKENS else each.cast(TOKENS) for each in blocks]
+    return concatenate_datasets(alike).with_format("numpy")

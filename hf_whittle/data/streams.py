@@ -180,9 +180,10 @@ class _Mixer:
 
     def window(self, number: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         """The place before the next blocks, and these."""
-        return self.place(), list(islice(self, number))
+        return self.place(), [block for _, block in islice(self, number)]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the source of each block, and the block."""
         while self._readers:
             source = next_source(self._weights, self._taken, self._readers)
             block = next(self._readers[source], None)
@@ -190,7 +191,7 @@ class _Mixer:
                 del self._readers[source]
             else:
                 self._taken[source] += 1
-                yield block
+                yield source, block
 
 
 class BlockStream(torch.utils.data.IterableDataset):
@@ -212,8 +213,9 @@ class BlockStream(torch.utils.data.IterableDataset):
         self._places: list[dict[str, Any]] = []  # of the windows that were read
 
     def first(self, number: int) -> Dataset:
-        """The first blocks of the mixture, unshuffled; fewer if there are fewer, none repeated."""
-        blocks = list(islice(_Mixer(self, None, repeat=False), number))
+        """The first blocks of the mixture, one source after the other; fewer if there are fewer, none repeated."""
+        found = sorted(islice(_Mixer(self, None, repeat=False), number), key=lambda each: each[0])
+        blocks = [block for _, block in found]
         return Dataset.from_dict({"input_ids": blocks}, features=TOKENS).with_format("numpy")
 
     def begin(self, seed: int = 0, place: dict[str, Any] | None = None) -> None:

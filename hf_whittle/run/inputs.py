@@ -52,7 +52,7 @@ class Inputs:
         return self.text.blocks
 
     def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks: evenly over all of them, the first ones of a stream."""
+        """At most `number` training blocks; see `Text.training_blocks`."""
         return self.text.training_blocks(number)
 
     @property

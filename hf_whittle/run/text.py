@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents
 from ..data.encoding import Encoder, TextEncoder, TokenEncoder
-from ..data.mixing import mix_blocks, shares
+from ..data.mixing import join_blocks, mix_blocks, shares
 from ..data.packing import pack_rows
 from ..data.streamed_documents import stream_documents, stream_fingerprint
 from ..data.streams import BlockStream, StreamedSource, held_out_blocks
@@ -40,10 +40,13 @@ class Text:
         return self._streamed() if self.data.streaming else self._loaded()
 
     def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks: evenly over all of them, the first ones of a stream."""
+        """At most `number` training blocks by source: evenly over all of them, the first ones of a stream.
+
+        Evenly spread parts of them have the sources in their proportions, as those of the mixture might not.
+        """
         train = self.blocks["train"]
         if not isinstance(train, BlockStream):
-            return spread(train, number)
+            return self._spread([each["train"] for each in self._by_source], number)
         if number not in self._first:
             self._first[number] = train.first(number)
         return self._first[number]
@@ -65,14 +68,26 @@ class Text:
         size = self.data.block_size if source.packed else None
         return TokenEncoder(self.vocab_size(), source.token_column, end, size)
 
+    @cached_property
+    def _by_source(self) -> list[dict[str, Dataset]]:
+        """All blocks of each split, by source."""
+        return [self._blocks_of(source) for source in self.data.all_sources]
+
+    @property
+    def _weights(self) -> list[float]:
+        return [source.weight for source in self.data.all_sources]
+
+    def _spread(self, blocks: list[Dataset], number: int) -> Dataset:
+        """At most `number` blocks, evenly over those of each source."""
+        own = shares(self._weights, number, [len(each) for each in blocks])
+        return join_blocks([spread(each, share) for each, share in zip(blocks, own, strict=True) if share])
+
     def _loaded(self) -> dict[str, Any]:
-        blocks = [self._blocks_of(source) for source in self.data.all_sources]
-        weights = [source.weight for source in self.data.all_sources]
-        found: dict[str, Any] = {"train": mix_blocks([each["train"] for each in blocks], weights)}
-        for name, number in self.data.held_out.items():
-            own = shares(weights, number, [len(each[name]) for each in blocks])
-            found[name] = _joined([spread(each[name], share) for each, share in zip(blocks, own, strict=True) if share])
-        return found
+        train = mix_blocks([each["train"] for each in self._by_source], self._weights)
+        held_out = self.data.held_out.items()
+        return {"train": train} | {
+            name: self._spread([each[name] for each in self._by_source], number) for name, number in held_out
+        }
 
     def _blocks_of(self, source: WeightedSource) -> dict[str, Dataset]:
         """All blocks of each split of a source."""
@@ -84,15 +99,14 @@ class Text:
 
     def _streamed(self) -> dict[str, Any]:
         sources = [self._stream(source) for source in self.data.all_sources]
-        weights = [source.weight for source in sources]
         numbers = {
-            name: shares(weights, number, [number] * len(sources)) for name, number in self.data.held_out.items()
+            name: shares(self._weights, number, [number] * len(sources)) for name, number in self.data.held_out.items()
         }
         found = [
             held_out_blocks(source, {name: own[place] for name, own in numbers.items()}, self.data.block_size)
             for place, source in enumerate(sources)
         ]
-        held_out = {name: _joined([each[name] for each in found if len(each[name])]) for name in numbers}
+        held_out = {name: join_blocks([each[name] for each in found if len(each[name])]) for name in numbers}
         return {"train": BlockStream(sources, self.data.block_size), **held_out}
 
     def _stream(self, source: WeightedSource) -> StreamedSource:
@@ -125,7 +139,3 @@ def _named(source: WeightedSource) -> dict[str, Any]:
         "token_column": source.token_column,
         "revision": source.dataset_revision,
     }
-
-
-def _joined(blocks: list[Dataset]) -> Dataset:
-    return blocks[0] if len(blocks) == 1 else concatenate_datasets(blocks)

@@ -213,7 +213,11 @@ def test_sources_are_mixed_by_weight_streamed_or_not(tokenizer):
         )
     sources = [source_of(texts, tokenizer, weight=weight) for texts, weight in zip(parts, weights, strict=True)]
     until_one_ends = int(len(blocks[0]) / weights[0] * sum(weights)) - 5
-    assert rows_of(BlockStream(sources, SIZE).first(until_one_ends)) == rows_of(mixed[:until_one_ends])
+    stream = BlockStream(sources, SIZE)
+    streamed = list(itertools.islice(streams._Mixer(stream, None, repeat=False), until_one_ends))
+    assert [block.tolist() for _, block in streamed] == rows_of(mixed[:until_one_ends])
+    by_source = [block.tolist() for source in range(3) for own, block in streamed if own == source]
+    assert rows_of(stream.first(until_one_ends)) == by_source
 
 
 def test_a_source_that_ends_leaves_its_share_of_the_first_blocks_to_others(tokenizer):

@@ -80,7 +80,7 @@ def test_several_sources_are_mixed_alike_whether_streamed_or_not(teacher_folder,
     ]
     loaded, streamed = map(Inputs, recipes)
     train = rows_of(loaded.blocks["train"])
-    assert rows_of(streamed.blocks["train"].first(40)) == train[:40]
+    assert sorted(rows_of(streamed.training_blocks(40))) == sorted(train[:40])
     single = Inputs(make_recipe(teacher_folder, texts, tmp_path, data={"files": [f"{texts}/[a-c]*.txt"]}))
     own = rows_of(single.blocks["train"])
     assert sum(row in own for row in train[:40]) == 30
@@ -112,6 +112,19 @@ def test_a_tokenized_dataset_gives_the_blocks_of_its_text(teacher_folder, texts,
         found = rows_of(inputs.training_blocks(10**6)) + rows_of(inputs.blocks["test"])
         assert all(len(row) == 32 for row in found)
         assert not changes["packed"] or all(row in blocks for row in found)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_and_ids_are_mixed(teacher_folder, texts, tmp_path, streaming):
+    ids = [[number % 250] * 32 for number in range(1, 400)]
+    Dataset.from_dict({"ids": ids}).to_parquet(tmp_path / "ids.parquet")
+    tokenized = {"files": [f"{tmp_path}/ids.parquet"], "token_column": "ids", "packed": True, "weight": 3}
+    data = {"files": None, "sources": [{"files": [f"{texts}/*.txt"]}, tokenized], "streaming": streaming}
+    inputs = Inputs(make_recipe(teacher_folder, texts, tmp_path, data=data))
+    for blocks, number in ((inputs.training_blocks(40), 40), (inputs.blocks["test"], 16)):
+        rows = rows_of(blocks)
+        assert len(rows) == number and blocks.column_names == ["input_ids"]
+        assert [row in ids for row in rows] == [False] * (number // 4) + [True] * (number // 4 * 3)
 
 
 def test_ids_of_another_vocabulary_are_found_before_anything_expensive(teacher_folder, texts, tmp_path):
