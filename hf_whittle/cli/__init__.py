@@ -3,9 +3,11 @@
 import argparse
 import logging
 import sys
+import time
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
+from ..processes import is_first, is_shared, leave_group, num_launched
 from . import demo, extract, plan, push, run, store_logits
 
 NOT_THE_USERS = {
@@ -16,6 +18,11 @@ NOT_THE_USERS = {
 """Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
 are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
 COMMANDS = {"run": run, "plan": plan, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
+
+LAUNCHED = ("run", "store-logits")
+"""Commands that several processes do together."""
+_PRECEDENCE = 5.0
+"""Seconds that the first process has to report an error before the others do."""
 
 
 class _Without(logging.Filter):
@@ -47,14 +54,38 @@ def main(arguments: list[str] | None = None) -> int:
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
+        _check_can_be_launched(options.command)
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
     except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing
         numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
-        print(f"hf-whittle: error: {numbered or error}", file=sys.stderr)
+        _say(f"hf-whittle: error: {numbered or error}", error)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         advice = getattr(COMMANDS[options.command], "INTERRUPTED", "run the same command again to go on")
-        print(f"\nhf-whittle: interrupted; {advice}", file=sys.stderr)
+        _say(f"\nhf-whittle: interrupted; {advice}", error)
         return 130
     return 0
+
+
+def _check_can_be_launched(command: str) -> None:
+    """Raise `WhittleError` if a launcher started a command in several processes that works in one."""
+    if num_launched() > 1 and command not in LAUNCHED:
+        raise WhittleError(
+            f"{command} works in one process, {num_launched()} were launched; start it without a launcher, which "
+            f"{' and '.join(LAUNCHED)} have a use for"
+        )
+
+
+def _say(message: str, error: BaseException) -> None:
+    """Print why a command ends, once for all processes that end for the same reason.
+
+    The first process may have the same error in a moment: its end makes the launcher end the others.
+    """
+    if not is_shared(error):
+        leave_group()
+        if not is_first():
+            time.sleep(_PRECEDENCE)
+    elif not is_first():
+        return
+    print(message, file=sys.stderr, flush=True)

@@ -19,11 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    from ..processes import is_first
     from ..recipe.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
-    print(summary(work(recipe)))
-    print(f"\nThe student, its card and the search are in {recipe.output_dir}")
+    results = work(recipe)
+    if is_first():
+        print(summary(results))
+        print(f"\nThe student, its card and the search are in {recipe.output_dir}")
 
 
 def work(recipe: "Recipe") -> dict[str, Any]:
