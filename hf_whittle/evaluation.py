@@ -62,8 +62,8 @@ def sum_over_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     starts = range(0, len(input_ids), batch_size)
-    is_spread = torch.distributed.is_available() and torch.distributed.is_initialized() and (
-        is_spread or is_sharded(model)
+    is_spread = (
+        torch.distributed.is_available() and torch.distributed.is_initialized() and (is_spread or is_sharded(model))
     )
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
     values = []

@@ -1,6 +1,6 @@
-"""Processes that a launcher started together: their number and ranks, work of the first for all, the end of their group.
+"""Processes that a launcher started together: their number and ranks, work of the first one, the end of their group.
 
-Every launched process calls the functions that wait for others, in the same order.
+Every process calls the functions that wait for others, in the same order. In work that one does for all, it is alone.
 """
 
 import atexit
@@ -21,11 +21,13 @@ from .files.locks import folder_lock
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+Error = TypeVar("Error", bound=BaseException)
 
 _TIMEOUT = timedelta(minutes=30)
 """For how long collective work on tensors may take, as by default in `TrainingArguments`; NCCL has 10 minutes."""
 _LONGEST_WAIT = timedelta(days=1)
 """For how long processes wait for work that one does alone; the end of a process ends the wait of the others."""
+_is_alone = False
 _SHARED = "_is_shared_by_processes"
 _waiting: tuple[Any, Any] = (None, None)  # the process group, and the group on CPUs in which its processes wait
 
@@ -46,8 +48,8 @@ def is_first_on_machine() -> bool:
 
 
 def launched_processes() -> Any:
-    """The `PartialState` of accelerate if several processes were launched, else `None`."""
-    if num_launched() < 2:
+    """The `PartialState` of accelerate if several processes were launched and work together, else `None`."""
+    if num_launched() < 2 or _is_alone:
         return None
     import torch
     from accelerate import PartialState
@@ -110,14 +112,15 @@ def in_first(work: Callable[[], Value]) -> Value:
     if not is_first():
         result, error = _from_first(None)
         if error is not None:
-            raise _shared(error)
+            raise shared(error)
         return result
     try:
-        result = work()
+        with _alone():
+            result = work()
     except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(WhittleError):  # another process has ended
             _from_first((None, _portable(error)))
-            _shared(error)
+            shared(error)
         raise
     return _from_first((result, None))[0]
 
@@ -127,14 +130,21 @@ def first_on_each_machine(work: Callable[[], Any]) -> None:
     error: BaseException | None = None
     if is_first_on_machine():
         try:
-            work()
+            with _alone():
+                work()
         except Exception as caught:
             error = caught
     errors = gathered(None if error is None else _portable(error))
     if error is None:
         error = next((of_other for of_other in errors if of_other is not None), None)
     if error is not None:
-        raise _shared(error)
+        raise shared(error)
+
+
+def shared(error: Error) -> Error:
+    """Mark an error as one that every process raises."""
+    setattr(error, _SHARED, True)
+    return error
 
 
 def is_shared(error: BaseException | None) -> bool:
@@ -153,7 +163,7 @@ def lock_in_first(folder: str | Path) -> Iterator[None]:
 def sees_folder_of_first(folder: str | Path) -> bool:
     """Whether a folder is the same for this process as for the first one, not on a disk of another machine.
 
-    The first makes a file of a new name in it, since network file systems may show a file under a name it no longer has.
+    The first makes a file of a new name in it, as network file systems may show a file under a name it no longer has.
     """
     if launched_processes() is None:
         return True
@@ -211,6 +221,17 @@ def _from_first(value: Any) -> Any:
 
 
 @contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Inside the block, this process works while others wait, and waits for none."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
+@contextlib.contextmanager
 def _lost_process() -> Iterator[None]:
     """Say in words that a wait has failed."""
     try:
@@ -219,12 +240,6 @@ def _lost_process() -> Iterator[None]:
         raise WhittleError(
             f"another process has ended, and so does this one; see what it said ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _shared(error: BaseException) -> BaseException:
-    """Mark an error as one that every process raises."""
-    setattr(error, _SHARED, True)
-    return error
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -82,10 +82,11 @@ def _say(message: str, error: BaseException) -> None:
 
     The first process may have the same error in a moment: its end makes the launcher end the others.
     """
-    if not is_shared(error):
+    is_known = is_shared(error)
+    if not is_known:
         leave_group()
-        if not is_first():
-            time.sleep(_PRECEDENCE)
-    elif not is_first():
-        return
+    if not is_first():
+        if is_known or isinstance(error, KeyboardInterrupt):
+            return
+        time.sleep(_PRECEDENCE)
     print(message, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from ..distillation.trainer import DistillationTrainer
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
 from ..models.student import student_class
-from ..processes import any_process, in_first
+from ..processes import any_process, in_first, shared
 from ..record.facts import TrainingFacts
 from ..record.training import training_facts
 from ..training.checkpoints import last_checkpoint
@@ -108,7 +108,7 @@ class Training:
         """
         facts = self.ledger.once(self.name, TrainingFacts, lambda: self._train(make_student(), overrides, keep))
         if any_process(self._interruption.interrupted):
-            raise KeyboardInterrupt
+            raise shared(KeyboardInterrupt())
         return facts
 
     def _train(self, student: PreTrainedModel, overrides: dict[str, Any], keep: Any) -> TrainingFacts:
@@ -145,7 +145,7 @@ class Training:
             self._interruption.restore()
         state = trainer.state
         if self._interruption.interrupted and state.global_step < state.max_steps:
-            raise KeyboardInterrupt
+            raise shared(KeyboardInterrupt())
         if not any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history):
             trainer.evaluate()
 
@@ -159,7 +159,9 @@ def random_student(config: PreTrainedConfig) -> PreTrainedModel:
 def whole_weights(trainer: DistillationTrainer) -> Weights:
     """The weights of a trained student if they are sharded over processes, which must all call this."""
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model)
+        return trainer.accelerator.get_state_dict(
+            trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+        )
     return None
 
 
