@@ -343,6 +343,22 @@ def whole_shape(parameter: "torch.Tensor") -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+@contextlib.contextmanager
+def not_partitioned() -> Iterator[None]:
+    """Load models whole inside the block, although training arguments with DeepSpeed ZeRO-3 may still exist.
+
+    `_hf_deepspeed_config_weak_ref`; transformers has a public way to forget it, but none to remember it.
+    """
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
 LORA_PREFIX = "lora_"
 """Part of the name of every parameter of a LoRA adapter; peft has no public test for such a parameter."""
 

@@ -1,6 +1,7 @@
 """Batches of a run in several processes, which together take the blocks of a step that one process would take."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def own_arguments(recipe: Recipe, folder: str | Path, **overrides: Any) -> Disti
         return args
     own = own_batch(args.per_device_train_batch_size, args.gradient_accumulation_steps, processes)
     return recipe.training_arguments(folder, **{**overrides, **own})
+
+
+def shards_models(args: DistillationConfig) -> bool:
+    """Whether a training spreads weights over processes, as its arguments or accelerate's configuration say."""
+    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return bool(args.fsdp) or by_launcher or args.deepspeed_plugin is not None
 
 
 def own_batch(blocks: int, accumulated: int, processes: int) -> dict[str, int]:

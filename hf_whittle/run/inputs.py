@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
+from ..compat import not_partitioned
 from ..data.documents import load_documents, split_documents
 from ..data.packing import pack_documents
 from ..distillation.teacher import check_same_tokens, load_teacher
@@ -101,9 +102,13 @@ class Inputs:
             raise DataError(f"block_size {block_size} exceeds the {longest} positions of {name}; use smaller blocks")
         return supernet.to(self.device)
 
-    def load_teacher(self) -> PreTrainedModel:
-        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees."""
-        if not self.recipe.supernet:
+    def load_teacher(self, *, own: bool = False) -> PreTrainedModel:
+        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees.
+
+        Args:
+            own (`bool`, *optional*, defaults to `False`): whether to load it even if it is the super-network.
+        """
+        if not self.recipe.supernet and not own:
             return self.supernet
         return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
 
@@ -133,13 +138,14 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call `load` with the name of a checkpoint.
+    """Call `load` with the name of a checkpoint; DeepSpeed does not partition a model that is loaded.
 
     Raises:
         CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
     """
     try:
-        return load(name, **kwargs)
+        with not_partitioned():
+            return load(name, **kwargs)
     except OSError as error:
         raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error
 

@@ -26,6 +26,7 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..architectures.dimensions import CHANNELS
 from ..distillation.config import DistillationConfig
@@ -44,7 +45,7 @@ from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
-from .batches import own_arguments
+from .batches import own_arguments, shards_models
 from .changes import has_begun
 from .inputs import Inputs, load_config, spread
 from .search_inputs import make_space
@@ -109,6 +110,7 @@ def preflight(inputs: Inputs, folder: Path) -> None:
         if is_first():
             shutil.rmtree(small, ignore_errors=True)
         gc.collect()
+        unset_hf_deepspeed_config()  # or else it would partition the models of the search
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -187,6 +189,8 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
         _without_loggers(trainer).train()
         weights, trained = whole_weights(trainer), trainer.accelerator.unwrap_model(trainer.model)
         in_first(lambda: _save(trained, inputs, final, weights))
+        if shards_models(args):  # DeepSpeed's arguments make one accelerator, and its models take one engine
+            args, trainers = _small_steps(inputs, folder / section, overrides), Trainers(inputs)
         again = trainers.make(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
         _without_loggers(again).train_from(in_first(lambda: last_checkpoint(folder / section)))
 
