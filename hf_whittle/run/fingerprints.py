@@ -24,10 +24,10 @@ def check_inputs(folder: Path, inputs: Inputs) -> None:
         OutputError: if a stage has begun with other inputs; it names them.
     """
     found = gathered(input_fingerprints(inputs) if is_first_on_machine() else None)
-    in_first(lambda: _compare(folder, found))
+    in_first(lambda: compare(folder, found))
 
 
-def _compare(folder: Path, found: list[dict[str, str] | None]) -> None:
+def compare(folder: Path, found: list[dict[str, str] | None]) -> None:
     """Compare the fingerprints that the first process of each machine found, and those that a run was begun with."""
     path, now = folder / INPUTS_FILE, found[0]
     assert now is not None
