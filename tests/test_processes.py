@@ -38,7 +38,9 @@ def test_both_processes_have_the_outcome_of_one(tmp_path):
     for name, expected in OF_EACH.items():
         assert [lines[f"0 {name}"], lines[f"1 {name}"]] == expected
     for rank in range(2):
-        assert "is being written by another process" in lines[f"{rank} lock"] and "shared: True" in lines[f"{rank} lock"]
+        assert (
+            "is being written by another process" in lines[f"{rank} lock"] and "shared: True" in lines[f"{rank} lock"]
+        )
     assert lines["0 lost"].startswith("WhittleError(another process has ended, and so does this one")
 
 

@@ -323,7 +323,8 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """Train on from a checkpoint, or from the start without one; a checkpoint of the last step is only loaded."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            if state.global_step >= state.max_steps:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and only `Trainer.train` shards it
+            if state.global_step >= state.max_steps and not is_sharded:
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
                 return

@@ -13,7 +13,9 @@ from ..recipe.recipe import Recipe
 
 def check_batches(recipe: Recipe) -> None:
     """Raise `RecipeError` if the launched processes cannot divide a batch of the recipe among them."""
-    sections: dict[str, dict[str, Any]] = {"training": {}} | ({"baseline": recipe.baseline_overrides} if recipe.baseline else {})
+    sections: dict[str, dict[str, Any]] = {"training": {}} | (
+        {"baseline": recipe.baseline_overrides} if recipe.baseline else {}
+    )
     for section, overrides in sections.items():
         args = recipe.training_arguments(recipe.output_dir, **overrides)
         try:

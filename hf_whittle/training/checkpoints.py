@@ -63,6 +63,13 @@ class WholeCheckpoints(CarefulTrainer):
                     )
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Take the steps of an epoch, none if the checkpoint that training goes on from is of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, _WRITING) if self._is_saving else folder
