@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ def cross_entropy(
 
     def loss(start: int, logits: torch.Tensor) -> torch.Tensor:
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
     total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
@@ -77,6 +77,11 @@ def sum_over_batches(
 
         values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
     return sum((one.cpu() for one in values), torch.zeros((), dtype=torch.float64)).item()
+
+
+def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
+    return torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)]).double().sum()
 
 
 @torch.no_grad()

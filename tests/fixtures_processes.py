@@ -65,7 +65,7 @@ def accelerate_on_two_machines(script, *arguments):
 
 
 def side_by_side(commands, variables):
-    """Run commands at the same time, each with its environment variables, none of which fails; returns their outputs."""
+    """Run commands at the same time, each with its environment variables; none fails. Returns their outputs."""
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
         subprocess.Popen(command, env=environment_of_scripts(**changes), **output)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
-from hf_whittle.cli import COMMANDS, main, make_parser
+from hf_whittle.cli import COMMANDS, SPINS, main, make_parser, wait_briefly
 from hf_whittle.cli.extract import summary
 from hf_whittle.errors import BinError, OutputError
 from hf_whittle.run.inputs import Inputs
@@ -41,6 +42,7 @@ OPTIONS = {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
         *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
     },
+    "info": {"-h", "--help", "source", "--sequence-length", "--json"},
     "demo": {"-h", "--help", "--output-dir"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
@@ -108,6 +110,26 @@ def test_options_are_frozen():
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
     assert set(COMMANDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_wait_briefly_unless_the_user_says_how_they_wait(given):
+    environment = dict(given)
+    wait_briefly(environment)
+    assert environment == (given or {"GOMP_SPINCOUNT": SPINS})
+
+
+def test_how_threads_wait_is_said_before_torch_is_imported():
+    code = """
+import os, sys
+from hf_whittle.cli import main
+assert "torch" not in sys.modules
+main(["push", "no-folder", "me/student", "--dry-run"])
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.split()[-1] == SPINS
 
 
 def test_version(capsys):
@@ -208,6 +230,40 @@ def test_interruption_of_any_command_says_how_to_go_on(monkeypatch, capsys, argu
     monkeypatch.setattr(COMMANDS[arguments[0]], "main", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"\nhf-whittle: interrupted; {advice}\n"
+
+
+def test_keys_on_the_command_line_are_those_of_the_recipe(recipe_file, run_gives):
+    recipes = run_gives(RESULTS)
+    keys = ["--training.max_steps", "7", "--training.learning_rate=1e-4", "--training.bf16", "--heal", "no"]
+    assert main(["run", str(recipe_file), *keys, "--data.files", "[a.txt, b.txt]", "--search.seed", "3"]) == 0
+    (recipe,) = recipes
+    assert recipe.training == {"max_steps": 7, "learning_rate": 1e-4, "bf16": True}
+    assert recipe.heal is False and recipe.data.files == ["a.txt", "b.txt"] and recipe.search.algorithm.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["--trainin.max_steps", "7"], "unknown key 'trainin'; did you mean 'training'?"),
+        (["--ouput-dir", "elsewhere"], "unknown key 'ouput-dir'; did you mean 'output_dir'?"),
+        (["--training.max_steps", "many"], "training.max_steps: expected int"),
+        (["7"], "unexpected argument '7'; give keys of the recipe as --training.max_steps 100"),
+        (["--search.seed", "1", "--search.seed=2"], "--search.seed is given twice"),
+        (["--heal", "false", "--heal.ridge", "[1]"], "--heal.ridge: heal is given as a whole, too"),
+        (["--heal.ridge", "[1]", "--heal", "false"], "--heal is given twice, or with keys of it"),
+        (["--data", "{files: [a], files: [b]}"], "'files' is given twice"),
+    ],
+)
+def test_a_wrong_key_on_the_command_line_is_one_line(recipe_file, run_gives, capsys, keys, message):
+    recipes = run_gives(RESULTS)
+    assert main(["run", str(recipe_file), *keys]) == 1
+    assert message in capsys.readouterr().err and not recipes
+
+
+def test_commands_without_a_recipe_take_no_keys(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["info", "folder", "--training.max_steps", "7"])
+    assert caught.value.code == 2 and "unrecognized arguments: --training.max_steps 7" in capsys.readouterr().err
 
 
 def test_output_dir_replaces_that_of_the_recipe(recipe_file, run_gives, capsys):

@@ -22,7 +22,7 @@ EXPECTED = {
 }
 """Outcome of each case in both processes."""
 OF_EACH = {
-    "picky": ["Picky(can't pickle), shared: True", "WhittleError(Picky: can't pickle), shared: True"],
+    "picky": ["PickyError(can't pickle), shared: True", "WhittleError(PickyError: can't pickle), shared: True"],
     "share": ["ac", "b"],
     "own disk": ["True", "False"],
 }

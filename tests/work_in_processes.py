@@ -1,4 +1,4 @@
-"""Script for `torchrun`: each of two processes prints the outcome of work that one does for all, a line for each case."""
+"""Script for `torchrun`: two processes print the outcome of work that one does for both, a line for each case."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from hf_whittle.processes import (
 RANK = int(os.environ["RANK"])
 
 
-class Picky(Exception):
+class PickyError(Exception):
     """An error that no other process can make again from its arguments."""
 
     def __init__(self, first, second):
@@ -51,7 +51,7 @@ def cases(folder):
     yield "result", lambda: in_first(lambda: RANK)
     yield "nested", lambda: in_first(nested)
     yield "error", lambda: in_first(lambda: fail(OutputError(28, "disk full")))
-    yield "picky", lambda: in_first(lambda: fail(Picky("can't", "pickle")))
+    yield "picky", lambda: in_first(lambda: fail(PickyError("can't", "pickle")))
     yield "interrupted", lambda: in_first(lambda: os.kill(os.getpid(), signal.SIGINT))
     yield "gathered", lambda: gathered(RANK)
     yield "any", lambda: (any_process(RANK == 1), any_process(False))

@@ -2,13 +2,15 @@
 
 import argparse
 import logging
+import os
 import sys
-import time
+from collections.abc import MutableMapping
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
-from ..processes import is_first, is_shared, leave_group, num_launched
-from . import demo, extract, plan, push, run, store_logits
+from . import demo, extract, info, plan, push, run, store_logits
+from .keys import read_keys
+from .launched import check_can_be_launched, say
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -17,12 +19,24 @@ NOT_THE_USERS = {
 }
 """Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
 are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
-COMMANDS = {"run": run, "plan": plan, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
+COMMANDS = {
+    "run": run,
+    "plan": plan,
+    "extract": extract,
+    "push": push,
+    "info": info,
+    "demo": demo,
+    "store-logits": store_logits,
+}
 
-LAUNCHED = ("run", "store-logits")
-"""Commands that several processes do together."""
-_PRECEDENCE = 5.0
-"""Seconds that the first process has to report an error before the others do."""
+
+TAKE_KEYS = ("run", "plan", "store-logits")
+"""Commands that read a recipe, any key of which can follow it."""
+_KEYS = "Any key of the recipe can follow it, such as --training.max_steps 100."
+
+SPINS = "10000"
+"""Turns that an OpenMP thread waits for work before it sleeps. With GNU's default, 300,000, it takes the processor from
+the very threads that it waits for where programs compete; `tests/benchmarks/busy.py` measures both."""
 
 
 class _Without(logging.Filter):
@@ -44,49 +58,44 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.HELP))
+        takes_keys = name in TAKE_KEYS
+        added = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=_KEYS if takes_keys else None,
+            allow_abbrev=not takes_keys,
+        )
+        command.add_arguments(added)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command not in TAKE_KEYS:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    wait_briefly(os.environ)
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
-        _check_can_be_launched(options.command)
+        check_can_be_launched(options.command)
+        options.keys = read_keys(others)
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
     except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing
         numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
-        _say(f"hf-whittle: error: {numbered or error}", error)
+        say(f"hf-whittle: error: {numbered or error}", error)
         return 1
     except KeyboardInterrupt as error:
         advice = getattr(COMMANDS[options.command], "INTERRUPTED", "run the same command again to go on")
-        _say(f"\nhf-whittle: interrupted; {advice}", error)
+        say(f"\nhf-whittle: interrupted; {advice}", error)
         return 130
     return 0
 
 
-def _check_can_be_launched(command: str) -> None:
-    """Raise `WhittleError` if a launcher started a command in several processes that works in one."""
-    if num_launched() > 1 and command not in LAUNCHED:
-        raise WhittleError(
-            f"{command} works in one process, {num_launched()} were launched; start it without a launcher, which "
-            f"{' and '.join(LAUNCHED)} have a use for"
-        )
-
-
-def _say(message: str, error: BaseException) -> None:
-    """Print why a command ends, once for all processes that end for the same reason.
-
-    The first process may have the same error in a moment: its end makes the launcher end the others.
-    """
-    is_known = is_shared(error)
-    if not is_known:
-        leave_group()
-    if not is_first():
-        if is_known or isinstance(error, KeyboardInterrupt):
-            return
-        time.sleep(_PRECEDENCE)
-    print(message, file=sys.stderr, flush=True)
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP threads sleep soon, unless the user says how they wait; torch reads it when it is first imported."""
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)

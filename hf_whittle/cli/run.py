@@ -22,7 +22,8 @@ def main(options: argparse.Namespace) -> None:
     from ..processes import is_first
     from ..recipe.recipe import Recipe
 
-    recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
+    output = {} if options.output_dir is None else {"output_dir": options.output_dir}
+    recipe = Recipe.load(options.recipe, **{**options.keys, **output})
     results = work(recipe)
     if is_first():
         print(summary(results))

@@ -11,6 +11,7 @@ NAMES = (
     "slices",
     "sampling",
     "distillation_loss",
+    "training_speed",
     "distillation_targets",
     "store",
     "extraction",
@@ -22,9 +23,10 @@ NAMES = (
     "healed_recovery",
     "search_fitness",
     "demo_budgets",
+    "busy",
     "crash",
 )
-BY_NAME = ("real_model", "recovery", "frontier", "plan")
+BY_NAME = ("real_model", "recovery", "frontier", "whole_searches", "plan")
 """Run by name alone, since they need a checkpoint, or 6 GB of memory (`plan`).
 
 `ranking`, which takes a day, has commands of its own.

@@ -3,9 +3,9 @@
 Subnets of SmolLM2-135M in two bins: the first that the ranking study chose in each. Each is taken as a slice, and
 healed on several numbers of tokens, with both attempts or one; then it is distilled on several budgets, each with a
 schedule of its own and the best of some learning rates. Costs are those of healing, of the teacher's hidden states and
-of training, without judging on the test text. Teacher, text and trainings are those of the ranking study, which says
-what its environment variables are; the forward passes of healing run in bfloat16 too. Every point is kept in `runs/`,
-so that an interrupted benchmark goes on.
+of training, without judging on the test text; seconds are those of the processor. Teacher, text and trainings are those
+of the ranking study, which says what its environment variables are; the forward passes of healing run in bfloat16 too.
+Every point is kept in `runs/`, so that an interrupted benchmark goes on.
 """
 
 import json
@@ -27,7 +27,6 @@ from .ranking.rows import Row, Rows
 from .ranking.settings import RESULTS, Material
 from .ranking.training import Training, bfloat16
 
-POINTS = RESULTS.parent / "runs" / "frontier.json"
 STARTS = {
     "sliced": None,
     "healed on 4,096 tokens": (4_096, {}),
@@ -60,9 +59,9 @@ class From(Training):
     def of(cls, material: Material, budget: int, rate: float) -> "From":
         steps = budget // (REAL.batch_size * material.train.shape[1])
         config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
-        started = time.perf_counter()
+        started = time.process_time()
         training = cls(material.supernet, material.train, material.test, config, autocast=REAL.autocast)
-        training.teacher_seconds = time.perf_counter() - started
+        training.teacher_seconds = time.process_time() - started
         return training
 
     def cost(self, subnet: SubnetConfig) -> dict[str, Any]:
@@ -76,9 +75,9 @@ class From(Training):
         }
 
     def _train(self, student: Any, steps: int) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         super()._train(student, steps)
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.process_time() - started
 
     def student(self, subnet: SubnetConfig) -> Any:
         student = extract_subnet(self.supernet, subnet, dtype=torch.float32)
@@ -87,7 +86,7 @@ class From(Training):
 
 
 def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None) -> Start:
-    started = time.perf_counter()
+    started = time.process_time()
     facts: dict[str, Any] = {"seconds": 0.0, "flops": 0}
     if healing is None:
         student = extract_subnet(material.supernet, subnet, dtype=torch.float32)
@@ -99,7 +98,7 @@ def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[
         student = extract_subnet(material.supernet, subnet, heal=config, calibration_dataset=blocks, progress=False)
         report = student.healing.to_dict()
         flops = healing_flops(material.supernet.full_config, subnet, report, length)
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(time.process_time() - started, 1)
         facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
         facts |= {"states": report["settings"]["states"], "basis": report["basis"]}
     with bfloat16(REAL.autocast):
@@ -113,45 +112,77 @@ def subnets() -> list[Row]:
     return list({row.group: row for row in reversed(rows)}.values())[::-1]
 
 
-def measure() -> dict[str, Any]:
-    torch.set_num_threads(1)
-    points: list[dict[str, Any]] = json.loads(POINTS.read_text()) if POINTS.is_file() else []
-    known = {(point["group"], point["start"], point["tokens"], point["rate"]) for point in points}
-    trainings: dict[tuple[int, float], From] = {}
-    material = REAL.load()
+class Points:
+    """Perplexities of students that start and are distilled in several ways, kept in a file of `runs/`.
 
-    def add(**point: Any) -> None:
-        points.append(point)
-        write_json(POINTS, points)
+    Args:
+        name (`str`): name of the file.
+        material (`Material`): teacher and text.
+        starts (`dict`): calibration tokens and settings of healing, by name; `None` for slices.
+        budgets (`dict`): learning rates of each number of tokens of distillation.
+    """
+
+    def __init__(self, name: str, material: Material, starts: dict[str, Any], budgets: dict[int, tuple[float, ...]]):
+        self.path = RESULTS.parent / "runs" / f"{name}.json"
+        self.known: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.is_file() else []
+        self.material, self.starts, self.budgets = material, starts, budgets
+        self._trainings: dict[tuple[int, float], From] = {}
+
+    def measure(self, subnets: dict[str, SubnetConfig]) -> None:
+        """Add the points of named subnets that are not known yet."""
+        for start, healing in self.starts.items():
+            for group, subnet in subnets.items():
+                self._measure(group, subnet, start, healing)
+
+    def of(self, subnets: dict[str, SubnetConfig]) -> list[dict[str, Any]]:
+        """The known points of named subnets."""
+        digests = {group: subnet.digest for group, subnet in subnets.items()}
+        return [point for point in self.known if digests.get(point["group"]) == point["digest"]]
+
+    def _measure(self, group: str, subnet: SubnetConfig, name: str, healing: tuple[int, dict[str, Any]] | None) -> None:
+        known = {(p["tokens"], p["rate"]) for p in self.of({group: subnet}) if p["start"] == name}
+        wanted = [(0, 0.0), *((budget, rate) for budget, rates in self.budgets.items() for rate in rates)]
+        missing = [each for each in wanted if each not in known]
+        if not missing:
+            return
+        start = start_of(self.material, subnet, healing)
+        about = {"group": group, "digest": subnet.digest, "start": name}
+        for budget, rate in missing:
+            if budget == 0:
+                self._add(**about, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
+                continue
+            training = self._training(budget, rate)
+            training.start = start
+            value = training(subnet)
+            self._add(**about, tokens=budget, rate=rate, perplexity=value, **training.cost(subnet))
+
+    def _training(self, budget: int, rate: float) -> From:
+        if (budget, rate) not in self._trainings:
+            self._trainings[budget, rate] = From.of(self.material, budget, rate)
+        return self._trainings[budget, rate]
+
+    def _add(self, **point: Any) -> None:
+        self.known.append(point)
+        write_json(self.path, self.known)
         print(time.strftime("%H:%M:%S"), point, flush=True)
 
-    for name, healing in STARTS.items():
-        for row in subnets():
-            wanted = [(0, 0.0), *((budget, rate) for budget, rates in BUDGETS.items() for rate in rates)]
-            missing = [each for each in wanted if (row.group, name, *each) not in known]
-            if not missing:
-                continue
-            start = start_of(material, row.subnet, healing)
-            point = {"group": row.group, "digest": row.subnet.digest, "start": name}
-            for budget, rate in missing:
-                if budget == 0:
-                    add(**point, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
-                    continue
-                if (budget, rate) not in trainings:
-                    trainings[budget, rate] = From.of(material, budget, rate)
-                training = trainings[budget, rate]
-                training.start = start
-                value = training(row.subnet)
-                add(**point, tokens=budget, rate=rate, perplexity=value, **training.cost(row.subnet))
-    return {"settings": described(material), "points": points, "frontier": frontiers(points)}
+
+def measure() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    material = REAL.load()
+    points = Points("frontier", material, STARTS, BUDGETS)
+    chosen = {row.group: row.subnet for row in subnets()}
+    points.measure(chosen)
+    found = points.of(chosen)
+    return {"settings": described(material, STARTS), "points": found, "frontier": frontiers(found)}
 
 
-def described(material: Material) -> dict[str, Any]:
+def described(material: Material, starts: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": REAL.name,
         "text_sha256": material.text_sha256,
         "judged_on_tokens": material.test.numel(),
-        "healing": {name: healing and {"tokens": healing[0], **healing[1]} for name, healing in STARTS.items()},
+        "healing": {name: healing and {"tokens": healing[0], **healing[1]} for name, healing in starts.items()},
         "default_healing": asdict(HealingConfig()),
     }
 
