@@ -35,6 +35,7 @@ _TRAINER = "transformers:Trainer"
 OVERRIDDEN = (
     ForeignName(_TRAINER, "_get_output_dir", "redirects a checkpoint to a temporary folder", ("trial",)),
     ForeignName(_TRAINER, "_save_checkpoint", "renames a checkpoint once all of it is on disk", ("model", "trial")),
+    ForeignName(_TRAINER, "_run_epoch", "loads a sharded model whose last step was taken, without another step"),
     ForeignName(_TRAINER, "_finalize_training", "removes the last checkpoints atomically", ("trial",)),
     ForeignName(_TRAINER, "_push_from_checkpoint", "publishes with a card, in one commit", ("checkpoint_folder",)),
     ForeignName(_TRAINER, "_save", "writes results and tokenizer beside the weights", ("output_dir", "state_dict")),
@@ -343,16 +344,32 @@ def whole_shape(parameter: "torch.Tensor") -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def use_one_gpu(args: Any) -> None:
+    """Train on one GPU of the several that a process sees: `_n_gpu`; publicly, only an environment variable does it."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
+def forget_partitioning() -> None:
+    """Load models whole from now on, although arguments of a training with DeepSpeed ZeRO-3 may still exist.
+
+    `transformers.integrations.deepspeed` is not documented.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 @contextlib.contextmanager
 def not_partitioned() -> Iterator[None]:
-    """Load models whole inside the block, although training arguments with DeepSpeed ZeRO-3 may still exist.
+    """Load models whole inside the block, although arguments of a training with DeepSpeed ZeRO-3 exist.
 
-    `_hf_deepspeed_config_weak_ref`; transformers has a public way to forget it, but none to remember it.
+    `_hf_deepspeed_config_weak_ref`; transformers has no public way to set it again.
     """
     from transformers.integrations import deepspeed
 
     kept = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
+    forget_partitioning()
     try:
         yield
     finally:

@@ -237,7 +237,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""
         current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
         if self._plain_head[0] is not current:
-            self._plain_head = current, output_layer(student) if self.args.n_gpu <= 1 else None
+            self._plain_head = current, output_layer(student)
         return self._plain_head[1]
 
     def _targets(self, inputs: dict[str, Any]) -> Targets:

@@ -18,6 +18,7 @@ from ..errors import CheckpointError, DataError, VocabularyError
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
+from .batches import shards_models
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,12 @@ class Inputs:
             raise DataError(f"block_size {block_size} exceeds the {longest} positions of {name}; use smaller blocks")
         return supernet.to(self.device)
 
-    def load_teacher(self, *, own: bool = False) -> PreTrainedModel:
+    def load_teacher(self) -> PreTrainedModel:
         """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees.
 
-        Args:
-            own (`bool`, *optional*, defaults to `False`): whether to load it even if it is the super-network.
+        A teacher that trainings shard is never the super-network, which stays whole.
         """
-        if not self.recipe.supernet and not own:
+        if not self.recipe.supernet and not shards_models(self.recipe.training_arguments(self.recipe.output_dir)):
             return self.supernet
         return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
 

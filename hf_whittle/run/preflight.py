@@ -26,9 +26,9 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..architectures.dimensions import CHANNELS
+from ..compat import forget_partitioning
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.extraction import extract_subnet
@@ -110,7 +110,7 @@ def preflight(inputs: Inputs, folder: Path) -> None:
         if is_first():
             shutil.rmtree(small, ignore_errors=True)
         gc.collect()
-        unset_hf_deepspeed_config()  # or else it would partition the models of the search
+        forget_partitioning()  # of the models that the search loads
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

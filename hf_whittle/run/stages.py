@@ -91,11 +91,11 @@ def data_facts(inputs: Inputs) -> DataFacts:
     return DataFacts(dataset=name, block_size=data.block_size)
 
 
-def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> None:
+def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
     """Extract the student, heal it if the recipe says so, and keep it in `stages/initial`."""
     folder, heal = ledger.stages / "initial", inputs.recipe.heal
     if folder.is_dir():
-        return
+        return folder
     subnet = SearchResult.load(ledger.folder).best
     student: Any = extract_subnet(
         inputs.supernet,
@@ -109,6 +109,7 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> None:
         subnet.save_pretrained(temporary)
         if heal:
             write_json(temporary / HEALING_FILE, student.healing.to_dict())
+    return folder
 
 
 def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:

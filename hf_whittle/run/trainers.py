@@ -22,7 +22,7 @@ from ..record.training import training_facts
 from ..training.checkpoints import last_checkpoint
 from ..training.interruption import SaveOnInterrupt
 from ..training.progress import TrainingBar
-from .batches import own_arguments, shards_models
+from .batches import own_arguments
 from .inputs import Inputs
 from .ledger import Ledger, training_cost
 
@@ -42,9 +42,8 @@ class Trainers:
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
-        """The model that students learn from; no super-network if trainings shard it."""
-        recipe = self.inputs.recipe
-        return self.inputs.load_teacher(own=shards_models(recipe.training_arguments(recipe.output_dir)))
+        """The model that students learn from."""
+        return self.inputs.load_teacher()
 
     @cached_property
     def targets(self) -> PreTrainedModel | LogitStore:
