@@ -311,11 +311,17 @@ def shard_with_fsdp2(accelerator: Any, model: "nn.Module") -> "nn.Module":
     """Shard a model in place, as the accelerator shards those it prepares.
 
     `fsdp2_prepare_model` is undocumented. Under FSDP2, the public `Accelerator.prepare` demands an optimizer with a
-    model, and a teacher has none.
+    model, and a teacher has none. The plugin keeps the names of the first model's layers, which another may not have.
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    return fsdp2_prepare_model(accelerator, model)
+    plugin = accelerator.state.fsdp_plugin
+    policy, names = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
+    plugin.transformer_cls_names_to_wrap = None
+    try:
+        return fsdp2_prepare_model(accelerator, model)
+    finally:
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = policy, names
 
 
 def uncompiled(model: Any) -> Any:

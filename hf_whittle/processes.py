@@ -56,7 +56,7 @@ def launched_processes() -> Any:
 
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
     end_group_at_exit()
-    return state
+    return state if state.num_processes > 1 else None
 
 
 def own_share(items: Sequence[Item]) -> Sequence[Item]:

@@ -73,5 +73,6 @@ def _fields() -> dict[str, Any]:
     from ..distillation.config import DistillationConfig
 
     hints = typing.get_type_hints(DistillationConfig)
+    hints["fsdp"] |= bool  # as transformers documents it
     names = [item.name for item in dataclasses.fields(DistillationConfig) if item.init]
     return {name: hints[name] for name in names if name not in SET_BY_RUN}

@@ -428,7 +428,7 @@ def test_what_is_out_of_range_is_named_and_nothing_written(tmp_path, changes, er
 def test_a_sharded_teacher_is_refused(tmp_path):
     teacher = make_teacher()
     teacher.get_input_embeddings().weight.ds_id = 0  # as DeepSpeed marks it
-    with pytest.raises(StoreError, match="the teacher is sharded over processes.*give it whole"):
+    with pytest.raises(StoreError, match=r"the teacher is sharded over processes.*give it whole"):
         store_targets(teacher, make_blocks(), tmp_path)
 
 

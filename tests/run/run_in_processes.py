@@ -1,26 +1,22 @@
 """Script for a launcher: `hf-whittle run RECIPE`, in which something happens to the second process while it trains.
 
-torchrun --nproc-per-node 2 run_in_processes.py RECIPE [killed | interrupted | out of luck]
+torchrun --nproc-per-node 2 run_in_processes.py RECIPE [killed | interrupted | sharded]
 """
 
 import os
 import signal
 import sys
 
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from fixtures_processes import print_at_exit_whether_the_group_was_ended
 
 from hf_whittle.cli import main
 from hf_whittle.distillation.trainer import DistillationTrainer
 
-
-def out_of_luck():
-    raise OSError("out of luck")
-
-
 ENDS = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
-    "out of luck": out_of_luck,
 }
 
 
@@ -36,9 +32,17 @@ def end_at_step(step, end):
     DistillationTrainer.training_step = training_step
 
 
+def shard_on_cpus():
+    """Let accelerate take these processes for those of GPUs, as it ignores FSDP on CPUs."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
 if __name__ == "__main__":
     print_at_exit_whether_the_group_was_ended()
     recipe, *happens = sys.argv[1:]
-    if happens and os.environ["RANK"] == "1":
+    if happens == ["sharded"]:
+        shard_on_cpus()
+    elif happens and os.environ["RANK"] == "1":
         end_at_step(3, ENDS[happens[0]])
     sys.exit(main(["run", recipe]))

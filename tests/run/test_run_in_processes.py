@@ -22,9 +22,9 @@ SECTIONS = {
     "baseline": True,
     "data": {"calibration_tokens": 512},
     "search": {"fitness": "healed-perplexity"},
-    "training": {"gradient_accumulation_steps": 2, "save_steps": 2, "optim": "sgd", "learning_rate": 0.1},
+    "training": {"gradient_accumulation_steps": 2, "save_steps": 2, "adam_epsilon": 1e-4},
 }
-"""Adam would make the rounding of gradients of keys' biases, which are 0, as large as any other gradient."""
+"""A smaller epsilon would make the rounding of gradients of keys' biases, which are 0, as large as any gradient."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,14 @@ def test_error_of_the_trial_in_small_is_said_once(make):
     assert done.returncode != 0
     assert done.stderr.count("training: a trial in small, before anything expensive, failed: lr_end") == 1
     assert not (Path(recipe.output_dir) / "candidates.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_fsdp2_on_two_processes_gives_the_run_of_one(make, by_one):
+    sharding = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}, "use_cpu": False}
+    recipe = make("fsdp2", training={**SECTIONS["training"], **sharding})
+    assert on_two_processes(SCRIPT, saved(recipe), "sharded").count(ENDED) == 2
+    assert_same_run(recipe, json.loads((Path(recipe.output_dir) / "results.json").read_text()), by_one)
 
 
 @pytest.mark.slow
