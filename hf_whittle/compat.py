@@ -35,6 +35,7 @@ _TRAINER = "transformers:Trainer"
 OVERRIDDEN = (
     ForeignName(_TRAINER, "_get_output_dir", "redirects a checkpoint to a temporary folder", ("trial",)),
     ForeignName(_TRAINER, "_save_checkpoint", "renames a checkpoint once all of it is on disk", ("model", "trial")),
+    ForeignName(_TRAINER, "_run_epoch", "loads a sharded model whose last step was taken, without another step"),
     ForeignName(_TRAINER, "_finalize_training", "removes the last checkpoints atomically", ("trial",)),
     ForeignName(_TRAINER, "_push_from_checkpoint", "publishes with a card, in one commit", ("checkpoint_folder",)),
     ForeignName(_TRAINER, "_save", "writes results and tokenizer beside the weights", ("output_dir", "state_dict")),
@@ -310,11 +311,17 @@ def shard_with_fsdp2(accelerator: Any, model: "nn.Module") -> "nn.Module":
     """Shard a model in place, as the accelerator shards those it prepares.
 
     `fsdp2_prepare_model` is undocumented. Under FSDP2, the public `Accelerator.prepare` demands an optimizer with a
-    model, and a teacher has none.
+    model, and a teacher has none. The plugin keeps the names of the first model's layers, which another may not have.
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    return fsdp2_prepare_model(accelerator, model)
+    plugin = accelerator.state.fsdp_plugin
+    policy, names = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
+    plugin.transformer_cls_names_to_wrap = None
+    try:
+        return fsdp2_prepare_model(accelerator, model)
+    finally:
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = policy, names
 
 
 def uncompiled(model: Any) -> Any:
@@ -341,6 +348,38 @@ def is_partitioned(parameter: "torch.Tensor") -> bool:
 def whole_shape(parameter: "torch.Tensor") -> tuple[int, ...]:
     """Return the shape of a parameter, of DeepSpeed's shards that of the whole: `ds_shape`; their own is `(0,)`."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def use_one_gpu(args: Any) -> None:
+    """Train on one GPU of the several that a process sees: `_n_gpu`; publicly, only an environment variable does it."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
+def forget_partitioning() -> None:
+    """Load models whole from now on, although arguments of a training with DeepSpeed ZeRO-3 may still exist.
+
+    `transformers.integrations.deepspeed` is not documented.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+@contextlib.contextmanager
+def not_partitioned() -> Iterator[None]:
+    """Load models whole inside the block, although arguments of a training with DeepSpeed ZeRO-3 exist.
+
+    `_hf_deepspeed_config_weak_ref`; transformers has no public way to set it again.
+    """
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    forget_partitioning()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 LORA_PREFIX = "lora_"

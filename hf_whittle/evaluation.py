@@ -23,13 +23,17 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16) -> float:
+def cross_entropy(
+    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16, *, is_spread: bool = False
+) -> float:
     """Mean cross-entropy of next-token prediction.
 
     Args:
         model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
         input_ids (`torch.Tensor`): token ids, `(blocks, block_size)`.
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same model and
+            divide the batches among them, as they do in any case if it is sharded.
 
     Returns:
         `float`: nats per predicted token.
@@ -39,7 +43,7 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
         return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
-    total = sum_over_batches(model, input_ids, batch_size, loss)
+    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
@@ -48,23 +52,27 @@ def sum_over_batches(
     input_ids: torch.Tensor,
     batch_size: int,
     value: Callable[[int, torch.Tensor], torch.Tensor],
+    *,
+    is_spread: bool = False,
 ) -> float:
     """Sum of `value(first_block, logits)` over the batches, in their order.
 
-    The processes of a sharded model take the batches in turn, and all get the same sum.
+    If `is_spread`, and for a sharded model, processes take the batches in turn, and all get the same sum.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     starts = range(0, len(input_ids), batch_size)
-    sharded = torch.distributed.is_available() and torch.distributed.is_initialized() and is_sharded(model)
-    processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if sharded else (1, 0)
+    is_spread = (
+        torch.distributed.is_available() and torch.distributed.is_initialized() and (is_spread or is_sharded(model))
+    )
+    processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
     values = []
     with evaluating(model):
         for first in range(0, len(starts), processes):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits).double())
-    if sharded:
+    if is_spread:
         from accelerate.utils import gather
 
         values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()

@@ -1,4 +1,4 @@
-"""Run a script on two processes: under `torchrun`, or as two machines without a launcher would."""
+"""Run a script on two processes: under `torchrun`, or as two machines would, with a launcher or without."""
 
 import atexit
 import os
@@ -51,18 +51,32 @@ def on_two_machines(script, *arguments):
 
     No launcher ends one process when the other fails.
     """
-    port, processes = free_port(), []
-    for rank in range(2):
-        variables = rank_variables(rank, port) | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        command = [sys.executable, str(script), *map(str, arguments)]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment_of_scripts(**variables), **output))
+    port = free_port()
+    variables = [rank_variables(rank, port) | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} for rank in range(2)]
+    return side_by_side([[sys.executable, str(script), *map(str, arguments)]] * 2, variables)
+
+
+def accelerate_on_two_machines(script, *arguments):
+    """Run a script by `accelerate launch` as on two machines, with a process on each; returns both outputs."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+    launch += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    commands = [[*launch, "--machine_rank", str(rank), str(script), *map(str, arguments)] for rank in range(2)]
+    return side_by_side(commands, [{}, {}])
+
+
+def side_by_side(commands, variables):
+    """Run commands at the same time, each with its environment variables; none fails. Returns their outputs."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(command, env=environment_of_scripts(**changes), **output)
+        for command, changes in zip(commands, variables, strict=True)
+    ]
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return [stdout for stdout, _ in outputs]
 
 

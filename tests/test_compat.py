@@ -26,7 +26,15 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import create_repo, snapshot_download, upload_file
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, Trainer
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    DynamicCache,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 import hf_whittle
 from hf_whittle import compat
@@ -434,6 +442,28 @@ def test_shards_of_fsdp1_bear_marks(run_python, tmp_path):
     """
     with relies_on("torch", "FlatParameter._is_flat_param and _fsdp_use_orig_params of modules"):
         assert run_python(script, tmp_path) == "[] True\n['_is_flat_param'] True\n[]\n"
+
+
+def test_models_are_partitioned_by_a_configuration_that_is_not_forgotten():
+    name = "transformers.integrations.deepspeed"
+    with relies_on("transformers", f"{name}._hf_deepspeed_config_weak_ref and unset_hf_deepspeed_config"):
+        deepspeed = importlib.import_module(name)
+        settings = type("Settings", (), {"is_zero3": lambda self: True})()  # as training arguments hold it
+        deepspeed.set_hf_deepspeed_config(settings)
+        with compat.not_partitioned():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        compat.forget_partitioning()
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+
+
+def test_arguments_train_on_one_gpu_of_several(tmp_path):
+    with relies_on("transformers", "TrainingArguments._n_gpu"):
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        args._n_gpu = 2
+        assert args.n_gpu == 2 and args.train_batch_size == 2 * args.per_device_train_batch_size
+        compat.use_one_gpu(args)
+        assert args.n_gpu == 1 and args.train_batch_size == args.per_device_train_batch_size
 
 
 def test_compiled_model_leads_back_to_its_own():

@@ -3,13 +3,13 @@
 import argparse
 import logging
 import os
-import sys
 from collections.abc import MutableMapping
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
 from . import demo, extract, info, plan, push, run, store_logits
 from .keys import read_keys
+from .launched import check_can_be_launched, say
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -79,16 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
+        check_can_be_launched(options.command)
         options.keys = read_keys(others)
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
     except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing
         numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
-        print(f"hf-whittle: error: {numbered or error}", file=sys.stderr)
+        say(f"hf-whittle: error: {numbered or error}", error)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         advice = getattr(COMMANDS[options.command], "INTERRUPTED", "run the same command again to go on")
-        print(f"\nhf-whittle: interrupted; {advice}", file=sys.stderr)
+        say(f"\nhf-whittle: interrupted; {advice}", error)
         return 130
     return 0
 

@@ -19,12 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    from ..processes import is_first
     from ..recipe.recipe import Recipe
 
     output = {} if options.output_dir is None else {"output_dir": options.output_dir}
     recipe = Recipe.load(options.recipe, **{**options.keys, **output})
-    print(summary(work(recipe)))
-    print(f"\nThe student, its card and the search are in {recipe.output_dir}")
+    results = work(recipe)
+    if is_first():
+        print(summary(results))
+        print(f"\nThe student, its card and the search are in {recipe.output_dir}")
 
 
 def work(recipe: "Recipe") -> dict[str, Any]:

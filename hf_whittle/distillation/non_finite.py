@@ -8,12 +8,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..models.weights import local_part
 from ..training.checkpoints import whole_checkpoints
 
 
 def first_non_finite_weight(model: nn.Module) -> str | None:
-    """Name of the first parameter that contains NaN or Inf."""
-    return next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    """Name of the first parameter that contains NaN or Inf, as far as this process holds it."""
+    own = ((name, local_part(parameter)) for name, parameter in model.named_parameters())
+    return next((name for name, value in own if not value.isfinite().all()), None)
 
 
 def loss_without_gradient(loss: torch.Tensor, weights: list[nn.Parameter]) -> torch.Tensor:

@@ -129,14 +129,10 @@ _FORWARD_SECTIONS = ("zero_optimization", "bf16", "fp16", "train_micro_batch_siz
 
 
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
-    offloaded = any(parameter.is_meta for parameter in model.parameters())
-    if is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+    if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
         return model
-    if accelerator.is_fsdp2:
-        model.requires_grad_(False)
-        return shard_with_fsdp2(accelerator, model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
+    if plugin is not None and plugin.zero_stage == 3:  # it may be partitioned already, since it was loaded so
         model.requires_grad_(False)
         import deepspeed
 
@@ -144,4 +140,9 @@ def _place(model: Any, accelerator: Accelerator) -> nn.Module:
         engine = deepspeed.initialize(model=model, config=settings)[0]
         engine.eval()
         return engine
+    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        return model
+    if accelerator.is_fsdp2:
+        model.requires_grad_(False)
+        return shard_with_fsdp2(accelerator, model)
     return model.to(accelerator.device)

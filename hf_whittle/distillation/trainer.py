@@ -237,7 +237,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""
         current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
         if self._plain_head[0] is not current:
-            self._plain_head = current, output_layer(student) if self.args.n_gpu <= 1 else None
+            self._plain_head = current, output_layer(student)
         return self._plain_head[1]
 
     def _targets(self, inputs: dict[str, Any]) -> Targets:
@@ -323,7 +323,8 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         """Train on from a checkpoint, or from the start without one; a checkpoint of the last step is only loaded."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            if state.global_step >= state.max_steps:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and only `Trainer.train` shards it
+            if state.global_step >= state.max_steps and not is_sharded:
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
                 return

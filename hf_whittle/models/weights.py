@@ -134,11 +134,14 @@ def weight_factors(weight: Weight, config: PreTrainedConfig, shape: Shape, layer
     return tuple(axis.factor_sizes(sizes) for axis in weight.axes)
 
 
+def local_part(tensor: Any) -> torch.Tensor:
+    """The part of a tensor that this process holds, where FSDP2 shards it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise `CheckpointError` if a tensor contains NaN or Inf; quantized tensors are not checked."""
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
-    tensor = tensor.detach()
+    tensor = local_part(tensor).detach()
     if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.element_size() < 2:
         return
     if tensor.is_meta or tensor.numel() == 0:

@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..compat import use_one_gpu
 from ..errors import RecipeError
 from .parsing import parse_values
 
@@ -59,6 +60,7 @@ def training_arguments(section: dict[str, Any], folder: str | Path, **overrides:
 
     values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **section, **overrides}
     args = DistillationConfig(**values, output_dir=str(folder))
+    use_one_gpu(args)
     for name in ("eval_steps", "save_steps", "logging_steps"):
         value = getattr(args, name)
         if args.max_steps > 0 and value is not None and value < 1:  # else they seem to differ from a checkpoint's
@@ -71,5 +73,6 @@ def _fields() -> dict[str, Any]:
     from ..distillation.config import DistillationConfig
 
     hints = typing.get_type_hints(DistillationConfig)
+    hints["fsdp"] |= bool  # as transformers documents it
     names = [item.name for item in dataclasses.fields(DistillationConfig) if item.init]
     return {name: hints[name] for name in names if name not in SET_BY_RUN}

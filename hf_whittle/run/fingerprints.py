@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 from ..distillation.store.files import read_settings
-from ..errors import OutputError
+from ..errors import DataError, OutputError
 from ..files.text import read_json, write_json
 from ..fingerprints import checkpoint_fingerprint, tokenizer_fingerprint
+from ..processes import gathered, in_first, is_first_on_machine
 from .changes import DEPENDS_ON, has_begun
 from .inputs import Inputs
 
@@ -18,9 +19,24 @@ def check_inputs(folder: Path, inputs: Inputs) -> None:
     """Note the fingerprints of the inputs in the folder of a run.
 
     Raises:
+        DataError: if machines have different inputs; it names them.
         OutputError: if a stage has begun with other inputs; it names them.
     """
-    path, now = folder / INPUTS_FILE, input_fingerprints(inputs)
+    found = gathered(input_fingerprints(inputs) if is_first_on_machine() else None)
+    in_first(lambda: compare(folder, found))
+
+
+def compare(folder: Path, found: list[dict[str, str] | None]) -> None:
+    """Compare the fingerprints that the first process of each machine found, and those that a run was begun with."""
+    path, now = folder / INPUTS_FILE, found[0]
+    assert now is not None
+    for process, others in enumerate(found):
+        changed = [name for name, value in now.items() if others is not None and others[name] != value]
+        if changed:
+            raise DataError(
+                f"process {process} has other contents than process 0: {', '.join(changed)}; give all machines the "
+                "same inputs"
+            )
     if path.is_file() and any(has_begun(folder, stage) for stage in DEPENDS_ON):
         before = read_json(path)
         changed = [name for name, value in now.items() if before.get(name, value) != value]

@@ -10,11 +10,13 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
+from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
+from .batches import shards_models
 from .text import Text
 
 
@@ -92,8 +94,11 @@ class Inputs:
         return supernet.to(self.device)
 
     def load_teacher(self) -> PreTrainedModel:
-        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees."""
-        if not self.recipe.supernet:
+        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees.
+
+        A teacher that trainings shard is never the super-network, which stays whole.
+        """
+        if not self.recipe.supernet and not shards_models(self.recipe.training_arguments(self.recipe.output_dir)):
             return self.supernet
         return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
 
@@ -123,12 +128,13 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call `load` with the name of a checkpoint.
+    """Call `load` with the name of a checkpoint; DeepSpeed does not partition a model that is loaded.
 
     Raises:
         CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
     """
     try:
-        return load(name, **kwargs)
+        with not_partitioned():
+            return load(name, **kwargs)
     except OSError as error:
         raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error

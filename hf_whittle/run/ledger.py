@@ -11,6 +11,7 @@ from ..cost.counts import flops_per_token, training_flops_per_token
 from ..files.atomic import remove_folder
 from ..files.text import read_json, write_json
 from ..healing.cost import healing_flops
+from ..processes import in_first
 from ..record.facts import Facts, FlopsPerToken
 from ..subnet import SubnetConfig
 from .inputs import Inputs
@@ -34,11 +35,18 @@ class Ledger:
         return self.folder / "stages"
 
     def once(self, stage: str, kind: type[F], work: Callable[[], F]) -> F:
-        """Facts of a stage, which is done first if it has not been; its checkpoints are removed."""
+        """Facts of a stage, which is done first if it has not been; its checkpoints are removed.
+
+        All processes do the work, and have the facts of the first one.
+        """
         path = self.stages / f"{stage}.json"
-        if not path.is_file():
-            write_json(path, work().to_dict())
-        remove_folder(self.stages / stage)
+        found = None if in_first(path.is_file) else work()
+        return in_first(lambda: self._note(path, kind, found))
+
+    def _note(self, path: Path, kind: type[F], found: F | None) -> F:
+        if found is not None:
+            write_json(path, found.to_dict())
+        remove_folder(path.with_suffix(""))
         return kind.from_dict(read_json(path))
 
 

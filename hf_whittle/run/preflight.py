@@ -18,9 +18,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from ..architectures.dimensions import CHANNELS
+from ..compat import forget_partitioning
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.extraction import extract_subnet
@@ -31,17 +39,19 @@ from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source
+from ..processes import first_on_each_machine, in_first, is_first, num_launched, wait_for_all
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from ..training.streaming import check_streaming
+from .batches import own_arguments, shards_models
 from .changes import has_begun
 from .inputs import Inputs, load_config
 from .search_inputs import make_space
 from .text import spread
-from .trainers import Trainers, random_student, save_student
+from .trainers import Trainers, Weights, random_student, save_student, whole_weights
 
 _TOKENS = 32  # in a block, unless targets come from a store of logits, which has those of whole blocks alone
 _BLOCKS = 8
@@ -86,21 +96,30 @@ def preflight(inputs: Inputs, folder: Path) -> None:
         RecipeError: if a section does not work; it names the section and the reason.
         OutputError, VocabularyError, StoreError, BinError, CheckpointError and others: as the run itself would.
     """
-    trainings = _to_begin(inputs, folder)
+    trainings = in_first(lambda: _to_begin(inputs, folder))
     if not trainings:
         return
+    first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
+    in_first(lambda: _check_search(inputs, folder))
     small = folder / "stages" / _FOLDER
-    shutil.rmtree(small, ignore_errors=True)  # of a run that was killed
-    _check_search(inputs, folder)
+    with_teacher = in_first(lambda: not has_begun(folder, "teacher"))
     try:
         with disk_errors(folder), without_bars():
-            small.mkdir(parents=True)
-            _try_all(inputs, trainings, small, with_teacher=not has_begun(folder, "teacher"))
+            in_first(lambda: _make_empty(small))
+            _try_all(inputs, trainings, small, with_teacher=with_teacher)
+        wait_for_all()
     finally:
-        shutil.rmtree(small, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(small, ignore_errors=True)
         gc.collect()
+        forget_partitioning()  # of the models that the search loads
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
 
 
 def _to_begin(inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
@@ -125,7 +144,7 @@ def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path,
     trainers = Trainers(inputs)
     if with_teacher:
         _ = trainers.teacher  # whose perplexity is reported in any case
-    _try_student(inputs, folder / "initial")
+    in_first(lambda: _try_student(inputs, folder / "initial"))
     for section, overrides in trainings.items():
         _try_training(trainers, section, folder, overrides)
 
@@ -170,11 +189,19 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
         args = _small_steps(inputs, folder / section, overrides)
         trainer = trainers.make(student, args, blocks, [_OneStep()])
         _without_loggers(trainer).train()
-        save_student(trainer.accelerator.unwrap_model(trainer.model), inputs.tokenizer, final)
-        Lineage.of(student).save(final)
-        AutoTokenizer.from_pretrained(final)
+        weights, trained = whole_weights(trainer), trainer.accelerator.unwrap_model(trainer.model)
+        in_first(lambda: _save(trained, inputs, final, weights))
+        if shards_models(args):  # DeepSpeed's arguments make one accelerator, and its models take one engine
+            args, trainers = _small_steps(inputs, folder / section, overrides), Trainers(inputs)
         again = trainers.make(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
-        _without_loggers(again).train_from(last_checkpoint(folder / section))
+        _without_loggers(again).train_from(in_first(lambda: last_checkpoint(folder / section)))
+
+
+def _save(student: PreTrainedModel, inputs: Inputs, folder: Path, weights: Weights) -> None:
+    """Leave a trained student in a folder as a run does, and read its tokenizer again."""
+    save_student(student, inputs.tokenizer, folder, weights)
+    Lineage.of(student).save(folder)
+    AutoTokenizer.from_pretrained(folder)
 
 
 def _short(blocks: Dataset, length: int | None) -> Dataset:
@@ -184,8 +211,8 @@ def _short(blocks: Dataset, length: int | None) -> Dataset:
 
 
 def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> DistillationConfig:
-    """The arguments of a training with batches of one block, of which a step takes two at most."""
-    real, is_streamed = inputs.recipe.training_arguments(folder, **overrides), inputs.recipe.data.streaming
+    """The arguments of a training with batches of one block, of which each process takes two in a step at most."""
+    real, is_streamed = own_arguments(inputs.recipe, folder, **overrides), inputs.recipe.data.streaming
     if is_streamed:
         check_streaming(real)
     steps = real.number_of_steps(0 if is_streamed else len(inputs.blocks["train"]))
@@ -195,11 +222,11 @@ def _small_steps(inputs: Inputs, folder: Path, overrides: dict[str, Any]) -> Dis
         "max_steps": steps,
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": min(2, real.gradient_accumulation_steps),
+        "gradient_accumulation_steps": min(2, real.gradient_accumulation_steps) * num_launched(),
         "save_total_limit": None,
         "disable_tqdm": True,
     }
-    return inputs.recipe.training_arguments(folder, **{**overrides, **small})
+    return own_arguments(inputs.recipe, folder, **{**overrides, **small})
 
 
 class _OneStep(TrainerCallback):

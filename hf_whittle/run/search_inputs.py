@@ -12,6 +12,7 @@ from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
 from ..importance.scores import ImportanceScores, score_importance
 from ..models.supernet import SuperNetModel
+from ..processes import in_first
 from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
 from .inputs import Inputs
@@ -45,13 +46,15 @@ class SearchInputs:
 
     @cached_property
     def importance(self) -> ImportanceScores:
-        """Scores of the super-network, from the cache if they were measured before."""
-        return score_importance(
-            self.supernet,
-            self._inputs.calibration_blocks,
-            criterion=self._inputs.recipe.importance_criterion,
-            cache_dir=self._cache_dir,
-            progress=self.progress,
+        """Scores of the super-network, from the cache if they were measured before; the first process measures them."""
+        return in_first(
+            lambda: score_importance(
+                self.supernet,
+                self._inputs.calibration_blocks,
+                criterion=self._inputs.recipe.importance_criterion,
+                cache_dir=self._cache_dir,
+                progress=self.progress,
+            )
         )
 
     @cached_property

@@ -16,6 +16,7 @@ from ..files.paths import is_local
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
+from ..processes import in_first
 from ..recipe.data import SourceSection
 from ..record.data import DataFacts, TextFacts
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
@@ -28,7 +29,7 @@ from .changes import record_baseline
 from .inputs import Inputs
 from .ledger import Ledger, calibration_cost, healing_cost
 from .search_inputs import SearchInputs
-from .trainers import Trainers, Training, random_student, save_student
+from .trainers import Trainers, Training, Weights, random_student, save_student
 
 
 def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> SearchFacts:
@@ -38,6 +39,11 @@ def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> SearchFacts
 
 def _search(inputs: Inputs, ledger: Ledger, progress: bool) -> SearchFacts:
     result, tokens_per_evaluation = _find(inputs, ledger, progress)
+    return in_first(lambda: _describe(result, tokens_per_evaluation, inputs, ledger))
+
+
+def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, ledger: Ledger) -> SearchFacts:
+    """Draw a search; its facts."""
     result.plot(ledger.folder)
     section, best = inputs.recipe.search, result.best_evaluation
     if section.fitness == Perplexity.name:
@@ -73,7 +79,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: checkpoint_facts(inputs.supernet.config))
+    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet.config)))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
@@ -131,7 +137,7 @@ def _teacher(trainers: Trainers) -> TeacherFacts:
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids)),
+        perplexity=perplexity(cross_entropy(model, input_ids, is_spread=True)),
         test_tokens=input_ids.numel(),
     )
 
@@ -139,9 +145,9 @@ def _teacher(trainers: Trainers) -> TeacherFacts:
 def train_student(trainers: Trainers, ledger: Ledger, progress: bool = True) -> TrainingFacts:
     """Pretrain the extracted student with distillation, and keep it in `stages/final`."""
 
-    def keep(student: PreTrainedModel) -> None:
+    def keep(student: PreTrainedModel, weights: Weights) -> None:
         with atomic_folder(ledger.stages / "final", replace=True) as temporary:
-            save_student(student, trainers.inputs.tokenizer, temporary)
+            save_student(student, trainers.inputs.tokenizer, temporary, weights)
             _copy_origin(ledger.stages / "initial", temporary)
 
     training = Training("student", trainers, ledger, progress)
@@ -153,7 +159,7 @@ def train_baseline(trainers: Trainers, ledger: Ledger, progress: bool = True) ->
     recipe = trainers.inputs.recipe
 
     def make() -> PreTrainedModel:
-        record_baseline(ledger.folder, recipe)
+        in_first(lambda: record_baseline(ledger.folder, recipe))
         config = _initial_student(ledger).config
         set_seed(recipe.training_arguments(ledger.folder).seed)
         return random_student(config)

@@ -9,19 +9,25 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from ..cost.counts import num_parameters
 from ..distillation.config import DistillationConfig
 from ..distillation.store.reader import LogitStore
 from ..distillation.trainer import DistillationTrainer
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
 from ..models.student import student_class
+from ..processes import any_process, in_first, shared
 from ..record.facts import TrainingFacts
 from ..record.training import training_facts
 from ..training.checkpoints import last_checkpoint
 from ..training.interruption import SaveOnInterrupt
 from ..training.progress import TrainingBar
+from .batches import own_arguments
 from .inputs import Inputs
 from .ledger import Ledger, training_cost
+
+Weights = dict[str, Any] | None
+"""The state dict of a student whose weights are sharded; `None` if they are whole."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Trainers:
         if self.inputs.recipe.teacher_store is None:
             return self.teacher
         store = LogitStore(self.inputs.recipe.teacher_store)
-        store.check(teacher=self.teacher)  # which reads all of its weights
+        in_first(lambda: store.check(teacher=self.teacher))  # which reads all of its weights
         return store
 
     def make(
@@ -88,37 +94,38 @@ class Training:
         self,
         make_student: Callable[[], PreTrainedModel],
         overrides: dict[str, Any],
-        keep: Callable[[PreTrainedModel], None] | None = None,
+        keep: Callable[[PreTrainedModel, Weights], None] | None = None,
     ) -> TrainingFacts:
         """Facts of the training, which is done first if it has not been.
 
         Args:
             make_student (`Callable`): gives the student to train.
             overrides (`dict`): arguments that differ from the recipe's section `training`.
-            keep (`Callable`, *optional*): saves the trained student.
+            keep (`Callable`, *optional*): saves the trained student in the first process.
 
         Raises:
             KeyboardInterrupt: after a checkpoint, or after the facts, if Ctrl-C was pressed in the training.
         """
         facts = self.ledger.once(self.name, TrainingFacts, lambda: self._train(make_student(), overrides, keep))
-        if self._interruption.interrupted:
-            raise KeyboardInterrupt
+        if any_process(self._interruption.interrupted):
+            raise shared(KeyboardInterrupt())
         return facts
 
     def _train(self, student: PreTrainedModel, overrides: dict[str, Any], keep: Any) -> TrainingFacts:
         inputs, folder = self.trainers.inputs, self.ledger.stages / self.name
-        checkpoint = last_checkpoint(folder)
+        checkpoint = in_first(lambda: last_checkpoint(folder))
         if checkpoint is not None:
             overrides = {**overrides, "eval_on_start": False}  # it was evaluated before the interruption
-        args = inputs.recipe.training_arguments(folder, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
+        args = own_arguments(inputs.recipe, folder, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
         trainer = self._trainer(student, args)
         self._finish(trainer, checkpoint)
         if keep is not None:
-            keep(trainer.accelerator.unwrap_model(trainer.model))
+            weights = whole_weights(trainer)
+            in_first(lambda: keep(trainer.accelerator.unwrap_model(trainer.model), weights))
         teacher = self.trainers.teacher if args.has_teacher else None
         return replace(
             training_facts(args, trainer.state, is_whole=checkpoint is None),
-            parameters=student.num_parameters(),
+            parameters=num_parameters(student.config),  # its weights may be sharded
             targets=trainer.teacher.in_words if isinstance(trainer.teacher, LogitStore) else None,
             flops_per_token=training_cost(student.config, teacher, inputs.recipe.data.block_size),
         )
@@ -138,7 +145,7 @@ class Training:
             self._interruption.restore()
         state = trainer.state
         if self._interruption.interrupted and state.global_step < state.max_steps:
-            raise KeyboardInterrupt
+            raise shared(KeyboardInterrupt())
         if not any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history):
             trainer.evaluate()
 
@@ -149,8 +156,19 @@ def random_student(config: PreTrainedConfig) -> PreTrainedModel:
     return student
 
 
-def save_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a student and its tokenizer."""
+def whole_weights(trainer: DistillationTrainer) -> Weights:
+    """The weights of a trained student if they are sharded over processes, which must all call this."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return trainer.accelerator.get_state_dict(
+            trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+        )
+    return None
+
+
+def save_student(
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Weights = None
+) -> None:
+    """Write a student and its tokenizer; its weights as given, or else as it has them."""
     student.config.use_cache = True  # the Trainer unsets it
-    student.save_pretrained(folder)
+    student.save_pretrained(folder, state_dict=weights)
     save_tokenizer(tokenizer, folder)

@@ -13,24 +13,22 @@ from ..files.disk import disk_errors
 from ..files.locks import folder_lock
 from ..files.paths import expanded
 from ..files.text import read_json
-from ..processes import from_first
+from ..processes import in_first
 from .algorithm import Candidate, Evaluation
 from .result import CANDIDATES_FILE, SEARCH_FILE, SearchResult, evaluation_line, read_evaluations
 
 
 class Archive:
-    """Evaluations of a search, in memory and, with a folder, on disk.
+    """Evaluations of a search, in memory and, with a folder, on disk, where the first process writes them.
 
     Args:
         folder (`str` or `Path`, *optional*): folder of the search's files.
         result (`SearchResult`): holds the settings of the search and gets its evaluations.
-        is_writer (`bool`): whether this process writes the files.
     """
 
-    def __init__(self, folder: str | Path | None, result: SearchResult, is_writer: bool):
+    def __init__(self, folder: str | Path | None, result: SearchResult):
         self.result = result
         self._folder = None if folder is None else Path(expanded(folder))
-        self._is_writer = is_writer
         self._known: list[Evaluation] = []
         self._stream: IO[str] | None = None
 
@@ -43,21 +41,19 @@ class Archive:
             OutputError: in every process, if it cannot be written, or another process is writing it.
         """
         with ExitStack() as held:
-            error = None
-            if self._folder is not None and self._is_writer:
-                try:
-                    held.enter_context(folder_lock(self._folder))
-                    self._known = self._resume(self._folder)
-                except Exception as caught:
-                    error = caught
-            self._known, error = from_first((self._known, error))
-            if error is not None:
-                raise error
-            if self._folder is not None and self._is_writer:
-                held.callback(self._close)
-                with disk_errors(self._folder):
-                    self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
+            self._known = in_first(lambda: self._start(held))
             yield
+
+    def _start(self, held: ExitStack) -> list[Evaluation]:
+        """Hold the lock and the file; the evaluations of an interrupted search."""
+        if self._folder is None:
+            return []
+        held.enter_context(folder_lock(self._folder))
+        known = self._resume(self._folder)
+        held.callback(self._close)
+        with disk_errors(self._folder):
+            self._stream = (self._folder / CANDIDATES_FILE).open("a", encoding="utf-8")
+        return known
 
     def _close(self) -> None:
         if self._folder is not None and self._stream is not None:

@@ -100,7 +100,7 @@ def search_subnets(
     workers = Workers(fitness)
     algorithms = [config.algorithm(space, each) for each in bins]
     total = sum(algorithm.max_evaluations for algorithm in algorithms)
-    archive = Archive(output_dir, SearchResult(settings), workers.is_main)
+    archive = Archive(output_dir, SearchResult(settings))
     with (
         archive.open(),
         tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,

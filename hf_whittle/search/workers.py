@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import WhittleError
-from ..processes import launched_processes
+from ..processes import gathered, launched_processes
 from .algorithm import Candidate
 
 _AT_A_TIME = 16  # candidates of a process between two exchanges, which a kill can lose
@@ -37,26 +37,30 @@ class Workers:
         processes, own = self._state.num_processes, self._state.process_index
         for start in range(0, len(candidates), _AT_A_TIME * processes):
             together = candidates[start : start + _AT_A_TIME * processes]
-            yield from zip(together, self._exchange(together[own::processes], len(together)), strict=True)
+            yield from zip(together, self._exchange(together, together[own::processes]), strict=True)
 
-    def _exchange(self, own: Sequence[Candidate], total: int) -> list[float]:
+    def _exchange(self, together: Sequence[Candidate], own: Sequence[Candidate]) -> list[float]:
         """Evaluate the candidates of this process and gather the values of all; an error in one is raised in all."""
-        from accelerate.utils import gather_object
-
         error = None
         values = []
         try:
             values = [self._value(candidate) for candidate in own]
         except Exception as caught:
             error = caught
-        gathered = gather_object([(values, None if error is None else f"{type(error).__name__}: {error}")])
+        keys = [candidate.key for candidate in together]
+        found = gathered((values, None if error is None else f"{type(error).__name__}: {error}", keys))
         if error is not None:
             raise error
-        for index, (_, failure) in enumerate(gathered):
+        for index, (_, failure, others) in enumerate(found):
             if failure is not None:
                 raise WhittleError(f"process {index} could not evaluate its candidates: {failure}")
-        processes = len(gathered)
-        return [gathered[i % processes][0][i // processes] for i in range(total)]
+            if others != found[0][2]:
+                raise WhittleError(
+                    f"process {index} searches other subnets than process 0; give all processes the same space, "
+                    "importance scores, algorithm and bins"
+                )
+        processes = len(found)
+        return [found[i % processes][0][i // processes] for i in range(len(together))]
 
     def _value(self, candidate: Candidate) -> float:
         share = () if candidate.share == 1 else (candidate.share,)  # not every fitness takes one

@@ -17,12 +17,19 @@ class CarefulTrainer(Trainer):
     Raises:
         OutputError: if the output folder cannot be written, another process is writing it, or the disk is full.
         CheckpointError: at the start of training, if the model's generation configuration cannot be saved.
+        ValueError: if one process has several GPUs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         folder = getattr(kwargs.get("args"), "output_dir", None)
         with disk_errors(folder or "the output folder"):
             super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{type(self).__name__} needs a process for each of the {self.args.n_gpu} GPUs, since DataParallel "
+                "copies the model at each step, without an active subnet or a loss in its output layer; use torchrun "
+                "or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+            )
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..errors import CheckpointError
 from ..files.atomic import put_in_place, remove_folder, remove_leftovers
 from ..files.disk import disk_errors
 from ..files.text import read_json
-from ..processes import from_first
+from ..processes import sees_folder_of_first
 from .streaming import StreamingTrainer
 
 logger = logging.get_logger(__name__)
@@ -51,7 +50,7 @@ class WholeCheckpoints(StreamingTrainer):
         """
         with self._own_folder(trial):
             if self._writes:
-                self._has_own_disk = self._looks_for_own_disk()
+                self._has_own_disk = not sees_folder_of_first(str(self.args.output_dir))
                 self._in_turn(lambda: remove_leftovers(self._get_output_dir(trial)))
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = self._last_checkpoint() or True
@@ -63,6 +62,13 @@ class WholeCheckpoints(StreamingTrainer):
                         "takes the last whole checkpoint of output_dir"
                     )
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Take the steps of an epoch, none if the checkpoint that training goes on from is of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -143,24 +149,6 @@ class WholeCheckpoints(StreamingTrainer):
             return last_checkpoint(folder)
         found = gather_object([[path.name for path in whole_checkpoints(folder)]])
         return next((os.path.join(folder, name) for name in found[0] if all(name in others for others in found)), None)
-
-    def _looks_for_own_disk(self) -> bool:
-        """Whether this process does not see a file that the first process makes in the output folder.
-
-        The file has a new name, since network file systems may show a folder under a name it no longer has.
-        """
-        name = from_first(f"{_WRITING}-{uuid.uuid4().hex}")
-        seen = Path(str(self.args.output_dir), name)
-        if self.args.world_size > 1 and self.args.process_index == 0:
-            with disk_errors(seen):
-                seen.parent.mkdir(parents=True, exist_ok=True)
-                seen.touch()
-        self.accelerator.wait_for_everyone()
-        is_own = self.args.world_size > 1 and not seen.exists()
-        self.accelerator.wait_for_everyone()
-        if self.args.process_index == 0:
-            seen.unlink(missing_ok=True)
-        return is_own
 
 
 def whole_checkpoints(folder: str | Path) -> Iterator[Path]:

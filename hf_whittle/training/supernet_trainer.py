@@ -181,11 +181,6 @@ class SupernetTrainer(WholeCheckpoints):
                 "the super-network's weights are in float16, in which an optimizer loses small updates; load it with "
                 "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
             )
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"SupernetTrainer needs a process for each of the {self.args.n_gpu} GPUs, since DataParallel copies "
-                "the super-network without its active subnet; use torchrun, or set CUDA_VISIBLE_DEVICES to one GPU"
-            )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "SupernetTrainer runs several backward passes in a step, each through other parts of the weights; use "

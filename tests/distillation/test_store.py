@@ -425,6 +425,13 @@ def test_what_is_out_of_range_is_named_and_nothing_written(tmp_path, changes, er
     assert contents(tmp_path) == {}
 
 
+def test_a_sharded_teacher_is_refused(tmp_path):
+    teacher = make_teacher()
+    teacher.get_input_embeddings().weight.ds_id = 0  # as DeepSpeed marks it
+    with pytest.raises(StoreError, match=r"the teacher is sharded over processes.*give it whole"):
+        store_targets(teacher, make_blocks(), tmp_path)
+
+
 def test_a_teacher_whose_logits_are_nan_is_refused(tmp_path):
     teacher = make_teacher()
     torch.nn.init.constant_(teacher.get_input_embeddings().weight[7], torch.inf)

@@ -74,6 +74,12 @@ def test_student_of_any_architecture_equals_the_active_subnet(each_supernet, eac
     torch.testing.assert_close(logits(each_student, input_ids), expected, **CLOSE)
 
 
+def test_a_student_names_the_modules_that_are_sharded_by_classes_it_has(each_student):
+    """FSDP2 looks for a module of every class."""
+    classes = {type(module).__name__ for module in each_student.modules()}
+    assert set(each_student._no_split_modules) <= classes
+
+
 def test_sizes_of_a_student_are_saved_in_the_schema_of_transformers(each_supernet, each_subnet, each_student, tmp_path):
     each_student.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())

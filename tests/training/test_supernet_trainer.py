@@ -403,7 +403,7 @@ def test_other_arguments_are_refused(tmp_path):
 
 def test_data_parallel_is_refused(args, monkeypatch):
     monkeypatch.setattr(SupernetConfig, "n_gpu", 2)
-    with pytest.raises(ValueError, match=r"a process for each of the 2 GPUs.*use torchrun"):
+    with pytest.raises(ValueError, match=r"SupernetTrainer needs a process for each of the 2 GPUs.*use torchrun"):
         SupernetTrainer(make_supernet(), args)
 
 

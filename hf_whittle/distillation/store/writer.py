@@ -23,9 +23,9 @@ from ...files.paths import expanded
 from ...files.text import write_json
 from ...fingerprints import model_fingerprint
 from ...loss.heads import dense_targets, output_layer
-from ...models.placement import input_device
+from ...models.placement import input_device, is_sharded
 from ...models.weights import check_no_subnet
-from ...processes import is_first, lock_in_first, own_device, own_share, wait_for_all
+from ...processes import in_first, is_first, lock_in_first, own_device, own_share, wait_for_all
 from ..teacher import load_teacher
 from .encodings import ENCODINGS, Samples, TopK
 from .files import (
@@ -87,7 +87,8 @@ def store_targets(
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Raises:
-        StoreError: if the folder holds another store, a setting is out of range, or the teacher's logits contain NaN.
+        StoreError: if the folder holds another store, a setting is out of range, the teacher is sharded, or its logits
+            contain NaN.
         DataError, VocabularyError: if there are no blocks, they differ in length, or have ids beyond the vocabulary.
         OutputError: if the folder cannot be written, or another process is writing it.
     """
@@ -97,6 +98,8 @@ def store_targets(
         model = load_teacher(str(teacher))
         model.to(own_device())
     check_no_subnet(model)
+    if is_sharded(model):
+        raise StoreError("the teacher is sharded over processes, each of which runs it alone here; give it whole")
     size = model.config.vocab_size
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)
@@ -114,21 +117,27 @@ def store_targets(
     )
     folder = Path(expanded(output_dir))
     with lock_in_first(folder):
-        if (folder / STORE_FILE).exists():
-            _check_same(folder, settings)
-        elif is_first():
-            write_json(folder / STORE_FILE, settings.to_dict() | {"complete": False})
+        in_first(lambda: _begin(folder, settings))
         shards = own_share(range(settings.num_shards))
         with evaluating(model), torch.no_grad():
             writer = _ShardWriter(model, blocks, digests, settings, batch_size)
             for shard in tqdm(shards, desc="teacher", unit="shard", disable=not (progress and is_first())):
                 writer.write(shard, folder)
         wait_for_all()
-        if is_first():
-            remove_leftovers(folder)
-            write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
-        wait_for_all()
+        in_first(lambda: _complete(folder, settings))
     return LogitStore(folder)
+
+
+def _begin(folder: Path, settings: StoreSettings) -> None:
+    if (folder / STORE_FILE).exists():
+        _check_same(folder, settings)
+    else:
+        write_json(folder / STORE_FILE, settings.to_dict() | {"complete": False})
+
+
+def _complete(folder: Path, settings: StoreSettings) -> None:
+    remove_leftovers(folder)
+    write_json(folder / STORE_FILE, settings.to_dict() | {"complete": True})
 
 
 def check_store_arguments(*, kind: str, draws: int, k: int, seed: int, batch_size: int, temperature: float) -> None:

@@ -46,6 +46,7 @@ class WhittleGPT2ForCausalLM(WhittleForCausalLM, GPT2LMHeadModel):
 
     config: WhittleGPT2Config
     model_class = WhittleGPT2Model
+    _no_split_modules = ["WhittleGPT2Block"]
 
 
 __all__ = ["WhittleGPT2ForCausalLM", "WhittleGPT2Model"]

@@ -66,6 +66,7 @@ class WhittleGPTNeoXForCausalLM(WhittleForCausalLM, GPTNeoXForCausalLM):
 
     config: WhittleGPTNeoXConfig
     model_class = WhittleGPTNeoXModel
+    _no_split_modules = ["WhittleGPTNeoXLayer"]
 
     def __init__(self, config: WhittleGPTNeoXConfig):
         super().__init__(config)

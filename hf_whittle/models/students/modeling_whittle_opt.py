@@ -57,6 +57,7 @@ class WhittleOPTForCausalLM(WhittleForCausalLM, OPTForCausalLM):
 
     config: WhittleOPTConfig
     model_class = WhittleOPTModel
+    _no_split_modules = ["WhittleOPTDecoderLayer"]
 
 
 __all__ = ["WhittleOPTForCausalLM", "WhittleOPTModel"]
