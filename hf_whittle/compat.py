@@ -189,13 +189,13 @@ def has_loaded_weights(model: "nn.Module") -> bool:
     return any(getattr(parameter, "_is_hf_initialized", False) for parameter in model.parameters())
 
 
-def has_tied_weights(model: Any) -> bool:
-    """Return whether some weights of a model are tied.
+def tied_weights(model: Any) -> set[str]:
+    """Return the names of a model's weights that are tied to others.
 
     `all_tied_weights_keys`: empty where a checkpoint holds different matrices although its configuration says
     `tie_word_embeddings`. `from_pretrained` only logs a warning of that.
     """
-    return bool(model.all_tied_weights_keys)
+    return set(getattr(model, "all_tied_weights_keys", ()))
 
 
 def set_layer_index(layer: Any, index: int) -> None:

@@ -63,12 +63,12 @@ def sum_over_batches(
         for first in range(0, len(starts), processes):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
-            values.append(value(start, logits).double())
+            values.append(value(start, logits))
     if sharded:
         from accelerate.utils import gather
 
         values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
-    return sum((one.cpu() for one in values), torch.zeros((), dtype=torch.float64)).item()
+    return sum((one.cpu().double() for one in values), torch.zeros((), dtype=torch.float64)).item()
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ from ..models.checkpoint_names import Renamed, as_stored
 from ..models.padding import padded_shape
 from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
-from ..models.source import Source
+from ..models.source import Source, source_of
 from ..models.student import student_class, student_config
-from ..models.weights import check_plain_weights, full_config, kept_weights, weight_factors
+from ..models.weights import check_plain_weights, kept_weights, weight_factors
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -98,13 +98,11 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def extract_from_memory(model: "PreTrainedModel", extraction: Extraction) -> "PreTrainedModel":
     """Extract a student from a model, on the model's device."""
     model = uncompiled(model)
-    config = full_config(model)
-    check_plain_weights(model)
-    generation_config = model.generation_config if model.can_generate() else None
-    source = Source(model.state_dict(), config, model.device, model.dtype, generation_config)
+    check_plain_weights(model, may_be_offloaded=True)
+    source = source_of(model)
     student = _extract(source, extraction, progress=extraction.progress and extraction.healing is not None)
-    student.set_attn_implementation(attention_kernel(config))
-    return student.to(model.device)
+    student.set_attn_implementation(attention_kernel(source.config))
+    return student.to(source.device)
 
 
 def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "PreTrainedModel":

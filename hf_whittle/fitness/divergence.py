@@ -38,6 +38,7 @@ class KLDivergence(TokenFitness):
     """
 
     name = "kl"
+    may_be_offloaded = True
 
     def __init__(
         self,
@@ -63,10 +64,9 @@ class KLDivergence(TokenFitness):
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)
-        targets = self._targets[rows]
 
         def divergence(start: int, logits: torch.Tensor) -> torch.Tensor:
-            target = targets[start : start + len(logits)].to(logits.device).float()
+            target = self._targets[rows[start : start + len(logits)]].to(logits.device).float()
             return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
 
         with self.supernet.active_subnet(subnet):
