@@ -1,7 +1,7 @@
 """Build a student from the weights that a subnet keeps of a model in memory or of a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -110,14 +110,21 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
     config, subnet, is_healed = checkpoint.config, extraction.subnet, extraction.healing is not None
     subnet.validate(config)
     student_config(config, subnet, extraction.format)  # fails before a download
-    config = as_stored(config, checkpoint)
-    weights = Renamed(checkpoint, config)
-    needed = kept_weights(config, SubnetConfig.full(config) if is_healed else subnet)
-    checkpoint.fetch([weights.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
+    source = source_in(checkpoint)
+    stored: Any = source.weights
+    needed = kept_weights(source.config, SubnetConfig.full(config) if is_healed else subnet)
+    checkpoint.fetch([stored.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
     device = torch.device("cuda" if torch.cuda.is_available() and is_healed else "cpu")
     dtype = extraction.dtype or checkpoint.dtype  # in this order: the latter may read a tensor of any file
-    source = Source(weights, config, device, dtype, checkpoint.generation_config)
+    source = replace(source, device=device, dtype=dtype)
     return _extract(source, extraction, progress=extraction.progress).cpu()
+
+
+def source_in(checkpoint: Checkpoint) -> Source:
+    """The weights and the configuration of a checkpoint; each access reads a tensor."""
+    config = as_stored(checkpoint.config, checkpoint)
+    generation_config = checkpoint.generation_config
+    return Source(Renamed(checkpoint, config), config, torch.device("cpu"), generation_config=generation_config)
 
 
 def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:

@@ -54,6 +54,14 @@ def check_not_offloaded(model: nn.Module) -> None:
         raise WeightsError(f"{name} {OFFLOADED}")
 
 
+def is_placed(model: Any) -> bool:
+    """Whether a model must stay where it is: sharded, quantized, offloaded or placed by a device map."""
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    return bool(
+        is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+    )
+
+
 def running_device(module: Any) -> torch.device:
     """The device that runs a module with a weight, whether that lies there or is offloaded."""
     device: torch.device = module.weight.device

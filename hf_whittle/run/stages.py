@@ -71,7 +71,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: checkpoint_facts(inputs.supernet.config))
+    return ledger.once("supernet", SourceFacts, lambda: checkpoint_facts(inputs.supernet_config))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
@@ -92,8 +92,8 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         return folder
     subnet = SearchResult.load(ledger.folder).best
     student: Any = extract_subnet(
-        inputs.supernet,
-        subnet,
+        **inputs.source_of_students(),
+        subnet=subnet,
         heal=heal,
         calibration_dataset=inputs.healing_blocks if heal else None,
         progress=progress,
