@@ -1,5 +1,6 @@
 """The sections `teacher_options` and `supernet_options` of a recipe: arguments of `from_pretrained`."""
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -57,7 +58,8 @@ class LoadingSection:
                 raise ValueError(f"max_memory needs device_map: {' or '.join(_PLACING)}, got {self.device_map!r}")
             _check_memory(self.max_memory)
         if self.quantization_config is not None:
-            self.quantizer_config()
+            with contextlib.suppress(ImportError):  # a recipe may be read where it does not run
+                self.quantizer_config()
 
     @property
     def is_default(self) -> bool:
@@ -87,12 +89,15 @@ class LoadingSection:
 
         Raises:
             ValueError: if transformers has no such quantizer or setting.
+            ImportError: if the quantizer's library is missing.
         """
         from transformers.quantizers import AutoQuantizationConfig
 
         given = dict(self.quantization_config or {})
         try:
             config = AutoQuantizationConfig.from_dict(given)
+        except ImportError:
+            raise
         except Exception as error:  # each class has errors of its own
             raise ValueError(f"quantization_config: {' '.join(str(error).split()) or repr(error)}") from error
         parameters = inspect.signature(type(config)).parameters.values()

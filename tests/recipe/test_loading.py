@@ -108,6 +108,14 @@ def test_options_of_one_stand_for_both_where_they_are_one_checkpoint(changes, is
     assert (recipe.teacher_loading.dtype, recipe.supernet_loading.dtype) == dtypes
 
 
+def test_a_recipe_is_read_where_the_library_of_its_quantizer_is_missing(monkeypatch):
+    monkeypatch.setattr("transformers.utils.quantization_config.is_hqq_available", lambda: False)
+    options = {"quantization_config": {"quant_method": "hqq", "nbits": 4}}
+    recipe = make(supernet="other", teacher_options=options)
+    with pytest.raises(RecipeError, match=r"teacher_options.quantization_config: .*HQQ"):
+        recipe.teacher_loading.check_quantizer("teacher_options")
+
+
 @pytest.mark.parametrize("section", ["training", "baseline"])
 def test_arguments_of_a_teacher_belong_to_its_options(section):
     with pytest.raises(RecipeError, match=f"{section}.teacher_model_init_kwargs: .*give teacher_options"):
