@@ -37,7 +37,9 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
 
     def loss(start: int, logits: torch.Tensor) -> torch.Tensor:
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        blocks = zip(logits, labels, strict=True)  # one at a time: each makes copies of its logits
+        losses = [F.cross_entropy(block[:-1].float(), own, reduction="sum") for block, own in blocks]
+        return torch.stack(losses).sum()
 
     total = sum_over_batches(model, input_ids, batch_size, loss)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))

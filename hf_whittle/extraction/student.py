@@ -14,6 +14,7 @@ from ..healing.config import HealingConfig, HealingReport
 from ..healing.healer import heal_weights
 from ..models.checkpoint_names import Renamed, as_stored
 from ..models.padding import padded_shape
+from ..models.placement import accelerator_or_cpu
 from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
 from ..models.source import Source, source_of
@@ -114,7 +115,7 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
     stored: Any = source.weights
     needed = kept_weights(source.config, SubnetConfig.full(config) if is_healed else subnet)
     checkpoint.fetch([stored.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
-    device = torch.device("cuda" if torch.cuda.is_available() and is_healed else "cpu")
+    device = accelerator_or_cpu() if is_healed else torch.device("cpu")
     dtype = extraction.dtype or checkpoint.dtype  # in this order: the latter may read a tensor of any file
     source = replace(source, device=device, dtype=dtype)
     return _extract(source, extraction, progress=extraction.progress).cpu()

@@ -54,6 +54,12 @@ def check_not_offloaded(model: nn.Module) -> None:
         raise WeightsError(f"{name} {OFFLOADED}")
 
 
+def accelerator_or_cpu() -> torch.device:
+    """The accelerator if there is one that has double precision, which healing needs; else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None or found.type == "mps" else found
+
+
 def is_placed(model: Any) -> bool:
     """Whether a model must stay where it is: sharded, quantized, offloaded or placed by a device map."""
     offloaded = any(parameter.is_meta for parameter in model.parameters())

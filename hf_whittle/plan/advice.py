@@ -136,6 +136,8 @@ def _of_healing(stage: StagePlan, available: int, recipe: "Recipe", blocks: Bloc
 
 def _of_others(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
     changes = _of_teacher(recipe) if stage.memory.weights > available // 2 else []
+    if stage.name == "teacher" and stage.memory.weights < available:
+        changes.insert(0, "training.per_device_eval_batch_size: a smaller one")
     return [*changes, "data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _FREE = 0.95
 """Share of the free memory that moments may take."""
-_OF_TEACHER = 16
-"""Blocks at a time when the teacher's perplexity is measured."""
 SLICED = ("perplexity", "kl")
 """Fitnesses that run the super-network alone, in its own precision."""
 
@@ -103,7 +101,8 @@ class Memories:
     def teacher_evaluation(self) -> Memory:
         """Memory of measuring the teacher's perplexity."""
         dtype, weights = self.loaded_teacher.dtype, self.loaded_teacher.on_device
-        logits = cross_entropy_memory(self.teacher, min(_OF_TEACHER, self.blocks.test), self.blocks.size, dtype)
+        batch = self.recipe.training_arguments(self.recipe.output_dir).per_device_eval_batch_size
+        logits = cross_entropy_memory(self.teacher, min(batch, self.blocks.test), self.blocks.size, dtype)
         return Memory(weights=weights, logits=logits, peak=weights + logits)
 
     def search(self, fitnesses: Fitnesses) -> Memory:

@@ -62,11 +62,10 @@ def _check_teacher_arguments(values: dict[str, Any], where: str) -> None:
 
 def training_arguments(section: dict[str, Any], folder: str | Path, **overrides: Any) -> "DistillationConfig":
     """Arguments of a training into a folder: the defaults of a run, the values of the section, then overrides."""
-    import torch
-
     from ..distillation.config import DistillationConfig
+    from ..models.placement import accelerator_or_cpu
 
-    values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **section, **overrides}
+    values = {**TRAINING_DEFAULTS, "use_cpu": accelerator_or_cpu().type == "cpu", **section, **overrides}
     args = DistillationConfig(**values, output_dir=str(folder))
     for name in ("eval_steps", "save_steps", "logging_steps"):
         value = getattr(args, name)

@@ -50,6 +50,7 @@ class SearchInputs:
             self.supernet,
             self._inputs.calibration_blocks,
             criterion=self._inputs.recipe.importance_criterion,
+            batch_size=self.batch_size,
             cache_dir=self._cache_dir,
             progress=self.progress,
         )

@@ -119,12 +119,12 @@ def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
 
 
 def _teacher(trainers: Trainers) -> TeacherFacts:
-    model = trainers.teacher
+    model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids)),
+        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size)),
         test_tokens=input_ids.numel(),
     )
 
