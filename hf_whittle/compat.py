@@ -306,6 +306,16 @@ def execution_device(module: "nn.Module") -> Any:
     return getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
 
 
+def use_one_gpu(args: Any) -> None:
+    """Let a `Trainer` without a launcher train on one GPU where it sees several: `_n_gpu`.
+
+    Publicly, only hiding the other GPUs would do, and they may hold parts of a teacher. With several, `Trainer` runs in
+    `DataParallel`, on a batch for each of them.
+    """
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
 def shard_with_fsdp2(accelerator: Any, model: "nn.Module") -> "nn.Module":
     """Shard a model in place, as the accelerator shards those it prepares.
 

@@ -264,6 +264,17 @@ def test_matrices_that_differ_in_a_file_are_not_tied(make_stock, tmp_path):
             )
 
 
+def test_a_trainer_that_sees_several_gpus_uses_one(tmp_path):
+    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=2)
+    with relies_on("transformers", "TrainingArguments._n_gpu"):
+        compat.use_one_gpu(args)
+        assert args.n_gpu < 2
+        args._n_gpu = 3
+        assert (args.n_gpu, args.train_batch_size) == (3, 6)
+        compat.use_one_gpu(args)
+        assert (args.n_gpu, args.train_batch_size) == (1, 2)
+
+
 def test_a_layer_writes_the_cache_at_its_index(make_stock, input_ids):
     model = make_stock()
 

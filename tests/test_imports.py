@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
     "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
     "processes record subnet training",
-    "recipe": "checks cost distillation errors experimental files fitness healing models search",
+    "recipe": "checks compat cost distillation errors experimental files fitness healing models search",
     "run": "architectures cost data distillation errors evaluation extraction files fingerprints fitness healing hub "
     "importance models processes recipe record search space subnet training",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "

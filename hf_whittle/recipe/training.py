@@ -62,11 +62,13 @@ def _check_teacher_arguments(values: dict[str, Any], where: str) -> None:
 
 def training_arguments(section: dict[str, Any], folder: str | Path, **overrides: Any) -> "DistillationConfig":
     """Arguments of a training into a folder: the defaults of a run, the values of the section, then overrides."""
+    from ..compat import use_one_gpu
     from ..distillation.config import DistillationConfig
     from ..models.placement import accelerator_or_cpu
 
     values = {**TRAINING_DEFAULTS, "use_cpu": accelerator_or_cpu().type == "cpu", **section, **overrides}
     args = DistillationConfig(**values, output_dir=str(folder))
+    use_one_gpu(args)
     for name in ("eval_steps", "save_steps", "logging_steps"):
         value = getattr(args, name)
         if args.max_steps > 0 and value is not None and value < 1:  # else they seem to differ from a checkpoint's
