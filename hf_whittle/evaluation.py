@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +37,7 @@ def cross_entropy(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size:
 
     def loss(start: int, logits: torch.Tensor) -> torch.Tensor:
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
-        blocks = zip(logits, labels, strict=True)  # one at a time: each makes copies of its logits
-        losses = [F.cross_entropy(block[:-1].float(), own, reduction="sum") for block, own in blocks]
-        return torch.stack(losses).sum()
+        return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
     total = sum_over_batches(model, input_ids, batch_size, loss)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
@@ -71,6 +69,12 @@ def sum_over_batches(
 
         values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
     return sum((one.cpu().double() for one in values), torch.zeros((), dtype=torch.float64)).item()
+
+
+def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
+    values = torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)])
+    return values.sum(dtype=None if values.device.type == "mps" else torch.float64)  # mps has no double precision
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
-from hf_whittle.cli import COMMANDS, main, make_parser
+from hf_whittle.cli import COMMANDS, SPINS, main, make_parser, wait_briefly
 from hf_whittle.cli.extract import summary
 from hf_whittle.errors import BinError, OutputError
 from hf_whittle.run.inputs import Inputs
@@ -41,6 +42,7 @@ OPTIONS = {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
         *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
     },
+    "info": {"-h", "--help", "source", "--sequence-length", "--json"},
     "demo": {"-h", "--help", "--output-dir"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
@@ -108,6 +110,26 @@ def test_options_are_frozen():
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
     assert set(COMMANDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_wait_briefly_unless_the_user_says_how_they_wait(given):
+    environment = dict(given)
+    wait_briefly(environment)
+    assert environment == (given or {"GOMP_SPINCOUNT": SPINS})
+
+
+def test_how_threads_wait_is_said_before_torch_is_imported():
+    code = """
+import os, sys
+from hf_whittle.cli import main
+assert "torch" not in sys.modules
+main(["push", "no-folder", "me/student", "--dry-run"])
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.split()[-1] == SPINS
 
 
 def test_version(capsys):

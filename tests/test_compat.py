@@ -29,7 +29,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, Trainer
 
 import hf_whittle
-from hf_whittle import compat
+from hf_whittle import DistillationConfig, compat
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_whittle.__file__).parent

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import os
 import sys
+from collections.abc import MutableMapping
 
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, plan, push, run, store_logits
+from . import demo, extract, info, plan, push, run, store_logits
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -15,7 +17,20 @@ NOT_THE_USERS = {
 }
 """Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
 are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
-COMMANDS = {"run": run, "plan": plan, "extract": extract, "push": push, "demo": demo, "store-logits": store_logits}
+COMMANDS = {
+    "run": run,
+    "plan": plan,
+    "extract": extract,
+    "push": push,
+    "info": info,
+    "demo": demo,
+    "store-logits": store_logits,
+}
+
+
+SPINS = "10000"
+"""Turns that an OpenMP thread waits for work before it sleeps. With GNU's default, 300,000, it takes the processor from
+the very threads that it waits for where programs compete; `tests/benchmarks/busy.py` measures both."""
 
 
 class _Without(logging.Filter):
@@ -44,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     options = make_parser().parse_args(arguments)
+    wait_briefly(os.environ)
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
@@ -58,3 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nhf-whittle: interrupted; {advice}", file=sys.stderr)
         return 130
     return 0
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP threads sleep soon, unless the user says how they wait; torch reads it when it is first imported."""
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -9,12 +9,13 @@ from ..errors import CheckpointError
 from .paths import expanded
 
 
-def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
+def fetch_folder(source: str | Path, names: Sequence[str], optional: Sequence[str] = (), **hub: Any) -> Path:
     """Return a folder that holds these files: a local one, or one commit of a repository, downloaded if needed.
 
     Args:
         source (`str` or `Path`): a folder, or the name of a repository.
         names (`Sequence[str]`): the files.
+        optional (`Sequence[str]`, *optional*): files that are downloaded too, if the repository has them.
         hub: `revision`, `token`, `cache_dir`, `local_files_only` and `repo_type`, as in
             `huggingface_hub.snapshot_download`.
 
@@ -27,7 +28,7 @@ def fetch_folder(source: str | Path, names: Sequence[str], **hub: Any) -> Path:
         from huggingface_hub.errors import HFValidationError, HTTPError
 
         try:
-            folder = Path(snapshot_download(str(source), allow_patterns=list(names), **hub))
+            folder = Path(snapshot_download(str(source), allow_patterns=[*names, *optional], **hub))
         except (HTTPError, HFValidationError, OSError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(

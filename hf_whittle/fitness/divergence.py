@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..cost.models import forward_flops_per_token
 from ..errors import VocabularyError
-from ..evaluation import evaluating, next_token_logits, sum_over_batches
+from ..evaluation import evaluating, next_token_logits, sum_over_batches, sum_over_blocks
 from ..fingerprints import model_fingerprint
 from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
@@ -58,16 +58,16 @@ class KLDivergence(TokenFitness):
         self._teacher = model_fingerprint(teacher)
         self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
         with evaluating(teacher):
-            self._targets = torch.cat(
-                [_in_half(next_token_logits(teacher, b)) for b in self.input_ids.split(batch_size)]
-            )
+            self._targets = [
+                _in_half(one) for b in self.input_ids.split(batch_size) for one in next_token_logits(teacher, b)
+            ]
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)
+        targets = [self._targets[row] for row in rows]
 
         def divergence(start: int, logits: torch.Tensor) -> torch.Tensor:
-            target = self._targets[rows[start : start + len(logits)]].to(logits.device).float()
-            return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
+            return sum_over_blocks(_divergence, logits, targets[start : start + len(logits)])
 
         with self.supernet.active_subnet(subnet):
             total = sum_over_batches(self.supernet, self.input_ids[rows], self.batch_size, divergence)
@@ -80,6 +80,11 @@ class KLDivergence(TokenFitness):
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "teacher": self._teacher}
+
+
+def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    target = target.to(logits.device).float()
+    return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
 
 
 def _in_half(logits: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Kept entries of a dimension: draw them, keep more or fewer, exchange some."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -71,27 +72,33 @@ class AnyEntries:
             self._ranks[descending] = np.arange(total, 0, -1) / total
 
     def choose(self, rng: Random, size: int) -> Kept:
-        return _ascending(self._best(rng, np.arange(self.total), size))
+        return self._ascending(self._best(rng, np.arange(self.total), size))
 
     def resize(self, rng: Random, kept: Kept, size: int) -> Kept:
         present = _array(kept)
         if size == len(present):
             return kept
         if size < len(present):
-            return _ascending(self._best(rng, present, size))
-        return _ascending(np.concatenate([present, self._best(rng, self._absent(present), size - len(present))]))
+            return self._ascending(self._best(rng, present, size))
+        return self._ascending(np.concatenate([present, self._best(rng, self._absent(present), size - len(present))]))
 
     def exchange(self, rng: Random, kept: Kept) -> Kept:
         present = _array(kept)
         absent = self._absent(present)
         number = min(rng.randint(1, max(1, len(present) // 4)), len(absent))
         stay = self._best(rng, present, len(present) - number)
-        return _ascending(np.concatenate([stay, self._best(rng, absent, number)]))
+        return self._ascending(np.concatenate([stay, self._best(rng, absent, number)]))
+
+    def _ascending(self, entries: np.ndarray) -> Kept:
+        return _where(self._mask(entries))
 
     def _absent(self, present: np.ndarray) -> np.ndarray:
-        absent = np.ones(self.total, dtype=bool)
-        absent[present] = False
-        return np.flatnonzero(absent)
+        return np.flatnonzero(~self._mask(present))
+
+    def _mask(self, entries: np.ndarray) -> np.ndarray:
+        mask = np.zeros(self.total, dtype=bool)
+        mask[entries] = True
+        return mask
 
     def _best(self, rng: Random, entries: np.ndarray, size: int) -> np.ndarray:
         """Draw `size` of these entries: those of the best noisy scores, or uniformly if there are no scores."""
@@ -127,10 +134,14 @@ class Units:
         return self._expanded(self._entries.exchange(rng, self._units(kept)))
 
     def _units(self, kept: Kept) -> Kept:
-        return Ascending((_array(kept)[:: self._unit] // self._unit).tolist())
+        mask = np.zeros(self._entries.total, dtype=bool)
+        mask[_array(kept)[:: self._unit] // self._unit] = True
+        return _where(mask)
 
     def _expanded(self, units: Kept) -> Kept:
-        return Ascending((_array(units)[:, None] * self._unit + np.arange(self._unit)).ravel().tolist())
+        mask = np.zeros((self._entries.total, self._unit), dtype=bool)
+        mask[_array(units)] = True
+        return _where(mask.ravel())
 
 
 class Choices:
@@ -195,5 +206,12 @@ def _array(kept: Kept) -> np.ndarray:
     return np.arange(kept) if isinstance(kept, int) else np.asarray(kept)
 
 
-def _ascending(entries: np.ndarray) -> Kept:
-    return Ascending(np.sort(entries).tolist())
+def _where(mask: np.ndarray) -> Kept:
+    """Indices of the true entries of a mask."""
+    return Ascending(_numbers(len(mask))[mask].tolist())
+
+
+@lru_cache
+def _numbers(total: int) -> np.ndarray:
+    """Numbers below `total` as Python objects, which subnets share: to make them anew takes most of a draw's time."""
+    return np.arange(total).astype(object)

@@ -11,6 +11,7 @@ NAMES = (
     "slices",
     "sampling",
     "distillation_loss",
+    "training_speed",
     "distillation_targets",
     "store",
     "extraction",
@@ -22,6 +23,7 @@ NAMES = (
     "healed_recovery",
     "search_fitness",
     "demo_budgets",
+    "busy",
     "crash",
 )
 BY_NAME = ("real_model", "recovery", "frontier", "whole_searches", "plan")

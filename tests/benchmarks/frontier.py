@@ -3,9 +3,9 @@
 Subnets of SmolLM2-135M in two bins: the first that the ranking study chose in each. Each is taken as a slice, and
 healed on several numbers of tokens, with both attempts or one; then it is distilled on several budgets, each with a
 schedule of its own and the best of some learning rates. Costs are those of healing, of the teacher's hidden states and
-of training, without judging on the test text. Teacher, text and trainings are those of the ranking study, which says
-what its environment variables are; the forward passes of healing run in bfloat16 too. Every point is kept in `runs/`,
-so that an interrupted benchmark goes on.
+of training, without judging on the test text; seconds are those of the processor. Teacher, text and trainings are those
+of the ranking study, which says what its environment variables are; the forward passes of healing run in bfloat16 too.
+Every point is kept in `runs/`, so that an interrupted benchmark goes on.
 """
 
 import json
@@ -59,9 +59,9 @@ class From(Training):
     def of(cls, material: Material, budget: int, rate: float) -> "From":
         steps = budget // (REAL.batch_size * material.train.shape[1])
         config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
-        started = time.perf_counter()
+        started = time.process_time()
         training = cls(material.supernet, material.train, material.test, config, autocast=REAL.autocast)
-        training.teacher_seconds = time.perf_counter() - started
+        training.teacher_seconds = time.process_time() - started
         return training
 
     def cost(self, subnet: SubnetConfig) -> dict[str, Any]:
@@ -75,9 +75,9 @@ class From(Training):
         }
 
     def _train(self, student: Any, steps: int) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         super()._train(student, steps)
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.process_time() - started
 
     def student(self, subnet: SubnetConfig) -> Any:
         student = extract_subnet(self.supernet, subnet, dtype=torch.float32)
@@ -86,7 +86,7 @@ class From(Training):
 
 
 def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None) -> Start:
-    started = time.perf_counter()
+    started = time.process_time()
     facts: dict[str, Any] = {"seconds": 0.0, "flops": 0}
     if healing is None:
         student = extract_subnet(material.supernet, subnet, dtype=torch.float32)
@@ -98,7 +98,7 @@ def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[
         student = extract_subnet(material.supernet, subnet, heal=config, calibration_dataset=blocks, progress=False)
         report = student.healing.to_dict()
         flops = healing_flops(material.supernet.full_config, subnet, report, length)
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(time.process_time() - started, 1)
         facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
         facts |= {"states": report["settings"]["states"], "basis": report["basis"]}
     with bfloat16(REAL.autocast):

@@ -45,6 +45,11 @@ class Samples:
             raise StoreError(f"seed must be an integer from 0 to 2**64 - 1, got {self.seed}")
 
     @property
+    def in_words(self) -> str:
+        """The part of the teacher's distribution that is kept."""
+        return f"{self.draws} samples of the teacher's distribution for each token"
+
+    @property
     def bits(self) -> int:
         """Bits for an id."""
         return max(1, (self.vocab_size - 1).bit_length())
@@ -97,6 +102,11 @@ class TopK:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.vocab_size:
             raise StoreError(f"k must be from 1 to the {self.vocab_size} entries of the vocabulary, got {self.k}")
+
+    @property
+    def in_words(self) -> str:
+        """The part of the teacher's distribution that is kept."""
+        return f"the top {self.k} entries of the teacher's distribution, the others as one"
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -15,7 +15,6 @@ from ...errors import StoreError
 from ...files.paths import expanded
 from ...fingerprints import model_fingerprint
 from ...loss.targets import SparseTargets
-from .encodings import Samples
 from .files import AGAIN, checksum, digest_blocks, read_settings, shard_path, vocabulary_fingerprint
 
 
@@ -63,9 +62,7 @@ class LogitStore:
     @property
     def in_words(self) -> str:
         """Description of the part of the teacher's distribution that is kept."""
-        if isinstance(self._encoding, Samples):
-            return f"{self._encoding.draws} samples of the teacher's distribution for each token"
-        return f"the top {self._encoding.k} entries of the teacher's distribution, the others as one"
+        return self._encoding.in_words
 
     @property
     def bytes_per_token(self) -> int:
