@@ -306,6 +306,26 @@ def execution_device(module: "nn.Module") -> Any:
     return getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
 
 
+def quantization_config(settings: dict[str, Any]) -> Any:
+    """Make the configuration of a quantizer of the settings that `from_pretrained` takes as a dict.
+
+    `AutoQuantizationConfig`: exported, but not documented. Publicly, each quantizer has a class, found by no name.
+    """
+    from transformers.quantizers import AutoQuantizationConfig
+
+    return AutoQuantizationConfig.from_dict(settings)
+
+
+def check_quantizer(config: Any, device_map: Any) -> None:
+    """Raise an error, as `from_pretrained` would, if a library or a device that a quantizer needs is missing.
+
+    `AutoHfQuantizer`: exported, but not documented; there is no public check.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    AutoHfQuantizer.from_config(config, pre_quantized=False).validate_environment(device_map=device_map)
+
+
 def use_one_gpu(args: Any) -> None:
     """Let a `Trainer` without a launcher train on one GPU where it sees several: `_n_gpu`.
 

@@ -264,6 +264,16 @@ def test_matrices_that_differ_in_a_file_are_not_tied(make_stock, tmp_path):
             )
 
 
+def test_quantizers_are_made_and_checked_by_their_settings(monkeypatch):
+    with relies_on("transformers", "quantizers.AutoQuantizationConfig and AutoHfQuantizer"):
+        config = compat.quantization_config({"load_in_4bit": True})
+        assert config.load_in_4bit and config.quant_method == "bitsandbytes"
+        compat.check_quantizer(config, None)
+        monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+        with pytest.raises(ImportError, match="bitsandbytes"):
+            compat.check_quantizer(config, None)
+
+
 def test_a_trainer_that_sees_several_gpus_uses_one(tmp_path):
     args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=2)
     with relies_on("transformers", "TrainingArguments._n_gpu"):

@@ -117,8 +117,8 @@ class Memories:
             weights += 2 * self._student  # of a candidate, and as a model
             moments = 4 * products(config, self.max_gap) + self._solving(max(feature_widths(config)))
             activations = peak_bytes(config, self._gathered, self.max_gap) - 4 * products(config, self.max_gap)
-        if name == "kl" and self.on_cpu:  # in half precision; each batch copies its own
-            activations = 2 * (self.blocks.search + batch) * self.blocks.size * config.vocab_size
+        if name == "kl" and self.on_cpu:  # in half precision
+            activations = 2 * self.blocks.search * self.blocks.size * config.vocab_size
         if name in ("probe", "staged"):
             return self._probing(fitnesses, weights, moments, logits)
         peak = weights + moments + max(activations, logits) if moments else weights + activations + logits

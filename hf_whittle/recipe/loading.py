@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..compat import check_quantizer, quantization_config
 from ..errors import RecipeError
 from ..files.paths import expanded
 
@@ -91,11 +92,9 @@ class LoadingSection:
             ValueError: if transformers has no such quantizer or setting.
             ImportError: if the quantizer's library is missing.
         """
-        from transformers.quantizers import AutoQuantizationConfig
-
         given = dict(self.quantization_config or {})
         try:
-            config = AutoQuantizationConfig.from_dict(given)
+            config = quantization_config(given)
         except ImportError:
             raise
         except Exception as error:  # each class has errors of its own
@@ -116,11 +115,8 @@ class LoadingSection:
         """
         if self.quantization_config is None:
             return
-        from transformers.quantizers import AutoHfQuantizer
-
         try:
-            quantizer = AutoHfQuantizer.from_config(self.quantizer_config(), pre_quantized=False)
-            quantizer.validate_environment(device_map=self.device_map)
+            check_quantizer(self.quantizer_config(), self.device_map)
         except (ImportError, RuntimeError, ValueError) as error:
             raise RecipeError(f"{where}.quantization_config: {' '.join(str(error).split())}") from error
 
