@@ -126,6 +126,7 @@ def alive(monkeypatch):
 FEW = {"max_steps": 2, "eval_strategy": "no"}
 
 
+@pytest.mark.slow
 def test_models_that_no_stage_needs_any_more_are_freed(make, alive, teacher_folder):
     run(make(supernet=str(teacher_folder), training=FEW, baseline=True), progress=False)
     assert alive == {"student": {"supernet": 0, "teacher": 1}, "baseline": {"supernet": 0, "teacher": 0}}
