@@ -17,7 +17,7 @@ from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..record.facts import DataFacts, HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
-from ..record.source import checkpoint_facts
+from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
@@ -126,6 +126,7 @@ def _teacher(trainers: Trainers) -> TeacherFacts:
         parameters=num_parameters(model.config),
         perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size)),
         test_tokens=input_ids.numel(),
+        precision=precision_of(model),
     )
 
 

@@ -52,6 +52,8 @@ def test_run_in_half_precision_is_near_that_in_single_precision(make, results):
     assert {weight.dtype for weight in weights(recipe.output_dir).values()} == {torch.float32}
     assert found["teacher"]["perplexity"] == pytest.approx(results["teacher"]["perplexity"], rel=0.02)
     assert found["teacher"]["perplexity"] != results["teacher"]["perplexity"]
+    assert found["teacher"]["precision"] == "bfloat16" and "precision" not in results["teacher"]
+    assert "| teacher (`bfloat16`) |" in (Path(recipe.output_dir) / "README.md").read_text()
     assert found["search"]["perplexity"] == pytest.approx(results["search"]["perplexity"], rel=0.02)
     ends = [each["student"]["curve"][-1]["perplexity"] for each in (found, results)]
     assert ends[0] == pytest.approx(ends[1], rel=0.05)
@@ -82,6 +84,7 @@ def test_quantized_teacher_beside_a_super_network_on_disk(make, results, teacher
     blocks = as_input_ids(Inputs(recipe).blocks["test"], teacher.config.vocab_size)
     assert found["teacher"]["perplexity"] == pytest.approx(perplexity(cross_entropy(teacher, blocks)), rel=1e-5)
     assert found["teacher"]["perplexity"] != results["teacher"]["perplexity"]
+    assert found["teacher"]["precision"] == "4 bits"
     assert found["teacher"]["parameters"] == results["teacher"]["parameters"]
 
 
