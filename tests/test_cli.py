@@ -232,6 +232,40 @@ def test_interruption_of_any_command_says_how_to_go_on(monkeypatch, capsys, argu
     assert capsys.readouterr().err == f"\nhf-whittle: interrupted; {advice}\n"
 
 
+def test_keys_on_the_command_line_are_those_of_the_recipe(recipe_file, run_gives):
+    recipes = run_gives(RESULTS)
+    keys = ["--training.max_steps", "7", "--training.learning_rate=1e-4", "--training.bf16", "--heal", "no"]
+    assert main(["run", str(recipe_file), *keys, "--data.files", "[a.txt, b.txt]", "--search.seed", "3"]) == 0
+    (recipe,) = recipes
+    assert recipe.training == {"max_steps": 7, "learning_rate": 1e-4, "bf16": True}
+    assert recipe.heal is False and recipe.data.files == ["a.txt", "b.txt"] and recipe.search.algorithm.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["--trainin.max_steps", "7"], "unknown key 'trainin'; did you mean 'training'?"),
+        (["--ouput-dir", "elsewhere"], "unknown key 'ouput-dir'; did you mean 'output_dir'?"),
+        (["--training.max_steps", "many"], "training.max_steps: expected int"),
+        (["7"], "unexpected argument '7'; give keys of the recipe as --training.max_steps 100"),
+        (["--search.seed", "1", "--search.seed=2"], "--search.seed is given twice"),
+        (["--heal", "false", "--heal.ridge", "[1]"], "--heal.ridge: heal is given as a whole, too"),
+        (["--heal.ridge", "[1]", "--heal", "false"], "--heal is given twice, or with keys of it"),
+        (["--data", "{files: [a], files: [b]}"], "'files' is given twice"),
+    ],
+)
+def test_a_wrong_key_on_the_command_line_is_one_line(recipe_file, run_gives, capsys, keys, message):
+    recipes = run_gives(RESULTS)
+    assert main(["run", str(recipe_file), *keys]) == 1
+    assert message in capsys.readouterr().err and not recipes
+
+
+def test_commands_without_a_recipe_take_no_keys(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["info", "folder", "--training.max_steps", "7"])
+    assert caught.value.code == 2 and "unrecognized arguments: --training.max_steps 7" in capsys.readouterr().err
+
+
 def test_output_dir_replaces_that_of_the_recipe(recipe_file, run_gives, capsys):
     recipes = run_gives(RESULTS)
     assert main(["run", str(recipe_file)]) == 0

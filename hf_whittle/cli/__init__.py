@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from ..errors import OutputError, WhittleError
 from ..files.disk import disk_errors
 from . import demo, extract, info, plan, push, run, store_logits
+from .keys import read_keys
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -27,6 +28,10 @@ COMMANDS = {
     "store-logits": store_logits,
 }
 
+
+TAKE_KEYS = ("run", "plan", "store-logits")
+"""Commands that read a recipe, any key of which can follow it."""
+_KEYS = "Any key of the recipe can follow it, such as --training.max_steps 100."
 
 SPINS = "10000"
 """Turns that an OpenMP thread waits for work before it sleeps. With GNU's default, 300,000, it takes the processor from
@@ -52,17 +57,29 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.HELP))
+        takes_keys = name in TAKE_KEYS
+        added = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=_KEYS if takes_keys else None,
+            allow_abbrev=not takes_keys,
+        )
+        command.add_arguments(added)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command not in TAKE_KEYS:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     wait_briefly(os.environ)
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     try:
+        options.keys = read_keys(others)
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
     except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing

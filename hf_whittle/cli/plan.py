@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> None:
     if options.measure and (options.device or options.utilization is not None):
         raise WhittleError("--measure finds the speed of this machine; leave out --device and --utilization")
     logging.disable_progress_bar()
-    recipe = Recipe.load(options.recipe)
+    recipe = Recipe.load(options.recipe, **options.keys)
     plan = plan_recipe(
         recipe,
         None if options.measure else options.device or DEVICE,

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     from ..recipe.recipe import Recipe
 
-    recipe = Recipe.load(options.recipe, output_dir=options.output_dir)
+    output = {} if options.output_dir is None else {"output_dir": options.output_dir}
+    recipe = Recipe.load(options.recipe, **{**options.keys, **output})
     print(summary(work(recipe)))
     print(f"\nThe student, its card and the search are in {recipe.output_dir}")
 

@@ -31,7 +31,7 @@ def main(options: argparse.Namespace) -> None:
 
     logging.disable_progress_bar()
     with lock_in_first(options.output_dir):
-        inputs = Inputs(Recipe.load(options.recipe, output_dir=options.output_dir))
+        inputs = Inputs(Recipe.load(options.recipe, **{**options.keys, "output_dir": options.output_dir}))
         arguments: dict[str, Any] = {
             name: getattr(options, name) for name in ("kind", "draws", "k", "seed", "batch_size")
         }

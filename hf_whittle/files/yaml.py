@@ -123,6 +123,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def read_value(text: str) -> Any:
+    """Read a value as one of a recipe is read; what is not YAML is text.
+
+    Raises:
+        RecipeError: if it is a mapping that gives a key twice.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.constructor.ConstructorError as error:
+        raise RecipeError(f"{text}: {error.problem}; correct it") from error
+    except yaml.YAMLError:
+        return text
+
+
 def as_yaml(values: dict[str, Any]) -> str:
     """Return YAML that `read_yaml` reads as the same keys and values."""
     return yaml.dump(with_truth_values(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

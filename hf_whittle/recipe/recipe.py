@@ -71,13 +71,12 @@ class Recipe:
 
         Args:
             path (`str` or `Path`): the file.
-            overrides: top-level keys that replace those of the file.
+            overrides: keys that replace those of the file; a section as a `dict` of those that change.
 
         Raises:
             RecipeError: if a key is unknown (naming the nearest valid one), missing or of the wrong type.
         """
-        values = read_yaml(path)
-        return cls.from_dict(values | {name: value for name, value in overrides.items() if value is not None})
+        return cls.from_dict(_merged(read_yaml(path), overrides))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -159,3 +158,12 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, every value spelled out."""
         write_text(path, as_yaml(self.to_dict()))
+
+
+def _merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Values of a recipe in which others replace or complete them; sections are merged key by key."""
+    changed = dict(values)
+    for name, value in overrides.items():
+        before = changed.get(name)
+        changed[name] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return changed

@@ -85,9 +85,17 @@ def test_values_of_the_file_are_those_of_the_recipe(tmp_path):
         assert {name: loaded[key][name] for name in given} == given if given else loaded[key] == value
 
 
-def test_overrides_replace_keys_of_the_file_and_none_does_not(tmp_path):
-    recipe = load(tmp_path, yaml.safe_dump(MINIMAL), output_dir="elsewhere", teacher=None)
+def test_overrides_replace_keys_of_the_file(tmp_path):
+    recipe = load(tmp_path, yaml.safe_dump(MINIMAL), output_dir="elsewhere", baseline={"learning_rate": 0.1})
     assert (recipe.output_dir, recipe.teacher) == ("elsewhere", "someone/teacher")
+    assert recipe.baseline == {"learning_rate": 0.1}
+
+
+def test_overrides_replace_keys_of_sections(tmp_path):
+    values = {**MINIMAL, "training": {"max_steps": 3, "learning_rate": 0.5}, "teacher_store": "store"}
+    recipe = load(tmp_path, yaml.safe_dump(values), training={"max_steps": 7}, teacher_store=None)
+    assert (recipe.training["max_steps"], recipe.training["learning_rate"]) == (7, 0.5)
+    assert recipe.teacher_store is None
 
 
 def test_an_override_may_give_a_key_the_file_lacks(tmp_path):
