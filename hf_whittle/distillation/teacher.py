@@ -15,7 +15,7 @@ from ..files.paths import expanded
 from ..files.sources import commit_of
 from ..loss.heads import dense_targets, output_layer
 from ..loss.targets import DenseTargets
-from ..models.placement import input_device, is_placed
+from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
 
 
@@ -129,7 +129,8 @@ _FORWARD_SECTIONS = ("zero_optimization", "bf16", "fp16", "train_micro_batch_siz
 
 
 def _place(model: Any, accelerator: Accelerator) -> nn.Module:
-    if is_placed(model):
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    if is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
         return model
     if accelerator.is_fsdp2:
         model.requires_grad_(False)
