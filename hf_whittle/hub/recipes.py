@@ -24,10 +24,6 @@ def publishable(path: str | Path) -> str:
     for name in ("output_dir", "teacher_store"):
         if isinstance(values.get(name), str):
             values[name] = _last_name(values[name])
-    for name in ("teacher_options", "supernet_options"):
-        options = values.get(name)
-        if isinstance(options, dict) and isinstance(options.get("offload_folder"), str):
-            options["offload_folder"] = _last_name(options["offload_folder"])
     if isinstance(data.get("files"), list):
         data["files"] = [_last_name(str(pattern)) for pattern in data["files"]]
     return as_yaml(values)

@@ -112,6 +112,15 @@ def test_fitnesses_are_those_of_the_model_in_memory(offloaded, whole, subnet):
     assert model_fingerprint(offloaded) == model_fingerprint(whole)
 
 
+def test_super_network_that_does_not_fit_in_memory_goes_to_disk_by_itself(saved, whole, subnet, tmp_path):
+    budget = sum(weight.nbytes for weight in whole.parameters()) // 2
+    places = {"device_map": "auto", "max_memory": {"cpu": budget}, "offload_folder": str(tmp_path / "offload")}
+    model = AutoSuperNetForCausalLM.from_pretrained(saved, **places)
+    assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+    assert Perplexity(model, IDS)(subnet) == pytest.approx(Perplexity(whole, IDS)(subnet), rel=1e-4)
+    assert_same_weights(extract_subnet(model, subnet), extract_subnet(whole, subnet))
+
+
 def test_slices_leave_nothing_in_memory(offloaded, subnet):
     with offloaded.active_subnet(subnet), torch.no_grad():
         assert offloaded(IDS, use_cache=False).logits.isfinite().all()
