@@ -27,7 +27,7 @@ from .ranking.rows import Row, Rows
 from .ranking.settings import RESULTS, Material
 from .ranking.training import Training, bfloat16
 
-STARTS = {
+STARTS: dict[str, tuple[int, dict[str, Any]] | None] = {
     "sliced": None,
     "healed on 4,096 tokens": (4_096, {}),
     "healed on 16,384 tokens": (16_384, {}),
@@ -35,8 +35,10 @@ STARTS = {
     "healed on 49,152 tokens": (49_152, {}),
 }
 """Calibration tokens and settings of healing."""
-BUDGETS = {8_192: (3e-4, 1e-4), 32_768: (3e-4, 1e-4)}
-"""Learning rates of each budget of distillation."""
+BUDGETS = (8_192, 32_768)
+"""Tokens of distillation."""
+RATES = (3e-4, 1e-4)
+"""Learning rates that the first budget chooses from, for each student and start; the others take its choice."""
 
 
 @dataclass
@@ -119,13 +121,21 @@ class Points:
         name (`str`): name of the file.
         material (`Material`): teacher and text.
         starts (`dict`): calibration tokens and settings of healing, by name; `None` for slices.
-        budgets (`dict`): learning rates of each number of tokens of distillation.
+        budgets (`tuple[int, ...]`): tokens of distillation.
+        rates (`tuple[float, ...]`): learning rates that the first budget chooses from; the others take its choice.
     """
 
-    def __init__(self, name: str, material: Material, starts: dict[str, Any], budgets: dict[int, tuple[float, ...]]):
+    def __init__(
+        self,
+        name: str,
+        material: Material,
+        starts: dict[str, Any],
+        budgets: tuple[int, ...],
+        rates: tuple[float, ...] = RATES,
+    ):
         self.path = RESULTS.parent / "runs" / f"{name}.json"
         self.known: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.is_file() else []
-        self.material, self.starts, self.budgets = material, starts, budgets
+        self.material, self.starts, self.budgets, self.rates = material, starts, budgets, rates
         self._trainings: dict[tuple[int, float], From] = {}
 
     def measure(self, subnets: dict[str, SubnetConfig]) -> None:
@@ -140,21 +150,26 @@ class Points:
         return [point for point in self.known if digests.get(point["group"]) == point["digest"]]
 
     def _measure(self, group: str, subnet: SubnetConfig, name: str, healing: tuple[int, dict[str, Any]] | None) -> None:
-        known = {(p["tokens"], p["rate"]) for p in self.of({group: subnet}) if p["start"] == name}
-        wanted = [(0, 0.0), *((budget, rate) for budget, rates in self.budgets.items() for rate in rates)]
-        missing = [each for each in wanted if each not in known]
-        if not missing:
+        about = {"group": group, "digest": subnet.digest, "start": name}
+        known = {(p["tokens"], p["rate"]): p["perplexity"] for p in self.of({group: subnet}) if p["start"] == name}
+        if len(known) >= len(self.rates) + len(self.budgets):
             return
         start = start_of(self.material, subnet, healing)
-        about = {"group": group, "digest": subnet.digest, "start": name}
-        for budget, rate in missing:
-            if budget == 0:
-                self._add(**about, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
-                continue
-            training = self._training(budget, rate)
-            training.start = start
-            value = training(subnet)
-            self._add(**about, tokens=budget, rate=rate, perplexity=value, **training.cost(subnet))
+        if (0, 0.0) not in known:
+            self._add(**about, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
+        rates = self.rates
+        for budget in self.budgets:
+            found = {
+                rate: known.get((budget, rate)) or self._trained(about, subnet, start, budget, rate) for rate in rates
+            }
+            rates = (min(found, key=lambda rate: found[rate]),)
+
+    def _trained(self, about: dict[str, Any], subnet: SubnetConfig, start: Start, budget: int, rate: float) -> float:
+        training = self._training(budget, rate)
+        training.start = start
+        value = training(subnet)
+        self._add(**about, tokens=budget, rate=rate, perplexity=value, **training.cost(subnet))
+        return value
 
     def _training(self, budget: int, rate: float) -> From:
         if (budget, rate) not in self._trainings:
