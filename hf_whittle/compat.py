@@ -190,13 +190,13 @@ def has_loaded_weights(model: "nn.Module") -> bool:
     return any(getattr(parameter, "_is_hf_initialized", False) for parameter in model.parameters())
 
 
-def has_tied_weights(model: Any) -> bool:
-    """Return whether some weights of a model are tied.
+def tied_weights(model: Any) -> set[str]:
+    """Return the names of a model's weights that are tied to others.
 
     `all_tied_weights_keys`: empty where a checkpoint holds different matrices although its configuration says
     `tie_word_embeddings`. `from_pretrained` only logs a warning of that.
     """
-    return bool(model.all_tied_weights_keys)
+    return set(getattr(model, "all_tied_weights_keys", ()))
 
 
 def set_layer_index(layer: Any, index: int) -> None:
@@ -307,6 +307,36 @@ def execution_device(module: "nn.Module") -> Any:
     return getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
 
 
+def quantization_config(settings: dict[str, Any]) -> Any:
+    """Make the configuration of a quantizer of the settings that `from_pretrained` takes as a dict.
+
+    `AutoQuantizationConfig`: exported, but not documented. Publicly, each quantizer has a class, found by no name.
+    """
+    from transformers.quantizers import AutoQuantizationConfig
+
+    return AutoQuantizationConfig.from_dict(settings)
+
+
+def check_quantizer(config: Any, device_map: Any) -> None:
+    """Raise an error, as `from_pretrained` would, if a library or a device that a quantizer needs is missing.
+
+    `AutoHfQuantizer`: exported, but not documented; there is no public check.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    AutoHfQuantizer.from_config(config, pre_quantized=False).validate_environment(device_map=device_map)
+
+
+def use_one_gpu(args: Any) -> None:
+    """Let a `Trainer` without a launcher train on one GPU where it sees several: `_n_gpu`.
+
+    Publicly, only hiding the other GPUs would do, and they may hold parts of a teacher. With several, `Trainer` runs in
+    `DataParallel`, on a batch for each of them.
+    """
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
 def shard_with_fsdp2(accelerator: Any, model: "nn.Module") -> "nn.Module":
     """Shard a model in place, as the accelerator shards those it prepares.
 
@@ -348,12 +378,6 @@ def is_partitioned(parameter: "torch.Tensor") -> bool:
 def whole_shape(parameter: "torch.Tensor") -> tuple[int, ...]:
     """Return the shape of a parameter, of DeepSpeed's shards that of the whole: `ds_shape`; their own is `(0,)`."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def use_one_gpu(args: Any) -> None:
-    """Train on one GPU of the several that a process sees: `_n_gpu`; publicly, only an environment variable does it."""
-    if args.n_gpu > 1:
-        args._n_gpu = 1
 
 
 def forget_partitioning() -> None:

@@ -71,17 +71,18 @@ def sum_over_batches(
         for first in range(0, len(starts), processes):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
-            values.append(value(start, logits).double())
+            values.append(value(start, logits))
     if is_spread:
         from accelerate.utils import gather
 
         values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
-    return sum((one.cpu() for one in values), torch.zeros((), dtype=torch.float64)).item()
+    return sum((one.cpu().double() for one in values), torch.zeros((), dtype=torch.float64)).item()
 
 
 def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
-    return torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)]).double().sum()
+    values = torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)])
+    return values.sum(dtype=None if values.device.type == "mps" else torch.float64)  # mps has no double precision
 
 
 @torch.no_grad()

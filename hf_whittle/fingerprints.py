@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets.fingerprint import Hasher
 
-from .compat import find_file, uncompiled
+from .compat import find_file, tied_weights, uncompiled
 from .files.paths import expanded
 from .models.placement import check_can_be_gathered, whole_tensor
 from .models.weights import full_config
@@ -131,8 +131,9 @@ def model_fingerprint(model: "PreTrainedModel", dtype: torch.dtype | None = None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # The state dict of a quantized model adds scales, and weights as they were before a kernel packed them.
     others = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    tied = tied_weights(model)  # where they are offloaded, named_parameters takes them for others
     for name, tensor in (*model.named_parameters(), *sorted(others.items())):
-        if not torch.is_tensor(tensor):
+        if not torch.is_tensor(tensor) or (name in tied and tensor.is_meta):
             continue
         with whole_tensor(model, name, tensor) as whole:
             if dtype is not None and whole.is_floating_point():

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 import hf_whittle
-from hf_whittle import compat
+from hf_whittle import DistillationConfig, compat
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_whittle.__file__).parent
@@ -267,7 +267,19 @@ def test_matrices_that_differ_in_a_file_are_not_tied(make_stock, tmp_path):
         for shift in (0, 1):
             folder = tmp_path / str(shift)
             save_with(tied, folder, lambda weights, by=shift: {**weights, "lm_head.weight": embedding + by})
-            assert compat.has_tied_weights(GPTNeoXForCausalLM.from_pretrained(folder)) == (shift == 0)
+            assert compat.tied_weights(GPTNeoXForCausalLM.from_pretrained(folder)) == (
+                set() if shift else {"lm_head.weight"}
+            )
+
+
+def test_quantizers_are_made_and_checked_by_their_settings(monkeypatch):
+    with relies_on("transformers", "quantizers.AutoQuantizationConfig and AutoHfQuantizer"):
+        config = compat.quantization_config({"load_in_4bit": True})
+        assert config.load_in_4bit and config.quant_method == "bitsandbytes"
+        compat.check_quantizer(config, None)
+        monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+        with pytest.raises(ImportError, match="bitsandbytes"):
+            compat.check_quantizer(config, None)
 
 
 def test_a_layer_writes_the_cache_at_its_index(make_stock, input_ids):

@@ -48,12 +48,13 @@ MAY_IMPORT = {
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
     "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
     "processes record subnet training",
-    "recipe": "checks compat cost distillation errors experimental files fitness healing search",
+    "recipe": "checks compat cost distillation errors experimental files fitness healing models search",
     "run": "architectures compat cost data distillation errors evaluation extraction files fingerprints fitness "
     "healing hub importance models processes recipe record search space subnet training",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
-    "cli": "cost data distillation errors extraction files healing hub plan processes recipe run subnet",
+    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record run search "
+    "subnet",
     "demo": "",
     "__main__": "cli",
 }

@@ -27,6 +27,7 @@ from ..models.placement import check_not_offloaded
 from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints
+from ..training.precision import check_precision
 from .adapters import with_adapters
 from .config import DistillationConfig
 from .non_finite import advise, describe_batch, first_non_finite_weight, loss_without_gradient
@@ -118,11 +119,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
 
     def _check_training(self, optimizers: tuple[Any, Any] | None) -> None:
         student: Any = self.accelerator.unwrap_model(self.model)
-        if any(p.dtype == torch.float16 and p.requires_grad for p in student.parameters()):
-            raise ValueError(
-                "the student's weights are in float16, in which an optimizer loses small updates; load it with "
-                "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
-            )
+        check_precision(student, "student")
         will_be_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.args.non_finite_loss == "skip" and will_be_sharded:
             raise ValueError("a batch cannot be skipped if weights are sharded; set non_finite_loss='stop'")

@@ -64,7 +64,8 @@ def extract_subnet(
 
     Healing recovers much of what slicing lost; healed weights are used if they are better on held-out text, as
     `student.healing` and `healing.json` say. Healing from a checkpoint reads all of it, a layer at a time, and runs on
-    a GPU if there is one. A model in memory is healed on its own device.
+    a GPU if there is one. A model in memory is healed on its own device; weights that `device_map` offloaded are loaded
+    one at a time.
 
     Args:
         model (`PreTrainedModel`, `str` or `Path`): a super-network, a stock model of an architecture with a table or a
@@ -99,7 +100,7 @@ def extract_subnet(
         TypeError, ValueError: if an argument is unknown, or `max_shard_size` is not a size.
         CheckpointError: if a checkpoint cannot be found, is damaged or contradicts its configuration, or if weights
             contain NaN or Inf.
-        WeightsError: if the model's weights are quantized, offloaded or adapted.
+        WeightsError: if the model's weights are quantized or adapted.
         OutputError: if `output_dir` is not empty or cannot be written.
         DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer.
         HealingError: if hidden states on the calibration text contain NaN or Inf.

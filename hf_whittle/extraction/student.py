@@ -1,7 +1,7 @@
 """Build a student from the weights that a subnet keeps of a model in memory or of a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -14,11 +14,12 @@ from ..healing.config import HealingConfig, HealingReport
 from ..healing.healer import heal_weights
 from ..models.checkpoint_names import Renamed, as_stored
 from ..models.padding import padded_shape
+from ..models.placement import accelerator_or_cpu
 from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
-from ..models.source import Source
+from ..models.source import Source, source_of
 from ..models.student import student_class, student_config
-from ..models.weights import check_plain_weights, full_config, kept_weights, weight_factors
+from ..models.weights import check_plain_weights, kept_weights, weight_factors
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -98,13 +99,11 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def extract_from_memory(model: "PreTrainedModel", extraction: Extraction) -> "PreTrainedModel":
     """Extract a student from a model, on the model's device."""
     model = uncompiled(model)
-    config = full_config(model)
-    check_plain_weights(model)
-    generation_config = model.generation_config if model.can_generate() else None
-    source = Source(model.state_dict(), config, model.device, model.dtype, generation_config)
+    check_plain_weights(model, may_be_offloaded=True)
+    source = source_of(model)
     student = _extract(source, extraction, progress=extraction.progress and extraction.healing is not None)
-    student.set_attn_implementation(attention_kernel(config))
-    return student.to(model.device)
+    student.set_attn_implementation(attention_kernel(source.config))
+    return student.to(source.device)
 
 
 def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "PreTrainedModel":
@@ -112,14 +111,21 @@ def extract_from_checkpoint(checkpoint: Checkpoint, extraction: Extraction) -> "
     config, subnet, is_healed = checkpoint.config, extraction.subnet, extraction.healing is not None
     subnet.validate(config)
     student_config(config, subnet, extraction.format)  # fails before a download
-    config = as_stored(config, checkpoint)
-    weights = Renamed(checkpoint, config)
-    needed = kept_weights(config, SubnetConfig.full(config) if is_healed else subnet)
-    checkpoint.fetch([weights.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
-    device = torch.device("cuda" if torch.cuda.is_available() and is_healed else "cpu")
+    source = source_in(checkpoint)
+    stored: Any = source.weights
+    needed = kept_weights(source.config, SubnetConfig.full(config) if is_healed else subnet)
+    checkpoint.fetch([stored.stored[weight.name.format(layer=layer)] for weight, layer, _ in needed])
+    device = accelerator_or_cpu() if is_healed else torch.device("cpu")
     dtype = extraction.dtype or checkpoint.dtype  # in this order: the latter may read a tensor of any file
-    source = Source(weights, config, device, dtype, checkpoint.generation_config)
+    source = replace(source, device=device, dtype=dtype)
     return _extract(source, extraction, progress=extraction.progress).cpu()
+
+
+def source_in(checkpoint: Checkpoint) -> Source:
+    """The weights and the configuration of a checkpoint; each access reads a tensor."""
+    config = as_stored(checkpoint.config, checkpoint)
+    generation_config = checkpoint.generation_config
+    return Source(Renamed(checkpoint, config), config, torch.device("cpu"), generation_config=generation_config)
 
 
 def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:

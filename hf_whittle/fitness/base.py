@@ -68,14 +68,16 @@ class TokenFitness(Fitness):
     Raises:
         DataError: if there are no blocks.
         VocabularyError: if a token id is outside the model's vocabulary.
-        WeightsError: if the super-network's weights are quantized, offloaded or adapted.
+        WeightsError: if the super-network's weights are quantized or adapted, or offloaded where they must not be.
     """
 
     passes: ClassVar[int] = 1
     """Forward passes of an evaluation; a backward pass counts as two."""
+    may_be_offloaded: ClassVar[bool] = False
+    """Whether some of the super-network's weights need not be in memory."""
 
     def __init__(self, supernet: "SuperNetModel", blocks: "Dataset | torch.Tensor", batch_size: int = 16):
-        check_plain_weights(supernet)
+        check_plain_weights(supernet, may_be_offloaded=self.may_be_offloaded)
         self.supernet = supernet
         self.input_ids = as_input_ids(blocks, supernet.config.vocab_size)
         self.batch_size = batch_size

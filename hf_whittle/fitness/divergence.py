@@ -38,6 +38,7 @@ class KLDivergence(TokenFitness):
     """
 
     name = "kl"
+    may_be_offloaded = True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from ..healing.from_moments import student_healed_from
 from ..healing.supernet_moments import SupernetMoments
 from ..models.placement import is_sharded
 from ..models.slicing import slice_weights, student_model
-from ..models.source import Source
+from ..models.source import source_of
 from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
 from .base import TokenFitness
@@ -62,6 +62,7 @@ class HealedPerplexity(TokenFitness):
     """
 
     name = "healed-perplexity"
+    may_be_offloaded = True
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class HealedPerplexity(TokenFitness):
         """
         supernet, config = self.supernet, self.supernet.full_config
         subnet.validate(config)
-        source = Source(supernet.state_dict(), config, supernet.device)
+        source = source_of(supernet)
         healed = student_healed_from(self._moments, source, subnet, self.ridge)
         few = self.input_ids[self.rows(_JUDGED)]
         loss = cross_entropy(healed, few, self.batch_size)

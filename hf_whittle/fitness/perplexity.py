@@ -9,6 +9,7 @@ class Perplexity(TokenFitness):
     """Perplexity of a super-network's subnets on fixed tokens: the paper's fitness."""
 
     name = "perplexity"
+    may_be_offloaded = True
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         with self.supernet.active_subnet(subnet):

@@ -103,7 +103,7 @@ class Probe(Fitness):
                 "a probe trains students of its own and needs the whole super-network in each process; use perplexity "
                 "for a sharded one"
             )
-        check_plain_weights(supernet)
+        check_plain_weights(supernet, may_be_offloaded=True)
         self.supernet, self.config = supernet, config or ProbeConfig()
         vocab_size = supernet.config.vocab_size
         self.input_ids = as_input_ids(_first_blocks(train_blocks, self.config), vocab_size)
@@ -215,6 +215,11 @@ class Probe(Fitness):
 
 
 def _capped(model: "PreTrainedModel", remedy: str) -> WhittleError:
+    if model.get_output_embeddings().weight.is_meta:
+        return WhittleError(
+            f"a probe multiplies with the output matrix of the {type(model).__name__} itself, which is offloaded; keep "
+            f"it on a device by the device_map, or {remedy}"
+        )
     return WhittleError(
         f"the logits of a {type(model).__name__} are not a product with an output matrix, which a probe needs; {remedy}"
     )

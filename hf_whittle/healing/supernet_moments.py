@@ -14,7 +14,7 @@ from ..architectures.table import Weight
 from ..evaluation import evaluating
 from ..models.activations import recorded_activations
 from ..models.single_layer import SingleLayer
-from ..models.source import Source
+from ..models.source import source_of
 from ..subnet import Shape
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .moments_cost import (
@@ -76,12 +76,12 @@ class SupernetMoments:
         self.writers = tuple(weight for group in self.groups for weight in group.writers)
         self.head = output_matrix(self.config)
         self.tokens = input_ids.numel()
-        device, size = supernet.device, self.config.hidden_size
+        self._source = source_of(supernet)
+        device, size = self._source.device, self.config.hidden_size
         blocks, length = input_ids.shape
         self._blocks, self._batch_size = blocks, min(batch_size, blocks, blocks_in_batch(self.config, length))
         in_batch, limit = self._batch_size * length, _limit(device, memory)
         self.max_gap = affordable_gap(self.config, in_batch, limit, str(device))
-        self._source = Source(supernet.state_dict(), self.config, device)
         left = limit - peak_bytes(self.config, in_batch, self.max_gap)
         self._most_predictions = max(1, int(left) // (4 * size * (size + 1)))
         self._predictions: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # the last used ones
@@ -134,6 +134,7 @@ class SupernetMoments:
         with recorded_activations(supernet, [*layers[:1], *norms, *writers], layers) as activations:
             supernet.base_model(input_ids=batch, use_cache=False)
         states = [activations.inputs[layers[0]], *(activations.outputs[name] for name in layers)]
+        states = [hidden_states.to(self._source.device) for hidden_states in states]
         for layer in self.layers:
             check_hidden_states(states[layer + 1], "the super-network", layer)
         for index, hidden_states in enumerate(states):
@@ -143,9 +144,10 @@ class SupernetMoments:
         self._weights[first : first + len(batch)] = weights
         for layer in self.layers:
             inputs = [activations.inputs[module_of(weight, layer)] for weight in self.writers]
-            self._add_layer(layer, _side_by_side(inputs), states, weights.flatten()[:, None])
+            features = _side_by_side(inputs).to(self._source.device)
+            self._add_layer(layer, features, states, weights.flatten()[:, None])
         for norm, layer in norms_of_readers(self.config):
-            hidden_states = activations.inputs[str(norm).format(layer=layer)]
+            hidden_states = activations.inputs[str(norm).format(layer=layer)].to(self._source.device)
             self.normal[norm, layer].add(self._normalized(hidden_states))
 
     def _add_layer(self, layer: int, features: torch.Tensor, states: list[torch.Tensor], weights: torch.Tensor) -> None:

@@ -34,6 +34,7 @@ from ..architectures.registry import get_architecture, head_channels
 from ..architectures.table import Axis, Weight
 from ..errors import SubnetError
 from ..evaluation import cross_entropy, evaluating
+from ..models.placement import input_device, weights_of
 from ..models.rows import unsliced_sizes
 from ..models.weights import all_weights
 from ..subnet import Shape, SubnetConfig
@@ -63,11 +64,11 @@ def magnitudes(model: "PreTrainedModel") -> Arrays:
 
 def _scaling(model: "PreTrainedModel") -> Callable[[str], torch.Tensor]:
     """Gives weights of a model by name, those of norms as they scale."""
-    parameters, offset = dict(model.named_parameters()), get_architecture(model.config).norms.offset
+    weights, offset = weights_of(model), get_architecture(model.config).norms.offset
     of_norms = {weight.name.format(layer=layer) for weight, layer in model_weights(model) if weight.is_norm}
 
     def scaling(name: str) -> torch.Tensor:
-        values = parameters[name].detach().float()
+        values = weights[name].detach().float()
         return values + offset if name in of_norms else values
 
     return scaling
@@ -84,7 +85,7 @@ def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, p
         model.requires_grad_(True)
         try:
             for batch in tqdm(batches, desc="importance", unit="batch", disable=not progress):
-                loss = _loss(model, batch.to(model.device))
+                loss = _loss(model, batch.to(input_device(model)))
                 gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
                 changes = _owned(model, partial(_product, gradients, weights))
                 for key, change in changes.items():
@@ -101,7 +102,7 @@ def _product(gradients: Mapping[str, torch.Tensor], weights: Callable[[str], tor
 
 def _loss(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1)
-    return F.cross_entropy(logits.float(), batch[:, 1:].flatten())
+    return F.cross_entropy(logits.float(), batch[:, 1:].flatten().to(logits.device))
 
 
 def activations(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, progress: bool) -> Arrays:
@@ -112,7 +113,7 @@ def activations(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: i
             hooks.callback(handle.remove)
         for batch in tqdm(torch.split(input_ids, batch_size), desc="importance", unit="batch", disable=not progress):
             sums.shape = batch.shape
-            model.base_model(input_ids=batch.to(model.device), use_cache=False)
+            model.base_model(input_ids=batch.to(input_device(model)), use_cache=False)
     scores: dict[str, Any] = {key: np.float32(total / input_ids.numel()) for key, total in sums.distances.items()}
     for (key, _), total in sums.squares.items():
         scores[key] = scores.get(key, 0) + total.sqrt().numpy()
@@ -165,8 +166,8 @@ class _Activations:
             self.squares[key_of(dimension, layer), module] += entries.mean(1).square().sum(0).cpu()
 
     def _compare(self, key: str, module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        before, after = inputs[0], output[0] if isinstance(output, tuple) else output
-        self.distances[key] += (1 - F.cosine_similarity(before.float(), after.float(), dim=-1)).sum().item()
+        before, after = inputs[0].float(), (output[0] if isinstance(output, tuple) else output).float()
+        self.distances[key] += (1 - F.cosine_similarity(before.to(after.device), after, dim=-1)).sum().item()
 
 
 def removal(model: Any, input_ids: torch.Tensor, batch_size: int, progress: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..evaluation import as_input_ids
 from ..files.atomic import atomic_path
 from ..files.paths import expanded
 from ..fingerprints import fingerprint, model_fingerprint
+from ..models.placement import weights_of
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_finite, check_no_subnet, check_plain_weights
 from ..subnet import DIMENSIONS, Shape
@@ -152,14 +153,14 @@ def score_importance(
     Raises:
         ValueError: if a criterion is unknown, or `batch_size` is below 1.
         ArchitectureError: if the model has no table, or is not for causal language modeling.
-        WeightsError: if its weights are quantized, offloaded or adapted.
+        WeightsError: if its weights are quantized or adapted or, for `taylor`, offloaded.
         CheckpointError: if its weights contain NaN or Inf.
         SubnetError: if `removal` is asked of a model that is no super-network, or a subnet is active.
         DataError, VocabularyError: if the blocks are empty or not in the model's vocabulary.
     """
     _check_settings(criterion, layer_criterion, batch_size)
     model = uncompiled(model)
-    check_whole(model)
+    check_whole(model, may_be_offloaded="taylor" not in (criterion, layer_criterion))
     if layer_criterion == "removal" and not isinstance(model, SuperNetModel):
         raise SubnetError("layer_criterion='removal' runs the model without a layer: load it as a super-network")
     input_ids = as_input_ids(blocks, model.config.vocab_size)
@@ -222,9 +223,10 @@ def _score(
     return ImportanceScores(of_layers, entries, settings)
 
 
-def check_whole(model: "PreTrainedModel") -> None:
+def check_whole(model: "PreTrainedModel", *, may_be_offloaded: bool = False) -> None:
     """Raise an error unless a model is causal, has a table and finite plain weights, and no subnet is active."""
     check_no_subnet(model)
-    check_plain_weights(model)
-    for name, parameter in model.named_parameters():
-        check_finite(name, parameter)
+    check_plain_weights(model, may_be_offloaded=may_be_offloaded)
+    weights = weights_of(model)
+    for name, _ in model.named_parameters():
+        check_finite(name, weights[name])

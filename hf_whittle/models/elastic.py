@@ -13,6 +13,7 @@ from torch import nn
 
 from ..compat import version_of
 from ..errors import WeightsError
+from .placement import is_offloaded
 
 
 def take(tensor: torch.Tensor, axis: int, chosen: int | torch.Tensor | None) -> torch.Tensor:
@@ -46,7 +47,8 @@ class Elastic:
         """The slice in use of the parameter `name`; a bias is sliced as the axis of a matrix's outputs is.
 
         A gathered slice is used again until the parameter is replaced or its version counter moves. Changes through
-        `parameter.data` do not move the counter: leave the `active_subnet` block before making them.
+        `parameter.data` do not move the counter: leave the `active_subnet` block before making them. Slices of
+        offloaded parameters are not kept, since they would stay in memory with the whole parameter.
         """
         whole: torch.Tensor = getattr(self, name)
         chosen = self._chosen or ()
@@ -57,7 +59,7 @@ class Elastic:
         if torch.is_grad_enabled() or whole.is_inference():
             self._gathered = None
             return _take_all(whole, chosen)
-        if not any(map(torch.is_tensor, chosen)):
+        if not any(map(torch.is_tensor, chosen)) or is_offloaded(self):  # type: ignore[arg-type]
             return _take_all(whole, chosen)
         if self._gathered is None:
             self._gathered = {}

@@ -1,7 +1,7 @@
 """Weights that are sharded over processes or offloaded, and the device of a model."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,21 +40,43 @@ def check_can_be_gathered(model: Any) -> None:
         )
 
 
-def check_not_offloaded(model: nn.Module) -> None:
-    """Raise `WeightsError` if accelerate has offloaded a module of a model, which could not be trained."""
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate has offloaded a module's own weights, and loads them for each of its forward passes."""
     from accelerate.utils import has_offloaded_params
 
-    name = next((name for name, module in model.named_modules() if has_offloaded_params(module)), None)
+    return has_offloaded_params(module)
+
+
+def check_not_offloaded(model: nn.Module) -> None:
+    """Raise `WeightsError` if accelerate has offloaded a module of a model, which could not be trained."""
+    name = next((name for name, module in model.named_modules() if is_offloaded(module)), None)
     if name is not None:
         raise WeightsError(f"{name} {OFFLOADED}")
 
 
+def accelerator_or_cpu() -> torch.device:
+    """The accelerator if there is one that has double precision, which healing needs; else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None or found.type == "mps" else found
+
+
+def is_placed(model: Any) -> bool:
+    """Whether a model must stay where it is: sharded, quantized, offloaded or placed by a device map."""
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    return bool(
+        is_sharded(model) or offloaded or getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+    )
+
+
+def running_device(module: Any) -> torch.device:
+    """The device that runs a module with a weight, whether that lies there or is offloaded."""
+    device: torch.device = module.weight.device
+    return torch.device(execution_device(module)) if is_offloaded(module) else device
+
+
 def input_device(model: Any) -> torch.device:
-    """The device on which a model reads tokens; if its embedding is offloaded, the device that runs it."""
-    embedding = model.get_input_embeddings()
-    if not embedding.weight.is_meta:
-        return embedding.weight.device
-    return torch.device(execution_device(embedding))
+    """The device on which a model reads tokens."""
+    return running_device(model.get_input_embeddings())
 
 
 @contextlib.contextmanager
@@ -74,3 +96,31 @@ def whole_tensor(model: Any, name: str, tensor: Any) -> Iterator[torch.Tensor]:
             stack.enter_context(align_module_device(model.get_submodule(module)))
             tensor = getattr(model.get_submodule(module), attribute)
         yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class _LoadedWeights(Mapping[str, torch.Tensor]):
+    """The tensors of a model's state dict; those that are offloaded are loaded at each access, and not kept."""
+
+    def __init__(self, model: Any):
+        self._model, self._tensors = model, model.state_dict()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._tensors[name]
+        if not tensor.is_meta:
+            return tensor
+        with whole_tensor(self._model, name, tensor) as loaded:
+            return loaded
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def weights_of(model: Any) -> Mapping[str, torch.Tensor]:
+    """The weights of a model by name, offloaded ones included."""
+    return _LoadedWeights(model)

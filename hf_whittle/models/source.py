@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .placement import input_device, weights_of
+from .weights import full_config
+
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,12 @@ class Source:
             layer (`int`, *optional*, defaults to 0): index of the layer.
         """
         return self.weights[name.format(layer=layer)].detach().to(self.device, torch.float32)
+
+
+def source_of(model: "PreTrainedModel") -> Source:
+    """The weights and the configuration of a whole model, offloaded weights included.
+
+    Computations run where the model reads tokens.
+    """
+    generation_config = model.generation_config if model.can_generate() else None
+    return Source(weights_of(model), full_config(model), input_device(model), model.dtype, generation_config)

@@ -18,6 +18,7 @@ from ..errors import ArchitectureError, SubnetError, WeightsError
 from ..files.sources import commit_of
 from ..subnet import Shape, SubnetConfig
 from .elastic import make_elastic, make_rotary_elastic
+from .placement import running_device
 from .portable import make_portable
 from .rows import KeptRows
 from .student import student_class, student_config
@@ -133,12 +134,12 @@ class SuperNetModel(PreTrainedModel):
 
         Raises:
             SubnetError: if the subnet does not fit the super-network.
-            WeightsError: if a weight is quantized, offloaded or adapted.
+            WeightsError: if a weight is quantized or adapted.
         """
         subnet.validate(self.full_config)
         sliced = self._make_elastic()
         for weight, layer, module in sliced:
-            check_plain(weight.name.format(layer=layer), module.weight)
+            check_plain(weight.name.format(layer=layer), module.weight, may_be_offloaded=True)
         before = self._active
         try:
             self._activate(subnet, sliced)
@@ -259,7 +260,8 @@ class SuperNetModel(PreTrainedModel):
             module.chosen = None
             if rows is not None and (layer is None or layer in positions):
                 position = None if layer is None else positions[layer]
-                module.chosen = tuple(rows(axis, position, module.weight.device) for axis in weight.axes)
+                device = running_device(module)
+                module.chosen = tuple(rows(axis, position, device) for axis in weight.axes)
         if self._rotary is not None:
             self._rotary.chosen = None if rows is None else rows.rotated()
         self._active, self._full_config = subnet, None if subnet is None else full

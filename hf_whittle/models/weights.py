@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
-from ..compat import has_tied_weights, uncompiled, whole_shape
+from ..compat import tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape, SubnetConfig
-from .placement import OFFLOADED, is_shard
+from .placement import OFFLOADED, is_shard, weights_of
 from .rows import unsliced_sizes
 
 Factors = tuple[tuple[int, ...], ...]
@@ -25,15 +25,16 @@ _WHAT_TO_DO = (
 )
 
 
-def check_plain_weights(model: Any) -> None:
-    """Raise an error unless slices of a model can be taken: its weights are those of the table, plain and in memory.
+def check_plain_weights(model: Any, *, may_be_offloaded: bool = False) -> None:
+    """Raise an error unless slices of a model can be taken: its weights are those of the table, and plain.
 
     Args:
         model (`PreTrainedModel`): a super-network, a stock model or a student.
+        may_be_offloaded (`bool`, *optional*, defaults to `False`): whether weights need not be in memory.
 
     Raises:
-        WeightsError: if a weight is quantized, offloaded, adapted, not in the table, or of another shape than the
-            configuration says.
+        WeightsError: if a weight is quantized, adapted, not in the table, of another shape than the configuration says,
+            or offloaded where it must not be.
         ArchitectureError: if a weight is missing, or the architecture has no table.
     """
     model = uncompiled(model)
@@ -45,7 +46,7 @@ def check_plain_weights(model: Any) -> None:
     expected = {weight.name.format(layer=layer): (weight, layer) for weight, layer in all_weights(config)}
     _check_names(type(model).__name__, parameters.keys(), expected.keys())
     for name, (weight, layer) in expected.items():
-        check_plain(name, parameters[name])
+        check_plain(name, parameters[name], may_be_offloaded)
         size = whole_shape(parameters[name])
         stated = weight_shape(weight, config, shape, layer or 0)
         if size != stated:
@@ -53,7 +54,7 @@ def check_plain_weights(model: Any) -> None:
                 f"{name} has the shape {size}, the configuration says {stated}; change sizes of the vocabulary with "
                 "resize_token_embeddings, or load the model again"
             )
-    _check_sharing(config, table.weights, parameters)
+    _check_sharing(config, table.weights, parameters, weights_of(model))
 
 
 def _check_names(model: str, names: Set[str], expected: Set[str]) -> None:
@@ -76,27 +77,41 @@ def check_no_subnet(model: Any) -> None:
         raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 
-def check_plain(name: str, parameter: torch.Tensor) -> None:
-    """Raise `WeightsError` unless a parameter is a plain floating-point tensor in memory, or a shard of one."""
+def check_plain(name: str, parameter: torch.Tensor, may_be_offloaded: bool = False) -> None:
+    """Raise `WeightsError` unless a parameter is a plain floating-point tensor in memory, or a shard of one.
+
+    Args:
+        name (`str`): its name, for an error.
+        parameter (`torch.Tensor`): the parameter.
+        may_be_offloaded (`bool`, *optional*, defaults to `False`): whether it need not be in memory.
+    """
     plain = type(parameter.detach()) is torch.Tensor or is_shard(parameter)
     if not plain or not parameter.is_floating_point() or parameter.element_size() < 2:
         kind = f"{type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
         raise WeightsError(f"{name} is a {kind}; {_WHAT_TO_DO}")
-    if parameter.is_meta:
+    if parameter.is_meta and not may_be_offloaded:
         raise WeightsError(f"{name} {OFFLOADED}")
 
 
 def _check_sharing(
-    config: PreTrainedConfig, weights: tuple[Weight, ...], parameters: Mapping[str, torch.Tensor]
+    config: PreTrainedConfig,
+    weights: tuple[Weight, ...],
+    parameters: Mapping[str, torch.Tensor],
+    loaded: Mapping[str, torch.Tensor],
 ) -> None:
     for weight in weights:
         if weight.is_shared(config):
-            own, shared = parameters[weight.name], parameters[embedding(config).name]
-            if own is not shared and not is_shard(own) and not torch.equal(own, shared):
+            names = weight.name, embedding(config).name
+            own, shared = (parameters[name] for name in names)
+            if own is not shared and not is_shard(own) and not _equal(*(loaded[name] for name in names)):
                 raise WeightsError(
                     f"the configuration says {weight.shared_if}, and {weight.name} is another matrix than "
                     f"{embedding(config).name}; set model.config.{weight.shared_if} = False"
                 )
+
+
+def _equal(own: torch.Tensor, shared: torch.Tensor) -> bool:
+    return torch.equal(own, shared.to(own.device))
 
 
 def all_weights(config: PreTrainedConfig) -> Iterator[tuple[Weight, int | None]]:
@@ -187,7 +202,7 @@ def load_whole(load: Callable[..., Any], source: Any, *args: Any, **options: Any
     _check_complete(info, where, any_size)
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
-    if getattr(model.config, "tie_word_embeddings", False) and not has_tied_weights(model):
+    if getattr(model.config, "tie_word_embeddings", False) and not tied_weights(model):
         head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
         if head is not None and head.weight is not tokens.weight:
             model.config.tie_word_embeddings = False

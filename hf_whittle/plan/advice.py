@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
 
 
+_FULL = (None, "float32")
+"""Precisions of a model in a recipe that 16 bits would halve."""
+
+
 def problem_of(
     stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks, args: "DistillationConfig | None" = None
 ) -> Problem | None:
@@ -56,6 +60,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         saved = memory.optimizer - memory.optimizer // 4
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
+        changes += _of_teacher(recipe)
         changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
     return [*changes, f"a smaller bin, or a device with more memory{alone}"]
@@ -108,6 +113,10 @@ def _of_search(stage: StagePlan, available: int, recipe: "Recipe", blocks: Block
             f"search.fitness: perplexity, which takes no moments ({in_words(memory.moments)}), or in Python "
             "HealedPerplexity(memory=...)"
         )
+    if recipe.supernet_loading.dtype in _FULL:
+        changes.append("supernet_options.dtype: bfloat16, which halves the super-network")
+    if recipe.supernet_loading.device_map is None:
+        changes.append("supernet_options.device_map: auto, which keeps on the CPU what does not fit")
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
@@ -120,11 +129,25 @@ def _of_healing(stage: StagePlan, available: int, recipe: "Recipe", blocks: Bloc
     changes = [f"heal.batch_size: {batch}"] if batch > 0 else []
     if memory.weights < available:
         changes.append("heal: false")
+    if recipe.supernet_loading.is_whole:
+        changes.append("supernet_options.dtype: bfloat16: the student is then made from files, a layer at a time")
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
 def _of_others(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
-    return ["data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
+    changes = _of_teacher(recipe) if stage.memory.weights > available // 2 else []
+    if stage.name == "teacher" and stage.memory.weights < available:
+        changes.insert(0, "training.per_device_eval_batch_size: a smaller one")
+    return [*changes, "data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
+
+
+def _of_teacher(recipe: "Recipe") -> list[str]:
+    """Changes that make the teacher smaller."""
+    if recipe.teacher_loading.dtype in _FULL:
+        return ["teacher_options.dtype: bfloat16, which halves the teacher"]
+    if recipe.teacher_loading.quantization_config is None:
+        return ["teacher_options.quantization_config: {load_in_4bit: true}, with supernet_options of its own"]
+    return []
 
 
 def in_words(size: float) -> str:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PreTrainedConfig
 
-from ..cost.counts import num_parameters
 from ..errors import WhittleError
 from ..healing.config import HealingConfig, held_out_blocks
 from ..healing.moments_cost import affordable_gap, blocks_in_batch, feature_widths, peak_bytes, products
@@ -14,6 +14,7 @@ from ..healing.parts import projections
 from .blocks import Blocks
 from .facts import Memory
 from .fitnesses import Fitnesses
+from .loaded import Loaded, largest_layer, loaded
 from .students import Students
 from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
 
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
 
 _FREE = 0.95
 """Share of the free memory that moments may take."""
-_OF_TEACHER = 16
-"""Blocks at a time when the teacher's perplexity is measured."""
+SLICED = ("perplexity", "kl")
+"""Fitnesses that run the super-network alone, in its own precision."""
 
 
 @dataclass(frozen=True)
 class Memories:
     """Memory of each stage.
 
-    All models that a run has loaded stay on the device: the super-network, and from the training on the teacher.
+    Models are freed when no later stage needs them: a super-network of its own after the extraction, and the teacher
+    after the student's training. One that is not in single precision on one device is freed before the extraction.
 
     Args:
         recipe (`Recipe`): the recipe.
@@ -52,13 +54,27 @@ class Memories:
     draws: int | None = None
 
     @cached_property
-    def _supernet(self) -> int:
-        return 4 * num_parameters(self.students.config)
+    def loaded_supernet(self) -> Loaded:
+        """The super-network as it is loaded."""
+        return loaded(self.students.config, self.recipe.supernet_loading, self.available, self.on_cpu)
 
     @cached_property
+    def loaded_teacher(self) -> Loaded:
+        """The teacher as it is loaded."""
+        return loaded(self.teacher, self.recipe.teacher_loading, self.available, self.on_cpu)
+
+    @property
     def _models(self) -> int:
-        """Bytes of super-network and teacher, which are one model unless the recipe names both."""
-        return self._supernet + (4 * num_parameters(self.teacher) if self.recipe.supernet else 0)
+        """Bytes of super-network and teacher, which may be one model."""
+        apart = 0 if self.recipe.is_one_model else self.loaded_teacher.on_device
+        return self.loaded_supernet.on_device + apart
+
+    @property
+    def _extracted_from(self) -> int:
+        """Bytes of the super-network while the student is extracted and healed: all, or what is read of its files."""
+        if self.recipe.supernet_loading.is_whole:
+            return self.loaded_supernet.on_device
+        return largest_layer(self.students.config)
 
     @property
     def _student(self) -> int:
@@ -70,7 +86,7 @@ class Memories:
 
         1 where even that does not fit.
         """
-        free = _FREE * (self.available - self._supernet)
+        free = _FREE * (self.available - self.loaded_supernet.on_device)
         try:
             return affordable_gap(self.students.config, self._gathered, free, "the device")
         except WhittleError:
@@ -84,22 +100,25 @@ class Memories:
 
     def teacher_evaluation(self) -> Memory:
         """Memory of measuring the teacher's perplexity."""
-        logits = cross_entropy_memory(self.teacher, min(_OF_TEACHER, self.blocks.test), self.blocks.size)
-        return Memory(weights=self._models, logits=logits, peak=self._models + logits)
+        dtype, weights = self.loaded_teacher.dtype, self.loaded_teacher.on_device
+        batch = self.recipe.training_arguments(self.recipe.output_dir).per_device_eval_batch_size
+        logits = cross_entropy_memory(self.teacher, min(batch, self.blocks.test), self.blocks.size, dtype)
+        return Memory(weights=weights, logits=logits, peak=weights + logits)
 
     def search(self, fitnesses: Fitnesses) -> Memory:
         """Memory of the search."""
         name, config = self.recipe.search.fitness, self.students.config
         batch = min(self.recipe.search.batch_size, self.blocks.search)
-        logits = cross_entropy_memory(config, batch, self.blocks.size)
-        weights = self._models if name in ("kl", "probe", "staged") else self._supernet
+        dtype = self.loaded_supernet.dtype if name in SLICED else torch.float32
+        logits = cross_entropy_memory(config, batch, self.blocks.size, dtype)
+        weights = self._models if name in ("kl", "probe", "staged") else self.loaded_supernet.on_device
         moments = activations = 0
         if fitnesses.heals(name):
             weights += 2 * self._student  # of a candidate, and as a model
             moments = 4 * products(config, self.max_gap) + self._solving(max(feature_widths(config)))
             activations = peak_bytes(config, self._gathered, self.max_gap) - 4 * products(config, self.max_gap)
-        if name == "kl" and self.on_cpu:  # in half precision; a candidate copies its share
-            activations = 2 * 2 * self.blocks.search * self.blocks.size * config.vocab_size
+        if name == "kl" and self.on_cpu:  # in half precision
+            activations = 2 * self.blocks.search * self.blocks.size * config.vocab_size
         if name in ("probe", "staged"):
             return self._probing(fitnesses, weights, moments, logits)
         peak = weights + moments + max(activations, logits) if moments else weights + activations + logits
@@ -142,22 +161,22 @@ class Memories:
         logits = cross_entropy_memory(
             self.students.student_config, min(settings.batch_size, held_out), self.blocks.size
         )
-        weights = self._supernet + 3 * self._student  # as sliced, as healed, and the model that is judged
+        weights = self._extracted_from + 3 * self._student  # as sliced, as healed, and the model that is judged
         peak = weights + max(moments + activations, logits)
         return Memory(weights=weights, moments=moments, activations=activations, logits=logits, peak=peak)
 
     def extraction(self) -> Memory:
         """Memory of extracting the student as sliced."""
-        weights = self._supernet + self._student
+        weights = self._extracted_from + self._student
         return Memory(weights=weights, peak=weights)
 
     def training(self, args: "DistillationConfig") -> Memory:
         """Memory of a training: of a step, or of an evaluation if that takes more."""
         step = Step(args, self.blocks.size, self.draws, self.on_cpu)
         teacher = self.teacher if args.has_teacher and self.draws is None else None
-        found: StepMemory = step.memory(self.students.student_config, teacher)
+        found: StepMemory = step.memory(self.students.student_config, teacher, self.loaded_teacher.dtype)
         evaluation = step.evaluation(self.students.student_config) if text_of(args.eval_strategy) != "no" else 0
-        weights = self._models + self._student
+        weights = self._student + (0 if teacher is None else self.loaded_teacher.on_device)
         optimizer = optimizer_bytes(args, self.students.parameters)
         return Memory(
             weights=weights,

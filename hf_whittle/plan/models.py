@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
 from ..architectures.registry import is_whittle
-from ..compat import attention_kernel, set_attention_kernel
+from ..compat import attention_kernel, from_config, set_attention_kernel
 from ..models.student import student_class, student_config
 from ..subnet import SubnetConfig
 
@@ -37,14 +37,14 @@ def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Te
 AttentionInterface.register(_FUSED, _attend)
 
 
-def build(config: PreTrainedConfig) -> Any:
-    """A model of a configuration in single precision, whose attention computes nothing unless it is eager."""
+def build(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """A model of a configuration, whose attention computes nothing unless it is eager."""
     config = copy.deepcopy(config)
     if attention_kernel(config) != "eager":
         set_attention_kernel(config, _FUSED)
     if is_whittle(config.model_type):
-        return student_class(config)(config)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return from_config(student_class(config), config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def shallow(config: PreTrainedConfig, subnet: SubnetConfig) -> Any:

@@ -1,6 +1,7 @@
 """The plan of a recipe, from configurations alone."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,15 @@ from ..run.inputs import load_config
 from ..run.preflight import check_vocabularies
 from ..run.search_inputs import make_space_of
 from ..subnet import SubnetConfig
-from .advice import problem_of
+from .advice import in_words, problem_of
 from .blocks import Blocks
 from .devices import Device, find_device, measure_device
 from .disk import Disk
 from .facts import Memory, Plan, StagePlan
 from .fitnesses import Fitnesses
 from .healing import most_healing_flops
-from .memory import Memories
+from .loaded import Loaded
+from .memory import SLICED, Memories
 from .searching import candidates_of, likely_flops, search_cost
 from .students import Students
 from .training_memory import text_of
@@ -204,6 +206,7 @@ class _Planner:
             if is_sliced
             else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),
             disk=self._disk.search(self.fitnesses.heals(self.recipe.search.fitness)),
+            precision=_precision(self.memories.loaded_supernet, self.recipe.search.fitness in SLICED),
         )
 
     def _healing(self) -> StagePlan:
@@ -219,22 +222,22 @@ class _Planner:
     def _teacher(self) -> StagePlan:
         tokens = self.blocks.test * self.blocks.size
         flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
-        return StagePlan(
-            "teacher", tokens, flops, False, self.memories.teacher_evaluation(), num_parameters(self.teacher)
-        )
+        memory, precision = self.memories.teacher_evaluation(), _precision(self.memories.loaded_teacher)
+        return StagePlan("teacher", tokens, flops, False, memory, num_parameters(self.teacher), precision=precision)
 
     def _store(self, args: "DistillationConfig") -> StagePlan:
         """The store of targets; one that is there costs nothing more."""
-        weights = 4 * num_parameters(self.teacher)
         if self.store is not None:
+            weights = self.memories.loaded_teacher.on_device
             size = self.store.blocks * self.store.block_size
             return StagePlan("store", size, 0, False, Memory(weights=weights, peak=weights))
         blocks = self.blocks.train or self._trained_blocks(args)[1]
         tokens = blocks * self.blocks.size
         flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
         disk = tokens * Samples(self.teacher.vocab_size).bytes_per_token
-        memory = self.memories.teacher_evaluation()
-        return StagePlan("store", tokens, flops, False, memory, num_parameters(self.teacher), disk=disk)
+        memory, precision = self.memories.teacher_evaluation(), _precision(self.memories.loaded_teacher)
+        parameters = num_parameters(self.teacher)
+        return StagePlan("store", tokens, flops, False, memory, parameters, disk=disk, precision=precision)
 
     def _trained_blocks(self, args: "DistillationConfig") -> tuple[int, int]:
         """Steps of a training, and blocks that it reads."""
@@ -277,6 +280,10 @@ class _Planner:
             notes.append(self._note_on_stream())
         elif not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
+        models = {"super-network": self.memories.loaded_supernet}
+        if not self.recipe.is_one_model:
+            models["teacher"] = self.memories.loaded_teacher
+        notes += [note for name, model in models.items() for note in _notes_of(name, model)]
         if self.recipe.teacher_store is not None and self.store is None:
             notes.append("The store does not exist; hf-whittle store-logits writes it before the run.")
         if hours["search"] > hours["student"]:
@@ -285,6 +292,22 @@ class _Planner:
                 "search.score_share, shorten it."
             )
         return notes
+
+
+def _precision(model: Loaded, is_run: bool = True) -> str:
+    """Precision of the products of a stage that runs a loaded model, or else one in single precision."""
+    return "bf16" if is_run and model.is_in_16_bits else "fp32"
+
+
+def _notes_of(name: str, model: Loaded) -> Iterator[str]:
+    """What a plan does not know about a loaded model."""
+    if not model.is_known:
+        yield f"The bits of the {name}'s quantizer are not known; it is planned as if it were not quantized."
+    if model.offloaded:
+        yield (
+            f"{in_words(model.offloaded)} of the {name} do not lie on the device and are copied there in each forward "
+            "pass; the hours leave that out."
+        )
 
 
 def _evaluations(args: "DistillationConfig", steps: int) -> int:

@@ -92,11 +92,13 @@ class Step:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16 or self.args.fp16):
             yield
 
-    def memory(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> StepMemory:
-        """Memory of the step, for a student that learns from a teacher, or from text alone without one."""
+    def memory(
+        self, student: PreTrainedConfig, teacher: PreTrainedConfig | None, dtype: torch.dtype = torch.float32
+    ) -> StepMemory:
+        """Memory of the step, for a student that learns from a teacher of a `dtype`, or from text alone without one."""
         batch = self.args.train_batch_size
         with rehearse(rows=2 * self.chunk) as rehearsal:
-            trained, of_teacher = self._trained(student), None if teacher is None else build(teacher).eval()
+            trained, of_teacher = self._trained(student), None if teacher is None else build(teacher, dtype).eval()
             input_ids = torch.zeros(batch, self.block_size, dtype=torch.long)
             start = rehearsal.begin()
             for _ in range(min(2, self.args.gradient_accumulation_steps)):
@@ -185,10 +187,12 @@ def _head(model: Any) -> OutputLayer | None:
     return None if scale is None else OutputLayer(model.get_output_embeddings(), scale)
 
 
-def cross_entropy_memory(config: PreTrainedConfig, blocks: int, block_size: int) -> int:
+def cross_entropy_memory(
+    config: PreTrainedConfig, blocks: int, block_size: int, dtype: torch.dtype = torch.float32
+) -> int:
     """Bytes beside weights of evaluating a model on so many blocks at a time."""
     with rehearse() as rehearsal:
-        model = build(config)
+        model = build(config, dtype)
         input_ids = torch.zeros(blocks, block_size, dtype=torch.long)
         start = rehearsal.restart()
         cross_entropy(model, input_ids, blocks)

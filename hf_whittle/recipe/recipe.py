@@ -11,6 +11,7 @@ from ..files.text import write_text
 from ..files.yaml import as_yaml, read_yaml
 from ..healing.config import HealingConfig
 from .data import DataSection
+from .loading import LoadingSection
 from .parsing import parse
 from .sections import BinSection, SearchSection, SpaceSection
 from .training import parse_baseline, parse_training, training_arguments
@@ -40,6 +41,8 @@ class Recipe:
         baseline (`bool` or `dict`, *optional*, defaults to `False`): whether to train the same architecture from random
             initialization on the same tokens too; a mapping has the fields of `DistillationConfig` in which that
             training differs, such as the learning rate that is best for it.
+        teacher_options, supernet_options (`LoadingSection`): how these models are loaded. Without `supernet`, one of
+            them stands for both, so that one model is loaded; if they differ, the teacher is loaded twice.
     """
 
     teacher: str
@@ -53,6 +56,8 @@ class Recipe:
     teacher_store: str | None = None
     heal: bool | HealingConfig = True
     baseline: bool | dict[str, Any] = False
+    teacher_options: LoadingSection = field(default_factory=LoadingSection)
+    supernet_options: LoadingSection = field(default_factory=LoadingSection)
 
     def __post_init__(self) -> None:
         self.teacher, self.output_dir = expanded(self.teacher), expanded(self.output_dir)
@@ -85,12 +90,39 @@ class Recipe:
                 "teacher_store: a store holds targets of blocks on disk, which streamed text does not become; set "
                 "data.streaming to false, or leave teacher_store out"
             )
+        recipe._check_loading()
         recipe.training = parse_training(recipe.training)
         recipe._check_training("training", {})
         if isinstance(recipe.baseline, dict):
             recipe.baseline = parse_baseline(recipe.baseline)
             recipe._check_training("baseline", recipe.baseline)
         return recipe
+
+    def _check_loading(self) -> None:
+        if self.supernet_loading.quantization_config is not None:
+            section = "teacher" if self.supernet_options.is_default else "supernet"
+            raise RecipeError(
+                f"{section}_options.quantization_config: no slice of a quantized super-network can be run, and the "
+                "recipe extracts from this model; quantize the teacher alone with teacher_options, and load the "
+                "super-network with supernet_options: {dtype: bfloat16}"
+            )
+
+    @property
+    def teacher_loading(self) -> LoadingSection:
+        """How the teacher is loaded."""
+        is_given = self.supernet is not None or not self.teacher_options.is_default
+        return self.teacher_options if is_given else self.supernet_options
+
+    @property
+    def supernet_loading(self) -> LoadingSection:
+        """How the super-network is loaded."""
+        is_given = self.supernet is not None or not self.supernet_options.is_default
+        return self.supernet_options if is_given else self.teacher_options
+
+    @property
+    def is_one_model(self) -> bool:
+        """Whether teacher and super-network are one model in memory."""
+        return self.supernet is None and self.teacher_loading == self.supernet_loading
 
     def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
         try:

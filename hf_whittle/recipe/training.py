@@ -34,6 +34,7 @@ def parse_training(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("load_best_model_at_end", "save_only_model"):
         if values.get(name):
             raise RecipeError(f"training.{name}: a run publishes its last step and resumes exactly; leave it out")
+    _check_teacher_arguments(values, "training")
     for name in values:
         if name == "push_to_hub" or str(name).startswith("hub_"):
             raise RecipeError(
@@ -45,6 +46,7 @@ def parse_training(values: dict[str, Any]) -> dict[str, Any]:
 
 def parse_baseline(values: dict[str, Any]) -> dict[str, Any]:
     """Check the names and types of the section `baseline`."""
+    _check_teacher_arguments(values, "baseline")
     parsed = parse_values(_fields(), values, "baseline")
     for name in ("beta", "hidden_weight", "load_best_model_at_end", "save_only_model"):
         if name in parsed:
@@ -52,13 +54,19 @@ def parse_baseline(values: dict[str, Any]) -> dict[str, Any]:
     return parsed
 
 
+def _check_teacher_arguments(values: dict[str, Any], where: str) -> None:
+    if values.get("teacher_model_init_kwargs") is not None:
+        raise RecipeError(
+            f"{where}.teacher_model_init_kwargs: a run loads its teacher once for all stages; give teacher_options"
+        )
+
+
 def training_arguments(section: dict[str, Any], folder: str | Path, **overrides: Any) -> "DistillationConfig":
     """Arguments of a training into a folder: the defaults of a run, the values of the section, then overrides."""
-    import torch
-
     from ..distillation.config import DistillationConfig
+    from ..models.placement import accelerator_or_cpu
 
-    values = {**TRAINING_DEFAULTS, "use_cpu": not torch.cuda.is_available(), **section, **overrides}
+    values = {**TRAINING_DEFAULTS, "use_cpu": accelerator_or_cpu().type == "cpu", **section, **overrides}
     args = DistillationConfig(**values, output_dir=str(folder))
     use_one_gpu(args)
     for name in ("eval_steps", "save_steps", "logging_steps"):

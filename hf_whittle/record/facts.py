@@ -76,11 +76,13 @@ class TeacherFacts(SourceFacts):
         parameters (`int`, *optional*): its parameters.
         perplexity (`float`, *optional*): its perplexity on the test text.
         test_tokens (`int`, *optional*): tokens of that text.
+        precision (`str`, *optional*): precision in which it was run, if not single, such as `"bfloat16, 4 bits"`.
     """
 
     parameters: int | None = None
     perplexity: float | None = None
     test_tokens: int | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,18 @@ def checkpoint_facts(config: PreTrainedConfig) -> SourceFacts:
     return SourceFacts(name=folder.name, **(_inherited(card) if card.is_file() else {}))
 
 
+def precision_of(model: Any) -> str | None:
+    """The precision of a loaded model in words; `None` if it is single."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    words = [] if dtype == "float32" else [dtype]
+    if getattr(model, "is_quantized", False):
+        config = model.config.quantization_config
+        settings = config if isinstance(config, dict) else config.to_dict()
+        bits = next((number for number in (4, 8) if settings.get(f"load_in_{number}bit")), None)
+        words.append(f"{bits} bits" if bits else f"quantized by {settings['quant_method']}")
+    return ", ".join(words) or None
+
+
 def with_license(source: SourceFacts, token: str | bool | None = None) -> SourceFacts:
     """The facts with license and language from the checkpoint's card on the Hub, if the license is not known."""
     if not source.on_hub or source.license:

@@ -15,12 +15,13 @@ from ..search.result import CANDIDATES_FILE
 BASELINE_RECORD = Path("stages", "baseline-settings.json")
 """The section `baseline` as it was when its training began."""
 
-_SEARCH = ("teacher", "supernet", "data", "bin", "space", "search", "probe")
+_MODELS = ("teacher", "supernet", "teacher_options", "supernet_options")
+_SEARCH = (*_MODELS, "data", "bin", "space", "search", "probe")
 _STUDENT = (*_SEARCH, "heal", "training", "teacher_store")
 DEPENDS_ON = {
     "search": _SEARCH,
     "initial": (*_SEARCH, "heal"),
-    "teacher": ("teacher", "data"),
+    "teacher": ("teacher", "teacher_options", "data"),
     "student": _STUDENT,
     "baseline": (*_STUDENT, "baseline"),
 }
@@ -94,6 +95,8 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
     del sections["data"]["num_proc"]  # the blocks do not depend on it
     for source in (sections["data"], *(sections["data"]["sources"] or ())):
         del source["dataset_revision"]  # fingerprints compare the text itself
+    for name, loading in (("teacher", recipe.teacher_loading), ("supernet", recipe.supernet_loading)):
+        sections[f"{name}_options"] = loading.determining
     sections["training"] = _training(sections["training"])
     if isinstance(sections["baseline"], dict):
         sections["baseline"] = _training(sections["baseline"], defaults={})

@@ -1,5 +1,7 @@
 """Inputs of a run: everything that a recipe names, loaded when it is first asked for."""
 
+import contextlib
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +15,9 @@ from ..architectures.registry import check_model_type
 from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
+from ..extraction.checkpoint import Checkpoint
+from ..models.checkpoint_names import as_stored
+from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
@@ -73,34 +78,77 @@ class Inputs:
         """The device of the trainings."""
         return self.recipe.training_arguments(self.recipe.output_dir).device
 
+    @property
+    def supernet_name(self) -> str:
+        """The checkpoint of the super-network."""
+        return self.recipe.supernet or self.recipe.teacher
+
     @cached_property
-    def supernet(self) -> SuperNetModel:
-        """The super-network, in single precision.
+    def supernet_config(self) -> PreTrainedConfig:
+        """Configuration of the super-network, as the loaded model has it.
 
         Raises:
             VocabularyError: if its tokenizer has more tokens than it has embeddings.
             DataError: if it has fewer positions than a block has tokens.
         """
-        name, block_size = self.recipe.supernet or self.recipe.teacher, self.recipe.data.block_size
-        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, name, dtype=torch.float32)
-        if len(self.tokenizer) > supernet.config.vocab_size:
+        name, block_size = self.supernet_name, self.recipe.data.block_size
+        config = load_config(name)
+        with contextlib.suppress(CheckpointError):  # weights that are not in safetensors are as the configuration says
+            config = as_stored(config, Checkpoint(name))
+        if len(self.tokenizer) > config.vocab_size:
             raise VocabularyError(
                 f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
-                f"{supernet.config.vocab_size} embeddings; use the model's own tokenizer"
+                f"{config.vocab_size} embeddings; use the model's own tokenizer"
             )
-        longest = supernet.config.max_position_embeddings
+        longest = config.max_position_embeddings
         if block_size > longest:
             raise DataError(f"block_size {block_size} exceeds the {longest} positions of {name}; use smaller blocks")
-        return supernet.to(self.device)
+        return config
+
+    @cached_property
+    def teacher_config(self) -> PreTrainedConfig:
+        """Configuration of the teacher."""
+        return load_config(self.recipe.teacher) if self.recipe.supernet else self.supernet_config
+
+    @cached_property
+    def supernet(self) -> SuperNetModel:
+        """The super-network, loaded as the recipe says."""
+        _ = self.supernet_config  # raises before weights are loaded
+        arguments = self.recipe.supernet_loading.arguments
+        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, self.supernet_name, **arguments)
+        return supernet if is_placed(supernet) else supernet.to(self.device)
+
+    def free_supernet(self) -> None:
+        """Free the memory of the super-network; it is loaded again where it is needed."""
+        self.__dict__.pop("supernet", None)
+        free_memory()
+
+    def source_of_students(self) -> dict[str, Any]:
+        """Arguments of `extract_subnet` that say what a student is extracted from, in single precision.
+
+        A super-network that is not in memory in single precision is freed, and students are extracted from its files.
+        """
+        if self.recipe.supernet_loading.is_whole:
+            return {"model": self.supernet}
+        self.free_supernet()
+        return {"model": self.supernet_name, "dtype": torch.float32}
 
     def load_teacher(self) -> PreTrainedModel:
         """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees.
 
         A teacher that trainings shard is never the super-network, which stays whole.
         """
-        if not self.recipe.supernet and not shards_models(self.recipe.training_arguments(self.recipe.output_dir)):
+        if self.recipe.is_one_model and not shards_models(self.recipe.training_arguments(self.recipe.output_dir)):
             return self.supernet
-        return load_checkpoint(load_teacher, self.recipe.teacher, options={"dtype": torch.float32}).to(self.device)
+        teacher = load_checkpoint(load_teacher, self.recipe.teacher, options=self.recipe.teacher_loading.arguments)
+        return teacher if is_placed(teacher) else teacher.to(self.device)
+
+
+def free_memory() -> None:
+    """Give memory of objects that nothing refers to back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..cost.counts import flops_per_token, training_flops_per_token
 from ..files.atomic import remove_folder
@@ -59,18 +59,18 @@ def calibration_cost(inputs: Inputs) -> dict[str, int]:
     passes = 4 if criterion == "taylor" else 1
     return {
         "tokens": tokens,
-        "flops": passes * tokens * flops_per_token(inputs.supernet.config, sequence_length=length),
+        "flops": passes * tokens * flops_per_token(inputs.supernet_config, sequence_length=length),
     }
 
 
 def healing_cost(inputs: Inputs, subnet: SubnetConfig, report: dict[str, Any]) -> int:
     """FLOPs of healing the student of a subnet, whose `HealingReport` is given as a `dict`."""
-    return healing_flops(inputs.supernet.config, subnet, report, inputs.recipe.data.block_size)
+    return healing_flops(inputs.supernet_config, subnet, report, inputs.recipe.data.block_size)
 
 
-def training_cost(student: PreTrainedConfig, teacher: PreTrainedModel | None, sequence_length: int) -> FlopsPerToken:
+def training_cost(student: PreTrainedConfig, teacher: PreTrainedConfig | None, sequence_length: int) -> FlopsPerToken:
     """FLOPs of a training for each token: the student's passes, and the teacher's forward pass if there is one."""
     return FlopsPerToken(
         student=training_flops_per_token(student, sequence_length=sequence_length),
-        teacher=0 if teacher is None else flops_per_token(teacher.config, sequence_length=sequence_length),
+        teacher=0 if teacher is None else flops_per_token(teacher, sequence_length=sequence_length),
     )

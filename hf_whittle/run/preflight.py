@@ -9,14 +9,12 @@ more.
 
 import contextlib
 import dataclasses
-import gc
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -31,14 +29,16 @@ from ..architectures.dimensions import CHANNELS
 from ..compat import forget_partitioning
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
+from ..extraction.checkpoint import Checkpoint
 from ..extraction.extraction import extract_subnet
 from ..extraction.folder import without_bars
+from ..extraction.student import source_in
 from ..files.disk import disk_errors
 from ..files.tokenizer import save_tokenizer
 from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
-from ..models.source import Source
+from ..models.source import Source, source_of
 from ..processes import first_on_each_machine, in_first, is_first, num_launched, wait_for_all
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
@@ -48,7 +48,7 @@ from ..training.strategies import smallest_subnet
 from ..training.streaming import check_streaming
 from .batches import own_arguments, shards_models
 from .changes import has_begun
-from .inputs import Inputs, load_config
+from .inputs import Inputs, free_memory, load_config
 from .search_inputs import make_space
 from .text import spread
 from .trainers import Trainers, Weights, random_student, save_student, whole_weights
@@ -65,8 +65,15 @@ def check_teacher(inputs: Inputs) -> None:
         ArchitectureError: if the teacher is of an architecture without a table.
         VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
     """
+    for name, loading in (("teacher", inputs.recipe.teacher_loading), ("supernet", inputs.recipe.supernet_loading)):
+        loading.check_quantizer(f"{name}_options")
+        if num_launched() > 1 and loading.device_map is not None:
+            raise RecipeError(
+                f"{name}_options.device_map: a launcher gives each process a device of its own; leave it out, or start "
+                "the run in one process"
+            )
     config = load_config(inputs.recipe.teacher)
-    check_vocabularies(inputs.recipe, inputs.supernet.config, config)
+    check_vocabularies(inputs.recipe, inputs.supernet_config, config)
 
 
 def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
@@ -111,10 +118,8 @@ def preflight(inputs: Inputs, folder: Path) -> None:
     finally:
         if is_first():
             shutil.rmtree(small, ignore_errors=True)
-        gc.collect()
         forget_partitioning()  # of the models that the search loads
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _make_empty(folder: Path) -> None:
@@ -141,10 +146,11 @@ def _check_search(inputs: Inputs, folder: Path) -> None:
 
 def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path, *, with_teacher: bool) -> None:
     """Try the student and its trainings; the memory of a teacher that is not the super-network is freed after it."""
-    trainers = Trainers(inputs)
-    if with_teacher:
-        _ = trainers.teacher  # whose perplexity is reported in any case
+    trainers = Trainers(inputs, keeps_supernet=True)
     in_first(lambda: _try_student(inputs, folder / "initial"))
+    if with_teacher:
+        with _blamed("teacher_options", folder):
+            _ = trainers.teacher  # whose perplexity is reported in any case
     for section, overrides in trainings.items():
         _try_training(trainers, section, folder, overrides)
 
@@ -153,26 +159,32 @@ def _try_student(inputs: Inputs, folder: Path) -> None:
     """Extract and heal a student, and leave it in a folder as a run does."""
     heal, space = inputs.recipe.heal, make_space(inputs)
     with _blamed("heal", folder):
-        check_generation_config(inputs.supernet.generation_config)
+        source = _source(inputs)
+        check_generation_config(source.generation_config)
         student: Any = extract_subnet(
-            inputs.supernet,
-            smallest_subnet(space),
+            **inputs.source_of_students(),
+            subnet=smallest_subnet(space),
             heal=heal,
             calibration_dataset=_short(inputs.healing_blocks, _TOKENS) if heal else None,
             progress=False,
         )
         if isinstance(heal, HealingConfig):  # whether or not it helped so small a student
-            basis = _basis_of_some_student(inputs, space, heal)
+            basis = _basis_of_some_student(source, space, heal)
             student.healing = dataclasses.replace(student.healing, is_healed=True, basis=basis)
         student.save_pretrained(folder)
         save_tokenizer(inputs.tokenizer, folder)
         Lineage.of(student).save(folder)
 
 
-def _basis_of_some_student(inputs: Inputs, space: SearchSpace, heal: HealingConfig) -> BasisName:
+def _source(inputs: Inputs) -> Source:
+    """The model that students are extracted from."""
+    if inputs.recipe.supernet_loading.is_whole:
+        return source_of(inputs.supernet)
+    return source_in(Checkpoint(inputs.supernet_name))
+
+
+def _basis_of_some_student(source: Source, space: SearchSpace, heal: HealingConfig) -> BasisName:
     """The principal basis, which not every training goes with, if healing may give it to a student of the space."""
-    supernet = inputs.supernet
-    source = Source(supernet.state_dict(), supernet.full_config, supernet.device)
     is_free = heal.basis != "channels" and any(can_change_basis(source, size) for size in space.sizes(CHANNELS))
     return "principal" if is_free else "channels"
 

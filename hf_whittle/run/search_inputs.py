@@ -52,6 +52,7 @@ class SearchInputs:
                 self.supernet,
                 self._inputs.calibration_blocks,
                 criterion=self._inputs.recipe.importance_criterion,
+                batch_size=self.batch_size,
                 cache_dir=self._cache_dir,
                 progress=self.progress,
             )
@@ -106,7 +107,7 @@ class SearchInputs:
 
 def make_space(inputs: Inputs, **importance: Any) -> SearchSpace:
     """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature."""
-    return make_space_of(inputs.supernet.config, inputs.recipe.space, **importance)
+    return make_space_of(inputs.supernet_config, inputs.recipe.space, **importance)
 
 
 def make_space_of(config: PreTrainedConfig, section: SpaceSection, **importance: Any) -> SearchSpace:

@@ -20,7 +20,7 @@ from ..processes import in_first
 from ..recipe.data import SourceSection
 from ..record.data import DataFacts, TextFacts
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
-from ..record.source import checkpoint_facts
+from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
@@ -79,7 +79,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet.config)))
+    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet_config)))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
@@ -105,8 +105,8 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         return folder
     subnet = SearchResult.load(ledger.folder).best
     student: Any = extract_subnet(
-        inputs.supernet,
-        subnet,
+        **inputs.source_of_students(),
+        subnet=subnet,
         heal=heal,
         calibration_dataset=inputs.healing_blocks if heal else None,
         progress=progress,
@@ -132,13 +132,14 @@ def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
 
 
 def _teacher(trainers: Trainers) -> TeacherFacts:
-    model = trainers.teacher
+    model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, is_spread=True)),
+        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, is_spread=True)),
         test_tokens=input_ids.numel(),
+        precision=precision_of(model),
     )
 
 

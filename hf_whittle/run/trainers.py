@@ -36,14 +36,25 @@ class Trainers:
 
     Args:
         inputs (`Inputs`): the inputs of the run.
+        keeps_supernet (`bool`, *optional*, defaults to `False`): whether the super-network is needed after them.
     """
 
     inputs: Inputs
+    keeps_supernet: bool = False
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
-        """The model that students learn from."""
+        """The model that students learn from; a super-network of its own is freed before it is loaded."""
+        if not self.keeps_supernet and not self.inputs.recipe.is_one_model:
+            self.inputs.free_supernet()
         return self.inputs.load_teacher()
+
+    def free_teacher(self) -> None:
+        """Free the memory of the teacher, which is loaded again where it is needed."""
+        for name in ("teacher", "targets"):
+            self.__dict__.pop(name, None)
+        if not self.keeps_supernet:
+            self.inputs.free_supernet()
 
     @cached_property
     def targets(self) -> PreTrainedModel | LogitStore:
@@ -56,6 +67,7 @@ class Trainers:
             return self.teacher
         store = LogitStore(self.inputs.recipe.teacher_store)
         in_first(lambda: store.check(teacher=self.teacher))  # which reads all of its weights
+        self.free_teacher()
         return store
 
     def make(
@@ -117,12 +129,14 @@ class Training:
         if checkpoint is not None:
             overrides = {**overrides, "eval_on_start": False}  # it was evaluated before the interruption
         args = own_arguments(inputs.recipe, folder, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
+        if not args.has_teacher:
+            self.trainers.free_teacher()
         trainer = self._trainer(student, args)
         self._finish(trainer, checkpoint)
         if keep is not None:
             weights = whole_weights(trainer)
             in_first(lambda: keep(trainer.accelerator.unwrap_model(trainer.model), weights))
-        teacher = self.trainers.teacher if args.has_teacher else None
+        teacher = inputs.teacher_config if args.has_teacher else None
         return replace(
             training_facts(args, trainer.state, is_whole=checkpoint is None),
             parameters=num_parameters(student.config),  # its weights may be sharded

@@ -31,6 +31,7 @@ from ..space.search_space import SearchSpace
 from ..subnet import Shape
 from .arguments import check_arguments
 from .checkpoints import WholeCheckpoints
+from .precision import check_precision
 from .strategies import FULL, STRATEGIES, Passes, StepDraw, smallest_subnet
 
 logger = logging.get_logger(__name__)
@@ -176,11 +177,7 @@ class SupernetTrainer(WholeCheckpoints):
                 f"SupernetTrainer needs a super-network to train, got a {type(model).__name__}; load one with "
                 "AutoSuperNetForCausalLM.from_pretrained"
             )
-        if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-            raise ValueError(
-                "the super-network's weights are in float16, in which an optimizer loses small updates; load it with "
-                "dtype=torch.float32, and set bf16=True or fp16=True for mixed precision"
-            )
+        check_precision(model, "super-network")
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "SupernetTrainer runs several backward passes in a step, each through other parts of the weights; use "

@@ -1,6 +1,5 @@
 """Names that hf_whittle keeps in inner modules, imported here and nowhere else in this folder."""
 
-from hf_whittle.errors import WeightsError
 from hf_whittle.evaluation import cross_entropy
 from hf_whittle.importance.scores import CRITERIA, LAYER_CRITERIA
 from hf_whittle.loss.divergences import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
@@ -16,7 +15,6 @@ __all__ = [
     "Head",
     "LossWeights",
     "SparseTargets",
-    "WeightsError",
     "cross_entropy",
     "fused_distillation_loss",
     "naive_distillation_loss",

@@ -10,10 +10,17 @@ from fixtures_distillation import LENGTH, logged_numbers, make_model, make_train
 from fixtures_processes import ENDED, environment_of_scripts, free_port, rank_variables
 from transformers import GPTNeoXForCausalLM
 
-from hf_whittle import GPTNeoXSuperNetForCausalLM, KLDivergence, Perplexity, extract_subnet, store_targets
+from hf_whittle import (
+    GPTNeoXSuperNetForCausalLM,
+    HealedPerplexity,
+    KLDivergence,
+    Perplexity,
+    extract_subnet,
+    score_importance,
+    store_targets,
+)
 
-from .comparing import DEVICE, HAS_GPU, SUBNETS, assert_near, needs_gpu
-from .inner import WeightsError
+from .comparing import DEVICE, HAS_GPU, SUBNETS, assert_near, needs_gpu, on_device
 from .launched import WAYS, numbers_of, trained
 
 pytestmark = pytest.mark.gpu
@@ -89,12 +96,16 @@ def test_super_network_loaded_with_a_device_map_is_the_one_in_memory(saved, supe
 
 
 @pytest.mark.parametrize("offloaded", OFFLOADED.values(), ids=OFFLOADED)
-def test_super_network_with_offloaded_parts_is_refused(tmp_path, saved, text, offloaded):
-    model = load(GPTNeoXSuperNetForCausalLM, saved, offloaded, 5, tmp_path / "offload")
-    with pytest.raises(WeightsError, match="offloaded"):
-        Perplexity(model, text[1])
-    with pytest.raises(WeightsError, match="offloaded"), model.active_subnet(SUBNETS["fine"]):
-        pass
+def test_super_network_with_offloaded_parts_is_the_one_in_memory(tmp_path, saved, supernet, text, offloaded):
+    model, on_gpu = (load(GPTNeoXSuperNetForCausalLM, saved, offloaded, 5, tmp_path / "offload"), on_device(supernet))
+    subnet = SUBNETS["fine"]
+    for make in (Perplexity, KLDivergence, lambda one, blocks: HealedPerplexity(one, blocks, text[0])):
+        assert make(model, text[1])(subnet) == pytest.approx(make(on_gpu, text[1])(subnet), rel=1e-3)
+    students = [extract_subnet(one, subnet) for one in (model, on_gpu)]
+    assert students[0].device == DEVICE
+    assert_near(*(student.state_dict() for student in students), 0.0)
+    scores = [score_importance(one, text[1], progress=False).entries["hidden_size"] for one in (model, on_gpu)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU beside the CPU")
@@ -108,8 +119,12 @@ def test_super_network_in_parts_of_two_devices_is_the_one_in_memory(saved, super
     dispatch_model(model, placement, main_device="cpu", force_hooks=True, offload_buffers=False)
     if any(parameter.is_meta for parameter in model.parameters()):
         pytest.skip("this accelerate offloads what a device map puts on the CPU")
-    found, expected = (Perplexity(one, text[1])(SUBNETS[name]) for one in (model, supernet))
-    assert found == pytest.approx(expected, rel=1e-5)
+    for make in (Perplexity, KLDivergence, lambda one, blocks: HealedPerplexity(one, blocks, text[0])):
+        found, expected = (make(one, text[1])(SUBNETS[name]) for one in (model, supernet))
+        assert found == pytest.approx(expected, rel=1e-3)
+    scores = [score_importance(one, text[1], progress=False).entries["hidden_size"] for one in (model, supernet)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    assert_near(*(extract_subnet(one, SUBNETS[name]).state_dict() for one in (model, supernet)), 0.0)
 
 
 @pytest.mark.parametrize("hidden_weight", [0.0, 0.5])

@@ -272,6 +272,7 @@ def test_the_folder_of_a_run_is_published_without_a_path_of_this_machine(hub, te
     search.settings["algorithm"]["archives"] = [str(tmp_path / "earlier")]
     search.save_summary(tmp_path / "out")
     more = {"teacher_store": f"{tmp_path}/logits", "training": {"resume_from_checkpoint": f"{tmp_path}/old"}}
+    more["supernet_options"] = {"device_map": {"": "disk"}, "offload_folder": f"{tmp_path}/offload"}
     make_recipe(**known, supernet="someone/base", **more).save(tmp_path / "out" / "recipe.yaml")
     write_json(tmp_path / "lm.json", LM_EVAL)
     push_subnet_to_hub(tmp_path / "out", "me/student", lm_eval=tmp_path / "lm.json")

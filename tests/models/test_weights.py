@@ -1,4 +1,4 @@
-"""Models with unusual weights: resized, on several devices, hooked, offloaded, quantized, adapted, of other modules.
+"""Models with unusual weights: resized, of several types, hooked, quantized, adapted, of other modules.
 
 Their slices run as their students do, or they are refused wherever a model is run, scored, sorted or extracted from.
 """
@@ -161,7 +161,7 @@ def test_device_map_of_one_device_does_not_matter(saved, input_ids):
 
 
 def test_indices_lie_where_their_weight_does(model, monkeypatch):
-    monkeypatch.setattr("hf_whittle.models.supernet.check_plain", lambda *_: None)
+    monkeypatch.setattr("hf_whittle.models.supernet.check_plain", lambda *_, **__: None)
     model.gpt_neox.layers[2].to("meta")  # another device that every machine has
     with model.active_subnet(FINE):
         for _, _, module in model._sliced_modules():
@@ -210,22 +210,9 @@ class Scaled(nn.Linear):
         return 2 * super().forward(input)
 
 
-def on_disk(folder):
-    def make(saved):
-        stock = GPTNeoXSuperNetForCausalLM.from_pretrained(saved)
-        parts = [name for name in dict(stock.gpt_neox.named_children()) if name != "layers"]
-        places = {f"gpt_neox.{name}": "cpu" for name in parts} | {"lm_head": "cpu"}
-        places |= {f"gpt_neox.layers.{layer}": "disk" if layer > 2 else "cpu" for layer in range(5)}
-        return GPTNeoXSuperNetForCausalLM.from_pretrained(saved, device_map=places, offload_folder=folder)
-
-    return make
-
-
 def of_modules(kind):
     def make(saved):
         model = GPTNeoXSuperNetForCausalLM.from_pretrained(saved)
-        if kind == "offloaded":
-            return cpu_offload(model, execution_device=torch.device("cpu"))
         if kind == "adapters":
             return inject_adapter_in_model(LoraConfig(target_modules=["query_key_value"]), model)
         if kind == "wrapped":
@@ -256,8 +243,6 @@ def quantized(bits):
 
 
 KINDS = {
-    "on disk": (on_disk, "is not in memory but offloaded; load the model without a device_map that offloads"),
-    "offloaded": (of_modules("offloaded"), "is not in memory but offloaded; load the model without a device_map"),
     "adapters": (of_modules("adapters"), r"query_key_value.*merge adapters into it \(merge_and_unload\)"),
     "wrapped": (
         of_modules("wrapped"),
@@ -279,9 +264,9 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
-def refused(request, saved, tmp_path):
+def refused(request, saved):
     make, message = request.param
-    return (make(tmp_path / "offloaded") if make is on_disk else make)(saved), message
+    return make(saved), message
 
 
 def uses_of(model, ids, scores, folder):
@@ -321,7 +306,7 @@ def test_every_entry_refuses_weights_that_are_not_plain(refused, supernet, input
             pytest.fail(f"{name} took it")
 
 
-@pytest.mark.parametrize("kind", ["offloaded", "adapters", "subclass", "integers", "packed"])
+@pytest.mark.parametrize("kind", ["adapters", "subclass", "integers", "packed"])
 def test_no_slice_of_them_is_run_and_the_model_stays_whole(saved, input_ids, kind):
     model = of_modules(kind)(saved)
     for subnet in (COARSE, FINE):

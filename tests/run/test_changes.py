@@ -29,8 +29,10 @@ CHANGES = {
     "training": {"learning_rate": 2e-3},
     "teacher_store": "store",
     "baseline": {"learning_rate": 2e-4},
+    "teacher_options": {"quantization_config": {"load_in_4bit": True}},
+    "supernet_options": {"dtype": "bfloat16"},
 }
-SEARCHED = {"teacher", "supernet", "data", "bin", "space", "search"}
+SEARCHED = {"teacher", "supernet", "data", "bin", "space", "search", "teacher_options", "supernet_options"}
 EXTRACTED = SEARCHED | {"heal"}
 TRAINED = EXTRACTED | {"training", "teacher_store"}
 FIXED = {
@@ -39,7 +41,7 @@ FIXED = {
     "candidates": (SEARCHED, ["candidates.jsonl:{}"]),
     "the search's facts": (SEARCHED, ["stages/search.json:{}"]),
     "the student extracted": (EXTRACTED, ["candidates.jsonl:{}", "stages/initial/config.json:{}"]),
-    "the teacher measured": ({"teacher", "data"}, ["stages/teacher.json:{}"]),
+    "the teacher measured": ({"teacher", "teacher_options", "data"}, ["stages/teacher.json:{}"]),
     "a training that just began": (set(), ["stages/student/runs:x"]),
     "a checkpoint": (TRAINED, ["stages/student/checkpoint-5/x:x"]),
     "the student trained": (TRAINED, ["stages/student.json:{}"]),
@@ -89,6 +91,8 @@ def test_a_section_may_change_until_something_was_made_from_it(begun, there, sec
         {"baseline": {"learning_rate": 1e-4, "save_total_limit": 3}},
         {"output_dir": "elsewhere"},
         {"baseline": False},
+        {"teacher_options": {"dtype": "float32", "device_map": "auto", "max_memory": {"cpu": "8GB"}}},
+        {"supernet_options": {"device_map": "cpu", "offload_folder": "elsewhere"}},
     ],
     ids=str,
 )

@@ -36,6 +36,7 @@ from hf_whittle import (
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.training import precision
 from hf_whittle.training.strategies import FULL, smallest_subnet
 
 SCRIPT = Path(__file__).with_name("small_supernet_training.py")
@@ -394,6 +395,15 @@ def test_a_model_that_is_no_supernetwork_is_refused(args, stock):
 def test_weights_in_half_precision_are_refused(args):
     with pytest.raises(ValueError, match="weights are in float16"):
         SupernetTrainer(make_supernet().half(), args)
+
+
+def test_weights_in_bfloat16_are_warned_of(args, monkeypatch):
+    warned = []
+    monkeypatch.setattr(precision.logger, "warning", warned.append)
+    SupernetTrainer(make_supernet(), args)
+    assert warned == []
+    SupernetTrainer(make_supernet().bfloat16(), args)
+    assert "the super-network's weights are in bfloat16, in which an optimizer loses updates" in warned[0].lower()
 
 
 def test_other_arguments_are_refused(tmp_path):
