@@ -37,7 +37,7 @@ from transformers import (
 )
 
 import hf_whittle
-from hf_whittle import DistillationConfig, compat
+from hf_whittle import compat
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_whittle.__file__).parent
