@@ -139,7 +139,7 @@ class SuperNetModel(PreTrainedModel):
         subnet.validate(self.full_config)
         sliced = self._make_elastic()
         for weight, layer, module in sliced:
-            check_plain(weight.name.format(layer=layer), module.weight, may_be_offloaded=True)
+            check_plain(weight.name.format(layer=layer), module.weight, module)
         before = self._active
         try:
             self._activate(subnet, sliced)

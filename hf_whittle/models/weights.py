@@ -13,7 +13,7 @@ from ..architectures.table import Weight
 from ..compat import tied_weights, uncompiled, whole_shape
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape, SubnetConfig
-from .placement import OFFLOADED, is_shard, weights_of
+from .placement import OFFLOADED, is_offloaded, is_shard, weights_of
 from .rows import unsliced_sizes
 
 Factors = tuple[tuple[int, ...], ...]
@@ -46,7 +46,7 @@ def check_plain_weights(model: Any, *, may_be_offloaded: bool = False) -> None:
     expected = {weight.name.format(layer=layer): (weight, layer) for weight, layer in all_weights(config)}
     _check_names(type(model).__name__, parameters.keys(), expected.keys())
     for name, (weight, layer) in expected.items():
-        check_plain(name, parameters[name], may_be_offloaded)
+        check_plain(name, parameters[name], _module_of(model, name) if may_be_offloaded else None)
         size = whole_shape(parameters[name])
         stated = weight_shape(weight, config, shape, layer or 0)
         if size != stated:
@@ -77,20 +77,29 @@ def check_no_subnet(model: Any) -> None:
         raise SubnetError("a subnet is active: leave the active_subnet block first")
 
 
-def check_plain(name: str, parameter: torch.Tensor, may_be_offloaded: bool = False) -> None:
+def check_plain(name: str, parameter: torch.Tensor, module: Any = None) -> None:
     """Raise `WeightsError` unless a parameter is a plain floating-point tensor in memory, or a shard of one.
 
     Args:
         name (`str`): its name, for an error.
         parameter (`torch.Tensor`): the parameter.
-        may_be_offloaded (`bool`, *optional*, defaults to `False`): whether it need not be in memory.
+        module (`torch.nn.Module`, *optional*): its module, if it need not be in memory where that is offloaded.
     """
     plain = type(parameter.detach()) is torch.Tensor or is_shard(parameter)
     if not plain or not parameter.is_floating_point() or parameter.element_size() < 2:
         kind = f"{type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
         raise WeightsError(f"{name} is a {kind}; {_WHAT_TO_DO}")
-    if parameter.is_meta and not may_be_offloaded:
+    if parameter.is_meta and module is None:
         raise WeightsError(f"{name} {OFFLOADED}")
+    if parameter.is_meta and not is_offloaded(module):
+        raise WeightsError(
+            f"{name} is not in memory, and its module does not load it; load the model with device_map='auto', or with "
+            "a device_map in which no module is part of another"
+        )
+
+
+def _module_of(model: Any, name: str) -> Any:
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def _check_sharing(

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.table import Weight
 from ..models.weights import all_weights, weight_shape
-from ..recipe.loading import LoadingSection
+from ..recipe.loading import LoadingSection, is_part
 from ..subnet import Shape
 
 _FREE = 0.9
@@ -27,7 +27,8 @@ class Loaded:
 
     Args:
         bytes (`int`): all of its weights.
-        on_device (`int`): those that lie on the device and, if some are offloaded, the most that come there to run.
+        on_device (`int`): those that lie on the device and, if some are offloaded, the most that come there to run; 0
+            if the model runs on the CPU instead.
         offloaded (`int`): those that lie elsewhere, and come to the device in each forward pass.
         dtype (`torch.dtype`): precision of weights that are not quantized.
         is_known (`bool`): whether the bits of its quantizer are known; else they are planned as not quantized.
@@ -55,18 +56,27 @@ def loaded(config: PreTrainedConfig, section: LoadingSection, available: int, on
         on_cpu (`bool`): whether the device is a CPU.
     """
     dtype, bits = _dtype(config, section), _bits(section)
+    is_known = section.quantization_config is None or bits is not None
     sizes = dict(_sizes(config, dtype, bits))
     total, most = sum(sizes.values()), _largest_layer(config, sizes)
+    if not on_cpu and _runs_on_cpu(section):
+        return Loaded(total, 0, 0, dtype, is_known)
     offloaded, on_device = _offloaded(sizes, section, available, on_cpu), total
     if isinstance(section.device_map, dict):
         on_device = max(_by_place(sizes, section.device_map, on_cpu).values(), default=0)
-    elif section.device_map == "cpu" and not on_cpu:
-        on_device = 0
     elif section.max_memory is not None or offloaded:
         devices = max(1, sum(isinstance(device, int) for device in section.max_memory or {}))
         on_device = math.ceil((total - offloaded) / devices)
-    is_known = section.quantization_config is None or bits is not None
     return Loaded(total, on_device + (most if offloaded else 0), offloaded, dtype, is_known)
+
+
+def _runs_on_cpu(section: LoadingSection) -> bool:
+    """Whether a model lies on the CPU and on disk alone, and accelerate therefore runs it on the CPU."""
+    given = section.device_map
+    if isinstance(given, dict):
+        return all(place in _NOT_THERE for place in given.values())
+    devices = section.max_memory or {}
+    return given == "cpu" or (bool(devices) and not any(isinstance(device, int) for device in devices))
 
 
 def largest_layer(config: PreTrainedConfig) -> int:
@@ -123,9 +133,8 @@ def _largest_layer(config: PreTrainedConfig, sizes: dict[str, int]) -> int:
 
 
 def _place_of(name: str, device_map: dict[str, Any]) -> Any:
-    """The place of a weight: that of the longest name of a module that it is part of."""
-    modules = [module for module in device_map if not module or f"{name}.".startswith(f"{module}.")]
-    return device_map[max(modules, key=len)] if modules else None
+    """The place of the module that a weight is part of."""
+    return next((place for module, place in device_map.items() if is_part(name, module)), None)
 
 
 def _by_place(sizes: dict[str, int], device_map: dict[str, Any], on_cpu: bool) -> dict[Any, int]:

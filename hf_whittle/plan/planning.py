@@ -303,6 +303,8 @@ def _notes_of(name: str, model: Loaded) -> Iterator[str]:
     """What a plan does not know about a loaded model."""
     if not model.is_known:
         yield f"The bits of the {name}'s quantizer are not known; it is planned as if it were not quantized."
+    if not model.on_device:
+        yield f"The {name} lies and runs on the CPU; the hours are those of the device."
     if model.offloaded:
         yield (
             f"{in_words(model.offloaded)} of the {name} do not lie on the device and are copied there in each forward "

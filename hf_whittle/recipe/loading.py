@@ -122,13 +122,24 @@ class LoadingSection:
 
 
 def _check_places(device_map: dict[str, Any]) -> None:
-    """Raise `ValueError` unless a map has a device of every module that it names."""
+    """Raise `ValueError` unless a map has one device of every module that it names."""
     for module, place in device_map.items():
         is_number = isinstance(place, int) and not isinstance(place, bool) and place >= 0
         if not (is_number or place == "disk" or (isinstance(place, str) and _DEVICE.fullmatch(place))):
             raise ValueError(
                 f"device_map: {module!r} must be the number of a GPU, a device, cpu or disk, got {place!r}"
             )
+        outer = next((other for other in device_map if other != module and is_part(module, other)), None)
+        if outer is not None:
+            raise ValueError(
+                f"device_map: {module!r} is part of {outer!r}, which has a place too, and accelerate would not place it "
+                "apart; name modules of which none is part of another"
+            )
+
+
+def is_part(name: str, module: str) -> bool:
+    """Whether a module or weight lies in a module, or is it; `""` is the whole model."""
+    return not module or f"{name}.".startswith(f"{module}.")
 
 
 def _check_memory(max_memory: dict[Any, Any]) -> None:

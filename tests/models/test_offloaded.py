@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import attach_align_device_hook_on_blocks
 from transformers import AutoConfig
 
 from hf_whittle import (
@@ -168,6 +169,35 @@ def test_whatever_takes_gradients_or_changes_weights_refuses_it(saved, tmp_path,
     ):
         with pytest.raises(WeightsError, match="is not in memory but offloaded; load the model without a device_map"):
             use()
+
+
+@pytest.mark.parametrize("inner", ["layers.0", "lm_head"])
+def test_modules_that_accelerate_does_not_mark_as_offloaded_are_refused(saved, whole, subnet, inner):
+    """Parts of a placed module: an index beside such a weight would be none, and its slice uninitialized memory."""
+    model = copy.deepcopy(whole)
+    name = next(name for name, _ in model.named_modules() if name.endswith(inner))
+    attach_align_device_hook_on_blocks(
+        model,
+        execution_device=dict.fromkeys(["", name], torch.device("cpu")),
+        offload={"": False, name: True},
+        weights_map=copy.deepcopy(whole.state_dict()),
+    )
+    with torch.device("meta"):
+        empty = AutoSuperNetForCausalLM.from_config(whole.config)
+    for one in (model, empty):
+        assert any(parameter.is_meta for parameter in one.parameters())
+        for use in (check, lambda one: extract_subnet(one, subnet), lambda one: activate(one, subnet)):
+            with pytest.raises(WeightsError, match="is not in memory, and its module does not load it; load the model"):
+                use(one)
+
+
+def check(model):
+    Perplexity(model, IDS)
+
+
+def activate(model, subnet):
+    with model.active_subnet(subnet):
+        pass
 
 
 def test_tied_matrices_that_differ_are_found_where_they_are_offloaded(whole):

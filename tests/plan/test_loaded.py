@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hf_whittle.models.weights import all_weights
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.loaded import largest_layer, loaded
 from hf_whittle.recipe.loading import LoadingSection
 
 LARGE = 10**12
+
+
+def all_names(config):
+    return [weight.name.format(layer=layer) for weight, layer in all_weights(config)]
 
 
 @pytest.fixture(scope="module", params=["gpt_neox", "llama"])
@@ -63,20 +68,19 @@ def test_bits_of_other_quantizers_are_read_off_their_settings(config, quantizer,
 
 def test_a_map_of_modules_says_what_lies_elsewhere(saved, config, tmp_path):
     layers = "gpt_neox.layers" if config.model_type == "gpt_neox" else "model.layers"
-    section = LoadingSection(
-        device_map={"": "cpu", f"{layers}.0": "disk", f"{layers}.3": "disk", "lm_head": "disk"},
-        offload_folder=str(tmp_path),
-    )
+    places = dict.fromkeys({name.rpartition(".")[0] for name in all_names(config)}, 0)
+    places = {name: place for name, place in places.items() if not name.startswith((f"{layers}.0.", f"{layers}.3."))}
+    places |= {f"{layers}.0": "disk", f"{layers}.3": "disk", "lm_head": "disk"}
+    section = LoadingSection(device_map=places, offload_folder=str(tmp_path))
     model = AutoModelForCausalLM.from_pretrained(saved, **LoadingSection().arguments)
     elsewhere = sum(
         part.nbytes
         for name, part in model.named_parameters()
         if name.startswith((f"{layers}.0.", f"{layers}.3.", "lm_head."))
     )
-    found = loaded(config, section, LARGE, on_cpu=True)
+    found = loaded(config, section, LARGE, on_cpu=False)
     assert found.offloaded == elsewhere
     assert found.on_device == found.bytes - elsewhere + largest_layer(config)
-    assert loaded(config, section, LARGE, on_cpu=False).on_device == largest_layer(config)
 
 
 def test_what_does_not_fit_lies_elsewhere(config):
@@ -87,7 +91,17 @@ def test_what_does_not_fit_lies_elsewhere(config):
     two = loaded(config, section, LARGE, on_cpu=False)
     assert two.offloaded == whole - 2 * (whole // 4)
     assert two.on_device == pytest.approx(whole / 4 + largest_layer(config), abs=2)
-    assert loaded(config, LoadingSection(device_map="cpu"), LARGE, on_cpu=False).on_device == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"device_map": "cpu"}, {"device_map": {"": "disk"}}, {"device_map": "auto", "max_memory": {"cpu": "1GB"}}],
+    ids=str,
+)
+def test_a_model_without_a_place_on_the_device_runs_on_the_cpu(config, options):
+    found = loaded(config, LoadingSection(**options), LARGE, on_cpu=False)
+    assert (found.on_device, found.offloaded) == (0, 0) and found.bytes > 0
+    assert loaded(config, LoadingSection(**options), LARGE, on_cpu=True).on_device > 0
 
 
 def test_stages_hold_the_models_they_need_as_they_are_loaded(make, recipe, plan, teacher_folder):
@@ -105,8 +119,10 @@ def test_stages_hold_the_models_they_need_as_they_are_loaded(make, recipe, plan,
 
 
 def test_notes_say_what_the_plan_does_not_know(make):
-    options = {"device_map": {"": "cpu", "gpt_neox.layers.0": "disk"}, "offload_folder": "somewhere"}
-    notes = " ".join(plan_recipe(make(supernet_options=options, teacher_options={"dtype": "auto"})).notes)
+    options = {"device_map": {"gpt_neox": 0, "lm_head": "disk"}, "offload_folder": "somewhere"}
+    teacher = {"dtype": "auto", "device_map": "cpu"}
+    notes = " ".join(plan_recipe(make(supernet_options=options, teacher_options=teacher)).notes)
+    assert "The teacher lies and runs on the CPU; the hours are those of the device." in notes
     assert "of the super-network do not lie on the device and are copied there in each forward pass; the hours" in notes
     options = {"quantization_config": {"quant_method": "aqlm"}}
     notes = " ".join(plan_recipe(make(teacher_options=options, supernet_options={"dtype": "float32"})).notes)

@@ -58,6 +58,8 @@ def test_options_of_a_file_are_arguments_of_from_pretrained(tmp_path):
         ({"device_map": "atuo"}, "{}: device_map must be auto, balanced, balanced_low_0, sequential, a device such as"),
         ({"device_map": {"lm_head": "gpu"}}, "{}: device_map: 'lm_head' must be the number of a GPU, a device, cpu"),
         ({"device_map": {"lm_head": True}}, "{}: device_map: 'lm_head' must be"),
+        ({"device_map": {"": 0, "lm_head": "cpu"}}, "{}: device_map: 'lm_head' is part of '', which has a place too"),
+        ({"device_map": {"a.b.1": 0, "a.b": 1}}, "{}: device_map: 'a.b.1' is part of 'a.b', which has a place too"),
         ({"device_map": 3}, "{}.device_map: expected str or dict"),
         ({"max_memory": {0: "1GB"}}, "{}: max_memory has no effect without device_map; give device_map: auto too"),
         ({"offload_folder": "x"}, "{}: offload_folder has no effect without device_map"),
