@@ -87,11 +87,15 @@ def test_json_is_what_the_lines_say(capsys):
     ("arguments", "message"),
     [
         (["{empty}"], "holds no checkpoint, search or store"),
+        (["{unknown}"], "cannot load the checkpoint '{unknown}': The checkpoint you are trying to load has model type"),
         (["nowhere/at-all"], "not a folder, and could not be read from the Hub"),
         ([str(TEACHER), "--sequence-length", "0"], "--sequence-length must be at least 1, got 0"),
     ],
 )
 def test_what_is_nothing_is_one_line_and_exit_status_1(tmp_path, capsys, arguments, message):
-    assert main(["info", *(argument.format(empty=tmp_path) for argument in arguments)]) == 1
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "nonesuch"}')
+    folders = {"empty": tmp_path, "unknown": tmp_path / "unknown"}
+    assert main(["info", *(argument.format(**folders) for argument in arguments)]) == 1
     output = capsys.readouterr()
-    assert message in output.err and "Traceback" not in output.err and not output.out
+    assert message.format(**folders) in output.err and "Traceback" not in output.err and not output.out

@@ -86,15 +86,14 @@ def _sections(sequence_length: int) -> dict[str, tuple[str, Callable[[Path], Fac
 
 
 def _model(folder: Path, sequence_length: int) -> Facts:
-    from transformers import AutoConfig
-
     import hf_whittle  # noqa: F401 (registers the classes of students)
 
     from ..architectures.registry import has_architecture
     from ..cost import flops_per_token, kv_cache_bytes_per_token, num_parameters, weight_bytes
+    from ..files.sources import read_config
     from ..subnet import Shape
 
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     facts: Facts = {"class": ", ".join(config.architectures or ()) or config.model_type}
     if not has_architecture(config):
         return {**facts, "architecture": f"{config.model_type}, which hf_whittle has no table of"}

@@ -40,6 +40,20 @@ def fetch_folder(source: str | Path, names: Sequence[str], optional: Sequence[st
     return folder
 
 
+def read_config(source: str | Path) -> Any:
+    """The configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: if transformers cannot read it, or does not know such a model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the checkpoint {str(source)!r}: {' '.join(str(error).split())}") from error
+
+
 def commit_of(source: str | Path, **hub: Any) -> str | None:
     """Return the commit that a checkpoint was just loaded from, read off the Hub's cache.
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
 from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
 from ..extraction.checkpoint import Checkpoint
+from ..files.sources import read_config
 from ..models.checkpoint_names import as_stored
 from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
@@ -170,7 +171,7 @@ def load_config(name: str) -> PreTrainedConfig:
         CheckpointError: if the checkpoint cannot be read.
         ArchitectureError: if it is of an architecture without a table.
     """
-    config: PreTrainedConfig = load_checkpoint(AutoConfig.from_pretrained, name)
+    config: PreTrainedConfig = read_config(name)
     check_model_type(config.model_type, name, getattr(config, "text_config", None))
     return config
 
