@@ -490,6 +490,16 @@ def test_store_logits_finds_out_before_it_loads_anything(recipe_file, capsys, mo
     assert message in capsys.readouterr().err
 
 
+def test_store_logits_finds_out_before_it_loads_anything_how_the_teacher_is_loaded(recipe_file, capsys, monkeypatch):
+    for name in ("load_teacher", "blocks"):
+        monkeypatch.setattr(Inputs, name, property(lambda inputs: pytest.fail("it was loaded")))
+    monkeypatch.setattr("hf_whittle.run.preflight.num_launched", lambda: 2)
+    monkeypatch.chdir(recipe_file.parent)
+    options = ["--output-dir", "store", "--teacher_options.device_map", "auto"]
+    assert main(["store-logits", str(recipe_file), *options]) == 1
+    assert "teacher_options.device_map: a launcher gives each process" in capsys.readouterr().err
+
+
 def test_extract_needs_an_empty_folder(extract, capsys):
     assert extract() == 0 and extract() == 1
     assert "out exists already and is not an empty folder" in capsys.readouterr().err

@@ -29,6 +29,7 @@ def main(options: argparse.Namespace) -> None:
     from ..processes import is_first, lock_in_first
     from ..recipe.recipe import Recipe
     from ..run.inputs import Inputs
+    from ..run.preflight import check_loading
 
     logging.disable_progress_bar()
     with lock_in_first(options.output_dir):
@@ -40,6 +41,7 @@ def main(options: argparse.Namespace) -> None:
         }
         arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
+        check_loading("teacher_options", inputs.recipe.teacher_loading)
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
     if is_first():

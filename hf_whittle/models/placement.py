@@ -10,10 +10,7 @@ from torch import nn
 from ..compat import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device
 from ..errors import WeightsError
 
-OFFLOADED = (
-    "is not in memory but offloaded; load the model without a device_map that offloads layers, or give extract_subnet "
-    "the checkpoint's folder or name, which it reads one tensor at a time"
-)
+OFFLOADED = "is not in memory but offloaded; load the model without a device_map that offloads layers"
 
 
 def is_sharded(model: Any) -> bool:

@@ -61,7 +61,8 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
         changes += _of_teacher(recipe)
-        changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
+        if not recipe.data.streaming:  # a stream takes no store
+            changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
     return [*changes, f"a smaller bin, or a device with more memory{alone}"]
 

@@ -132,7 +132,7 @@ def _check_places(device_map: dict[str, Any]) -> None:
         outer = next((other for other in device_map if other != module and is_part(module, other)), None)
         if outer is not None:
             raise ValueError(
-                f"device_map: {module!r} is part of {outer!r}, which has a place too, and accelerate would not place it "
+                f"device_map: {module!r} is part of {outer!r}, which has a place too, and accelerate cannot place it "
                 "apart; name modules of which none is part of another"
             )
 

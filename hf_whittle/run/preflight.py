@@ -40,6 +40,7 @@ from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source, source_of
 from ..processes import first_on_each_machine, in_first, is_first, num_launched, wait_for_all
+from ..recipe.loading import LoadingSection
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
@@ -62,18 +63,23 @@ def check_teacher(inputs: Inputs) -> None:
     """Find out, from configurations alone, whether the student and the search's probes can learn from the teacher.
 
     Raises:
+        RecipeError: if this machine or its processes cannot load a model as the recipe says.
         ArchitectureError: if the teacher is of an architecture without a table.
         VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
     """
-    for name, loading in (("teacher", inputs.recipe.teacher_loading), ("supernet", inputs.recipe.supernet_loading)):
-        loading.check_quantizer(f"{name}_options")
-        if num_launched() > 1 and loading.device_map is not None:
-            raise RecipeError(
-                f"{name}_options.device_map: a launcher gives each process a device of its own; leave it out, or start "
-                "the run in one process"
-            )
+    check_loading("teacher_options", inputs.recipe.teacher_loading)
+    check_loading("supernet_options", inputs.recipe.supernet_loading)
     config = load_config(inputs.recipe.teacher)
     check_vocabularies(inputs.recipe, inputs.supernet_config, config)
+
+
+def check_loading(name: str, section: LoadingSection) -> None:
+    """Raise `RecipeError` unless this machine and its processes can load a model as a section of a recipe says."""
+    section.check_quantizer(name)
+    if num_launched() > 1 and section.device_map is not None:
+        raise RecipeError(
+            f"{name}.device_map: a launcher gives each process a device of its own; leave it out, or start one process"
+        )
 
 
 def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:

@@ -136,3 +136,11 @@ def test_precision_of_weights_is_advised_where_models_do_not_fit(make, plan):
     assert "teacher_options.dtype: bfloat16" in changes["teacher"] and "teacher_options.dtype" in changes["student"]
     half = plan_recipe(make(teacher_options={"dtype": "bfloat16"}), small).problems
     assert not any("dtype: bfloat16" in change for problem in half for change in problem.changes)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_store_is_advised_where_a_recipe_may_have_one(make, recipe, plan, streaming):
+    small = replace(plan.device, memory=plan.stage("student").memory.weights)
+    problems = plan_recipe(make(data=recipe.to_dict()["data"] | {"streaming": streaming}), small).problems
+    (changes,) = (" ".join(each.changes) for each in problems if each.stage == "student")
+    assert ("teacher_store" in changes) == (not streaming)

@@ -42,6 +42,13 @@ def test_another_architecture_is_an_error(teacher_folder, texts, tmp_path):
         run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
 
 
+def test_a_model_that_transformers_does_not_know_is_an_error(texts, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(CheckpointError, match=r"cannot load the checkpoint .*teacher.*has model type `nonesuch`"):
+        run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
 def test_a_supernet_with_another_tokenizer_is_an_error(teacher_folder, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     tokenizer.add_tokens(["<more>"])

@@ -16,6 +16,7 @@ from hf_whittle.errors import RecipeError
 from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
 from hf_whittle.run import run
 from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.preflight import check_teacher
 
 HEALED = {"fitness": "healed-perplexity", "generations": 1}
 FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
@@ -86,6 +87,15 @@ def test_quantized_teacher_beside_a_super_network_on_disk(make, results, teacher
     assert found["teacher"]["perplexity"] != results["teacher"]["perplexity"]
     assert found["teacher"]["precision"] == "4 bits"
     assert found["teacher"]["parameters"] == results["teacher"]["parameters"]
+
+
+@pytest.mark.parametrize("section", ["teacher_options", "supernet_options"])
+def test_processes_of_a_launcher_take_no_device_map(make, monkeypatch, section):
+    apart = {"teacher_options": {"dtype": "float32"}, "supernet_options": {"dtype": "bfloat16"}}
+    recipe = make(**{**apart, section: {"device_map": "auto"}})
+    monkeypatch.setattr("hf_whittle.run.preflight.num_launched", lambda: 2)
+    with pytest.raises(RecipeError, match=f"{section}.device_map: a launcher gives each process a device of its own"):
+        check_teacher(Inputs(recipe))
 
 
 def test_a_quantizer_that_is_not_installed_is_named_before_anything_else(make, monkeypatch):
