@@ -72,6 +72,22 @@ def test_a_model_without_a_table_says_so(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json is damaged, or of another version: JSONDecodeError"),
+        ("adapter_config.json", "[1]", "adapter_config.json is damaged, or of another version"),
+        ("search.json", "{}", "search.json is damaged, or of another version: KeyError"),
+        ("store.json", "{}", "store.json is damaged; remove the folder"),
+        ("results.json", "{}", "holds no checkpoint, search or store"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, capsys, file, text, message):
+    (tmp_path / file).write_text(text)
+    assert main(["info", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_json_is_what_the_lines_say(capsys):
     source = str(CARDS / "demo")
     assert main(["info", source, "--json"]) == 0

@@ -35,7 +35,7 @@ def described(source: str, sequence_length: int = 1024) -> dict[str, Facts]:
     """Facts of what a folder or a repository holds, by section.
 
     Raises:
-        CheckpointError: if it holds nothing that is known.
+        CheckpointError: if it holds nothing that is known, or a file is damaged.
         WhittleError: if `sequence_length` is below 1.
     """
     from ..files.sources import fetch_folder
@@ -44,11 +44,22 @@ def described(source: str, sequence_length: int = 1024) -> dict[str, Facts]:
         raise WhittleError(f"--sequence-length must be at least 1, got {sequence_length}")
     sections = _sections(sequence_length)
     folder = fetch_folder(source, [], optional=[file for file, _ in sections.values()])
-    found = {name: describe(folder) for name, (file, describe) in sections.items() if (folder / file).is_file()}
-    if not found:
+    found = {
+        name: _read(folder, file, describe) for name, (file, describe) in sections.items() if (folder / file).is_file()
+    }
+    if not any(found.values()):
         files = ", ".join(file for file, _ in sections.values())
         raise CheckpointError(f"{source} holds no checkpoint, search or store: it has none of {files}")
-    return found
+    return {name: facts for name, facts in found.items() if facts}
+
+
+def _read(folder: Path, file: str, describe: Callable[[Path], Facts]) -> Facts:
+    try:
+        return describe(folder)
+    except WhittleError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / file} is damaged, or of another version: {error!r}") from error
 
 
 def in_words(found: dict[str, Facts]) -> str:
@@ -107,7 +118,7 @@ def _model(folder: Path, sequence_length: int) -> Facts:
         "vocabulary": config.vocab_size,
         "FLOPs per token": flops_per_token(config, sequence_length=sequence_length),
         "bytes in bfloat16": weight_bytes(config),
-        "KV cache per token": kv_cache_bytes_per_token(config),
+        "KV cache bytes per token": kv_cache_bytes_per_token(config),
         **_weights(folder),
     }
 
