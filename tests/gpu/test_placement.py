@@ -106,6 +106,13 @@ def test_super_network_with_offloaded_parts_is_the_one_in_memory(tmp_path, saved
     assert_near(*(student.state_dict() for student in students), 0.0)
     scores = [score_importance(one, text[1], progress=False).entries["hidden_size"] for one in (model, on_gpu)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    assert healed(model, subnet, text) == pytest.approx(healed(on_gpu, subnet, text), rel=1e-2)
+
+
+def healed(model, subnet, text):
+    """Perplexity of the healed student of a subnet."""
+    student = extract_subnet(model, subnet, heal=True, calibration_dataset=text[0], progress=False)
+    return student.healing.perplexity_after
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU beside the CPU")
@@ -125,6 +132,7 @@ def test_super_network_in_parts_of_two_devices_is_the_one_in_memory(saved, super
     scores = [score_importance(one, text[1], progress=False).entries["hidden_size"] for one in (model, supernet)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     assert_near(*(extract_subnet(one, SUBNETS[name]).state_dict() for one in (model, supernet)), 0.0)
+    assert healed(model, SUBNETS[name], text) == pytest.approx(healed(supernet, SUBNETS[name], text), rel=1e-2)
 
 
 @pytest.mark.parametrize("hidden_weight", [0.0, 0.5])
