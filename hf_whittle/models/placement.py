@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -99,7 +100,12 @@ class _LoadedWeights(Mapping[str, torch.Tensor]):
     """The tensors of a model's state dict; those that are offloaded are loaded at each access, and not kept."""
 
     def __init__(self, model: Any):
-        self._model, self._tensors = model, model.state_dict()
+        self._model = model
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:  # for which FSDP1 would gather all weights
+        tensors: dict[str, torch.Tensor] = self._model.state_dict()
+        return tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]

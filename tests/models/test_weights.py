@@ -41,7 +41,7 @@ from hf_whittle.experimental.proxies import GradientNorm, JacobianCovariance, Sn
 from hf_whittle.fingerprints import model_fingerprint
 from hf_whittle.models.elastic import Elastic, make_elastic
 from hf_whittle.models.placement import input_device
-from hf_whittle.models.weights import check_finite
+from hf_whittle.models.weights import check_finite, check_plain_weights
 
 COARSE = SubnetConfig(24, 4, 3, 40)
 FINE = SubnetConfig([*range(20), 25, 31], [0, 2, 4], [[1, 3], 4, [2]], [40, [*range(3, 50, 2)], 64])
@@ -158,6 +158,12 @@ def test_hooks_that_only_place_inputs_do_not_matter(model, input_ids):
 
 def test_device_map_of_one_device_does_not_matter(saved, input_ids):
     assert_slices_are_students(GPTNeoXSuperNetForCausalLM.from_pretrained(saved, device_map="cpu"), input_ids)
+
+
+def test_weights_are_checked_without_a_state_dict(model, monkeypatch):
+    """For one, FSDP1 would gather all weights."""
+    monkeypatch.setattr(type(model), "state_dict", lambda *_, **__: pytest.fail("a state dict was made"))
+    check_plain_weights(model)
 
 
 def test_indices_lie_where_their_weight_does(model, monkeypatch):
