@@ -260,6 +260,13 @@ def test_a_wrong_key_on_the_command_line_is_one_line(recipe_file, run_gives, cap
     assert message in capsys.readouterr().err and not recipes
 
 
+def test_a_number_in_a_key_is_the_number_of_a_device(recipe_file, run_gives):
+    recipes = run_gives(RESULTS)
+    keys = ["--supernet_options.device_map", "auto", "--supernet_options.max_memory.0", "20GiB"]
+    assert main(["run", str(recipe_file), *keys]) == 0
+    assert recipes[0].supernet_options.max_memory == {0: "20GiB"}
+
+
 def test_commands_without_a_recipe_take_no_keys(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["info", "folder", "--training.max_steps", "7"])

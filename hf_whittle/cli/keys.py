@@ -30,8 +30,8 @@ def read_keys(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _set(values: dict[str, Any], path: str, value: Any) -> None:
-    *sections, name = path.split(".")
+def _set(values: dict[Any, Any], path: str, value: Any) -> None:
+    *sections, name = [int(part) if part.isdecimal() else part for part in path.split(".")]
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
