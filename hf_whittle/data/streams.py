@@ -105,11 +105,11 @@ class BlockReader:
         self._rest = np.zeros(0, dtype=np.int32)
         self._blocks = np.zeros((0, block_size), dtype=np.int32)  # of the rows read last
         self._taken, self._has_read_any = 0, place is not None
-        self._before: tuple[dict[str, Any], np.ndarray] = self._beginning, self._rest  # what `_blocks` are made from
+        self._next = self._beginning  # state of `_documents` at the next row, which they know once they are read
         if place is not None:
-            self._rest = np.asarray(place["rest"], dtype=np.int32)
-            self._before = place["documents"], self._rest
-            self._documents.load_state_dict(place["documents"])
+            self._next, self._rest = place["documents"], np.asarray(place["rest"], dtype=np.int32)
+            self._documents.load_state_dict(self._next)
+        self._before: tuple[dict[str, Any], np.ndarray] = self._next, self._rest  # what `_blocks` are made from
         self._rows = iter(self._documents)
         for _ in range(place["taken"] if place else 0):
             next(self)
@@ -131,13 +131,14 @@ class BlockReader:
 
     def _read(self) -> None:
         """Read some rows, and cut their tokens into blocks."""
-        before = self._documents.state_dict(), self._rest
+        before = self._next, self._rest
         with self._source.named_errors():
             rows = list(islice(self._rows, _ROWS))
             encoded = self._source.encode(rows, self._split)
         if not rows:
             self._begin_again()
             return
+        self._next = self._documents.state_dict()
         tokens = np.concatenate([self._rest, *encoded])
         number = len(tokens) // self._block_size
         self._before, self._taken = before, 0
@@ -152,7 +153,8 @@ class BlockReader:
             )
         if not self._repeat:
             raise StopIteration
-        self._documents.load_state_dict(self._beginning)
+        self._next, self._has_read_any = self._beginning, False
+        self._documents.load_state_dict(self._next)
         self._rows = iter(self._documents)
 
 
