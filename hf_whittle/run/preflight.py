@@ -62,18 +62,27 @@ def check_teacher(inputs: Inputs) -> None:
     """Find out, from configurations alone, whether the student and the search's probes can learn from the teacher.
 
     Raises:
+        RecipeError: if a model cannot be loaded as the recipe says.
         ArchitectureError: if the teacher is of an architecture without a table.
         VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
     """
-    for name, loading in (("teacher", inputs.recipe.teacher_loading), ("supernet", inputs.recipe.supernet_loading)):
-        loading.check_quantizer(f"{name}_options")
-        if num_launched() > 1 and loading.device_map is not None:
-            raise RecipeError(
-                f"{name}_options.device_map: a launcher gives each process a device of its own; leave it out, or start "
-                "the run in one process"
-            )
+    check_loading(inputs.recipe)
     config = load_config(inputs.recipe.teacher)
     check_vocabularies(inputs.recipe, inputs.supernet_config, config)
+
+
+def check_loading(recipe: Recipe) -> None:
+    """Raise `RecipeError` if this machine lacks a quantizer, or the launched processes cannot follow a device map."""
+    for section, loading in (
+        ("teacher_options", recipe.teacher_options),
+        ("supernet_options", recipe.supernet_options),
+    ):
+        loading.check_quantizer(section)
+        if num_launched() > 1 and loading.device_map is not None:
+            raise RecipeError(
+                f"{section}.device_map: a launcher gives each process a device of its own; leave it out, or start "
+                "one process"
+            )
 
 
 def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
