@@ -37,6 +37,11 @@ def num_launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_on_machine() -> int:
+    """Number of processes that a launcher started on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_launched()))
+
+
 def is_first() -> bool:
     """Whether this is the first of the launched processes."""
     return os.environ.get("RANK", "0") == "0"

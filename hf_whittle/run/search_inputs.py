@@ -10,9 +10,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
+from ..healing.supernet_moments import USABLE, free_memory
 from ..importance.scores import ImportanceScores, score_importance
+from ..models.source import source_of
 from ..models.supernet import SuperNetModel
-from ..processes import in_first
+from ..processes import gathered, in_first, num_launched, num_on_machine
 from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
 from .inputs import Inputs
@@ -86,6 +88,15 @@ class SearchInputs:
     def batch_size(self) -> int:
         """Blocks evaluated at a time."""
         return self._inputs.recipe.search.batch_size
+
+    @property
+    def memory(self) -> float | None:
+        """Gigabytes that healing moments may take in each of several processes, the same in all, which call this."""
+        if num_launched() == 1:
+            return None
+        device = source_of(self.supernet).device
+        shared_by = 1 if device.type == "cuda" else num_on_machine()
+        return 1e-9 * USABLE * min(gathered(free_memory(device) / shared_by))
 
     @property
     def is_healed(self) -> bool:
