@@ -214,10 +214,15 @@ class BlockStream(torch.utils.data.IterableDataset):
         self._start: dict[str, Any] | None = None
         self._places: list[dict[str, Any]] = []  # of the windows that were read
 
-    def first(self, number: int) -> Dataset:
-        """The first blocks of the mixture, one source after the other; fewer if there are fewer, none repeated."""
-        found = sorted(islice(_Mixer(self, None, repeat=False), number), key=lambda each: each[0])
-        blocks = [block for _, block in found]
+    def first(self, number: int, *, by_source: bool = True) -> Dataset:
+        """The first blocks of the mixture; fewer if there are fewer, none repeated.
+
+        Args:
+            number (`int`): most blocks.
+            by_source (`bool`, *optional*, defaults to `True`): whether one source stands after the other.
+        """
+        found = list(islice(_Mixer(self, None, repeat=False), number))
+        blocks = [block for _, block in (sorted(found, key=lambda each: each[0]) if by_source else found)]
         return Dataset.from_dict({"input_ids": blocks}, features=TOKENS).with_format("numpy")
 
     def begin(self, seed: int = 0, place: dict[str, Any] | None = None) -> None:

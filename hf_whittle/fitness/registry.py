@@ -68,7 +68,7 @@ class FitnessInputs(Protocol):
         """Whether to show progress bars."""
 
     def training_blocks(self, number: int) -> "Dataset":
-        """At most `number` training blocks, evenly over all of them."""
+        """At most `number` training blocks, evenly over all of them; of any beginning, sources have their shares."""
 
     def fitness(self, name: str) -> "Fitness":
         """Another fitness made from the same inputs; each is made once."""

@@ -81,8 +81,8 @@ class SearchInputs:
         return self._inputs.healing_blocks
 
     def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks, evenly over all of them."""
-        return self._inputs.training_blocks(number)
+        """At most `number` training blocks, evenly over all of them, in the order of the mixture."""
+        return self._inputs.text.training_blocks(number, by_source=False)
 
     @property
     def batch_size(self) -> int:
