@@ -62,8 +62,8 @@ class SearchInputs:
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
-        """The model that students learn from."""
-        return self._inputs.load_teacher()
+        """The model that students learn from; nothing is sharded in a search."""
+        return self.supernet if self._inputs.recipe.is_one_model else self._inputs.load_teacher()
 
     @property
     def supernet(self) -> SuperNetModel:
