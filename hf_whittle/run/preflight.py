@@ -39,7 +39,7 @@ from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source, source_of
-from ..processes import first_on_each_machine, in_first, is_first, num_launched, wait_for_all
+from ..processes import first_on_each_machine, in_each, in_first, is_first, num_launched, wait_for_all
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
@@ -115,7 +115,8 @@ def preflight(inputs: Inputs, folder: Path) -> None:
     trainings = in_first(lambda: _to_begin(inputs, folder))
     if not trainings:
         return
-    first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
+    read = in_each if inputs.recipe.data.streaming else first_on_each_machine  # only a text that is loaded is cached
+    read(lambda: inputs.blocks)
     in_first(lambda: _check_search(inputs, folder))
     small = folder / "stages" / _FOLDER
     with_teacher = in_first(lambda: not has_begun(folder, "teacher"))
