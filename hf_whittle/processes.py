@@ -37,6 +37,11 @@ def num_launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_on_machine() -> int:
+    """Number of processes that a launcher started on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_launched()))
+
+
 def is_first() -> bool:
     """Whether this is the first of the launched processes."""
     return os.environ.get("RANK", "0") == "0"
@@ -127,8 +132,18 @@ def in_first(work: Callable[[], Value]) -> Value:
 
 def first_on_each_machine(work: Callable[[], Any]) -> None:
     """Do work in the first process of each machine while its others wait, which find what it left in caches."""
+    _at_once(work, is_first_on_machine())
+
+
+def in_each(work: Callable[[], Any]) -> None:
+    """Do work in every process at the same time; an error in one is raised in all."""
+    _at_once(work, True)
+
+
+def _at_once(work: Callable[[], Any], is_own: bool) -> None:
+    """Do work in those processes whose own it is, and raise an error of one in all."""
     error: BaseException | None = None
-    if is_first_on_machine():
+    if is_own:
         try:
             with _alone():
                 work()

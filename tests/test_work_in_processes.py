@@ -17,6 +17,9 @@ EXPECTED = {
     "machine": "None",
     "made": "0",
     "failed machine": "WhittleError(no text), shared: True",
+    "each": "None",
+    "made by each": "['each-0', 'each-1']",
+    "failed in one": "WhittleError(no text), shared: True",
     "disk": "True",
     "group": "gloo",
 }

@@ -12,6 +12,7 @@ from hf_whittle.processes import (
     any_process,
     first_on_each_machine,
     gathered,
+    in_each,
     in_first,
     is_shared,
     launched_processes,
@@ -59,6 +60,9 @@ def cases(folder):
     yield "machine", lambda: first_on_each_machine(lambda: (folder / "made").write_text(str(RANK)))
     yield "made", lambda: (folder / "made").read_text()
     yield "failed machine", lambda: first_on_each_machine(lambda: fail(WhittleError("no text")))
+    yield "each", lambda: in_each(lambda: (folder / f"each-{RANK}").touch())
+    yield "made by each", lambda: sorted(path.name for path in folder.glob("each-*"))
+    yield "failed in one", lambda: in_each(lambda: RANK and fail(WhittleError("no text")))
     yield "disk", lambda: sees_folder_of_first(folder)
     yield "own disk", lambda: sees_folder_of_first(folder / f"of-{RANK}")
     yield "lock", lambda: lock_in_first(folder).__enter__()

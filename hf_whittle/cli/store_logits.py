@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> None:
 
     from ..distillation.store.writer import check_store_arguments, store_targets
     from ..errors import RecipeError
-    from ..processes import is_first, lock_in_first
+    from ..processes import first_on_each_machine, in_first, is_first, lock_in_first
     from ..recipe.recipe import Recipe
     from ..run.inputs import Inputs
     from ..run.preflight import check_loading
@@ -41,7 +41,8 @@ def main(options: argparse.Namespace) -> None:
         }
         arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
-        check_loading("teacher_options", inputs.recipe.teacher_loading)
+        in_first(lambda: check_loading(inputs.recipe))
+        first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
     if is_first():

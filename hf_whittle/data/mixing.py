@@ -43,12 +43,24 @@ def mix_blocks(blocks: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
     if len(blocks) == 1:
         return blocks[0]
     total = sum(map(len, blocks))
-    numbers = [np.arange(math.ceil(total * weight / sum(weights)) + 2) for weight in weights]
-    places = np.concatenate([(own + 0.5) / weight for own, weight in zip(numbers, weights, strict=True)])
-    sources = np.concatenate([np.full(len(own), source) for source, own in enumerate(numbers)])
+    numbers = [math.ceil(total * weight / sum(weights)) + 2 for weight in weights]
     starts = np.cumsum([0, *map(len, blocks)])
-    rows = np.concatenate([start + own % len(each) for start, own, each in zip(starts, numbers, blocks, strict=False)])
-    return join_blocks(blocks).select(rows[np.lexsort((sources, places))[:total]])
+    own = zip(starts, numbers, blocks, strict=False)
+    rows = np.concatenate([start + np.arange(number) % len(each) for start, number, each in own])
+    return join_blocks(blocks).select(rows[mixture(weights, numbers)[:total]])
+
+
+def mixture(weights: Sequence[float], numbers: Sequence[int]) -> np.ndarray:
+    """Return the order in which blocks of several sources, put one source after another, follow each other.
+
+    Args:
+        weights (`Sequence[float]`): weight of each source.
+        numbers (`Sequence[int]`): blocks of each source.
+    """
+    each = list(zip(weights, numbers, strict=True))
+    places = np.concatenate([(np.arange(number) + 0.5) / weight for weight, number in each])
+    sources = np.concatenate([np.full(number, source) for source, number in enumerate(numbers)])
+    return np.lexsort((sources, places))
 
 
 def join_blocks(blocks: Sequence[Dataset]) -> Dataset:

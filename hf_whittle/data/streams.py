@@ -105,11 +105,11 @@ class BlockReader:
         self._rest = np.zeros(0, dtype=np.int32)
         self._blocks = np.zeros((0, block_size), dtype=np.int32)  # of the rows read last
         self._taken, self._has_read_any = 0, place is not None
-        self._before: tuple[dict[str, Any], np.ndarray] = self._beginning, self._rest  # what `_blocks` are made from
+        self._next = self._beginning  # state of `_documents` at the next row, which they know once they are read
         if place is not None:
-            self._rest = np.asarray(place["rest"], dtype=np.int32)
-            self._before = place["documents"], self._rest
-            self._documents.load_state_dict(place["documents"])
+            self._next, self._rest = place["documents"], np.asarray(place["rest"], dtype=np.int32)
+            self._documents.load_state_dict(self._next)
+        self._before: tuple[dict[str, Any], np.ndarray] = self._next, self._rest  # what `_blocks` are made from
         self._rows = iter(self._documents)
         for _ in range(place["taken"] if place else 0):
             next(self)
@@ -131,13 +131,14 @@ class BlockReader:
 
     def _read(self) -> None:
         """Read some rows, and cut their tokens into blocks."""
-        before = self._documents.state_dict(), self._rest
+        before = self._next, self._rest
         with self._source.named_errors():
             rows = list(islice(self._rows, _ROWS))
             encoded = self._source.encode(rows, self._split)
         if not rows:
             self._begin_again()
             return
+        self._next = self._documents.state_dict()
         tokens = np.concatenate([self._rest, *encoded])
         number = len(tokens) // self._block_size
         self._before, self._taken = before, 0
@@ -152,7 +153,8 @@ class BlockReader:
             )
         if not self._repeat:
             raise StopIteration
-        self._documents.load_state_dict(self._beginning)
+        self._next, self._has_read_any = self._beginning, False
+        self._documents.load_state_dict(self._next)
         self._rows = iter(self._documents)
 
 
@@ -212,10 +214,15 @@ class BlockStream(torch.utils.data.IterableDataset):
         self._start: dict[str, Any] | None = None
         self._places: list[dict[str, Any]] = []  # of the windows that were read
 
-    def first(self, number: int) -> Dataset:
-        """The first blocks of the mixture, one source after the other; fewer if there are fewer, none repeated."""
-        found = sorted(islice(_Mixer(self, None, repeat=False), number), key=lambda each: each[0])
-        blocks = [block for _, block in found]
+    def first(self, number: int, *, by_source: bool = True) -> Dataset:
+        """The first blocks of the mixture; fewer if there are fewer, none repeated.
+
+        Args:
+            number (`int`): most blocks.
+            by_source (`bool`, *optional*, defaults to `True`): whether one source stands after the other.
+        """
+        found = list(islice(_Mixer(self, None, repeat=False), number))
+        blocks = [block for _, block in (sorted(found, key=lambda each: each[0]) if by_source else found)]
         return Dataset.from_dict({"input_ids": blocks}, features=TOKENS).with_format("numpy")
 
     def begin(self, seed: int = 0, place: dict[str, Any] | None = None) -> None:

@@ -50,8 +50,8 @@ class HealedPerplexity(TokenFitness):
         ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
             default three times the features per token.
         memory (`float`, *optional*): gigabytes that moments may take; by default 95% of what is free. With less, more
-            layers that are left out between two kept ones are approximated. In several processes on one machine, give
-            each its share, so that all approximate the same.
+            layers that are left out between two kept ones are approximated. In several processes, give each the same, a
+            share of the machine's, so that all approximate the same; a recipe does.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar while moments are gathered.
 
     Raises:

@@ -48,6 +48,10 @@ class FitnessInputs(Protocol):
         """Blocks evaluated at a time."""
 
     @property
+    def memory(self) -> float | None:
+        """Gigabytes that healing moments may take; what is free if `None`."""
+
+    @property
     def is_healed(self) -> bool:
         """Whether students are healed before they are trained."""
 
@@ -64,7 +68,7 @@ class FitnessInputs(Protocol):
         """Whether to show progress bars."""
 
     def training_blocks(self, number: int) -> "Dataset":
-        """At most `number` training blocks, evenly over all of them."""
+        """At most `number` training blocks, evenly over all of them; of any beginning, sources have their shares."""
 
     def fitness(self, name: str) -> "Fitness":
         """Another fitness made from the same inputs; each is made once."""
@@ -89,7 +93,8 @@ def _healed_perplexity(inputs: FitnessInputs) -> "HealedPerplexity":
     from .healed import HealedPerplexity
 
     blocks, healing_blocks = inputs.search_blocks, inputs.healing_blocks
-    return HealedPerplexity(inputs.supernet, blocks, healing_blocks, inputs.batch_size, progress=inputs.progress)
+    how: dict[str, Any] = {"memory": inputs.memory, "progress": inputs.progress}
+    return HealedPerplexity(inputs.supernet, blocks, healing_blocks, inputs.batch_size, **how)
 
 
 def _probe(inputs: FitnessInputs) -> "Fitness":

@@ -134,12 +134,15 @@ class Inputs:
         self.free_supernet()
         return {"model": self.supernet_name, "dtype": torch.float32}
 
-    def load_teacher(self) -> PreTrainedModel:
-        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees.
+    @property
+    def is_one_model(self) -> bool:
+        """Whether the super-network is the teacher, too; one that trainings shard is not, which stays whole."""
+        args = self.recipe.training_arguments(self.recipe.output_dir)
+        return self.recipe.is_one_model and not shards_models(args)
 
-        A teacher that trainings shard is never the super-network, which stays whole.
-        """
-        if self.recipe.is_one_model and not shards_models(self.recipe.training_arguments(self.recipe.output_dir)):
+    def load_teacher(self) -> PreTrainedModel:
+        """Return the super-network if it is the teacher, or else load the teacher, whose memory the caller frees."""
+        if self.is_one_model:
             return self.supernet
         teacher = load_checkpoint(load_teacher, self.recipe.teacher, options=self.recipe.teacher_loading.arguments)
         return teacher if is_placed(teacher) else teacher.to(self.device)

@@ -39,8 +39,7 @@ from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source, source_of
-from ..processes import first_on_each_machine, in_first, is_first, num_launched, wait_for_all
-from ..recipe.loading import LoadingSection
+from ..processes import first_on_each_machine, in_each, in_first, is_first, num_launched, wait_for_all
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
@@ -63,23 +62,27 @@ def check_teacher(inputs: Inputs) -> None:
     """Find out, from configurations alone, whether the student and the search's probes can learn from the teacher.
 
     Raises:
-        RecipeError: if this machine or its processes cannot load a model as the recipe says.
+        RecipeError: if a model cannot be loaded as the recipe says.
         ArchitectureError: if the teacher is of an architecture without a table.
         VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
     """
-    check_loading("teacher_options", inputs.recipe.teacher_loading)
-    check_loading("supernet_options", inputs.recipe.supernet_loading)
+    check_loading(inputs.recipe)
     config = load_config(inputs.recipe.teacher)
     check_vocabularies(inputs.recipe, inputs.supernet_config, config)
 
 
-def check_loading(name: str, section: LoadingSection) -> None:
-    """Raise `RecipeError` unless this machine and its processes can load a model as a section of a recipe says."""
-    section.check_quantizer(name)
-    if num_launched() > 1 and section.device_map is not None:
-        raise RecipeError(
-            f"{name}.device_map: a launcher gives each process a device of its own; leave it out, or start one process"
-        )
+def check_loading(recipe: Recipe) -> None:
+    """Raise `RecipeError` if this machine lacks a quantizer, or the launched processes cannot follow a device map."""
+    for section, loading in (
+        ("teacher_options", recipe.teacher_options),
+        ("supernet_options", recipe.supernet_options),
+    ):
+        loading.check_quantizer(section)
+        if num_launched() > 1 and loading.device_map is not None:
+            raise RecipeError(
+                f"{section}.device_map: a launcher gives each process a device of its own; leave it out, or start "
+                "one process"
+            )
 
 
 def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
@@ -112,7 +115,8 @@ def preflight(inputs: Inputs, folder: Path) -> None:
     trainings = in_first(lambda: _to_begin(inputs, folder))
     if not trainings:
         return
-    first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
+    read = in_each if inputs.recipe.data.streaming else first_on_each_machine  # only a text that is loaded is cached
+    read(lambda: inputs.blocks)
     in_first(lambda: _check_search(inputs, folder))
     small = folder / "stages" / _FOLDER
     with_teacher = in_first(lambda: not has_begun(folder, "teacher"))

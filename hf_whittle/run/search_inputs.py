@@ -10,9 +10,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
+from ..healing.supernet_moments import USABLE, free_memory
 from ..importance.scores import ImportanceScores, score_importance
+from ..models.source import source_of
 from ..models.supernet import SuperNetModel
-from ..processes import in_first
+from ..processes import gathered, in_first, num_launched, num_on_machine
 from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
 from .inputs import Inputs
@@ -60,8 +62,8 @@ class SearchInputs:
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
-        """The model that students learn from."""
-        return self._inputs.load_teacher()
+        """The model that students learn from; nothing is sharded in a search."""
+        return self.supernet if self._inputs.recipe.is_one_model else self._inputs.load_teacher()
 
     @property
     def supernet(self) -> SuperNetModel:
@@ -79,13 +81,22 @@ class SearchInputs:
         return self._inputs.healing_blocks
 
     def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks, evenly over all of them."""
-        return self._inputs.training_blocks(number)
+        """At most `number` training blocks, evenly over all of them, in the order of the mixture."""
+        return self._inputs.text.training_blocks(number, by_source=False)
 
     @property
     def batch_size(self) -> int:
         """Blocks evaluated at a time."""
         return self._inputs.recipe.search.batch_size
+
+    @property
+    def memory(self) -> float | None:
+        """Gigabytes that healing moments may take in each of several processes, the same in all, which call this."""
+        if num_launched() == 1:
+            return None
+        device = source_of(self.supernet).device
+        shared_by = 1 if device.type == "cuda" else num_on_machine()
+        return 1e-9 * USABLE * min(gathered(free_memory(device) / shared_by))
 
     @property
     def is_healed(self) -> bool:

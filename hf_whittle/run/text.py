@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents
 from ..data.encoding import Encoder, TextEncoder, TokenEncoder
-from ..data.mixing import join_blocks, mix_blocks, shares
+from ..data.mixing import join_blocks, mix_blocks, mixture, shares
 from ..data.packing import pack_rows
 from ..data.streamed_documents import stream_documents, stream_fingerprint
 from ..data.streams import BlockStream, StreamedSource, held_out_blocks
@@ -32,24 +32,26 @@ class Text:
     data: DataSection
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     vocab_size: Callable[[], int]
-    _first: dict[int, Dataset] = field(default_factory=dict, init=False)
+    _first: dict[tuple[int, bool], Dataset] = field(default_factory=dict, init=False)
 
     @cached_property
     def blocks(self) -> dict[str, Any]:
         """Packed blocks of the splits `train`, `search` and `test`; those to train on may be a `BlockStream`."""
         return self._streamed() if self.data.streaming else self._loaded()
 
-    def training_blocks(self, number: int) -> Dataset:
-        """At most `number` training blocks by source: evenly over all of them, the first ones of a stream.
+    def training_blocks(self, number: int, *, by_source: bool = True) -> Dataset:
+        """At most `number` training blocks: evenly over all of them, the first ones of a stream.
 
-        Evenly spread parts of them have the sources in their proportions, as those of the mixture might not.
+        By source, evenly spread parts of them have the sources in their proportions, as those of the mixture might not;
+        otherwise they stand as in the mixture, of which every beginning has.
         """
         train = self.blocks["train"]
         if not isinstance(train, BlockStream):
-            return self._spread([each["train"] for each in self._by_source], number)
-        if number not in self._first:
-            self._first[number] = train.first(number)
-        return self._first[number]
+            return self._spread([each["train"] for each in self._by_source], number, by_source=by_source)
+        key = number, by_source
+        if key not in self._first:
+            self._first[key] = train.first(number, by_source=by_source)
+        return self._first[key]
 
     def fingerprint(self) -> str:
         """A hash of the text: of all of it, or of what tells a streamed one without reading it."""
@@ -77,10 +79,11 @@ class Text:
     def _weights(self) -> list[float]:
         return [source.weight for source in self.data.all_sources]
 
-    def _spread(self, blocks: list[Dataset], number: int) -> Dataset:
+    def _spread(self, blocks: list[Dataset], number: int, *, by_source: bool = True) -> Dataset:
         """At most `number` blocks, evenly over those of each source."""
         own = shares(self._weights, number, [len(each) for each in blocks])
-        return join_blocks([spread(each, share) for each, share in zip(blocks, own, strict=True) if share])
+        found = join_blocks([spread(each, share) for each, share in zip(blocks, own, strict=True) if share])
+        return found if by_source or len(own) == 1 else found.select(mixture(self._weights, own))
 
     def _loaded(self) -> dict[str, Any]:
         train = mix_blocks([each["train"] for each in self._by_source], self._weights)

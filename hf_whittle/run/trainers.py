@@ -45,7 +45,7 @@ class Trainers:
     @cached_property
     def teacher(self) -> PreTrainedModel:
         """The model that students learn from; a super-network of its own is freed before it is loaded."""
-        if not self.keeps_supernet and not self.inputs.recipe.is_one_model:
+        if not self.keeps_supernet and not self.inputs.is_one_model:
             self.inputs.free_supernet()
         return self.inputs.load_teacher()
 

@@ -75,6 +75,7 @@ def search_subnets(
         SubnetError: if the model is no super-network, or the search space belongs to another one.
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written, or another process is writing it.
+        WhittleError: if launched processes search differently.
     """
     config = config or AdditiveSearchConfig()
     _check_space(space, getattr(fitness, "supernet", None) if supernet is None else supernet)
@@ -98,6 +99,7 @@ def search_subnets(
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
     settings = _settings(space, bins, config, fitness)
     workers = Workers(fitness)
+    workers.check_same(settings)
     algorithms = [config.algorithm(space, each) for each in bins]
     total = sum(algorithm.max_evaluations for algorithm in algorithms)
     archive = Archive(output_dir, SearchResult(settings))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ..errors import WhittleError
 from ..processes import gathered, launched_processes
@@ -24,6 +25,17 @@ class Workers:
     @property
     def is_main(self) -> bool:
         return self._state is None or self._state.is_main_process
+
+    def check_same(self, settings: dict[str, Any]) -> None:
+        """Raise `WhittleError` in all processes if one has another search, or other text or weights to evaluate on."""
+        found = gathered(settings)
+        for index, others in enumerate(found):
+            different = [name for name, value in found[0].items() if others[name] != value]
+            if different:
+                raise WhittleError(
+                    f"process {index} searches with another {' and '.join(different)} than process 0; give all "
+                    "processes the same space, bins, algorithm, text and model"
+                )
 
     def evaluate(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, float]]:
         """Yield each candidate with its fitness, in their order, as soon as it is known.

@@ -167,6 +167,28 @@ def test_a_stream_goes_on_at_the_block_after_an_interruption(tokenizer, monkeypa
     assert again.place_of(399)["next"] == 399
 
 
+@pytest.mark.parametrize("stop", [1, 30, 49, 50, 51, 130, 333])
+def test_a_stream_goes_on_after_two_interruptions_in_a_row(tokenizer, monkeypatch, stop):
+    monkeypatch.setattr(streams, "WINDOW", 50)
+    monkeypatch.setattr(streams, "_ROWS", 10)
+    sources = [source_of(TEXTS[:60], tokenizer, weight=0.7), source_of(TEXTS[60:200], tokenizer, weight=1.9)]
+    stream = BlockStream(sources, SIZE)
+    expected = take(stream, 400)
+    for _ in range(2):
+        place = json.loads(json.dumps(stream.place_of(stop)))
+        stream = BlockStream(sources, SIZE)
+        stream.begin(place=place)
+        take(stream, 1)
+    assert take(stream, 400 - stop) == expected[stop:]
+
+
+def test_a_stream_that_has_lost_its_text_is_an_error(tokenizer):
+    place = {"rest": [], "taken": 0, "documents": source_of(TEXTS, tokenizer).rows().state_dict()}
+    emptied = source_of(TEXTS, tokenizer, fractions={"test": 1.0}, name="the files a.txt")
+    with pytest.raises(DataError, match=r"the split .train. of the files a\.txt is empty"):
+        next(streams.BlockReader(emptied, SIZE, place=place))
+
+
 def test_going_on_reads_no_more_than_a_shard_and_a_window(folder, tokenizer, monkeypatch):
     monkeypatch.setattr(streams, "WINDOW", 20)
     source = StreamedSource(lambda: stream_documents(**named(folder, "text")), TextEncoder(tokenizer))

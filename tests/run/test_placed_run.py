@@ -17,6 +17,8 @@ from hf_whittle.evaluation import as_input_ids, cross_entropy, perplexity
 from hf_whittle.run import run
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.preflight import check_teacher
+from hf_whittle.run.search_inputs import SearchInputs
+from hf_whittle.run.trainers import Trainers
 
 HEALED = {"fitness": "healed-perplexity", "generations": 1}
 FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
@@ -149,6 +151,16 @@ def test_models_that_no_stage_needs_any_more_are_freed(make, alive, teacher_fold
 def test_the_teacher_that_was_sliced_is_freed_before_the_baseline(make, alive):
     run(make(training=FEW, baseline=True), progress=False)
     assert alive == {"student": {"supernet": 1, "teacher": 0}, "baseline": {"supernet": 0, "teacher": 0}}
+
+
+def test_a_teacher_that_trainings_shard_is_not_beside_the_super_network(make, monkeypatch):
+    inputs = Inputs(make())
+    of_search = SearchInputs(inputs, Path(), progress=False)
+    assert Trainers(inputs).teacher is of_search.teacher is inputs.supernet
+    monkeypatch.setattr("hf_whittle.run.inputs.shards_models", lambda _: True)
+    teacher = Trainers(inputs).teacher
+    assert "supernet" not in vars(inputs)
+    assert SearchInputs(inputs, Path(), progress=False).teacher is inputs.supernet is not teacher
 
 
 @pytest.mark.slow

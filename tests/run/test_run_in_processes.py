@@ -15,6 +15,9 @@ from hf_whittle.errors import DataError, RecipeError
 from hf_whittle.run import run
 from hf_whittle.run.batches import check_batches, own_arguments, own_batch
 from hf_whittle.run.fingerprints import compare
+from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.preflight import check_loading
+from hf_whittle.run.search_inputs import SearchInputs
 
 SCRIPT = Path(__file__).with_name("run_in_processes.py")
 SECTIONS = {
@@ -138,6 +141,26 @@ def test_batch_that_processes_cannot_divide_is_an_error(make, monkeypatch, secti
         recipe = make("odd", training={"gradient_accumulation_steps": 2}, baseline={"gradient_accumulation_steps": 3})
     with pytest.raises(RecipeError, match=f"^{section}: 4 processes cannot divide a step of {sizes[section]}"):
         check_batches(recipe)
+
+
+@pytest.mark.parametrize("section", ["teacher_options", "supernet_options"])
+def test_device_map_under_a_launcher_is_an_error(make, monkeypatch, section):
+    recipe = make("mapped", **{section: {"device_map": "auto"}})
+    check_loading(recipe)
+    monkeypatch.setattr(hf_whittle.run.preflight, "num_launched", lambda: 2)
+    with pytest.raises(RecipeError, match=rf"^{section}\.device_map: a launcher gives each process a device"):
+        check_loading(recipe)
+
+
+@pytest.mark.parametrize(("free", "processes", "gigabytes"), [([8e9, 6e9], 2, 2.85), ([8e9, 9e9, 8e9, 8e9], 1, 7.6)])
+def test_processes_give_moments_the_same_memory(make, monkeypatch, free, processes, gigabytes):
+    search = SearchInputs(Inputs(make("memory")), Path(), progress=False)
+    assert search.memory is None
+    monkeypatch.setattr(hf_whittle.run.search_inputs, "num_launched", lambda: len(free))
+    monkeypatch.setattr(hf_whittle.run.search_inputs, "num_on_machine", lambda: processes)
+    monkeypatch.setattr(hf_whittle.run.search_inputs, "free_memory", lambda _: free[0])
+    monkeypatch.setattr(hf_whittle.run.search_inputs, "gathered", lambda own: [own * each / free[0] for each in free])
+    assert search.memory == pytest.approx(gigabytes)
 
 
 def test_arguments_of_each_process_make_the_batch_of_the_recipe(make, monkeypatch):

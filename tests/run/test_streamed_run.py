@@ -16,6 +16,7 @@ from hf_whittle.run import run
 from hf_whittle.run.changes import check_changes
 from hf_whittle.run.fingerprints import input_fingerprints
 from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.search_inputs import SearchInputs
 
 STREAMED = {"data": {"streaming": True}, "heal": True, "baseline": True}
 
@@ -86,6 +87,16 @@ def test_several_sources_are_mixed_alike_whether_streamed_or_not(teacher_folder,
     assert sum(row in own for row in train[:40]) == 30
     for inputs in (loaded, streamed):
         assert (len(inputs.blocks["search"]), len(inputs.blocks["test"])) == (4, 16)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_step_of_a_probe_has_the_sources_in_their_proportions(teacher_folder, texts, tmp_path, streaming):
+    recipe = make_recipe(teacher_folder, texts, tmp_path, data=two_sources(texts, streaming=streaming))
+    single = Inputs(make_recipe(teacher_folder, texts, tmp_path, data={"files": [f"{texts}/[a-c]*.txt"]}))
+    own = rows_of(single.blocks["train"])
+    rows = rows_of(SearchInputs(Inputs(recipe), tmp_path, progress=False).training_blocks(40))
+    assert [sum(row in own for row in rows[first : first + 4]) for first in range(0, 40, 4)] == [3] * 10
+    assert sorted(rows) == sorted(rows_of(Inputs(recipe).training_blocks(40)))
 
 
 @pytest.mark.slow

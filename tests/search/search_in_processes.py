@@ -1,6 +1,6 @@
 """A search of a tiny super-network, the same on one process and on several, its weights whole or sharded.
 
-torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing]
+torchrun --nproc-per-node 2 search_in_processes.py FOLDER [sharded | failing | different]
 """
 
 import sys
@@ -39,9 +39,9 @@ def shard(supernet):
     fully_shard(supernet, mesh=mesh)
 
 
-def search(folder, supernet, fitness=Perplexity, granularity="fine"):
+def search(folder, supernet, fitness=Perplexity, granularity="fine", text=2):
     space = SearchSpace.from_config(supernet.config, granularity, layer_wise=True)
-    measured = fitness(supernet, make_blocks(7, seed=2), batch_size=2)
+    measured = fitness(supernet, make_blocks(7, seed=text), batch_size=2)
     for name, config in CONFIGS.items():
         search_subnets(supernet, space, bin=BIN, fitness=measured, config=config, output_dir=Path(folder) / name)
 
@@ -51,7 +51,8 @@ def main(folder, kind=""):
     if kind == "sharded":
         PartialState(cpu=True)
         shard(supernet)
-    search(folder, supernet, Failing if kind == "failing" else Perplexity)
+    text = PartialState(cpu=True).process_index if kind == "different" else 2
+    search(folder, supernet, Failing if kind == "failing" else Perplexity, text=text)
     assert torch.distributed.is_initialized()
 
 

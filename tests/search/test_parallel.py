@@ -61,3 +61,11 @@ def test_error_in_one_process_ends_all_with_its_reason(tmp_path):
     assert done.returncode != 0
     assert LEFT in done.stdout  # where one failed, another may wait
     assert "process 1 could not evaluate its candidates: RuntimeError: out of luck" in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_with_different_text_are_an_error_before_anything_is_evaluated(tmp_path):
+    done = torchrun(SCRIPT, tmp_path, "different")
+    assert done.returncode != 0
+    assert "process 1 searches with another fitness than process 0; give all processes the same" in done.stderr
+    assert not files(tmp_path)
