@@ -260,6 +260,12 @@ def test_a_wrong_key_on_the_command_line_is_one_line(recipe_file, run_gives, cap
     assert message in capsys.readouterr().err and not recipes
 
 
+def test_keys_before_the_recipe_are_one_line(recipe_file, run_gives, capsys):
+    recipes = run_gives(RESULTS)
+    assert main(["run", "--training.max_steps", "7", str(recipe_file)]) == 1
+    assert "there is no recipe 7; keys come after the recipe" in capsys.readouterr().err and not recipes
+
+
 def test_a_number_in_a_key_is_the_number_of_a_device(recipe_file, run_gives):
     recipes = run_gives(RESULTS)
     keys = ["--supernet_options.device_map", "auto", "--supernet_options.max_memory.0", "20GiB"]

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import MutableMapping
 
-from ..errors import OutputError, WhittleError
+from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
 from . import demo, extract, info, plan, push, run, store_logits
 from .keys import read_keys
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).addFilter(_Without(start))
     try:
         check_can_be_launched(options.command)
+        if others and not os.path.isfile(os.path.expanduser(options.recipe)):
+            raise RecipeError(f"there is no recipe {options.recipe}; keys come after the recipe")
         options.keys = read_keys(others)
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
             COMMANDS[options.command].main(options)
