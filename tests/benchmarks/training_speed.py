@@ -28,7 +28,7 @@ from hf_whittle.loss.divergences import LossWeights, naive_distillation_loss
 from .measuring import peak_memory
 
 VOCABULARY, BATCH, LENGTH = 49_152, 2, 512
-STEPS, ROUNDS = 2, 3
+STEPS, ROUNDS = 2, 2
 TOKENIZER = Path(hf_whittle.__file__).parent / "demo" / "teacher"
 
 Train = Callable[[Any, Any], list[float]]
