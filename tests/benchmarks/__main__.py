@@ -39,7 +39,8 @@ def main() -> None:
     for name in parser.parse_args().names:
         module = importlib.import_module(f".{name}", __package__)
         print(f"{name}: {module.__doc__.splitlines()[0]}", flush=True)
-        results = {"about": module.__doc__.splitlines()[0], "environment": environment(), "results": module.measure()}
+        measured = module.measure()  # which may set the number of threads
+        results = {"about": module.__doc__.splitlines()[0], "environment": environment(), "results": measured}
         text = json.dumps(results, indent=2)
         print(text, flush=True)
         folder = Path(__file__).parent / "results"
