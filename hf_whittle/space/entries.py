@@ -90,15 +90,10 @@ class AnyEntries:
         return self._ascending(np.concatenate([stay, self._best(rng, absent, number)]))
 
     def _ascending(self, entries: np.ndarray) -> Kept:
-        return _where(self._mask(entries))
+        return _where(_mask(self.total, entries))
 
     def _absent(self, present: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(~self._mask(present))
-
-    def _mask(self, entries: np.ndarray) -> np.ndarray:
-        mask = np.zeros(self.total, dtype=bool)
-        mask[entries] = True
-        return mask
+        return np.flatnonzero(~_mask(self.total, present))
 
     def _best(self, rng: Random, entries: np.ndarray, size: int) -> np.ndarray:
         """Draw `size` of these entries: those of the best noisy scores, or uniformly if there are no scores."""
@@ -134,14 +129,10 @@ class Units:
         return self._expanded(self._entries.exchange(rng, self._units(kept)))
 
     def _units(self, kept: Kept) -> Kept:
-        mask = np.zeros(self._entries.total, dtype=bool)
-        mask[_array(kept)[:: self._unit] // self._unit] = True
-        return _where(mask)
+        return _where(_mask(self._entries.total, _array(kept)[:: self._unit] // self._unit))
 
     def _expanded(self, units: Kept) -> Kept:
-        mask = np.zeros((self._entries.total, self._unit), dtype=bool)
-        mask[_array(units)] = True
-        return _where(mask.ravel())
+        return _where(_mask(self._entries.total, _array(units)).repeat(self._unit))
 
 
 class Choices:
@@ -204,6 +195,13 @@ class Choices:
 
 def _array(kept: Kept) -> np.ndarray:
     return np.arange(kept) if isinstance(kept, int) else np.asarray(kept)
+
+
+def _mask(total: int, entries: np.ndarray) -> np.ndarray:
+    """A mask of `total` entries in which these are true."""
+    mask = np.zeros(total, dtype=bool)
+    mask[entries] = True
+    return mask
 
 
 def _where(mask: np.ndarray) -> Kept:
