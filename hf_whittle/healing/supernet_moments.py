@@ -287,11 +287,11 @@ def _side_by_side(inputs: list[torch.Tensor]) -> torch.Tensor:
     return with_constant(torch.cat([each.flatten(0, -2) for each in inputs], -1), True)
 
 
-def free_memory(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Free bytes of a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _limit(device: torch.device, memory: float | None) -> float:
     """Bytes that may be used on a device."""
-    return min(USABLE * free_memory(device), math.inf if memory is None else 1e9 * memory)
+    return min(USABLE * free_bytes(device), math.inf if memory is None else 1e9 * memory)

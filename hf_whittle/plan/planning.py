@@ -92,7 +92,7 @@ class _Planner:
     @cached_property
     def supernet(self) -> PreTrainedConfig:
         """Configuration of the super-network."""
-        config = load_config(self.recipe.supernet or self.recipe.teacher)
+        config = load_config(self.recipe.supernet_name)
         size, longest = self.recipe.data.block_size, config.max_position_embeddings
         if size > longest:
             raise DataError(f"block_size {size} exceeds the {longest} positions of the model; use smaller blocks")

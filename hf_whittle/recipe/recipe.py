@@ -108,6 +108,11 @@ class Recipe:
             )
 
     @property
+    def supernet_name(self) -> str:
+        """The checkpoint of the super-network."""
+        return self.supernet or self.teacher
+
+    @property
     def teacher_loading(self) -> LoadingSection:
         """How the teacher is loaded."""
         is_given = self.supernet is not None or not self.teacher_options.is_default

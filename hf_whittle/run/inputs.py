@@ -43,7 +43,7 @@ class Inputs:
         Raises:
             VocabularyError: if the teacher has another one.
         """
-        tokenizer = load_tokenizer(self.recipe.supernet or self.recipe.teacher)
+        tokenizer = load_tokenizer(self.recipe.supernet_name)
         if self.recipe.supernet:
             check_same_tokens(tokenizer, load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher))
         return tokenizer
@@ -51,7 +51,7 @@ class Inputs:
     @cached_property
     def text(self) -> Text:
         """The text."""
-        name = self.recipe.supernet or self.recipe.teacher
+        name = self.recipe.supernet_name
         return Text(self.recipe.data, lambda: self.tokenizer, lambda: int(load_config(name).vocab_size))
 
     @property
@@ -79,11 +79,6 @@ class Inputs:
         """The device of the trainings."""
         return self.recipe.training_arguments(self.recipe.output_dir).device
 
-    @property
-    def supernet_name(self) -> str:
-        """The checkpoint of the super-network."""
-        return self.recipe.supernet or self.recipe.teacher
-
     @cached_property
     def supernet_config(self) -> PreTrainedConfig:
         """Configuration of the super-network, as the loaded model has it.
@@ -92,7 +87,7 @@ class Inputs:
             VocabularyError: if its tokenizer has more tokens than it has embeddings.
             DataError: if it has fewer positions than a block has tokens.
         """
-        name, block_size = self.supernet_name, self.recipe.data.block_size
+        name, block_size = self.recipe.supernet_name, self.recipe.data.block_size
         config = load_config(name)
         with contextlib.suppress(CheckpointError):  # weights that are not in safetensors are as the configuration says
             config = as_stored(config, Checkpoint(name))
@@ -116,7 +111,7 @@ class Inputs:
         """The super-network, loaded as the recipe says."""
         _ = self.supernet_config  # raises before weights are loaded
         arguments = self.recipe.supernet_loading.arguments
-        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, self.supernet_name, **arguments)
+        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, self.recipe.supernet_name, **arguments)
         return supernet if is_placed(supernet) else supernet.to(self.device)
 
     def free_supernet(self) -> None:
@@ -132,7 +127,7 @@ class Inputs:
         if self.recipe.supernet_loading.is_whole:
             return {"model": self.supernet}
         self.free_supernet()
-        return {"model": self.supernet_name, "dtype": torch.float32}
+        return {"model": self.recipe.supernet_name, "dtype": torch.float32}
 
     @property
     def is_one_model(self) -> bool:

@@ -190,7 +190,7 @@ def _source(inputs: Inputs) -> Source:
     """The model that students are extracted from."""
     if inputs.recipe.supernet_loading.is_whole:
         return source_of(inputs.supernet)
-    return source_in(Checkpoint(inputs.supernet_name))
+    return source_in(Checkpoint(inputs.recipe.supernet_name))
 
 
 def _basis_of_some_student(source: Source, space: SearchSpace, heal: HealingConfig) -> BasisName:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
-from ..healing.supernet_moments import USABLE, free_memory
+from ..healing.supernet_moments import USABLE, free_bytes
 from ..importance.scores import ImportanceScores, score_importance
 from ..models.source import source_of
 from ..models.supernet import SuperNetModel
@@ -96,7 +96,7 @@ class SearchInputs:
             return None
         device = source_of(self.supernet).device
         shared_by = 1 if device.type == "cuda" else num_on_machine()
-        return 1e-9 * USABLE * min(gathered(free_memory(device) / shared_by))
+        return 1e-9 * USABLE * min(gathered(free_bytes(device) / shared_by))
 
     @property
     def is_healed(self) -> bool:

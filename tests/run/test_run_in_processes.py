@@ -158,7 +158,7 @@ def test_processes_give_moments_the_same_memory(make, monkeypatch, free, process
     assert search.memory is None
     monkeypatch.setattr(hf_whittle.run.search_inputs, "num_launched", lambda: len(free))
     monkeypatch.setattr(hf_whittle.run.search_inputs, "num_on_machine", lambda: processes)
-    monkeypatch.setattr(hf_whittle.run.search_inputs, "free_memory", lambda _: free[0])
+    monkeypatch.setattr(hf_whittle.run.search_inputs, "free_bytes", lambda _: free[0])
     monkeypatch.setattr(hf_whittle.run.search_inputs, "gathered", lambda own: [own * each / free[0] for each in free])
     assert search.memory == pytest.approx(gigabytes)
 
