@@ -167,6 +167,8 @@ def _making(folder: Path) -> Facts:
     facts: Facts = {}
     if results.supernet is not None and results.supernet.name:
         facts["extracted from"] = results.supernet.name
+    if results.began_with is not None and results.began_with.name:
+        facts["training began with"] = results.began_with.name
     if results.healing is not None:
         healing = results.healing
         facts["healed"] = healing.is_healed

@@ -53,9 +53,10 @@ def main(options: argparse.Namespace) -> None:
 def summary(plan: "Plan") -> str:
     """Make tables of a plan."""
     which = "" if plan.is_student_known else "at most "
+    origin = " that is given" if plan.supernet is None else f", from a super-network of {plan.supernet:,}"
     device, others = plan.device, _other_devices(plan)
     lines = [
-        f"A student of {which}{plan.student:,} parameters, from a super-network of {plan.supernet:,}, on {device.name}",
+        f"A student of {which}{plan.student:,} parameters{origin}, on {device.name}",
         f"({_rates(plan)}; {device.source})",
         "",
         *_table([_COSTS, *map(_costs, plan.stages), _total(plan)]),

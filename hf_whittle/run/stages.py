@@ -20,13 +20,15 @@ from ..processes import in_first
 from ..recipe.data import SourceSection
 from ..record.data import DataFacts, TextFacts
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..record.lineage import Lineage
+from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
 from ..subnet import SUBNET_FILE
 from .changes import record_baseline
-from .inputs import Inputs
+from .inputs import Inputs, load_checkpoint
 from .ledger import Ledger, calibration_cost, healing_cost
 from .search_inputs import SearchInputs
 from .trainers import Trainers, Training, Weights, random_student, save_student
@@ -68,7 +70,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
     result = search_subnets(
         inputs.supernet,
         space,
-        bin=recipe.bin.to_bin(recipe.data.block_size),
+        bin=recipe.to_bin(),
         fitness=fitness,
         config=recipe.search.algorithm,
         output_dir=ledger.folder,
@@ -79,7 +81,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet_config)))
+    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.origin_config)))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
@@ -96,6 +98,25 @@ def _name_of(source: SourceSection) -> dict[str, Any]:
         return {"files": [Path(pattern).name for pattern in source.files]}
     name = str(source.dataset)
     return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
+
+
+def take(inputs: Inputs, ledger: Ledger) -> Results:
+    """Keep the student that the recipe gives in `stages/initial`; what is known of its making."""
+    folder = ledger.stages / "initial"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            save_given(inputs, temporary)
+    return Results.load(folder)
+
+
+def save_given(inputs: Inputs, folder: Path) -> None:
+    """Write the student that the recipe gives, in single precision, and what is known of its making."""
+    load: Any = AutoModelForCausalLM.from_pretrained
+    student = load_checkpoint(load, inputs.recipe.origin, dtype="float32")
+    lineage = Lineage.of(student)
+    save_student(student, inputs.tokenizer, folder)
+    began_with = checkpoint_facts(student.config)
+    replace(lineage, results=replace(lineage.results, began_with=began_with)).save(folder)
 
 
 def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
