@@ -7,9 +7,11 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, info, plan, push, run, store_logits
+from . import demo, extract, info, init, plan, push, run, search, store_logits, train
+from .completion import PrintCompletion
 from .keys import read_keys
 from .launched import check_can_be_launched, say
+from .output import print_outcome
 
 NOT_THE_USERS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -19,17 +21,20 @@ NOT_THE_USERS = {
 """Messages of other libraries that are no concern of the user's, by their logger: a kernel for 4-bit layers where there
 are none, a README without metadata beside local text, and the order of checkpoints written within a second."""
 COMMANDS = {
-    "run": run,
+    "init": init,
     "plan": plan,
+    "run": run,
+    "search": search,
     "extract": extract,
+    "train": train,
+    "store-logits": store_logits,
     "push": push,
     "info": info,
     "demo": demo,
-    "store-logits": store_logits,
 }
 
 
-TAKE_KEYS = ("run", "plan", "store-logits")
+TAKE_KEYS = ("run", "plan", "search", "train", "store-logits")
 """Commands that read a recipe, any key of which can follow it."""
 _KEYS = "Any key of the recipe can follow it, such as --training.max_steps 100."
 
@@ -55,14 +60,18 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="hf-whittle", description="Small language models from large ones.")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, help="print a script that completes commands in a shell, and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        takes_keys = name in TAKE_KEYS
+        takes_keys, example = name in TAKE_KEYS, f"example:\n  {command.EXAMPLE}"
         added = commands.add_parser(
             name,
             help=command.HELP,
             description=command.HELP,
-            epilog=_KEYS if takes_keys else None,
+            epilog=f"{_KEYS}\n\n{example}" if takes_keys else example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=not takes_keys,
         )
         command.add_arguments(added)
@@ -71,20 +80,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
+    wait_briefly(os.environ)
+    for name, start in NOT_THE_USERS.items():
+        logging.getLogger(name).addFilter(_Without(start))
     parser = make_parser()
     options, others = parser.parse_known_args(arguments)
     if others and options.command not in TAKE_KEYS:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    wait_briefly(os.environ)
-    for name, start in NOT_THE_USERS.items():
-        logging.getLogger(name).addFilter(_Without(start))
     try:
         check_can_be_launched(options.command)
         if others and not os.path.isfile(os.path.expanduser(options.recipe)):
             raise RecipeError(f"there is no recipe {options.recipe}; keys come after the recipe")
-        options.keys = read_keys(others)
+        options.keys, options.given_keys = read_keys(others), others
         with disk_errors(getattr(options, "output_dir", None) or "a file"):
-            COMMANDS[options.command].main(options)
+            print_outcome(COMMANDS[options.command].main, options)
     except (WhittleError, OSError, ImportError) as error:  # transformers: no such checkpoint, a library is missing
         numbered = isinstance(error, OutputError) and error.strerror  # whose text begins with [Errno ...]
         say(f"hf-whittle: error: {numbered or error}", error)

@@ -1,14 +1,16 @@
 """`hf-whittle plan`: what a recipe takes, before it is run."""
 
 import argparse
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from .output import Outcome, add_json
 
 if TYPE_CHECKING:
     from ..plan.facts import Plan, StagePlan
 
 HELP = "Tell the parameters, tokens, FLOPs, memory, disk and hours of each stage of a recipe, before it is run."
+EXAMPLE = "hf-whittle plan recipe.yaml --device h100"
 INTERRUPTED = "nothing was written"
 
 _COSTS = ("", "parameters", "tokens", "FLOPs", "time", "memory", "disk")
@@ -24,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--subnet", help="subnet.json of the student, or a folder with one (default: the costliest of the bin)"
     )
     parser.add_argument("--read-text", action="store_true", help="tokenize the text and count it, as the run will")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
     from ..errors import WhittleError
@@ -47,7 +49,7 @@ def main(options: argparse.Namespace) -> None:
         subnet=None if options.subnet is None else read_subnet(options.subnet),
         read_text=options.read_text,
     )
-    print(json.dumps(plan.to_dict(), indent=2) if options.json else summary(plan))
+    return Outcome(plan.to_dict(), summary(plan))
 
 
 def summary(plan: "Plan") -> str:

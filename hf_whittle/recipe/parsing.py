@@ -63,7 +63,8 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return hint.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
-    if isinstance(value, dict) and (optional := _optional_section(hint)) is not None:
+    optional = _optional_section(hint)
+    if optional is not None and value is not None:
         return parse(optional, value, path)
     section = _section_of_list(hint)
     if section is not None and value is not None:

@@ -1,0 +1,5 @@
+"""tmp"""
+HELP="x"
+EXAMPLE="x"
+def add_arguments(parser): pass
+def main(options): pass
