@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .compat import without_packing
 from .errors import DataError, VocabularyError
 from .models.placement import input_device, is_sharded
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +25,12 @@ def perplexity(loss: float) -> float:
 
 
 def cross_entropy(
-    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16, *, is_spread: bool = False
+    model: "PreTrainedModel",
+    input_ids: torch.Tensor,
+    batch_size: int = 16,
+    *,
+    is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Mean cross-entropy of next-token prediction.
 
@@ -34,6 +40,7 @@ def cross_entropy(
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same model and
             divide the batches among them, as they do in any case if it is sharded.
+        progress (`str`, *optional*): name of a progress bar; there is none without it.
 
     Returns:
         `float`: nats per predicted token.
@@ -43,7 +50,7 @@ def cross_entropy(
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
         return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
-    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread)
+    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread, progress=progress)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
@@ -54,6 +61,7 @@ def sum_over_batches(
     value: Callable[[int, torch.Tensor], torch.Tensor],
     *,
     is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Sum of `value(first_block, logits)` over the batches, in their order.
 
@@ -68,7 +76,8 @@ def sum_over_batches(
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
     values = []
     with evaluating(model):
-        for first in range(0, len(starts), processes):
+        rounds = range(0, len(starts), processes)
+        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
 from hf_whittle.cli import COMMANDS, SPINS, main, make_parser, wait_briefly
-from hf_whittle.cli.extract import summary
+from hf_whittle.cli.extract import facts_of, summary
 from hf_whittle.errors import BinError, OutputError
 from hf_whittle.run.inputs import Inputs
 
@@ -29,23 +29,26 @@ RECIPE = {
     "bin": {"low": 1, "high": 2},
 }
 OPTIONS = {
-    "run": {"-h", "--help", "recipe", "--output-dir"},
+    "init": {"-h", "--help", "teacher", "--parameters", "--ratio", "--files", "--dataset", "--output", "--json"},
+    "run": {"-h", "--help", "recipe", "--output-dir", "--json"},
+    "search": {"-h", "--help", "recipe", "--output-dir", "--json"},
+    "train": {"-h", "--help", "recipe", "--student", "--output-dir", "--json"},
     "plan": {
         *("-h", "--help", "recipe", "--device", "--utilization", "--measure", "--subnet", "--read-text", "--json"),
     },
     "extract": {
         *("-h", "--help", "checkpoint", "--subnet", "--output-dir", "--format", "--dtype", "--max-shard-size"),
         *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),
-        *("--block-size", "--calibration-tokens"),
+        *("--block-size", "--calibration-tokens", "--json"),
     },
     "push": {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
-        *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
+        *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval", "--json"),
     },
     "info": {"-h", "--help", "source", "--sequence-length", "--json"},
-    "demo": {"-h", "--help", "--output-dir"},
+    "demo": {"-h", "--help", "--output-dir", "--json"},
     "store-logits": {
-        *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
+        *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size", "--json"),
     },
 }
 RESULTS = {
@@ -106,7 +109,7 @@ def options_of(parser):
 
 def test_options_are_frozen():
     parser = make_parser()
-    assert options_of(parser) == {"-h", "--help", "--version", "command"}
+    assert options_of(parser) == {"-h", "--help", "--version", "--print-completion", "command"}
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
     assert set(COMMANDS) == set(OPTIONS)
@@ -412,7 +415,7 @@ def test_the_summary_describes_healing(extract, capsys, is_healed, summarized):
     extract()
     report = {"is_healed": is_healed, "perplexity_before": 61.5, "perplexity_after": 35.25, "tokens": 1280}
     Path("out", "healing.json").write_text(json.dumps(report | {"held_out_tokens": 320}))
-    assert summary(Path("out")).splitlines()[1] == summarized
+    assert summary(facts_of(Path("out"))).splitlines()[1] == summarized
 
 
 TEXT = ("--files", "text.txt")

@@ -9,7 +9,7 @@ from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
 from . import demo, extract, info, init, plan, push, run, search, store_logits, train
 from .completion import PrintCompletion
-from .keys import read_keys
+from .keys import TAKE_KEYS, read_keys
 from .launched import check_can_be_launched, say
 from .output import print_outcome
 
@@ -34,8 +34,6 @@ COMMANDS = {
 }
 
 
-TAKE_KEYS = ("run", "plan", "search", "train", "store-logits")
-"""Commands that read a recipe, any key of which can follow it."""
 _KEYS = "Any key of the recipe can follow it, such as --training.max_steps 100."
 
 SPINS = "10000"

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from .keys import TAKE_KEYS
+
 SHELLS = ("bash", "zsh")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"}
@@ -32,8 +34,6 @@ class PrintCompletion(argparse.Action):
 
 def _complete_paths_and_keys(parser: argparse.ArgumentParser) -> None:
     """Tell a parser of all commands which arguments are paths, and the keys of recipes as options."""
-    from . import TAKE_KEYS
-
     commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
     keys = list(recipe_keys())
     for name, command in commands.items():

@@ -93,7 +93,7 @@ def _costs(stage: "StagePlan") -> tuple[str, ...]:
         "" if stage.parameters is None else f"{stage.parameters:,}",
         f"{stage.tokens:,}",
         flops,
-        _time(stage.hours or 0),
+        time_in_words(stage.hours or 0),
         _bytes(stage.memory.peak),
         _bytes(stage.disk) if stage.disk else "",
     )
@@ -101,7 +101,7 @@ def _costs(stage: "StagePlan") -> tuple[str, ...]:
 
 def _total(plan: "Plan") -> tuple[str, ...]:
     peak = max(stage.memory.peak for stage in plan.stages)
-    return ("in all", "", "", "", _time(plan.hours), _bytes(peak), _bytes(plan.disk))
+    return ("in all", "", "", "", time_in_words(plan.hours), _bytes(peak), _bytes(plan.disk))
 
 
 def _memory(stages: tuple["StagePlan", ...]) -> list[str]:
@@ -120,10 +120,10 @@ def _other_devices(plan: "Plan") -> list[str]:
 
     share = plan.device.utilization if plan.device.name in DEVICES else UTILIZATION
     others = [replace(each, utilization=share) for name, each in DEVICES.items() if name != plan.device.name]
-    return [f"{each.name} {_time(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
+    return [f"{each.name} {time_in_words(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
 
 
-def _time(hours: float) -> str:
+def time_in_words(hours: float) -> str:
     """Hours in words."""
     for unit, size in (("days", 24), ("h", 1), ("min", 1 / 60)):
         if hours >= (2 if unit == "days" else 1) * size:

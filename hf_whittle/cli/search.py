@@ -55,7 +55,9 @@ def _next(options: argparse.Namespace, recipe: "Recipe") -> str:
     """Commands that go on from the search."""
     folder, given = recipe.output_dir, [] if options.output_dir is None else ["--output-dir", options.output_dir]
     run = shlex.join(["hf-whittle", "run", options.recipe, *given, *options.given_keys])
-    extract = shlex.join(["hf-whittle", "extract", recipe.origin, "--subnet", folder, "--output-dir", f"{folder}-sliced"])
+    extract = shlex.join(
+        ["hf-whittle", "extract", recipe.origin, "--subnet", folder, "--output-dir", f"{folder}-sliced"]
+    )
     return (
         f"The search is in {folder}. Next:\n"
         f"  {run}    # extract, heal and train this subnet\n"

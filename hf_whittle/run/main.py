@@ -138,7 +138,7 @@ def _do_stages(inputs: Inputs, ledger: Ledger, progress: bool) -> Results:
         results = in_first(lambda: stages.take(inputs, ledger))
     results = replace(results, data=in_first(lambda: stages.data_facts(inputs)))
     trainers = Trainers(inputs)
-    results = replace(results, teacher=stages.teacher(trainers, ledger))
+    results = replace(results, teacher=stages.teacher(trainers, ledger, progress))
     student = stages.train_student(trainers, ledger, progress)
     results = replace(results, student=student, environment=student.environment)
     if recipe.baseline:

@@ -147,18 +147,19 @@ def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
     return replace(HealingFacts.from_dict(report), flops=healing_cost(inputs, subnet, report))
 
 
-def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
+def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> TeacherFacts:
     """Size and perplexity of the teacher."""
-    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers))
+    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers, progress))
 
 
-def _teacher(trainers: Trainers) -> TeacherFacts:
+def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
     model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
+    how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, is_spread=True)),
+        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
     )

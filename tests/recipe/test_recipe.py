@@ -390,11 +390,11 @@ def test_a_recipe_of_a_given_student_has_no_search_and_is_written_as_it_is_read(
 
 
 @pytest.mark.parametrize(
-    "section", [{"bin": {"low": 1, "high": 2}}, {"heal": True}, {"supernet": "a/b"}, {"search": {}}], ids=list
+    "name, value", [("bin", {"low": 1, "high": 2}), ("heal", True), ("supernet", "a/b"), ("search", {})]
 )
-def test_keys_of_a_search_have_no_effect_on_a_given_student(section):
-    with pytest.raises(RecipeError, match=f"^student: it is trained as it is, so {[*section][0]} would have no effect"):
-        Recipe.from_dict(GIVEN | section)
+def test_keys_of_a_search_have_no_effect_on_a_given_student(name, value):
+    with pytest.raises(RecipeError, match=f"^student: it is trained as it is, so {name} would have no effect"):
+        Recipe.from_dict(GIVEN | {name: value})
 
 
 def test_a_given_student_is_not_replaced_by_the_trained_one(tmp_path):
