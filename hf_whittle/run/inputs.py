@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from ..architectures.registry import check_model_type
 from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
-from ..errors import CheckpointError, DataError, VocabularyError
+from ..errors import CheckpointError, DataError, VocabularyError, WhittleError
 from ..extraction.checkpoint import Checkpoint
 from ..files.sources import read_config
 from ..models.checkpoint_names import as_stored
@@ -156,10 +156,20 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: if it has none.
     """
-    tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
-    if not tokenizer("text").input_ids:
-        raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
+    try:
+        tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
+        is_empty = not tokenizer("text").input_ids
+    except ValueError as error:
+        if isinstance(error, WhittleError):
+            raise
+        raise _without_tokenizer(name) from error
+    if is_empty:
+        raise _without_tokenizer(name)
     return tokenizer
+
+
+def _without_tokenizer(name: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
 
 
 def load_config(name: str) -> PreTrainedConfig:

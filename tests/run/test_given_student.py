@@ -21,8 +21,13 @@ from hf_whittle.run import run
 from hf_whittle.run.inputs import Inputs
 
 SUBNETS = {
-    "stock": {"layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32},
-    "whittle": {"layers": 3, "hidden_size": 24, "num_attention_heads": [1, 4, 2], "intermediate_size": [40, 8, 64]},
+    "stock": {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32},
+    "whittle": {
+        "num_hidden_layers": 3,
+        "hidden_size": 24,
+        "num_attention_heads": [1, 4, 2],
+        "intermediate_size": [40, 8, 64],
+    },
 }
 
 
@@ -41,6 +46,11 @@ def make_given(teacher_folder, texts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(make_given):
+    return make_given()
+
+
+@pytest.fixture(scope="module")
+def with_baseline(make_given):
     return make_given(baseline=True)
 
 
@@ -76,10 +86,10 @@ def test_the_folder_has_everything_that_one_of_a_run_has(given, trained):
     folder = Path(given.output_dir)
     assert json.loads((folder / "results.json").read_text()) == trained
     student = AutoModelForCausalLM.from_pretrained(folder)
-    assert student.num_parameters() == trained["student"]["parameters"] == trained["baseline"]["parameters"]
+    assert student.num_parameters() == trained["student"]["parameters"]
     assert AutoTokenizer.from_pretrained(folder)("import os").input_ids
     assert SubnetConfig.from_pretrained(folder) == SubnetConfig.from_pretrained(given.student)
-    assert "search" not in trained and "to_match" not in trained  # nothing is known of its cost
+    assert "search" not in trained
     assert trained["began_with"] == {"name": "student"}
     card = (folder / "README.md").read_text()
     assert "This training began with `student`." in card and "extracted from" in card
@@ -104,8 +114,10 @@ def test_the_first_perplexity_is_that_of_the_given_student(given, trained):
     )
 
 
-def test_it_is_planned_as_it_is(given, trained):
-    plan = plan_recipe(given, "a100-80gb")
+@pytest.mark.slow
+def test_it_is_planned_as_it_is_and_what_it_took_to_make_is_not_known(with_baseline):
+    trained, plan = run(with_baseline, progress=False), plan_recipe(with_baseline, "a100-80gb")
+    assert trained["baseline"]["parameters"] == trained["student"]["parameters"] and "to_match" not in trained
     assert [stage.name for stage in plan.stages] == ["teacher", "student", "baseline"]
     assert plan.student == trained["student"]["parameters"] and plan.is_student_known and plan.supernet is None
     for name in ("student", "baseline"):
@@ -114,6 +126,7 @@ def test_it_is_planned_as_it_is(given, trained):
     assert plan.stage("student").memory.peak > 0 and not plan.problems
 
 
+@pytest.mark.slow
 def test_a_run_whose_student_was_exchanged_does_not_go_on(make_given):
     recipe = make_given()
     run(recipe, progress=False)
@@ -125,9 +138,10 @@ def test_a_run_whose_student_was_exchanged_does_not_go_on(make_given):
         run(recipe, progress=False)
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_search_is_not_one_of_a_given_student(given, same_recipe, folder):
     values = {**given.to_dict(), "output_dir": str(folder)}
-    with pytest.raises(OutputError, match="the run of a recipe with another student, bin"):
+    with pytest.raises(OutputError, match="the run of a recipe with another bin, student"):
         run(type(given).from_dict(values), progress=False)
 
 
@@ -150,7 +164,7 @@ def test_a_student_that_is_none_is_an_error_before_anything_else(given, tmp_path
 
 def test_a_setting_of_training_that_does_not_work_is_found_before_the_teacher_runs(given, tmp_path):
     values = {**given.to_dict(), "output_dir": str(tmp_path)}
-    values["training"] = {**values["training"], "optim": "adamw_apex_fused"}
-    with pytest.raises(RecipeError, match="^training: a trial in small"):
+    values["training"] = {**values["training"], "optim": "grokadamw"}
+    with pytest.raises(RecipeError, match=r"^training: a trial in small"):
         run(type(given).from_dict(values), progress=False)
     assert not (tmp_path / "stages" / "teacher.json").exists()
