@@ -41,6 +41,8 @@ def main(options: argparse.Namespace) -> Outcome:
     path = Path(expanded(options.output))
     if path.exists():
         raise OutputError(f"{path} exists already; choose another --output, or remove it")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent} for {path}; make it, or choose another --output")
     name = Path(expanded(options.teacher)).resolve().name  # of a name on the Hub, the last part
     size = {"parameters": options.parameters, "ratio": options.ratio}
     draft = draft_recipe(options.teacher, f"{name}-whittled", text_of(options), **size)

@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> Outcome:
     from ..errors import RecipeError
     from ..processes import first_on_each_machine, in_first, lock_in_first
     from ..recipe.recipe import Recipe
-    from ..run.inputs import Inputs
+    from ..run.inputs import Inputs, load_config
     from ..run.preflight import check_loading
 
     logging.disable_progress_bar()
@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> Outcome:
         }
         arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
-        in_first(lambda: check_loading(inputs.recipe))
+        in_first(lambda: (check_loading(inputs.recipe), load_config(inputs.recipe.teacher)))
         first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
