@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 from hf_whittle import SubnetConfig
 from hf_whittle.cli import COMMANDS, main
 
+SUBNET = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+
 
 @pytest.fixture(autouse=True)
 def measure_briefly(monkeypatch):
@@ -42,9 +44,9 @@ def place(teacher_folder, tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(config)
     (folder / "empty").mkdir()
-    SubnetConfig(3, 16, 2, 32).save_pretrained(folder)
+    SubnetConfig(**SUBNET).save_pretrained(folder)
     (folder / "words.json").write_text("words")
-    (folder / "large.json").write_text(SubnetConfig(3, 4096, 2, 32).to_json())
+    (folder / "large.json").write_text(SubnetConfig(**SUBNET | {"hidden_size": 4096}).to_json())
     (folder / "list.json").write_text("[1, 2]")
     return folder
 
