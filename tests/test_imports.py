@@ -189,3 +189,18 @@ def test_any_module_of_transformers_can_be_imported_next_and_students_are_regist
     """
     expected = [f"Whittle{get_architecture(model_type).prefix}ForCausalLM" for model_type in ARCHITECTURES]
     assert run_python(script).split() == expected
+
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "matplotlib", "huggingface_hub", "shtab", "tqdm", "scipy"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["init", "--help"]], ids=" ".join)
+def test_help_imports_no_library_that_takes_time(run_python, arguments):
+    script = f"""
+        import contextlib, io, sys
+        from hf_whittle.cli import main
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            main({arguments!r})
+        print(sorted({HEAVY} & sys.modules.keys()))
+    """
+    assert run_python(script) == "[]\n"
