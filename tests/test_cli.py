@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
-from hf_whittle.cli import COMMANDS, SPINS, main, make_parser, wait_briefly
+from hf_whittle.cli import COMMANDS, SECONDS_OF_BARS, SPINS, main, make_parser, wait_briefly
 from hf_whittle.cli.extract import facts_of, summary
 from hf_whittle.errors import BinError, OutputError
+from hf_whittle.progress import LINES_EVERY
 from hf_whittle.run.inputs import Inputs
 
 RECIPE = {
@@ -120,6 +121,23 @@ def test_threads_wait_briefly_unless_the_user_says_how_they_wait(given):
     environment = dict(given)
     wait_briefly(environment)
     assert environment == (given or {"GOMP_SPINCOUNT": SPINS})
+
+
+def test_bars_of_other_libraries_are_seldom_where_stderr_is_no_terminal(run_python):
+    script = """
+        import contextlib, io, os, sys
+        from hf_whittle.cli import show_seldom
+        assert "tqdm" not in sys.modules
+        show_seldom(os.environ)
+        from datasets.utils import tqdm
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            bar = tqdm(range(1000), desc="tokenize")
+            assert len(list(bar)) == 1000
+        print(bar.mininterval, bar.delay, repr(said.getvalue()))
+    """
+    assert run_python(script) == "30.0 30.0 ''\n"
+    assert float(SECONDS_OF_BARS) == LINES_EVERY
 
 
 def test_how_threads_wait_is_said_before_torch_is_imported():

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
@@ -39,6 +40,9 @@ _KEYS = "Any key of the recipe can follow it, such as --training.max_steps 100."
 SPINS = "10000"
 """Turns that an OpenMP thread waits for work before it sleeps. With GNU's default, 300,000, it takes the processor from
 the very threads that it waits for where programs compete; `tests/benchmarks/busy.py` measures both."""
+
+SECONDS_OF_BARS = "30"
+"""Seconds before the first state of a bar, and between two, where stderr is no terminal; as `progress.LINES_EVERY`."""
 
 
 class _Without(logging.Filter):
@@ -79,6 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status is 0 if it did its work, 1 on an error, 130 if it was interrupted."""
     wait_briefly(os.environ)
+    if not sys.stderr.isatty():
+        show_seldom(os.environ)
     for name, start in NOT_THE_USERS.items():
         logging.getLogger(name).addFilter(_Without(start))
     parser = make_parser()
@@ -107,3 +113,9 @@ def wait_briefly(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP threads sleep soon, unless the user says how they wait; torch reads it when it is first imported."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def show_seldom(environment: MutableMapping[str, str]) -> None:
+    """Let bars of other libraries write as seldom as ours; tqdm reads it when it is first imported."""
+    for name in ("DELAY", "MININTERVAL", "MAXINTERVAL"):
+        environment.setdefault(f"TQDM_{name}", SECONDS_OF_BARS)
