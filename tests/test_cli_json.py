@@ -68,6 +68,7 @@ def test_search_in_words_says_what_is_next(place, monkeypatch, capsys):
     assert "hf-whittle extract teacher --subnet other --output-dir other-sliced" in said
 
 
+@pytest.mark.slow
 def test_extract_train_and_info(ask):
     made = ask("extract", "teacher", "--subnet", "subnet", "--output-dir", "cut")
     assert made["output_dir"] == "cut" and made["files"] == 1 and made["bytes"] > 4 * made["parameters"]
@@ -77,6 +78,7 @@ def test_extract_train_and_info(ask):
     assert trained["results"] == Results.load("trained").to_dict()
 
 
+@pytest.mark.slow
 def test_store_logits(ask):
     said = ask("store-logits", "recipe.yaml", "--output-dir", "store", "--draws", "2")
     assert said["output_dir"] == "store" and said["tokens"] % 32 == 0 < said["bytes_per_token"]
