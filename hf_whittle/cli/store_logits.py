@@ -45,7 +45,8 @@ def main(options: argparse.Namespace) -> Outcome:
         }
         arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
-        in_first(lambda: (check_loading(inputs.recipe), load_config(inputs.recipe.teacher)))
+        in_first(lambda: check_loading(inputs.recipe))
+        in_first(lambda: load_config(inputs.recipe.teacher))  # raises if it has no table
         first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
