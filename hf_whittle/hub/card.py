@@ -164,17 +164,16 @@ def render_card(
     return sealed(str(card))
 
 
-def opening(student: StudentFolder, words: Mapping[str, Callable[..., str]] = MARKDOWN, autoescape: bool = False) -> str:
+def opening(student: StudentFolder, words: Mapping[str, Callable[..., str]] = MARKDOWN) -> str:
     """The first sentences of a model card: how a student was made, and what it reached.
 
     Args:
         student (`StudentFolder`): the student.
         words (`Mapping[str, Callable]`, *optional*): functions that word `code`, a `checkpoint` and a `link` for the
-            page, in Markdown by default.
-        autoescape (`bool`, *optional*, defaults to `False`): whether to escape anything else for HTML.
+            page, in Markdown by default; all else is escaped for HTML unless they are those.
     """
     text = resources.files(__package__).joinpath(OPENING).read_text(encoding="utf-8")
-    template = jinja2.Template(text, autoescape=autoescape)
+    template = jinja2.Template(text, autoescape=words is not MARKDOWN)
     about = _about_making(student.lineage)
     return template.render(adapter_of=student.adapter_of, number=as_number, **words, **about)
 

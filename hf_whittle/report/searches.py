@@ -1,0 +1,213 @@
+"""Figures of searches: every candidate, and fitness against the cost that a bin bounds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..hub.wording import as_number
+from ..search.algorithm import Evaluation
+from ..search.result import SearchResult
+from ..search.wording import Scale, fitness_axes, origin_in_words, scales
+from ..subnet import SubnetConfig
+from .folder import Run
+from .look import MUTED, RUN_COLORS, STRONG, Figure, color_of, dress, escaped, log_axis, new_figure
+
+_ORIGIN_COLORS = {"sample": MUTED, "mutation": RUN_COLORS[0], "crossover": RUN_COLORS[1], "answer": RUN_COLORS[3]}
+_OTHER_COLORS = (RUN_COLORS[2], RUN_COLORS[4])
+_OUTSIDE = "outside of the bin"
+_PER_LINE = 8  # sizes of layers in a line of a hover label
+_ANSWERS, _OTHERS = 260, 130  # pixels of a panel
+
+
+def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Figure:
+    """Fitness of every candidate in the order of the search, a panel for each share of the tokens."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    groups = scales(search.evaluations, search.settings, in_bins=False)
+    heights = [_ANSWERS, *(_OTHERS for _ in groups[1:])]
+    total = sum(heights) + 70 * len(groups)
+    figure = make_subplots(
+        len(groups), 1, shared_xaxes=True, row_heights=heights, vertical_spacing=46 / total if groups[1:] else 0,
+        subplot_titles=[_panel_title(scale, groups) for scale in groups],
+    )  # fmt: skip
+    figure.update_annotations(x=0, xanchor="left", font={"size": 12})
+    known: set[str] = set()
+    for row, scale in enumerate(groups, 1):
+        for trace in _origins(scale, search, known):
+            figure.add_trace(trace, row, 1)
+        shown = [e.fitness for _, e in scale.numbered if e.bins]
+        figure.update_yaxes(row=row, **log_axis(shown))
+    curve = [(i, lowest) for i, lowest in enumerate(search.best_so_far(), 1) if math.isfinite(lowest)]
+    if curve:
+        x, y = zip(*curve, strict=True)
+        line = {"shape": "hv", "color": STRONG, "width": 2}
+        figure.add_trace(go.Scatter(x=x, y=y, name="best so far", mode="lines", line=line, hoverinfo="skip"), 1, 1)
+    dress(figure, total)
+    figure.update_layout(legend={"y": 1 + 26 / total})
+    figure.update_yaxes(title=escaped(groups[0].axis), row=1)
+    figure.update_xaxes(title="subnets evaluated, in order", row=len(groups))
+    return Figure(anchor, figure, _caption(search, groups), title)
+
+
+def _panel_title(scale: Scale, groups: Sequence[Scale]) -> str:
+    is_staged = len({group.axis for group in groups}) > 1
+    what = escaped(scale.axis) if is_staged else f"on {scale.tokens}"
+    if len(groups) == 1 and not is_staged:
+        return ""
+    return (
+        f"<b>{what}</b>: {'the best of these is the answer' if scale.share == 1 else 'comparable only with each other'}"
+    )
+
+
+def _caption(search: SearchResult, groups: Sequence[Scale]) -> str:
+    words = [
+        "Each point is a candidate: hover over it, or tap it, to see its subnet. Click an entry of the legend to hide "
+        "or show its points."
+    ]
+    if len(groups) > 1:
+        words.append(
+            "Candidates on a part of the tokens are hollow and have panels of their own: their fitness does not compare "
+            "with that of others, nor with the best so far."
+        )
+    outside = sum(1 for each in search.evaluations if not each.bins)
+    if outside:
+        words.append(f"{outside:,} candidates outside of the bin, which the search learned from, are hidden at first.")
+    failed = sum(1 for each in search.evaluations if not math.isfinite(each.fitness))
+    if failed:
+        words.append(f"{failed:,} candidates of infinite fitness are not drawn.")
+    return " ".join(words)
+
+
+def _origins(scale: Scale, search: SearchResult, known: set[str]) -> Iterator[Any]:
+    """Candidates of a share by their origin; an origin has an entry in the legend once."""
+    import plotly.graph_objects as go
+
+    kinds = {(e.origin if e.bins else _OUTSIDE): None for _, e in scale.numbered}
+    for kind in kinds:
+        shown = [(i, e) for i, e in scale.numbered if (e.origin if e.bins else _OUTSIDE) == kind]
+        is_answer, is_outside = scale.share == 1, kind == _OUTSIDE
+        color = MUTED if is_outside else _color_of_origin(kind)
+        yield go.Scatter(
+            x=[i for i, _ in shown], y=[e.fitness for _, e in shown], mode="markers",
+            name=escaped(origin_in_words(kind)), legendgroup=escaped(kind), showlegend=kind not in known,
+            visible="legendonly" if is_outside else True,
+            marker={
+                "color": color, "size": 8 if is_answer else 6, "line": {"color": color, "width": 1.2},
+                "symbol": "x-thin" if is_outside else "circle" if is_answer else "circle-open",
+            },
+            hovertext=[hover_of(e, scale, i) for i, e in shown], hoverinfo="text",
+        )  # fmt: skip
+        known.add(kind)
+
+
+def _color_of_origin(origin: str) -> str:
+    return _ORIGIN_COLORS.get(origin, _OTHER_COLORS[len(origin) % 2])
+
+
+def hover_of(evaluation: Evaluation, scale: Scale, number: int) -> str:
+    """A candidate in lines of a hover label."""
+    compared = "" if scale.share == 1 else ", comparable only with others on them"
+    lines = [
+        f"candidate {number:,}, {origin_in_words(evaluation.origin)}",
+        f"{scale.axis}: {evaluation.fitness:.5g}",
+        f"evaluated on {evaluation.tokens:,} tokens" + (f" ({scale.tokens}{compared})" if compared else ""),
+        f"{evaluation.parameters:,} parameters",
+        *subnet_lines(evaluation.subnet),
+    ]
+    if not evaluation.bins:
+        lines.append(_OUTSIDE)
+    return "<br>".join(map(escaped, lines))
+
+
+def subnet_lines(subnet: SubnetConfig) -> list[str]:
+    """Sizes of a subnet in lines, those of layers side by side."""
+    lines = [f"{len(subnet.layers)} layers: {_ranges(subnet.layers)}"]
+    for dimension in subnet.shape.dimensions:
+        size = getattr(subnet.shape, dimension.name)
+        sizes = (size,) if isinstance(size, int) else size
+        if len(set(sizes)) == 1:
+            lines.append(f"{dimension.label}: {sizes[0]:,}")
+            continue
+        parts = [sizes[start : start + _PER_LINE] for start in range(0, len(sizes), _PER_LINE)]
+        lines += [
+            f"{dimension.label if not i else ' ' * 4}: {' '.join(map(str, part))}" for i, part in enumerate(parts)
+        ]
+    return lines
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words, such as `0-3, 5`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in found)
+
+
+def pareto_figures(searches: Sequence[tuple[Run, SearchResult]]) -> list[Figure]:
+    """Fitness of answers against the cost that the bin bounds; searches of the same fitness and cost share a figure."""
+    grouped: dict[tuple[str, str, str], list[tuple[int, Run, SearchResult]]] = {}
+    for index, (run, search) in enumerate(searches):
+        fitness = search.settings.get("fitness", {})
+        of_data = "/".join(str(fitness.get(name)) for name in ("data", "tokens", "model"))
+        key = (fitness_axes(search.settings)[1.0], search.settings["bins"][0]["cost"], of_data)
+        grouped.setdefault(key, []).append((index, run, search))
+    return [
+        _pareto(f"pareto-{place}", axis, cost, members)
+        for place, ((axis, cost, _), members) in enumerate(grouped.items(), 1)
+    ]
+
+
+def _pareto(anchor: str, axis: str, cost: str, members: Sequence[tuple[int, Run, SearchResult]]) -> Figure:
+    import plotly.graph_objects as go
+
+    figure = new_figure(xaxis={"title": escaped(cost)}, yaxis={"title": escaped(axis)})
+    values: list[float] = []
+    for index, run, search in members:
+        prefix = "" if len(members) == 1 else f"{run.name}: "
+        (scale,) = [scale for scale in scales(search.evaluations, search.settings) if scale.share == 1]
+        front = {id(each) for each in search.pareto_front("cost")}
+        on = sorted(((i, e) for i, e in scale.numbered if id(e) in front), key=lambda each: each[1].cost)
+        off = [(i, e) for i, e in scale.numbered if id(e) not in front]
+        values += [e.fitness for _, e in scale.numbered]
+        for name, shown, how in (
+            ("other candidates", off, {"mode": "markers", "marker": {"size": 6}, "opacity": 0.45}),
+            ("Pareto front", on, {"mode": "lines+markers", "marker": {"size": 8}, "line": {"shape": "hv"}}),
+        ):
+            trace = go.Scatter(
+                x=[e.cost for _, e in shown], y=[e.fitness for _, e in shown], name=escaped(prefix + name),
+                hovertext=[hover_of(e, scale, i) for i, e in shown], hoverinfo="text", **how,
+            )  # fmt: skip
+            trace.marker.color = MUTED if name != "Pareto front" and len(members) == 1 else color_of(index)
+            figure.add_trace(trace)
+    figure.update_yaxes(**log_axis(values))
+    caption = (
+        f"Candidates evaluated on all tokens, by {cost} and fitness; lower is better. No candidate has both lower than "
+        "one on the front."
+    )
+    return Figure(anchor, figure, caption)
+
+
+def search_rows(run: Run) -> list[tuple[str, str]]:
+    """Facts of a search, by name."""
+    facts = run.search_facts
+    if facts is None:
+        return []
+    space = f"{'fine-grained' if facts.space.granularity == 'fine' else facts.space.granularity}, "
+    space += "layer-wise" if facts.space.layer_wise else "uniform"
+    if facts.space.importance:
+        space += f", entries chosen by {facts.space.importance} importance"
+    bins = [f"{as_number(bin.low)} to {as_number(bin.high)} {bin.cost}" for bin in facts.bins]
+    return [
+        ("algorithm", facts.algorithm if facts.seed is None else f"{facts.algorithm}, seed {facts.seed}"),
+        ("search space", space),
+        ("bin" if len(bins) == 1 else "bins", "; ".join(bins)),
+        ("fitness", f"{facts.fitness.name}, {as_number(facts.fitness.value)} for the best subnet"),
+        ("candidates", f"{as_number(facts.evaluations)}, on at most {as_number(facts.tokens_per_evaluation)} tokens"),
+        ("tokens read", as_number(facts.tokens)),
+        ("FLOPs", as_number(facts.flops)),
+        *([("best subnet as sliced", f"perplexity {as_number(facts.perplexity)}")] if facts.perplexity else []),
+    ]
