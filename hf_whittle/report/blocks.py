@@ -23,6 +23,7 @@ class Tiles:
 
     kind: ClassVar[str] = "tiles"
     items: Sequence[tuple[str, str]]
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def _caption(search: SearchResult, groups: Sequence[Scale]) -> str:
     ]
     if len(groups) > 1:
         words.append(
-            "Candidates on a part of the tokens are hollow and have panels of their own: their fitness does not compare "
-            "with that of others, nor with the best so far."
+            "Candidates on a part of the tokens are hollow and have panels of their own: their fitness does not "
+            "compare with that of others, nor with the best so far."
         )
     outside = sum(1 for each in search.evaluations if not each.bins)
     if outside:

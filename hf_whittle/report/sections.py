@@ -189,7 +189,8 @@ def _healing(runs: Sequence[Run]) -> Section:
             kept = "" if healing.is_healed else " The healed weights were left out."
             words = (
                 f"Linear fits on {as_number(healing.tokens)} tokens of training text. On "
-                f"{as_number(healing.held_out_tokens)} other tokens of it, perplexity went from {as_number(healing.perplexity_before)} as sliced to "
+                f"{as_number(healing.held_out_tokens)} other tokens of it, perplexity went from "
+                f"{as_number(healing.perplexity_before)} as sliced to "
                 f"{as_number(healing.perplexity_after)} healed.{kept}"
             )
             section.blocks.append(Prose(words, title))
