@@ -28,13 +28,14 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; cells to the right of the first `words` columns are numbers."""
+    """A table; cells to the right of the first `words` columns are numbers, and a folded one opens on a click."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     words: int = 1
+    folded: str = ""
 
 
 @dataclass(frozen=True)

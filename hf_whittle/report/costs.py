@@ -65,7 +65,14 @@ def costs_figure(runs: Sequence[Run]) -> Figure | None:
             bar = go.Bar(y=[*of_stage], x=[*of_stage.values()], name=stage, orientation="h", hovertemplate=hover)
             bar.marker.color = color
             traces.append(bar)
-    figure = new_figure(traces, height=110 + 42 * len(names), barmode="stack", bargap=0.35, xaxis={"title": "FLOPs"})
+    figure = new_figure(
+        traces,
+        height=150 + 42 * len(names),
+        barmode="stack",
+        bargap=0.35,
+        legend={"traceorder": "normal"},
+        xaxis={"title": "FLOPs"},
+    )
     figure.update_yaxes(categoryorder="array", categoryarray=[escaped(name) for name in reversed(names)])
     return Figure(
         "costs-flops", figure, "FLOPs by stage. To match is to reach the final perplexity of the random initialization."

@@ -71,7 +71,8 @@ def _curve(run: Run, name: str, points: list[tuple[float, CurvePoint]], axis: st
         x=[x for x, _ in points], y=[point.perplexity for _, point in points],
         name=name, legendgroup=escaped(run.name), mode="lines+markers",
         line={"color": color, "dash": "solid" if is_student else "dot", "width": 2.5 if is_student else 2},
-        marker={"size": 5}, hovertext=[_hover(run, name, x, point, axis) for x, point in points], hoverinfo="text",
+        marker={"size": 5}, cliponaxis=False, hoverinfo="text",
+        hovertext=[_hover(run, name, x, point, axis) for x, point in points],
     )  # fmt: skip
 
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..architectures.dimensions import HEADS, LAYERS, NEURONS
+from ..architectures.dimensions import LAYERS
 from ..healing.config import HealingReport
 from ..subnet import SubnetConfig, count, indices
 from .look import RUN_COLORS, Figure, dress, escaped, new_figure
 
-_TITLES = {HEADS: "attention heads", NEURONS: "MLP neurons"}
 _CELLS = 96  # cells of a row at most, each the share kept of a few entries
 _SCALE = [[0, "rgba(134,142,150,0.18)"], [1, RUN_COLORS[0]]]
 
@@ -23,7 +22,7 @@ def architecture_figure(subnet: SubnetConfig, supernet: Mapping[str, Any], ancho
     layers = supernet[LAYERS.name]
     drawn = [d for d in subnet.dimensions if d is not LAYERS and (d.per_layer or d.name in supernet)]
     drawn.sort(key=lambda dimension: not dimension.per_layer)
-    titles = [f"{_TITLES.get(d, d.label)}, of {supernet[d.name]:,}" for d in drawn]
+    titles = [f"{d.label}<br>of {supernet[d.name]:,}" for d in drawn]
     figure = make_subplots(1, len(drawn), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
     for column, dimension in enumerate(drawn, 1):
         size = supernet[dimension.name]
@@ -42,7 +41,7 @@ def architecture_figure(subnet: SubnetConfig, supernet: Mapping[str, Any], ancho
             ),
             1, column,
         )  # fmt: skip
-    dress(figure, 90 + max(24, min(44, 700 // layers)) * layers, margin={"t": 34})
+    dress(figure, 100 + max(24, min(44, 700 // layers)) * layers, margin={"t": 42})
     figure.update_annotations(font={"size": 12})
     figure.update_xaxes(showgrid=False, nticks=4)
     figure.update_yaxes(showgrid=False, autorange="reversed", dtick=max(1, layers // 16))

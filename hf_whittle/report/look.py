@@ -80,8 +80,9 @@ def dress(figure: "go.Figure", height: int, **layout: Any) -> None:
         dragmode=False,
     )
     figure.update_layout(**layout)
-    figure.update_xaxes(automargin=True, zeroline=False, exponentformat="SI", separatethousands=True)
-    figure.update_yaxes(automargin=True, zeroline=False, exponentformat="SI", separatethousands=True)
+    axes = {"automargin": True, "zeroline": False, "ticks": "", "exponentformat": "SI", "title_font": {"size": 13}}
+    figure.update_xaxes(**axes)
+    figure.update_yaxes(**axes)
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:

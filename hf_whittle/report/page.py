@@ -99,6 +99,7 @@ def render(runs: Sequence[Any]) -> str:
     )  # fmt: skip
     return environment.get_template(_TEMPLATE).render(
         title=", ".join(run.name for run in runs),
+        several=len(runs) > 1,
         generator=GENERATOR,
         policy=_policy(scripts),
         style=_STYLE,

@@ -51,13 +51,12 @@ def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Fi
 
 
 def _panel_title(scale: Scale, groups: Sequence[Scale]) -> str:
-    is_staged = len({group.axis for group in groups}) > 1
-    what = escaped(scale.axis) if is_staged else f"on {scale.tokens}"
-    if len(groups) == 1 and not is_staged:
+    """The share of a panel; of a staged fitness, the stage."""
+    if len(groups) == 1:
         return ""
-    return (
-        f"<b>{what}</b>: {'the best of these is the answer' if scale.share == 1 else 'comparable only with each other'}"
-    )
+    is_staged = len({group.axis for group in groups}) > 1
+    what = f"<b>{escaped(scale.axis) if is_staged else f'on {scale.tokens}'}</b>"
+    return what if scale.share == 1 else f"{what}, a scale of its own"
 
 
 def _caption(search: SearchResult, groups: Sequence[Scale]) -> str:
@@ -67,8 +66,8 @@ def _caption(search: SearchResult, groups: Sequence[Scale]) -> str:
     ]
     if len(groups) > 1:
         words.append(
-            "Candidates on a part of the tokens are hollow and have panels of their own: their fitness does not "
-            "compare with that of others, nor with the best so far."
+            "Candidates on a part of the tokens, or of an earlier stage, are hollow and have panels of their own: they "
+            "compare only with others of their panel. The best of the first panel is the answer."
         )
     outside = sum(1 for each in search.evaluations if not each.bins)
     if outside:

@@ -177,7 +177,7 @@ def _layers(runs: Sequence[Run]) -> Section:
         if supernet:
             section.blocks.append(architecture_figure(subnet, supernet, f"layers-{place}", title))
         columns, *rows = architecture_rows(subnet)
-        section.blocks.append(Table(columns, rows, "" if supernet else title, words=0))
+        section.blocks.append(Table(columns, rows, "" if supernet else title, words=0, folded="Show it as a table"))
     return section
 
 
