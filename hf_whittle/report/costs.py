@@ -65,18 +65,15 @@ def costs_figure(runs: Sequence[Run]) -> Figure | None:
             bar = go.Bar(y=[*of_stage], x=[*of_stage.values()], name=stage, orientation="h", hovertemplate=hover)
             bar.marker.color = color
             traces.append(bar)
-    figure = new_figure(
-        traces,
-        height=150 + 42 * len(names),
-        barmode="stack",
-        bargap=0.35,
-        legend={"traceorder": "normal"},
-        xaxis={"title": "FLOPs"},
+    figure = new_figure(traces, height=150 + 42 * len(names), barmode="stack", bargap=0.35)
+    figure.update_layout(legend={"traceorder": "normal"}, xaxis={"title_text": "FLOPs"})
+    figure.update_yaxes(
+        type="category", categoryorder="array", categoryarray=[escaped(name) for name in reversed(names)]
     )
-    figure.update_yaxes(categoryorder="array", categoryarray=[escaped(name) for name in reversed(names)])
-    return Figure(
-        "costs-flops", figure, "FLOPs by stage. To match is to reach the final perplexity of the random initialization."
-    )
+    caption = "FLOPs by stage. To match is to reach the final perplexity of the random initialization."
+    if any(cost.flops is None for run in runs for cost in stage_costs(run)):
+        caption += " Stages whose FLOPs are not recorded are missing."
+    return Figure("costs-flops", figure, caption)
 
 
 def _bars(run: Run, prefix: str) -> list[tuple[str, dict[str, int]]]:

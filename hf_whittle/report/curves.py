@@ -1,12 +1,12 @@
 """Figures of trainings: perplexity over tokens and over FLOPs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..hub.wording import as_number
 from ..record.facts import CurvePoint, TrainingFacts
 from .folder import Run
-from .look import MUTED, RUN_COLORS, Figure, color_of, escaped, log_axis, new_figure
+from .look import HEIGHT, MUTED, Figure, color_of, escaped, log_axis, new_figure
 
 _Spent = Callable[[CurvePoint], float | None]
 
@@ -48,36 +48,32 @@ def _figure(runs: Sequence[Run], axis: str, cost: Callable[[Run, TrainingFacts],
             spent = cost(run, training)
             points = [(x, point) for point in training.curve if (x := spent(point)) is not None]
             if points:
-                curves.append(_curve(run, name, points, axis, MUTED if len(runs) == 1 else color_of(index)))
+                label = name if len(runs) == 1 else f"{run.name}: {name}"
+                color = MUTED if len(runs) == 1 and name != "student" else color_of(index)
+                curves.append(_curve(label, points, axis, color, is_student=name == "student"))
     if not curves:
         return None
-    furthest = max(x for curve in curves for x in curve.x)
-    traces = [*curves, *(line for run in runs for line in _teacher(run, furthest))]
-    if len(runs) > 1:
-        for trace in traces:
-            trace.name = f"{trace.legendgroup}: {trace.name}"
+    traces = [*curves, *_teachers(runs, furthest=max(x for curve in curves for x in curve.x))]
     perplexities = [y for trace in traces for y in trace.y]
-    figure = new_figure(traces, xaxis={"title": axis}, yaxis={"title": "held-out perplexity", **log_axis(perplexities)})
-    figure.update_xaxes(rangemode="tozero")
+    figure = new_figure(traces, height=HEIGHT + 18 * max(0, len(traces) - 3))
+    figure.update_xaxes(title_text=axis, rangemode="tozero")
+    figure.update_yaxes(title_text="held-out perplexity", **log_axis(perplexities))
     return figure
 
 
-def _curve(run: Run, name: str, points: list[tuple[float, CurvePoint]], axis: str, color: str) -> Any:
+def _curve(label: str, points: list[tuple[float, CurvePoint]], axis: str, color: str, *, is_student: bool) -> Any:
     import plotly.graph_objects as go
 
-    is_student = name == "student"
-    color = RUN_COLORS[0] if is_student and color == MUTED else color
     return go.Scatter(
-        x=[x for x, _ in points], y=[point.perplexity for _, point in points],
-        name=name, legendgroup=escaped(run.name), mode="lines+markers",
+        x=[x for x, _ in points], y=[point.perplexity for _, point in points], name=escaped(label),
+        mode="lines+markers", marker={"size": 5}, cliponaxis=False,
         line={"color": color, "dash": "solid" if is_student else "dot", "width": 2.5 if is_student else 2},
-        marker={"size": 5}, cliponaxis=False, hoverinfo="text",
-        hovertext=[_hover(run, name, x, point, axis) for x, point in points],
+        hovertext=[_hover(label, x, point, axis) for x, point in points], hoverinfo="text",
     )  # fmt: skip
 
 
-def _hover(run: Run, name: str, x: float, point: CurvePoint, axis: str) -> str:
-    lines = [f"{run.name}: {name}", f"step {point.step:,}"]
+def _hover(label: str, x: float, point: CurvePoint, axis: str) -> str:
+    lines = [label, f"step {point.step:,}"]
     if point.tokens is not None:
         lines.append(f"{point.tokens:,} training tokens")
     if axis == "FLOPs":
@@ -85,15 +81,17 @@ def _hover(run: Run, name: str, x: float, point: CurvePoint, axis: str) -> str:
     return "<br>".join(map(escaped, [*lines, f"perplexity {point.perplexity:.4g}"]))
 
 
-def _teacher(run: Run, furthest: float) -> list[Any]:
-    """A line at the perplexity of the teacher, if it is known."""
+def _teachers(runs: Sequence[Run], furthest: float) -> Iterator[Any]:
+    """A line at the perplexity of each teacher; runs with the same one share it."""
     import plotly.graph_objects as go
 
-    teacher = run.results.teacher
-    if teacher is None or teacher.perplexity is None:
-        return []
-    line = go.Scatter(
-        x=[0, furthest], y=[teacher.perplexity] * 2, mode="lines", hoverinfo="name", legendgroup=escaped(run.name),
-        name=f"teacher, {as_number(teacher.perplexity)}", line={"color": MUTED, "dash": "dash", "width": 1},
-    )  # fmt: skip
-    return [line]
+    of_runs: dict[float, list[str]] = {}
+    for run in runs:
+        if run.results.teacher is not None and run.results.teacher.perplexity is not None:
+            of_runs.setdefault(run.results.teacher.perplexity, []).append(run.name)
+    for perplexity, names in of_runs.items():
+        label = f"teacher, {as_number(perplexity)}"
+        label = label if len(of_runs) == 1 else f"{', '.join(names)}: {label}"
+        line = {"color": MUTED, "dash": "dash", "width": 1}
+        y = [perplexity, perplexity]
+        yield go.Scatter(x=[0, furthest], y=y, name=escaped(label), mode="lines", line=line, hoverinfo="name")

@@ -45,10 +45,9 @@ def architecture_figure(subnet: SubnetConfig, supernet: Mapping[str, Any], ancho
     figure.update_annotations(font={"size": 12})
     figure.update_xaxes(showgrid=False, nticks=4)
     figure.update_yaxes(showgrid=False, autorange="reversed", dtick=max(1, layers // 16))
-    figure.update_yaxes(title="layer of the super-network", col=1)
-    return Figure(
-        id, figure, "Coloured: what the student keeps of the super-network. An empty row is a layer left out.", title
-    )
+    figure.update_yaxes(title_text="layer of the super-network", col=1)
+    caption = "Coloured: what the student keeps of the super-network. An empty row is a layer left out."
+    return Figure(anchor, figure, caption, title)
 
 
 def _shares(kept: Sequence[int], size: int, cells: int) -> list[float]:
@@ -97,7 +96,7 @@ def healing_figure(report: HealingReport, anchor: str, title: str) -> Figure | N
             "categoryarray": order,
         },
     )
-    figure.update_yaxes(title="relative squared error", rangemode="tozero")
+    figure.update_yaxes(title_text="relative squared error", rangemode="tozero")
     caption = (
         "Squared error of what the student's weights compute, relative to the super-network, on held-out text: hollow "
         "as sliced, filled after the linear fit."

@@ -45,8 +45,8 @@ def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Fi
         figure.add_trace(go.Scatter(x=x, y=y, name="best so far", mode="lines", line=line, hoverinfo="skip"), 1, 1)
     dress(figure, total)
     figure.update_layout(legend={"y": 1 + 26 / total})
-    figure.update_yaxes(title=escaped(groups[0].axis), row=1)
-    figure.update_xaxes(title="subnets evaluated, in order", row=len(groups))
+    figure.update_yaxes(title_text=escaped(groups[0].axis), row=1)
+    figure.update_xaxes(title_text="subnets evaluated, in order", row=len(groups))
     return Figure(anchor, figure, _caption(search, groups), title)
 
 
@@ -155,12 +155,16 @@ def pareto_figures(searches: Sequence[tuple[Run, SearchResult]]) -> list[Figure]
         key = (fitness_axes(search.settings)[1.0], search.settings["bins"][0]["cost"], of_data)
         grouped.setdefault(key, []).append((index, run, search))
     return [
-        _pareto(f"pareto-{place}", axis, cost, members)
+        _pareto(f"pareto-{place}", axis, cost, members, "" if len(searches) == 1 else _names(members))
         for place, ((axis, cost, _), members) in enumerate(grouped.items(), 1)
     ]
 
 
-def _pareto(anchor: str, axis: str, cost: str, members: Sequence[tuple[int, Run, SearchResult]]) -> Figure:
+def _names(members: Sequence[tuple[int, Run, SearchResult]]) -> str:
+    return ", ".join(run.name for _, run, _ in members)
+
+
+def _pareto(anchor: str, axis: str, cost: str, members: Sequence[tuple[int, Run, SearchResult]], title: str) -> Figure:
     import plotly.graph_objects as go
 
     figure = new_figure(xaxis={"title": escaped(cost)}, yaxis={"title": escaped(axis)})
@@ -187,7 +191,7 @@ def _pareto(anchor: str, axis: str, cost: str, members: Sequence[tuple[int, Run,
         f"Candidates evaluated on all tokens, by {cost} and fitness; lower is better. No candidate has both lower than "
         "one on the front."
     )
-    return Figure(anchor, figure, caption)
+    return Figure(anchor, figure, caption, title)
 
 
 def search_rows(run: Run) -> list[tuple[str, str]]:

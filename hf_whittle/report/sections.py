@@ -1,5 +1,6 @@
 """Sections of a report, each from the facts that its runs have."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,7 @@ _VERSIONS = ("hf_whittle", "transformers", "torch", "python")
 
 def make_sections(runs: Sequence[Run]) -> list[Section]:
     """The sections of a page that have something to show."""
-    made = [
-        make(runs)
-        for make in (_headline, _curves, _search, _layers, _healing, _costs, _tasks, _samples, _machine, _recipe)
-    ]
+    made = [make(runs) for make in _SECTIONS]
     return [section for section in made if section.blocks]
 
 
@@ -162,9 +160,12 @@ def _search(runs: Sequence[Run]) -> Section:
             section.blocks.append(Rows(rows, _title(run, runs)))
         if run.search is not None and run.search.evaluations:
             section.blocks.append(search_figure(run, run.search, f"search-{place}", ""))
-    searches = [(run, run.search) for run in runs if run.search is not None and run.search.answers]
-    section.blocks.extend(pareto_figures(searches))
     return section
+
+
+def _pareto(runs: Sequence[Run]) -> Section:
+    searches = [(run, run.search) for run in runs if run.search is not None and run.search.answers]
+    return Section("pareto", "Pareto fronts", [*pareto_figures(searches)])
 
 
 def _layers(runs: Sequence[Run]) -> Section:
@@ -284,8 +285,15 @@ def _differences(recipes: Sequence[Any]) -> list[tuple[str, ...]]:
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Values of nested mappings as text, by their keys joined with dots."""
     if not isinstance(value, dict) or not value:
-        return {prefix.rstrip("."): str(value)}
+        words = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        return {prefix.rstrip("."): words}
     found: dict[str, str] = {}
     for name, each in value.items():
         found |= _flat(each, f"{prefix}{name}.")
     return found
+
+
+_SECTIONS = (
+    _headline, _curves, _search, _pareto, _layers, _healing, _costs, _tasks, _samples, _machine, _recipe,
+)  # fmt: skip
+"""Functions that make the sections of a page, in their order."""
