@@ -6,7 +6,7 @@ from typing import Any
 from ..hub.wording import as_number
 from ..record.facts import CurvePoint, TrainingFacts
 from .folder import Run
-from .look import HEIGHT, MUTED, Figure, color_of, escaped, log_axis, new_figure
+from .look import HEIGHT, MUTED, Figure, color_of, escaped, label_of, log_axis, new_figure
 
 _Spent = Callable[[CurvePoint], float | None]
 
@@ -78,7 +78,7 @@ def _hover(label: str, x: float, point: CurvePoint, axis: str) -> str:
         lines.append(f"{point.tokens:,} training tokens")
     if axis == "FLOPs":
         lines.append(f"{as_number(x)} FLOPs")
-    return "<br>".join(map(escaped, [*lines, f"perplexity {point.perplexity:.4g}"]))
+    return label_of([*lines, f"perplexity {point.perplexity:.4g}"])
 
 
 def _teachers(runs: Sequence[Run], furthest: float) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..architectures.dimensions import LAYERS
 from ..healing.config import HealingReport
 from ..subnet import SubnetConfig, count, indices
-from .look import RUN_COLORS, Figure, dress, escaped, new_figure
+from .look import RUN_COLORS, Figure, dress, escaped, label_of, new_figure
 
 _CELLS = 96  # cells of a row at most, each the share kept of a few entries
 _SCALE = [[0, "rgba(134,142,150,0.18)"], [1, RUN_COLORS[0]]]
@@ -139,4 +139,4 @@ def _fit_label(fit: Mapping[str, Any]) -> str:
         f"error {fit['before']:.4g} as sliced, {fit['after']:.4g} healed",
         f"ridge {strength}",
     ]
-    return "<br>".join(map(escaped, lines))
+    return label_of(lines)

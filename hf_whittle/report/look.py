@@ -1,8 +1,9 @@
 """The look that all figures of a report share, and their HTML."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -13,8 +14,10 @@ RUN_COLORS = ("#2f7ae5", "#e8710a", "#2b9348", "#a83fc4", "#0b8a9e", "#d6336c")
 MUTED, STRONG = "#868e96", "#d6336c"
 HEIGHT = 380
 """Height of a figure in pixels."""
-_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+_BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # none that sends a figure anywhere
+_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]}
 _CLEAR = "rgba(0,0,0,0)"
+_WIDTH = 40  # characters of a line of a hover label
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ def color_of(index: int) -> str:
     return RUN_COLORS[index % len(RUN_COLORS)]
 
 
+def label_of(lines: Iterable[str]) -> str:
+    """Lines of a hover label, narrow enough for a small screen."""
+    return "<br>".join(escaped(part) for line in lines for part in wrap(line, _WIDTH, subsequent_indent="  "))
+
+
 def escaped(text: object) -> str:
     """A text for labels of plotly, which reads a part of HTML."""
     return html.escape(str(text))
@@ -75,7 +83,7 @@ def dress(figure: "go.Figure", height: int, **layout: Any) -> None:
         font={"family": "system-ui, sans-serif", "size": 13},
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": _CLEAR},
-        hoverlabel={"align": "left", "font": {"family": "ui-monospace, monospace", "size": 12}},
+        hoverlabel={"align": "left", "font": {"family": "ui-monospace, monospace", "size": 11}},
         hovermode="closest",
         dragmode=False,
     )

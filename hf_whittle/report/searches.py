@@ -7,15 +7,14 @@ from typing import Any
 from ..hub.wording import as_number
 from ..search.algorithm import Evaluation
 from ..search.result import SearchResult
-from ..search.wording import Scale, fitness_axes, origin_in_words, scales
+from ..search.wording import ALL, Scale, fitness_axes, origin_in_words, scales
 from ..subnet import SubnetConfig
 from .folder import Run
-from .look import MUTED, RUN_COLORS, STRONG, Figure, color_of, dress, escaped, log_axis, new_figure
+from .look import MUTED, RUN_COLORS, STRONG, Figure, color_of, dress, escaped, label_of, log_axis, new_figure
 
 _ORIGIN_COLORS = {"sample": MUTED, "mutation": RUN_COLORS[0], "crossover": RUN_COLORS[1], "answer": RUN_COLORS[3]}
 _OTHER_COLORS = (RUN_COLORS[2], RUN_COLORS[4])
 _OUTSIDE = "outside of the bin"
-_PER_LINE = 8  # sizes of layers in a line of a hover label
 _ANSWERS, _OTHERS = 260, 130  # pixels of a panel
 
 
@@ -106,32 +105,28 @@ def _color_of_origin(origin: str) -> str:
 
 def hover_of(evaluation: Evaluation, scale: Scale, number: int) -> str:
     """A candidate in lines of a hover label."""
-    compared = "" if scale.share == 1 else ", comparable only with others on them"
     lines = [
         f"candidate {number:,}, {origin_in_words(evaluation.origin)}",
         f"{scale.axis}: {evaluation.fitness:.5g}",
-        f"evaluated on {evaluation.tokens:,} tokens" + (f" ({scale.tokens}{compared})" if compared else ""),
+        f"evaluated on {evaluation.tokens:,} tokens" + (f", {scale.tokens}" if scale.tokens != ALL else ""),
         f"{evaluation.parameters:,} parameters",
         *subnet_lines(evaluation.subnet),
     ]
+    if scale.share != 1:
+        lines.append("comparable only within its panel")
     if not evaluation.bins:
         lines.append(_OUTSIDE)
-    return "<br>".join(map(escaped, lines))
+    return label_of(lines)
 
 
 def subnet_lines(subnet: SubnetConfig) -> list[str]:
     """Sizes of a subnet in lines, those of layers side by side."""
-    lines = [f"{len(subnet.layers)} layers: {_ranges(subnet.layers)}"]
+    lines = [f"layers: {len(subnet.layers)} ({_ranges(subnet.layers)})"]
     for dimension in subnet.shape.dimensions:
         size = getattr(subnet.shape, dimension.name)
         sizes = (size,) if isinstance(size, int) else size
-        if len(set(sizes)) == 1:
-            lines.append(f"{dimension.label}: {sizes[0]:,}")
-            continue
-        parts = [sizes[start : start + _PER_LINE] for start in range(0, len(sizes), _PER_LINE)]
-        lines += [
-            f"{dimension.label if not i else ' ' * 4}: {' '.join(map(str, part))}" for i, part in enumerate(parts)
-        ]
+        equal = len(set(sizes)) == 1
+        lines.append(f"{dimension.label}: {sizes[0] if equal else ' '.join(map(str, sizes))}")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..fitness.registry import AXES
 from .algorithm import Evaluation
 
+ALL = "all tokens"
 ORIGINS = {
     "sample": "drawn at random",
     "mutation": "mutation",
@@ -80,7 +81,7 @@ def _axis(fitness: Mapping[str, Any]) -> str:
 def _tokens(share: float, has_stage: bool) -> str:
     """A share in words; the stages of a fitness read all tokens of their own."""
     if share == 1 or has_stage:
-        return "all tokens"
+        return ALL
     fraction = Fraction(share).limit_denominator(1000)
     return f"{fraction.numerator}/{fraction.denominator} of the tokens"
 
