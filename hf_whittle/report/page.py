@@ -17,7 +17,7 @@ from ..files.text import write_text
 
 GENERATOR = "hf_whittle report"
 _TEMPLATE, _STYLE = "page.html.jinja", "style.css"
-_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 
 
 def write_report(
@@ -74,7 +74,7 @@ def render(runs: Sequence[Any]) -> str:
     """The page of some runs.
 
     Raises:
-        CheckpointError: if facts of a run are not what they should be.
+        CheckpointError: if facts of a run are not what they should be, or there are none.
     """
     from plotly.offline import get_plotlyjs
 
@@ -90,6 +90,8 @@ def render(runs: Sequence[Any]) -> str:
         raise CheckpointError(
             f"cannot report on {names}: facts are damaged, or of another version ({error!r})"
         ) from error
+    if not sections:
+        raise CheckpointError(f"the files of {', '.join(run.name for run in runs)} have no facts to report")
     plotly = get_plotlyjs()
     scripts = [plotly, *(script for figure in figures.values() for script in _SCRIPT.findall(figure))]
     folder = resources.files(__package__)
