@@ -1,7 +1,7 @@
 """Sections of a report, each from the facts that its runs have."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -50,7 +50,7 @@ def _checkpoint(source: SourceFacts) -> Markup:
 
 def _headline(runs: Sequence[Run]) -> Section:
     section = Section("headline", "Headline")
-    words = {"code": _code, "checkpoint": _checkpoint, "link": _link}
+    words: dict[str, Callable[..., str]] = {"code": _code, "checkpoint": _checkpoint, "link": _link}
     for run in runs:
         if run.results.student is not None or run.student.lineage.subnet is not None:
             section.blocks.append(Prose(Markup(opening(run.student, words)), _title(run, runs)))
@@ -94,7 +94,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
 def _models(run: Run) -> list[tuple[str, ...]]:
     """For each model of a run its size, perplexities and training tokens."""
     names = {"student": "student", "random initialization": "same architecture, random initialization"}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, training in run.trainings.items():
         first = training.curve[0]
         after = training.final_perplexity if name == "student" else training.curve[-1].perplexity

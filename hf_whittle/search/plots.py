@@ -38,7 +38,7 @@ def plot_search(result: Found, path: str | Path) -> None:
     groups = scales(result.evaluations, result.settings)
     heights = [2.0, *(0.9 for _ in groups[1:])]
     figure = Figure(figsize=(7.2, 2.2 + sum(heights)), layout="constrained")
-    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    panels = [*figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]]
     for axes, scale in zip(panels, groups, strict=True):
         _scatter(axes, scale)
         if len(groups) > 1:
@@ -58,8 +58,9 @@ def _scatter(axes: Axes, scale: Scale) -> None:
     for origin in dict.fromkeys(evaluation.origin for _, evaluation in scale.numbered):
         shown = [(i, e.fitness) for i, e in scale.numbered if e.origin == origin]
         is_answer = scale.share == 1
+        x, y = zip(*shown, strict=True)
         axes.scatter(
-            *zip(*shown, strict=True), s=12 if is_answer else 6, color=_COLORS.get(origin, _OTHER_COLOR),
+            x, y, s=12 if is_answer else 6, color=_COLORS.get(origin, _OTHER_COLOR),
             alpha=0.8 if is_answer else 0.5, linewidths=0, label=origin_in_words(origin),
         )  # fmt: skip
 
