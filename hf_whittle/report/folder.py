@@ -33,6 +33,7 @@ class Run:
     """A run as the files of its folder describe it, or a part of one.
 
     Args:
+        folder (`Path`): the folder.
         name (`str`): its name on the page.
         student (`StudentFolder`): the student, as its model card has it.
         search (`SearchResult`, *optional*): every candidate of its search.
@@ -40,6 +41,7 @@ class Run:
         samples (`tuple[Sample, ...]`): text that the student wrote.
     """
 
+    folder: Path
     name: str
     student: StudentFolder
     search: SearchResult | None = None
@@ -91,6 +93,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 def _load(folder: Path, name: str) -> Run:
     recipe, search = folder / RECIPE_FILE, folder / SEARCH_FILE
     return Run(
+        folder,
         name,
         _whole(folder, "a file of it", _student),
         _whole(search, "it", lambda path: SearchResult.load(path.parent)) if search.is_file() else None,

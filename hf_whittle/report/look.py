@@ -54,7 +54,8 @@ def color_of(index: int) -> str:
 
 def label_of(lines: Iterable[str]) -> str:
     """Lines of a hover label, narrow enough for a small screen."""
-    return "<br>".join(escaped(part) for line in lines for part in wrap(line, _WIDTH, subsequent_indent="  "))
+    parts = ([line] if len(line) <= _WIDTH else wrap(line, _WIDTH, subsequent_indent="  ") for line in lines)
+    return "<br>".join(escaped(part) for of_line in parts for part in of_line)
 
 
 def escaped(text: object) -> str:

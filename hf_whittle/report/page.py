@@ -47,8 +47,7 @@ def write_report(
 
     runs = load_runs(folders)
     if prompts:
-        written = [tuple(continue_prompts(expanded(folder), prompts)) for folder in dict.fromkeys(folders)]
-        runs = [replace(run, samples=samples) for run, samples in zip(runs, written, strict=True)]
+        runs = [replace(run, samples=tuple(continue_prompts(run.folder, prompts))) for run in runs]
     write_text(path, render(runs))
     return path
 

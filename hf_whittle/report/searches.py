@@ -13,9 +13,9 @@ from .folder import Run
 from .look import MUTED, RUN_COLORS, STRONG, Figure, color_of, dress, escaped, label_of, log_axis, new_figure
 
 _ORIGIN_COLORS = {"sample": MUTED, "mutation": RUN_COLORS[0], "crossover": RUN_COLORS[1], "answer": RUN_COLORS[3]}
-_OTHER_COLORS = (RUN_COLORS[2], RUN_COLORS[4])
 _OUTSIDE = "outside of the bin"
 _ANSWERS, _OTHERS = 260, 130  # pixels of a panel
+_MANY = 600  # points of a panel that are drawn smaller
 
 
 def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Figure:
@@ -82,25 +82,22 @@ def _origins(scale: Scale, search: SearchResult, known: set[str]) -> Iterator[An
     import plotly.graph_objects as go
 
     kinds = {(e.origin if e.bins else _OUTSIDE): None for _, e in scale.numbered}
+    size = (8 if scale.share == 1 else 6) - (3 if len(scale.numbered) > _MANY else 0)
     for kind in kinds:
         shown = [(i, e) for i, e in scale.numbered if (e.origin if e.bins else _OUTSIDE) == kind]
         is_answer, is_outside = scale.share == 1, kind == _OUTSIDE
-        color = MUTED if is_outside else _color_of_origin(kind)
+        color = MUTED if is_outside else _ORIGIN_COLORS.get(kind, RUN_COLORS[2])
         yield go.Scatter(
             x=[i for i, _ in shown], y=[e.fitness for _, e in shown], mode="markers",
             name=escaped(origin_in_words(kind)), legendgroup=escaped(kind), showlegend=kind not in known,
             visible="legendonly" if is_outside else True,
             marker={
-                "color": color, "size": 8 if is_answer else 6, "line": {"color": color, "width": 1.2},
+                "color": color, "size": size, "line": {"color": color, "width": 1.2},
                 "symbol": "x-thin" if is_outside else "circle" if is_answer else "circle-open",
             },
             hovertext=[hover_of(e, scale, i) for i, e in shown], hoverinfo="text",
         )  # fmt: skip
         known.add(kind)
-
-
-def _color_of_origin(origin: str) -> str:
-    return _ORIGIN_COLORS.get(origin, _OTHER_COLORS[len(origin) % 2])
 
 
 def hover_of(evaluation: Evaluation, scale: Scale, number: int) -> str:

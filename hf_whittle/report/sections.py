@@ -87,7 +87,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
         found.append(("perplexity from random initialization", results.baseline.final_perplexity))
     tiles = [(name, as_number(value)) for name, value in found if value is not None]
     if results.to_match is not None and results.to_match.flops_ratio is not None:
-        tiles.append(("times fewer FLOPs to match it", f"{results.to_match.flops_ratio:.3g}"))
+        tiles.append(("FLOPs ratio to match random initialization", f"{results.to_match.flops_ratio:.3g}"))
     return tiles
 
 
@@ -103,46 +103,35 @@ def _models(run: Run) -> list[tuple[str, ...]]:
         rows.append((run.name, names[name], *cells))
     teacher = run.results.teacher
     if rows and teacher is not None and teacher.perplexity is not None:
-        rows.append((run.name, "teacher", _number(teacher.parameters), "", _number(teacher.perplexity), ""))
+        name = "teacher" if teacher.precision is None else f"teacher ({teacher.precision})"
+        rows.append((run.name, name, _number(teacher.parameters), "", _number(teacher.perplexity), ""))
     return rows
 
 
 def _text(runs: Sequence[Run]) -> str:
     """The text that perplexities are measured on, and whether those of several runs compare."""
-    of_runs = {run.name: run.results for run in runs if run.trainings}
-    texts = {
-        name: None if results.teacher is None else results.teacher.test_tokens for name, results in of_runs.items()
-    }
-    tokens = next(iter(texts.values()), None)
-    if len(set(texts.values())) == 1 and tokens is not None:
+    about = {_measured_on(run) for run in runs if run.trainings}
+    words, (_, _, tokens) = "Perplexity on held-out text.", next(iter(about))
+    if tokens is not None and len(about) == 1:
         words = f"Perplexity on {as_number(tokens)} held-out tokens that neither training nor the search saw."
-    else:
-        words = "Perplexity on held-out text."
-    about = {
-        (
-            None if r.data is None else r.data.in_words,
-            None if r.teacher is None else (r.teacher.name, r.teacher.test_tokens),
-        )
-        for r in of_runs.values()
-    }
     if len(about) > 1:
         words += " The runs differ in text, teacher or test tokens: their perplexities need not compare."
     return words
+
+
+def _measured_on(run: Run) -> tuple[str | None, str | None, int | None]:
+    """Name of the text and of the teacher, and number of test tokens, as far as they are known."""
+    data, teacher = run.results.data, run.results.teacher
+    text = None if data is None else data.in_words
+    return (text, None, None) if teacher is None else (text, teacher.name, teacher.test_tokens)
 
 
 def _matches(run: Run) -> list[tuple[str, ...]]:
     match = run.results.to_match
     if match is None:
         return []
-    target = _number(match.perplexity)
-    baseline = (
-        run.name,
-        "random initialization",
-        target,
-        _number(match.baseline_tokens),
-        _number(match.baseline_flops),
-        "1",
-    )
+    target, tokens, flops = map(_number, (match.perplexity, match.baseline_tokens, match.baseline_flops))
+    baseline = (run.name, "random initialization", target, tokens, flops, "1")
     if match.student_flops is None:
         return [baseline, (run.name, "student", target, "not reached", "", "")]
     flops, ratio = _number(match.student_flops.total), "" if match.flops_ratio is None else f"{match.flops_ratio:.3g}"
