@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
@@ -117,12 +117,9 @@ def _whole(path: Path, what: str, read: Callable[[Path], T]) -> T:
     except WhittleError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error, what) from error
-
-
-def damaged(path: Any, error: Exception, what: str = "it") -> CheckpointError:
-    """The error of a file whose facts are not what they should be."""
-    return CheckpointError(f"cannot report on {path}: {what} is damaged, or of another version ({error!r})")
+        raise CheckpointError(
+            f"cannot report on {path}: {what} is damaged, or of another version ({error!r})"
+        ) from error
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from ..errors import CheckpointError, OutputError, WhittleError
 from ..files.paths import expanded
 from ..files.text import write_text
+
+if TYPE_CHECKING:
+    from .blocks import Section
+    from .folder import Run
 
 GENERATOR = "hf_whittle report"
 _TEMPLATE, _STYLE = "page.html.jinja", "style.css"
@@ -69,7 +73,7 @@ def _check_output(path: Path) -> None:
                 raise OutputError(f"{path} is no report of hf_whittle; remove it, or give another --output")
 
 
-def render(runs: Sequence[Any]) -> str:
+def render(runs: Sequence["Run"]) -> str:
     """The page of some runs.
 
     Raises:
@@ -77,21 +81,8 @@ def render(runs: Sequence[Any]) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    from .sections import make_sections
-
-    try:
-        sections = make_sections(runs)
-        figures = {figure.anchor: figure.html for section in sections for figure in section.figures}
-    except WhittleError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        names = ", ".join(run.name for run in runs)
-        raise CheckpointError(
-            f"cannot report on {names}: facts are damaged, or of another version ({error!r})"
-        ) from error
-    if not sections:
-        raise CheckpointError(f"the files of {', '.join(run.name for run in runs)} have no facts to report")
-    plotly = get_plotlyjs()
+    title, plotly = ", ".join(run.name for run in runs), get_plotlyjs()
+    sections, figures = _drawn(runs, title)
     scripts = [plotly, *(script for figure in figures.values() for script in _SCRIPT.findall(figure))]
     folder = resources.files(__package__)
     environment = jinja2.Environment(
@@ -99,7 +90,7 @@ def render(runs: Sequence[Any]) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template(_TEMPLATE).render(
-        title=", ".join(run.name for run in runs),
+        title=title,
         several=len(runs) > 1,
         generator=GENERATOR,
         policy=_policy(scripts),
@@ -108,6 +99,24 @@ def render(runs: Sequence[Any]) -> str:
         sections=sections,
         figures=figures,
     )
+
+
+def _drawn(runs: Sequence["Run"], names: str) -> tuple[list["Section"], dict[str, str]]:
+    """The sections of some runs, and the HTML of their figures."""
+    from .sections import make_sections
+
+    try:
+        sections = make_sections(runs)
+        figures = {figure.anchor: figure.html for section in sections for figure in section.figures}
+    except WhittleError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot report on {names}: facts are damaged, or of another version ({error!r})"
+        ) from error
+    if not sections:
+        raise CheckpointError(f"the files of {names} have no facts to report")
+    return sections, figures
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ _ANSWERS, _OTHERS = 260, 130  # pixels of a panel
 _MANY = 600  # points of a panel that are drawn smaller
 
 
-def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Figure:
+def search_figure(search: SearchResult, anchor: str) -> Figure:
     """Fitness of every candidate in the order of the search, a panel for each share of the tokens."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -33,7 +33,7 @@ def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Fi
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
     known: set[str] = set()
     for row, scale in enumerate(groups, 1):
-        for trace in _origins(scale, search, known):
+        for trace in _origins(scale, known):
             figure.add_trace(trace, row, 1)
         shown = [e.fitness for _, e in scale.numbered if e.bins]
         figure.update_yaxes(row=row, **log_axis(shown))
@@ -46,7 +46,7 @@ def search_figure(run: Run, search: SearchResult, anchor: str, title: str) -> Fi
     figure.update_layout(legend={"y": 1 + 26 / total})
     figure.update_yaxes(title_text=escaped(groups[0].axis), row=1)
     figure.update_xaxes(title_text="subnets evaluated, in order", row=len(groups))
-    return Figure(anchor, figure, _caption(search, groups), title)
+    return Figure(anchor, figure, _caption(search, groups))
 
 
 def _panel_title(scale: Scale, groups: Sequence[Scale]) -> str:
@@ -77,7 +77,7 @@ def _caption(search: SearchResult, groups: Sequence[Scale]) -> str:
     return " ".join(words)
 
 
-def _origins(scale: Scale, search: SearchResult, known: set[str]) -> Iterator[Any]:
+def _origins(scale: Scale, known: set[str]) -> Iterator[Any]:
     """Candidates of a share by their origin; an origin has an entry in the legend once."""
     import plotly.graph_objects as go
 

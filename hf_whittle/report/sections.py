@@ -148,7 +148,7 @@ def _search(runs: Sequence[Run]) -> Section:
         if rows := search_rows(run):
             section.blocks.append(Rows(rows, _title(run, runs)))
         if run.search is not None and run.search.evaluations:
-            section.blocks.append(search_figure(run, run.search, f"search-{place}", ""))
+            section.blocks.append(search_figure(run.search, f"search-{place}"))
     return section
 
 

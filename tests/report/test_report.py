@@ -259,7 +259,7 @@ def test_costs_by_stage_add_up_to_those_of_the_match():
 
 def test_candidates_on_a_part_of_the_tokens_have_axes_of_their_own():
     run = one(CARDS / "demo")
-    figure = search_figure(run, run.search, "search-1", "").figure
+    figure = search_figure(run.search, "search-1").figure
     shares = sorted({evaluation.share for evaluation in run.search.evaluations}, reverse=True)
     drawn = dict.fromkeys(shares, 0)
     for trace in figure.data:
@@ -278,7 +278,7 @@ def test_candidates_on_a_part_of_the_tokens_have_axes_of_their_own():
 
 def test_hover_over_a_candidate_shows_its_subnet():
     run = one(CARDS / "demo")
-    figure = search_figure(run, run.search, "search-1", "").figure
+    figure = search_figure(run.search, "search-1").figure
     number = 1 + run.search.evaluations.index(run.search.best_evaluation)
     labels = {
         x: label
