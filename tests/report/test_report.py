@@ -127,7 +127,7 @@ def test_names_in_the_files_of_a_folder_are_text_alone(copy_of):
     assert source.count("<script") == source.count("</script") == len(kept.scripts)
     assert "{{ 7 * 7 }}" in page.text
     drawn = "".join(page.scripts[1:])
-    assert "alert(1)" in drawn and not re.search(r"<(script|img|b>)", drawn)
+    assert "alert(1)" in drawn and not re.search(r"(<|\\u003c)/?(script|img)", drawn)  # plotly reads a part of HTML
 
 
 def test_facts_that_a_folder_lacks_are_left_out(copy_of, tmp_path):
