@@ -17,6 +17,7 @@ from hf_whittle import SubnetConfig, extract_subnet
 from hf_whittle.cli import COMMANDS, main, make_parser
 from hf_whittle.cli.output import Outcome, print_outcome
 from hf_whittle.record.results import Results
+from hf_whittle.record.samples import Sample
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,9 @@ def test_run_and_demo_give_what_was_measured(ask, monkeypatch):
         return results
 
     monkeypatch.setattr(hf_whittle.run, "run", run)
-    monkeypatch.setattr(hf_whittle.cli.demo, "generate", lambda folder: ["def read(self):"])
+    monkeypatch.setattr(
+        hf_whittle.cli.demo, "generate", lambda folder: [Sample(prompt="def read", continuation="(self):")]
+    )
     said = ask("run", "recipe.yaml")
     assert said["output_dir"] == "searched" and said["results"]["student"]["curve"][0]["perplexity"] is None
     said = ask("demo", "--output-dir", "shown")

@@ -133,6 +133,13 @@ MISTAKES = {
         "list": "list",
         "teacher --sequence-length 0": "--sequence-length must be at least 1, got 0",
     },
+    "report": {
+        "nowhere": "nowhere",
+        "empty": "empty",
+        "file": "file",
+        "damaged": "damaged",
+        ". --output file/report.html": "file/report.html",
+    },
     "init": {
         "nowhere": "'nowhere'",
         "empty": "cannot load the checkpoint 'empty'",

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, info, init, plan, push, run, search, store_logits, train
+from . import demo, extract, info, init, plan, push, report, run, search, store_logits, train
 from .completion import PrintCompletion
 from .keys import TAKE_KEYS, read_keys
 from .launched import check_can_be_launched, say
@@ -30,6 +30,7 @@ COMMANDS = {
     "train": train,
     "store-logits": store_logits,
     "push": push,
+    "report": report,
     "info": info,
     "demo": demo,
 }

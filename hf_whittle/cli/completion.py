@@ -11,7 +11,7 @@ _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"}
 _PATHS = {
     **dict.fromkeys(("recipe", "source", "subnet", "files", "lm_eval", "output"), _FILES),
-    **dict.fromkeys(("folder", "checkpoint", "student", "teacher", "dataset", "output_dir"), _FOLDERS),
+    **dict.fromkeys(("folder", "folders", "checkpoint", "student", "teacher", "dataset", "output_dir"), _FOLDERS),
 }
 """How `shtab` completes the arguments that take files and folders, by their names."""
 

@@ -3,9 +3,12 @@
 import argparse
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .output import Outcome, add_json
+
+if TYPE_CHECKING:
+    from ..record.samples import Sample
 
 HELP = "Do the main job on the Python standard library with the bundled teacher, offline and in a few minutes."
 EXAMPLE = "hf-whittle demo --output-dir demo"
@@ -20,13 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> Outcome:
     from ..recipe.recipe import Recipe
+    from ..record.samples import save_samples
     from .run import summary, work
 
     demo = resources.files("hf_whittle") / "demo"
     with resources.as_file(demo) as folder:
         recipe = Recipe.load(folder / "recipe.yaml", output_dir=options.output_dir, teacher=str(folder / "teacher"))
         results = work(recipe)
-    texts, where = generate(Path(recipe.output_dir)), Path(recipe.output_dir).resolve()
+    samples, where = generate(Path(recipe.output_dir)), Path(recipe.output_dir).resolve()
+    save_samples(recipe.output_dir, samples)
+    texts = [sample.prompt + sample.continuation for sample in samples]
     shown = "\n".join("    " + text.replace("\n", "\n    ") + "\n" for text in texts)
     return Outcome(
         {"output_dir": str(where), "results": results, "texts": texts},
@@ -35,17 +41,8 @@ def main(options: argparse.Namespace) -> Outcome:
     )
 
 
-def generate(folder: Path) -> list[str]:
+def generate(folder: Path) -> "list[Sample]":
     """Continue the prompts greedily, with the model in a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from ..report.samples import continue_prompts
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    texts = []
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(
-            **inputs, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.eos_token_id
-        )
-        texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
-    return texts
+    return continue_prompts(folder, PROMPTS)
