@@ -429,6 +429,15 @@ def without_packing(model: "nn.Module") -> Iterator[None]:
             setattr(module, name, True)
 
 
+def divide_requests(lm: Any, accelerator: Any) -> None:
+    """Let the processes of an `Accelerator` divide the requests that lm-evaluation-harness makes to an `HFLM`.
+
+    `_rank` and `_world_size`: it divides requests by itself only to a model that it has loaded.
+    """
+    lm.accelerator = accelerator
+    lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
+
+
 def rehearsing(watch: Any) -> Any:
     """Context managers in which tensors have shapes but no memory, and every operation is given to a function.
 

@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, info, plan, push, run, store_logits
+from . import demo, evaluate, extract, info, plan, push, run, store_logits
 from .keys import read_keys
 from .launched import check_can_be_launched, say
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "run": run,
     "plan": plan,
     "extract": extract,
+    "evaluate": evaluate,
     "push": push,
     "info": info,
     "demo": demo,

@@ -90,7 +90,7 @@ def _begin(inputs: Inputs, ledger: Ledger) -> None:
 def _finish(results: Results, ledger: Ledger) -> None:
     """Move the student into the folder of the run, and write the results and the card beside it."""
     stages.publish(ledger)
-    results.save(ledger.folder)
+    replace(results, evaluation=Results.load(ledger.folder).evaluation).save(ledger.folder)
     describe(ledger.folder)
 
 

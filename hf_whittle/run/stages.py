@@ -12,14 +12,13 @@ from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder
 from ..files.disk import disk_errors
-from ..files.paths import is_local
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..processes import in_first
-from ..recipe.data import SourceSection
-from ..record.data import DataFacts, TextFacts
+from ..record.data import DataFacts, TextFacts, name_of_text
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import SearchResult
@@ -86,16 +85,11 @@ def data_facts(inputs: Inputs) -> DataFacts:
     """Names of the text; files and folders of this machine by their last name."""
     data = inputs.recipe.data
     if data.sources is None:
-        return DataFacts(**_name_of(data), block_size=data.block_size)
-    sources = tuple(TextFacts(**_name_of(source), weight=source.weight) for source in data.sources)
+        return DataFacts(**name_of_text(data.dataset, data.files), block_size=data.block_size)
+    sources = tuple(
+        TextFacts(**name_of_text(source.dataset, source.files), weight=source.weight) for source in data.sources
+    )
     return DataFacts(sources=sources, block_size=data.block_size)
-
-
-def _name_of(source: SourceSection) -> dict[str, Any]:
-    if source.files:
-        return {"files": [Path(pattern).name for pattern in source.files]}
-    name = str(source.dataset)
-    return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
 
 
 def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
@@ -181,7 +175,10 @@ def _copy_origin(source: Path, target: Path) -> None:
 
 
 def publish(ledger: Ledger) -> None:
-    """Move the files of the trained student into the folder of the run."""
+    """Move the files of the trained student into the folder of the run, unless they are there."""
+    files, before = sorted((ledger.stages / "final").glob("*")), Results.load(ledger.folder)
     with disk_errors(ledger.folder):
-        for file in sorted((ledger.stages / "final").glob("*")):
+        if files and before.evaluation is not None:  # of other weights
+            replace(before, evaluation=None).save(ledger.folder)
+        for file in files:
             file.replace(ledger.folder / file.name)
