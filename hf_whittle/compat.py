@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SEEN_IN = {
-    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "peft": "0.21",
-    "torch": "2.13", "transformers": "5.23",
+    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "lm_eval": "0.4",
+    "peft": "0.21", "torch": "2.13", "transformers": "5.23",
 }  # fmt: skip
 """The versions in which every name here was last looked up in the source."""
 

@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "processes": "errors files",
     "models": "architectures compat errors files subnet",
     "fingerprints": "compat files models",
-    "evaluation": "compat errors models",
-    "cost": "architectures compat errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
+    "evaluation": "compat data errors files models subnet",
+    "cost": "architectures compat errors evaluation files models subnet",
     "importance": "architectures compat errors evaluation files fingerprints models subnet",
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
@@ -53,8 +53,8 @@ MAY_IMPORT = {
     "healing hub importance models processes recipe record search space subnet training",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
-    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record run "
-    "search subnet",
+    "cli": "architectures cost data distillation errors evaluation extraction files healing hub plan processes recipe "
+    "record run search subnet",
     "demo": "",
     "__main__": "cli",
 }

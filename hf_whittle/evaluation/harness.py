@@ -57,18 +57,20 @@ def load_tasks(
         DataError: if there is no such task, its data cannot be loaded, or it runs code that the model writes.
     """
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401
     except ImportError as error:
         raise ImportError("tasks need lm-eval: pip install 'hf_whittle[eval]'") from error
     if limit is not None and limit <= 0:
         raise DataError(f"limit must be positive, got {limit}; give a number of examples, or a share below 1")
     if num_fewshot is not None and num_fewshot < 0:
         raise DataError(f"num_fewshot must be 0 or more, got {num_fewshot}")
+    if not names:
+        raise DataError("no task was named; give names such as lambada_openai,arc_easy")
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"there is no folder {include_path} of tasks")
     with _quiet():
-        manager = TaskManager(include_path=None if include_path is None else str(include_path))
-        _check_names(names, manager.all_tasks)
+        manager = _manager(names, include_path)
+        check_names(names, manager.all_tasks)
         loaded = _load(manager, list(names))
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
@@ -77,16 +79,24 @@ def load_tasks(
     return Tasks(loaded, limit)
 
 
-def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    if not names:
-        raise DataError("no task was named; give names such as lambada_openai,arc_easy")
+def _manager(names: Sequence[str], include_path: str | Path | None) -> Any:
+    """Find the tasks of the folder and, unless these are all that is wanted, the thousands of `lm_eval`."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None:
+        own = TaskManager(include_path=str(include_path), include_defaults=False)
+        if set(names) <= set(own.all_subtasks):  # groups may have tasks that are elsewhere
+            return own
+    return TaskManager(include_path=None if include_path is None else str(include_path))
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `DataError` for a name that is neither known nor that of a file."""
     for name in names:
         if name not in known and not Path(name).is_file():
             close = difflib.get_close_matches(name, known, n=3)
-            advice = f"did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
-            raise DataError(
-                f"lm_eval has no task {name!r}; {advice} A folder of tasks of your own is given as include_path"
-            )
+            advice = f"did you mean {' or '.join(close)}" if close else "`lm_eval ls tasks` lists all"
+            raise DataError(f"lm_eval has no task {name!r}: {advice}; give a folder of your own tasks as include_path")
 
 
 def _load(manager: Any, names: list[str]) -> Any:
@@ -129,7 +139,7 @@ def run_tasks(
     Returns:
         `dict`: results as `lm_eval` gives them; empty in any process but the first.
     """
-    from lm_eval.evaluator import evaluate
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
     random.seed(_SEEDS[0])

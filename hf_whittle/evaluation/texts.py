@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.encoding import TextEncoder
 from ..errors import DataError, VocabularyError
 from .blocks import over_batches, perplexity, values_of_blocks
 from .windows import IGNORED, Windows, rolling_windows, whole_windows
@@ -141,6 +140,7 @@ def measure_texts(
     protocol: str = "documents",
     block_size: int | None = None,
     batch_size: int | None = None,
+    add_special_tokens: bool | None = None,
     is_spread: bool = False,
     progress: str | None = None,
 ) -> Measured:
@@ -157,6 +157,8 @@ def measure_texts(
         block_size (`int`, *optional*): most tokens of a window; the positions of the model, `LONGEST` at most, by
             default.
         batch_size (`int`, *optional*): windows in a batch; as many as make `LOGITS` logits by default.
+        add_special_tokens (`bool`, *optional*): whether the tokenizer adds its special tokens to documents; as it is
+            set up to by default, which lm-evaluation-harness does.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same arguments,
             and divide the batches among them.
         progress (`str`, *optional*): label of a progress bar.
@@ -173,7 +175,7 @@ def measure_texts(
     found = [text for text in texts if text]
     if not found:
         raise DataError("there is no text to evaluate on: every document is empty")
-    windows, tokens = PROTOCOLS[protocol](tokenizer, found, size)
+    windows, tokens = PROTOCOLS[protocol](tokenizer, found, size, add_special_tokens)
     nats = window_losses(model, windows, batch_size, is_spread=is_spread, progress=progress)
     is_by_document = protocol == "documents"
     return Measured(
@@ -240,17 +242,22 @@ def by_document(windows: Windows, nats: list[float], documents: int) -> tuple[tu
     return tuple(zip(sums, numbers, strict=True))
 
 
-def _documents(tokenizer: Any, texts: list[str], size: int) -> tuple[Windows, int]:
-    prefix, encoded = prefix_token(tokenizer), list(encode_texts(tokenizer, texts))
+def _documents(tokenizer: Any, texts: list[str], size: int, special: bool | None) -> tuple[Windows, int]:
+    prefix = prefix_token(tokenizer)
+    encoded = list(encode_texts(tokenizer, texts, add_special_tokens=special))
     windows = (each for number, ids in enumerate(encoded) for each in rolling_windows(ids, size, prefix, number))
     return Windows(windows), sum(map(len, encoded))
 
 
-def _text(tokenizer: Any, texts: list[str], size: int) -> tuple[Windows, int]:
-    return _whole(np.asarray(tokenizer("\n\n".join(texts), verbose=False)["input_ids"], dtype=np.int32), size)
+def _text(tokenizer: Any, texts: list[str], size: int, special: bool | None) -> tuple[Windows, int]:
+    options = {} if special is None else {"add_special_tokens": special}
+    ids = tokenizer("\n\n".join(texts), verbose=False, **options)["input_ids"]
+    return _whole(np.asarray(ids, dtype=np.int32), size)
 
 
-def _packed(tokenizer: Any, texts: list[str], size: int) -> tuple[Windows, int]:
+def _packed(tokenizer: Any, texts: list[str], size: int, special: bool | None) -> tuple[Windows, int]:
+    from ..data.encoding import TextEncoder  # imports datasets
+
     encoder = TextEncoder(tokenizer)
     parts = [ids for start in range(0, len(texts), _TEXTS) for ids in encoder(texts[start : start + _TEXTS])]
     return _whole(np.concatenate(parts), size)
@@ -264,7 +271,7 @@ def _whole(ids: np.ndarray, size: int) -> tuple[Windows, int]:
     return Windows(whole_windows(ids, size)), len(ids)
 
 
-PROTOCOLS: dict[str, Callable[[Any, list[str], int], tuple[Windows, int]]] = {
+PROTOCOLS: dict[str, Callable[[Any, list[str], int, bool | None], tuple[Windows, int]]] = {
     "documents": _documents,
     "text": _text,
     "packed": _packed,

@@ -51,8 +51,7 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
         check_inputs(ledger.folder, inputs)
         preflight(inputs, ledger.folder)
         results = _do_stages(inputs, ledger, progress and is_first())
-        in_first(lambda: _finish(results, ledger))
-    return results.to_dict()
+        return in_first(lambda: _finish(results, ledger)).to_dict()
 
 
 def _checked(folder: Path) -> Path:
@@ -87,11 +86,16 @@ def _begin(inputs: Inputs, ledger: Ledger) -> None:
     make_space(inputs)  # raises if the super-network does not have its dimensions or sizes
 
 
-def _finish(results: Results, ledger: Ledger) -> None:
-    """Move the student into the folder of the run, and write the results and the card beside it."""
+def _finish(results: Results, ledger: Ledger) -> Results:
+    """Move the student into the folder of the run, and write the results and the card beside it.
+
+    Returns the results, with evaluations of the student since it was moved there.
+    """
     stages.publish(ledger)
-    replace(results, evaluation=Results.load(ledger.folder).evaluation).save(ledger.folder)
+    results = replace(results, evaluation=Results.load(ledger.folder).evaluation)
+    results.save(ledger.folder)
     describe(ledger.folder)
+    return results
 
 
 def _do_stages(inputs: Inputs, ledger: Ledger, progress: bool) -> Results:
