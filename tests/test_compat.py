@@ -49,8 +49,8 @@ OWN_MARKS = {"_reads_file_names"}
 PUBLIC_MODULES = {
     "accelerate", "accelerate.utils", "datasets", "datasets.config", "datasets.exceptions", "datasets.fingerprint",
     "huggingface_hub", "huggingface_hub.constants", "huggingface_hub.dataclasses", "huggingface_hub.errors",
-    "huggingface_hub.repocard", "huggingface_hub.utils", "lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks", "peft",
-    "torch", "torch.autograd.function",
+    "huggingface_hub.repocard", "huggingface_hub.utils", "lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks",
+    "peft", "torch", "torch.autograd.function",
     "torch.distributed.tensor", "torch.nn.functional", "torch.optim.lr_scheduler", "torch.utils.hooks",
     "transformers",
     "transformers.tokenization_utils_base", "transformers.trainer", "transformers.trainer_callback",

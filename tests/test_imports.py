@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models subnet",
-    "record": "compat files healing subnet",
+    "record": "compat evaluation files healing subnet",
     "extraction": "architectures compat cost errors evaluation files healing models record subnet",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes record space subnet",
