@@ -429,6 +429,16 @@ def without_packing(model: "nn.Module") -> Iterator[None]:
             setattr(module, name, True)
 
 
+def reporting_callbacks(names: list[str]) -> list[Any]:
+    """Make the callbacks that a `Trainer` gets for the trackers in `report_to`.
+
+    `get_reporting_integration_callbacks`: the callbacks are documented, but not how a name leads to one.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    return [callback() for callback in get_reporting_integration_callbacks(names)]
+
+
 def divide_requests(lm: Any, accelerator: Any) -> None:
     """Let the processes of an `Accelerator` divide the requests that lm-evaluation-harness makes to an `HFLM`.
 

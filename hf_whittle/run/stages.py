@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..cost.counts import num_parameters
+from ..distillation.config import DistillationConfig
 from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder
@@ -28,6 +29,7 @@ from .changes import record_baseline
 from .inputs import Inputs
 from .ledger import Ledger, calibration_cost, healing_cost
 from .search_inputs import SearchInputs
+from .trackers import report, search_rows
 from .trainers import Trainers, Training, Weights, random_student, save_student
 
 
@@ -44,6 +46,7 @@ def _search(inputs: Inputs, ledger: Ledger, progress: bool) -> SearchFacts:
 def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, ledger: Ledger) -> SearchFacts:
     """Draw a search; its facts."""
     result.plot(ledger.folder)
+    report(_arguments(inputs), ledger.folder, "search", search_rows(result))
     section, best = inputs.recipe.search, result.best_evaluation
     if section.fitness == Perplexity.name:
         as_sliced = best.fitness
@@ -110,7 +113,17 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         subnet.save_pretrained(temporary)
         if heal:
             write_json(temporary / HEALING_FILE, student.healing.to_dict())
+    if heal:
+        figures = HealingFacts.from_dict(student.healing.to_dict())
+        rows = enumerate([figures.perplexity_before, figures.perplexity_after])
+        named = ((step, {"healing_perplexity": value}) for step, value in rows)
+        report(_arguments(inputs), ledger.folder, "healing", named)
     return folder
+
+
+def _arguments(inputs: Inputs) -> DistillationConfig:
+    """Arguments of a training, for what stages that are none share with it."""
+    return inputs.recipe.training_arguments(inputs.recipe.output_dir)
 
 
 def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
@@ -126,7 +139,7 @@ def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
 
 
 def _teacher(trainers: Trainers) -> TeacherFacts:
-    model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
+    model, args = trainers.teacher, _arguments(trainers.inputs)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
