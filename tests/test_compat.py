@@ -524,6 +524,16 @@ def test_four_bit_weights_are_packed_outside_the_block_alone(monkeypatch):
             model(x)
 
 
+def test_trackers_have_callbacks_by_name(tmp_path):
+    with relies_on("transformers", "integrations.get_reporting_integration_callbacks"):
+        assert compat.reporting_callbacks([]) == []
+        pytest.importorskip("tensorboard", reason="pip install tensorboard")
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="tensorboard")
+        (callback,) = compat.reporting_callbacks(args.report_to)
+        of_trainer = Trainer(nn.Linear(1, 1), args).callback_handler.callbacks
+        assert type(callback) in map(type, of_trainer)
+
+
 # lm-evaluation-harness: requests that processes divide.
 
 

@@ -59,7 +59,7 @@ def load_tasks(
     try:
         import lm_eval.tasks  # noqa: F401
     except ImportError as error:
-        raise ImportError("tasks need lm-eval: pip install 'hf_whittle[eval]'") from error
+        raise ImportError("an evaluation on tasks needs lm-eval: pip install 'hf_whittle[eval]'") from error
     if limit is not None and limit <= 0:
         raise DataError(f"limit must be positive, got {limit}; give a number of examples, or a share below 1")
     if num_fewshot is not None and num_fewshot < 0:

@@ -15,7 +15,7 @@ from .texts import Measured, count_bytes, count_words, measure_texts
 try:
     import evaluate
 except ImportError as error:
-    raise ImportError("metrics need evaluate: pip install 'hf_whittle[eval]'") from error
+    raise ImportError("a metric needs evaluate: pip install 'hf_whittle[eval]'") from error
 
 TEXTS = Features({"predictions": Value("string"), "references": Value("string")})
 TOKENS = Features({"predictions": List(Value("float64")), "references": List(Value("int64"))})

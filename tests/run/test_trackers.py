@@ -1,12 +1,16 @@
 """Trackers of `report_to` get the figures of every stage of a run, in runs of their own."""
 
 import os
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from fixtures_run import make_recipe
 
+from hf_whittle.errors import RecipeError
 from hf_whittle.run import run
 from hf_whittle.run.trackers import report, search_rows, tracked
 from hf_whittle.search.result import SearchResult
@@ -48,13 +52,17 @@ def test_a_search_is_logged_by_evaluation(folder, curves, arguments, tmp_path):
     assert found["train/search_tokens"][-1][1] == sum(evaluation.tokens for evaluation in result.evaluations)
 
 
-def test_evaluations_on_a_part_of_the_tokens_are_left_out():
+def _searched():
+    """A search whose first evaluation is on a part of the tokens."""
     evaluations = [
         SimpleNamespace(fitness=fitness, parameters=9, tokens=5, is_answer=is_answer)
         for fitness, is_answer in ((1.0, False), (4.0, True), (3.0, True), (5.0, True))
     ]
-    result = SearchResult(evaluations=evaluations)
-    rows = [(step, row["search_best_fitness"], row["search_tokens"]) for step, row in search_rows(result)]
+    return SearchResult(evaluations=evaluations)
+
+
+def test_evaluations_on_a_part_of_the_tokens_are_left_out():
+    rows = [(step, row["search_best_fitness"], row["search_tokens"]) for step, row in search_rows(_searched())]
     assert rows == [(2, 4.0, 10), (3, 3.0, 15), (4, 3.0, 20)]
 
 
@@ -125,3 +133,20 @@ def test_wandb_has_a_run_of_each_stage_offline(arguments, tmp_path, monkeypatch)
         assert wandb.run is None
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2 and all(b"search_fitness" in file.read_bytes() for file in files)
+
+
+def test_the_section_on_the_page_is_one_of_a_recipe(teacher_folder, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
+    section = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    recipe = make_recipe(teacher_folder, tmp_path, tmp_path / "run", **section)
+    assert recipe.training_arguments(tmp_path).report_to == ["tensorboard"]
+    logged = {name for _, row in search_rows(_searched()) for name in row}
+    assert all(f"`{name}`" in page for name in logged)
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_before_the_search(teacher_folder, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_comet_available", lambda: False)
+    recipe = make_recipe(teacher_folder, texts, tmp_path / "run", training={"report_to": "comet_ml"})
+    with pytest.raises(RecipeError, match="comet"):
+        run(recipe, progress=False)
+    assert not (tmp_path / "run" / "candidates.jsonl").exists()
