@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument("--include-path", help="folder with YAML files of your own tasks")
     how = parser.add_argument_group("how it runs")
     how.add_argument("--block-size", type=int, help="most tokens that the model reads at once (default: 2048 at most)")
-    how.add_argument("--batch-size", type=int, help="windows at a time (default: as many as make 1 GB of logits)")
+    how.add_argument("--batch-size", type=int, help="windows or requests at a time (default: as make 1 GB of logits)")
     how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision")
     how.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)")
     parser.add_argument(
@@ -59,9 +59,11 @@ def _names(text: str) -> list[str]:
 def main(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
+    from ..evaluation.subject import checked_device, loaded_subject
     from ..processes import first_on_each_machine, in_first, is_first, own_device
 
     _check_options(options)
+    checked_device(options.device)
     logging.disable_progress_bar()
     subnet = _subnet(options)
     tasks: Any = None
@@ -72,14 +74,12 @@ def main(options: argparse.Namespace) -> None:
     if _has_text(options):
         first_on_each_machine(lambda: _texts(options))
         texts = _texts(options)
-    from ..evaluation.subject import loaded_subject
-
     where = {"dtype": options.dtype, "device": options.device or own_device()}
     with loaded_subject(options.model, subnet=subnet, revision=options.revision, **where) as subject:
         found = _evaluated(options, subject, texts, tasks)
+    if is_first():  # before anything is written, which may fail
+        print(json.dumps(_as_json(options, found), indent=2) if options.json else in_words(found), flush=True)
     in_first(lambda: _save(options, found))
-    if is_first():
-        print(json.dumps(_as_json(options, found), indent=2) if options.json else in_words(found))
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -151,12 +151,15 @@ def _evaluated(options: argparse.Namespace, subject: "Subject", texts: Any, task
         from accelerate import Accelerator
 
         from ..evaluation.harness import run_tasks
+        from ..evaluation.texts import checked_block_size, default_batch_size
 
+        config: Any = subject.model.config
+        length = checked_block_size(config, options.block_size)
         found = run_tasks(
             subject.model,
             subject.tokenizer,
             tasks,
-            batch_size=options.batch_size or 8,
+            batch_size=options.batch_size or default_batch_size(config.vocab_size, length),
             max_length=options.block_size,
             accelerator=None if launched_processes() is None else Accelerator(),
         )
@@ -167,6 +170,7 @@ def _evaluated(options: argparse.Namespace, subject: "Subject", texts: Any, task
 def _on_texts(
     options: argparse.Namespace, subject: "Subject", texts: list[str], precision: str | None
 ) -> "TextEvaluation":
+    from ..data.documents import STANDARD_LIBRARY
     from ..evaluation.texts import measure_texts
     from ..processes import launched_processes
     from ..record.data import name_of_text
@@ -182,11 +186,11 @@ def _on_texts(
         is_spread=launched_processes() is not None,
         progress="text",
     )
-    is_dataset = options.dataset is not None
+    has_splits = options.dataset not in (None, STANDARD_LIBRARY)
     return TextEvaluation(
         **name_of_text(options.dataset, options.files),
         config=options.dataset_config,
-        split=(options.split or "test") if is_dataset else None,
+        split=(options.split or "test") if has_splits else None,
         protocol=measured.protocol,
         block_size=measured.block_size,
         tokens=measured.predicted,

@@ -220,7 +220,7 @@ def window_losses(
             f"the text has token ids from {first} to {last}, the model's vocabulary has {vocabulary} entries; give the "
             "model's own tokenizer"
         )
-    size = batch_size or max(1, min(_MOST_WINDOWS, LOGITS // (vocabulary * windows[:1].shape[1])))
+    size = batch_size or default_batch_size(vocabulary, windows[:1].shape[1])
 
     options: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
 
@@ -231,6 +231,16 @@ def window_losses(
 
     values = over_batches(model, windows, size, losses, is_spread=is_spread, progress=progress)
     return torch.cat(values)[: len(windows)].tolist()
+
+
+def default_batch_size(vocabulary: int, length: int) -> int:
+    """Windows of some length that make `LOGITS` logits, 64 at most.
+
+    Args:
+        vocabulary (`int`): entries of the vocabulary.
+        length (`int`): tokens of a window.
+    """
+    return max(1, min(_MOST_WINDOWS, LOGITS // (vocabulary * length)))
 
 
 def by_document(windows: Windows, nats: list[float], documents: int) -> tuple[tuple[float, int], ...]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from fixtures_evaluation import TEXTS
@@ -11,6 +13,15 @@ from hf_whittle.cli import main
 from hf_whittle.evaluation import measure_texts
 from hf_whittle.record.evaluation import EvaluationFacts
 from hf_whittle.record.results import Results, record_evaluation
+
+
+HOLD = """
+import sys
+from hf_whittle.files.locks import folder_lock
+with folder_lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -68,6 +79,16 @@ def test_a_second_evaluation_replaces_the_first_of_the_same_text(evaluate, stude
     assert [text.in_words for text in Results.load(student).evaluation.texts] == ["*.txt", "[01].txt"]
 
 
+def test_adapters_have_a_card_of_their_own(evaluate, adapter_folder, text_files, tmp_path):
+    folder = shutil.copytree(adapter_folder, tmp_path / "my-adapter")
+    (folder / "README.md").unlink()  # peft's own
+    evaluate(folder, "--files", f"{text_files}/*.txt")
+    assert not (folder / "results.json").exists()  # nothing says that it is of a student
+    (text,) = evaluate(folder, "--files", f"{text_files}/*.txt", "--save")["texts"]
+    card = card_of(folder)
+    assert card.data.library_name == "peft" and card.data.eval_results[0].metric_value == round(text["perplexity"], 6)
+
+
 def test_a_card_that_somebody_wrote_is_left_alone(evaluate, student, text_files):
     (student / "README.md").write_text("# My own words\n")
     evaluate(student, "--files", f"{text_files}/*.txt")
@@ -85,6 +106,16 @@ def test_nothing_is_written_where_it_does_not_belong(evaluate, teacher_folder, s
     assert after == before
     perplexities = [each["texts"][0]["perplexity"] for each in (whole, cut, alone)]
     assert perplexities[1] == pytest.approx(perplexities[2], rel=1e-6) != perplexities[0]
+
+
+def test_results_are_printed_even_if_they_cannot_be_recorded(student, text_files, capsys):
+    command = [sys.executable, "-c", HOLD, str(student)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert main(["evaluate", str(student), "--files", f"{text_files}/*.txt"]) == 1
+        holder.communicate("")
+    printed = capsys.readouterr()
+    assert "bits per byte" in printed.out and "is being written by another process" in printed.err
 
 
 def test_a_table_is_printed_for_people(student, text_files, model, tokenizer, teacher_folder, capsys):
@@ -111,6 +142,7 @@ def test_a_dataset_is_evaluated_on_its_test_split(evaluate, teacher_folder, tmp_
         (("--files", "a", "--dataset", "b"), "give either --files or --dataset, not both"),
         (("--tasks", "a", "--protocol", "text"), "--protocol has no effect without --files or --dataset"),
         (("--files", "a", "--limit", "3"), "--limit has no effect without --tasks"),
+        (("--files", "a", "--device", "tpu:7"), "the device 'tpu:7' cannot be used"),
         (("--files", "a", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("--files", "nowhere/*.txt"), "no file matches 'nowhere/*.txt'"),
         (("--files", "a", "--subnet", "none.json"), "cannot read the subnet none.json"),

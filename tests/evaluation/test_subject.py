@@ -8,6 +8,7 @@ import torch
 from fixtures_evaluation import SUBNET, TEXTS
 from transformers import AutoModelForCausalLM
 
+from hf_whittle import push_subnet_to_hub
 from hf_whittle.errors import CheckpointError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.evaluation import measure_texts
 from hf_whittle.evaluation.subject import loaded_subject
@@ -32,6 +33,13 @@ def test_an_adapter_is_evaluated_on_its_student(adapter_folder, student_folder):
         expected = measure_texts(merged.merge_and_unload(), subject.tokenizer, TEXTS)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
     assert found.perplexity != pytest.approx(perplexity_of(student_folder), rel=0.01)
+
+
+def test_a_student_is_evaluated_from_the_hub(student_folder, hub):
+    push_subnet_to_hub(student_folder, "me/student")
+    assert perplexity_of("me/student") == pytest.approx(perplexity_of(student_folder), rel=1e-6)
+    with pytest.raises(CheckpointError, match="me/nothing"):
+        perplexity_of("me/nothing")
 
 
 def test_precision_is_that_of_the_checkpoint_or_the_given_one(teacher_folder):
