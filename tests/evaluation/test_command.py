@@ -14,7 +14,6 @@ from hf_whittle.evaluation import measure_texts
 from hf_whittle.record.evaluation import EvaluationFacts
 from hf_whittle.record.results import Results, record_evaluation
 
-
 HOLD = """
 import sys
 from hf_whittle.files.locks import folder_lock

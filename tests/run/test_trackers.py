@@ -2,14 +2,15 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from fixtures_run import make_recipe
 
+from hf_whittle.cli.keys import read_keys
 from hf_whittle.errors import RecipeError
 from hf_whittle.run import run
 from hf_whittle.run.trackers import report, search_rows, tracked
@@ -135,11 +136,11 @@ def test_wandb_has_a_run_of_each_stage_offline(arguments, tmp_path, monkeypatch)
     assert len(files) == 2 and all(b"search_fitness" in file.read_bytes() for file in files)
 
 
-def test_the_section_on_the_page_is_one_of_a_recipe(teacher_folder, tmp_path):
+def test_the_command_on_the_page_reports(teacher_folder, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
-    section = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
-    recipe = make_recipe(teacher_folder, tmp_path, tmp_path / "run", **section)
-    assert recipe.training_arguments(tmp_path).report_to == ["tensorboard"]
+    keys = read_keys(shlex.split(re.search(r"recipe.yaml (--.*)", page)[1]))
+    args = make_recipe(teacher_folder, tmp_path, tmp_path / "run", **keys).training_arguments(tmp_path)
+    assert args.report_to == ["tensorboard"] and args.run_name == "pythia-160m"
     logged = {name for _, row in search_rows(_searched()) for name in row}
     assert all(f"`{name}`" in page for name in logged)
 
