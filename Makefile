@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-kernels quality style bench gpu model-cards clean
+.PHONY: demo test test-slow test-kernels quality style bench gpu model-cards pages clean
 
 demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
@@ -39,6 +39,9 @@ gpu: .venv/installed
 
 model-cards: .venv/installed
 	$(BIN)/python model_cards/render.py
+
+pages: .venv/installed
+	$(BIN)/python docs/render.py
 
 # Runtime dependencies without development tools.
 .venv/runs: pyproject.toml constraints.txt | .venv/bin/pip

@@ -17,7 +17,6 @@ Add `--lora_rank 16` to train adapters of the healed student instead of all its 
 """
 
 from dataclasses import dataclass, field
-from importlib import resources
 
 import torch
 from peft import LoraConfig
@@ -37,12 +36,13 @@ from hf_whittle import (
     search_subnets,
 )
 from hf_whittle.data import load_documents, pack_documents, split_documents
+from hf_whittle.demo import TEACHER
 
 
 @dataclass
 class ScriptArguments:
     teacher: str = field(
-        default=str(resources.files("hf_whittle") / "demo" / "teacher"),
+        default=TEACHER,
         metadata={"help": "Checkpoint to extract the student from and to learn from."},
     )
     files: list[str] | None = field(

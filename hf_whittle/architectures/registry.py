@@ -47,11 +47,9 @@ def check_model_type(model_type: str | None, source: object = None, text: Any = 
         return
     of = f" of {source}" if source else ""
     text_type = text.get("model_type") if isinstance(text, dict) else getattr(text, "model_type", None)
-    advice = "use a checkpoint of one of these, or add a table for it as CONTRIBUTING.md describes"
+    advice = "use a checkpoint of one of these, or add a table for it as docs/adding-an-architecture.md describes"
     if is_known(text_type):
-        advice = (
-            f"its language model is a {text_type}; save that alone, as docs/guide.md#super-networks shows, and use it"
-        )
+        advice = f"its language model is a {text_type}; save that alone, as docs/concepts.md#super-networks shows"
     raise ArchitectureError(
         f"the architecture{of} is {model_type!r}; hf_whittle knows {', '.join(ARCHITECTURES)}: {advice}"
     )

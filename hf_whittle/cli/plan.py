@@ -17,7 +17,7 @@ _PARTS = ("weights", "optimizer", "gradients", "moments", "activations", "logits
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file; see examples/recipes")
-    parser.add_argument("--device", help="device to plan for, as listed in docs/recipes.md (default: a100-80gb)")
+    parser.add_argument("--device", help="device to plan for, as listed in docs/costs.md (default: a100-80gb)")
     parser.add_argument("--utilization", type=float, help="share of its peak that the device reaches (default: 0.35)")
     parser.add_argument("--measure", action="store_true", help="measure this machine for some seconds, and plan for it")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Zero-cost proxies: guesses of a subnet's quality from its weights, or from a few gradients.
 
 Each is a `Fitness` that any search can minimize: where more is better, it is the negative. They are experimental since
-all rank random draws no better than chance; the figures are Kendall's tau with perplexity (`docs/measured.md`), where
+all rank random draws no better than chance; the figures are Kendall's tau with perplexity (`docs/results.md`), where
 perplexity on a quarter of the tokens has 0.95.
 """
 

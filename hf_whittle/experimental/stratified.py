@@ -1,6 +1,6 @@
 """Stratified random search: as many draws from each of several equal parts of the bin.
 
-Experimental since it found 66.9 where plain random search found 69.3 and the default search 49.4 (docs/measured.md).
+Experimental since it found 66.9 where plain random search found 69.3 and the default search 49.4 (docs/results.md).
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """Evolution on the predictions of a surrogate alone, before its best candidates are evaluated.
 
 Experimental since it found 69.1 where the surrogate as a filter found 58.2 and the default search 49.4
-(docs/measured.md).
+(docs/results.md).
 """
 
 from collections.abc import Sequence

@@ -109,10 +109,10 @@ class HealingReport:
     perplexity_after: float
     tokens: int
     held_out_tokens: int
-    fits: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    fits: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
     basis: str | None = None
-    other: dict[str, Any] | None = None
+    other: dict[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,6 +21,7 @@ from hf_whittle.evaluation import cross_entropy, perplexity
 from hf_whittle.files.text import write_json
 from hf_whittle.fitness.probe import ProbeConfig
 from hf_whittle.healing.cost import healing_flops
+from hf_whittle.plots import finish, new_axes
 
 from .ranking.real import REAL
 from .ranking.rows import Row, Rows
@@ -37,6 +38,12 @@ STARTS: dict[str, tuple[int, dict[str, Any]] | None] = {
 """Calibration tokens and settings of healing."""
 BUDGETS = (8_192, 32_768)
 """Tokens of distillation."""
+DRAWN = {
+    "sliced": ("as sliced, then distilled", "#6b7280", (7, 5)),
+    "healed on 16,384 tokens, in one attempt": ("healed on 16,384 tokens, then distilled", "#2f6fde", (-58, -15)),
+}
+"""Starts that are drawn, with their labels, colors, and places of the text at a point."""
+PICTURE = RESULTS / "frontier.png"
 RATES = (3e-4, 1e-4)
 """Learning rates that the first budget chooses from, for each student and start; the others take its choice."""
 
@@ -188,18 +195,43 @@ def measure() -> dict[str, Any]:
     points = Points("frontier", material, STARTS, BUDGETS)
     chosen = {row.group: row.subnet for row in subnets()}
     points.measure(chosen)
-    found = points.of(chosen)
-    return {"settings": described(material, STARTS), "points": found, "frontier": frontiers(found)}
+    found, settings = points.of(chosen), described(material, STARTS)
+    draw(found, settings["teacher_perplexity"])
+    return {"settings": settings, "points": found, "frontier": frontiers(found)}
 
 
 def described(material: Material, starts: dict[str, Any]) -> dict[str, Any]:
+    with bfloat16(REAL.autocast):
+        teacher = perplexity(cross_entropy(material.supernet, material.test, REAL.eval_batch_size))
     return {
         "model": REAL.name,
+        "teacher_perplexity": teacher,
         "text_sha256": material.text_sha256,
         "judged_on_tokens": material.test.numel(),
         "healing": {name: healing and {"tokens": healing[0], **healing[1]} for name, healing in starts.items()},
         "default_healing": asdict(HealingConfig()),
     }
+
+
+def draw(points: list[dict[str, Any]], teacher: float) -> None:
+    """Draw perplexity over FLOPs of the smaller student, as a slice and healed, into a PNG file."""
+    figure, axes = new_axes()
+    group = points[0]["group"]
+    for start, (label, color, place) in DRAWN.items():
+        of_start = [point for point in points if (point["group"], point["start"]) == (group, start)]
+        worst_first = sorted(of_start, key=lambda point: -point["perplexity"])
+        best = sorted({point["tokens"]: point for point in worst_first}.values(), key=lambda point: point["tokens"])
+        xs, ys = [point["flops"] / 1e12 for point in best], [point["perplexity"] for point in best]
+        axes.plot(xs, ys, color=color, label=label, linewidth=1.8, marker="o", markersize=5)
+        for x, y, point in zip(xs, ys, best, strict=True):
+            trained = f"{point['tokens']:,} tokens" if point["tokens"] else "no training"
+            axes.annotate(
+                f"{y:.1f}, {trained}", (x, y), xytext=place, textcoords="offset points", fontsize="small", color=color
+            )
+    axes.axhline(teacher, color="#9aa5b1", linestyle=":", label=f"the teacher, {REAL.name}: {teacher:.1f}")
+    axes.set(xlabel="TFLOPs of healing, teacher and training", ylabel="perplexity on held-out text")
+    axes.set(title="A student with {1} of {0}'s parameters".format(*group.split(", ")), xlim=(-1.5, 66), ylim=(15, 80))
+    finish(figure, axes, PICTURE)
 
 
 def frontiers(points: list[dict[str, Any]]) -> dict[str, Any]:

@@ -264,7 +264,7 @@ def test_subnet_that_does_not_fit_is_an_error(supernet):
 
 def test_model_of_another_architecture_is_an_error():
     stable = StableLmForCausalLM(StableLmConfig(**{**TINY, "num_hidden_layers": 1}))
-    message = "the architecture is 'stablelm'; hf_whittle knows gpt_neox, llama, .* CONTRIBUTING.md"
+    message = "the architecture is 'stablelm'; hf_whittle knows gpt_neox, llama, .* docs/adding-an-architecture.md"
     with pytest.raises(ArchitectureError, match=message):
         extract_subnet(stable, SubnetConfig(24, 1, 3, 40))
 

@@ -88,9 +88,9 @@ def test_architecture_without_a_table_is_an_error_that_lists_those_with_one(unkn
     message = f"the architecture of {unknown} is 'stablelm'; hf_whittle knows {', '.join(ARCHITECTURES)}: use"
     loaders = [AutoSuperNetForCausalLM, hf_whittle.LlamaSuperNetForCausalLM, hf_whittle.GPTNeoXSuperNetForCausalLM]
     for loader in loaders:
-        with pytest.raises(ArchitectureError, match=f"{re.escape(message)}.* as CONTRIBUTING.md describes"):
+        with pytest.raises(ArchitectureError, match=f"{re.escape(message)}.* as docs/adding-an-arch"):
             loader.from_pretrained(unknown)
-    with pytest.raises(ArchitectureError, match=f"{re.escape(message)}.* as CONTRIBUTING.md describes"):
+    with pytest.raises(ArchitectureError, match=f"{re.escape(message)}.* as docs/adding-an-arch"):
         extract_subnet(unknown, SubnetConfig(8, 1, 1, 8), progress=False)
     with pytest.raises(ArchitectureError, match="the architecture is 'stablelm'; hf_whittle knows"):
         AutoSuperNetForCausalLM.from_config(AutoConfig.from_pretrained(unknown))

@@ -12,7 +12,7 @@ from hf_whittle.plan.devices import DEVICES
 from hf_whittle.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"[\d,.]+(e\+\d+)?")
 PYTHIA_410M = {
     "vocab_size": 50304,
