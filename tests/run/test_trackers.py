@@ -42,17 +42,6 @@ def arguments(recipe):
     return make
 
 
-def test_a_search_is_logged_by_evaluation(folder, curves, arguments, tmp_path):
-    result = SearchResult.load(folder)
-    report(arguments(), tmp_path, "search", search_rows(result))
-    found = curves(tmp_path / "runs" / "search")
-    fitness = [evaluation.fitness for evaluation in result.evaluations]
-    assert [step for step, _ in found["train/search_fitness"]] == [*range(1, len(fitness) + 1)]
-    assert [value for _, value in found["train/search_fitness"]] == pytest.approx(fitness)
-    assert found["train/search_best_fitness"][-1][1] == pytest.approx(result.best_evaluation.fitness)
-    assert found["train/search_tokens"][-1][1] == sum(evaluation.tokens for evaluation in result.evaluations)
-
-
 def _searched():
     """A search whose first evaluation is on a part of the tokens."""
     evaluations = [
@@ -60,6 +49,14 @@ def _searched():
         for fitness, is_answer in ((1.0, False), (4.0, True), (3.0, True), (5.0, True))
     ]
     return SearchResult(evaluations=evaluations)
+
+
+def test_a_search_is_logged_by_evaluation(curves, arguments, tmp_path):
+    report(arguments(), tmp_path, "search", search_rows(_searched()))
+    found = curves(tmp_path / "runs" / "search")
+    assert found["train/search_fitness"] == [(2, 4.0), (3, 3.0), (4, 5.0)]
+    assert found["train/search_best_fitness"] == [(2, 4.0), (3, 3.0), (4, 3.0)]
+    assert found["train/search_tokens"][-1] == (4, 20.0)
 
 
 def test_evaluations_on_a_part_of_the_tokens_are_left_out():
