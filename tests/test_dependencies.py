@@ -48,7 +48,7 @@ def imported(folder, at_module_level=False):
 
 
 def test_what_the_package_imports_is_declared():
-    extras = set().union(*(declared(extra) for extra in ("adapters", "eval", "search")))
+    extras = set().union(*(declared(extra) for extra in ("adapters", "completion", "eval", "search")))
     assert imported("hf_whittle") - declared() - WITHOUT_EXTRA.keys() == extras
     assert not imported("hf_whittle", at_module_level=True) - declared()
 

@@ -5,16 +5,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .output import Outcome, add_json
+
 HELP = "Do the main job on the Python standard library with the bundled teacher, offline and in a few minutes."
+EXAMPLE = "hf-whittle demo --output-dir demo"
 
 PROMPTS = ("def read(self, path):\n", "class Test", "import ")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", default="demo", help="folder of the results (default: demo)")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from ..recipe.recipe import Recipe
     from .run import summary, work
 
@@ -22,11 +26,13 @@ def main(options: argparse.Namespace) -> None:
     with resources.as_file(demo) as folder:
         recipe = Recipe.load(folder / "recipe.yaml", output_dir=options.output_dir, teacher=str(folder / "teacher"))
         results = work(recipe)
-    print(f"\n{summary(results)}")
-    print("\nThe student continues three prompts:\n")
-    for text in generate(Path(recipe.output_dir)):
-        print("    " + text.replace("\n", "\n    ") + "\n")
-    print(f"The student, its card, the search and the pictures are in {Path(recipe.output_dir).resolve()}")
+    texts, where = generate(Path(recipe.output_dir)), Path(recipe.output_dir).resolve()
+    shown = "\n".join("    " + text.replace("\n", "\n    ") + "\n" for text in texts)
+    return Outcome(
+        {"output_dir": str(where), "results": results, "texts": texts},
+        f"\n{summary(results)}\n\nThe student continues three prompts:\n\n{shown}\n"
+        f"The student, its card, the search and the pictures are in {where}",
+    )
 
 
 def generate(folder: Path) -> list[str]:

@@ -1,9 +1,11 @@
 """`hf-whittle evaluate`: perplexity of a model on text, and tasks of lm-evaluation-harness."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .output import Outcome, add_json
 
 if TYPE_CHECKING:
     from ..evaluation.harness import Tasks
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from ..subnet import SubnetConfig
 
 HELP = "Evaluate a checkpoint, student, adapter or subnet: perplexity on text, tasks of lm-evaluation-harness."
+EXAMPLE = 'hf-whittle evaluate my-student --files "texts/*.txt"'
 INTERRUPTED = "nothing was recorded, run the same command again"
 
 _OF_TEXT = ("dataset_config", "split", "text_column", "protocol")
@@ -49,16 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="record it in results.json and on the model card (default: in the folder of a student)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_json(parser)
 
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
+    from ..errors import OutputError
     from ..evaluation.subject import checked_device, loaded_subject
     from ..processes import first_on_each_machine, in_first, is_first, own_device
 
@@ -77,9 +81,14 @@ def main(options: argparse.Namespace) -> None:
     where = {"dtype": options.dtype, "device": options.device or own_device()}
     with loaded_subject(options.model, subnet=subnet, revision=options.revision, **where) as subject:
         found = _evaluated(options, subject, texts, tasks)
-    if is_first():  # before anything is written, which may fail
-        print(json.dumps(_as_json(options, found), indent=2) if options.json else in_words(found), flush=True)
-    in_first(lambda: _save(options, found))
+    text = in_words(found)
+    try:
+        in_first(lambda: _save(options, found))
+    except OutputError:
+        if is_first():
+            print(text, file=sys.stderr, flush=True)  # else it would be lost
+        raise
+    return Outcome(_as_json(options, found), text)
 
 
 def _check_options(options: argparse.Namespace) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from ..compat import without_packing
 from ..errors import DataError, VocabularyError
 from ..models.placement import input_device, is_sharded
+from ..progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +25,12 @@ def perplexity(loss: float) -> float:
 
 
 def cross_entropy(
-    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16, *, is_spread: bool = False
+    model: "PreTrainedModel",
+    input_ids: torch.Tensor,
+    batch_size: int = 16,
+    *,
+    is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Mean cross-entropy of next-token prediction.
 
@@ -35,6 +40,7 @@ def cross_entropy(
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same model and
             divide the batches among them, as they do in any case if it is sharded.
+        progress (`str`, *optional*): name of a progress bar; there is none without it.
 
     Returns:
         `float`: nats per predicted token.
@@ -44,7 +50,7 @@ def cross_entropy(
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
         return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
-    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread)
+    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread, progress=progress)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
@@ -55,12 +61,13 @@ def sum_over_batches(
     value: Callable[[int, torch.Tensor], torch.Tensor],
     *,
     is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Sum of `value(first_block, logits)` over the batches, in their order.
 
     If `is_spread`, and for a sharded model, processes take the batches in turn, and all get the same sum.
     """
-    values = over_batches(model, input_ids, batch_size, value, is_spread=is_spread)
+    values = over_batches(model, input_ids, batch_size, value, is_spread=is_spread, progress=progress)
     return sum(values, torch.zeros((), dtype=torch.float64)).item()
 
 
@@ -94,8 +101,8 @@ def over_batches(
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
     values = []
     with evaluating(model):
-        turns = range(0, len(starts), processes)
-        for first in turns if progress is None else tqdm(turns, desc=progress, unit="batch", disable=own > 0):
+        rounds = range(0, len(starts), processes)
+        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compat import commit_of_file, not_partitioned
-from ..errors import CheckpointError
+from ..errors import CheckpointError, WhittleError
 from .paths import expanded
 
 if TYPE_CHECKING:
@@ -83,10 +83,20 @@ def load_tokenizer(name: str, **hub: Any) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
-    if not tokenizer("text").input_ids:
-        raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
+    try:
+        tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
+        is_empty = not tokenizer("text").input_ids
+    except ValueError as error:
+        if isinstance(error, WhittleError):
+            raise
+        raise _without_tokenizer(name) from error
+    if is_empty:
+        raise _without_tokenizer(name)
     return tokenizer
+
+
+def _without_tokenizer(name: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
 
 
 def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from ..data.documents import STANDARD_LIBRARY
 from ..fitness.registry import LABELS
 from ..models.portable import oldest_transformers
 from ..record.evaluation import TextEvaluation
-from ..record.facts import FitnessFacts
+from ..record.facts import FitnessFacts, SourceFacts
 from ..record.files import RECIPE_FILE
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -59,7 +59,7 @@ class SubnetModelCardData(ModelCardData):
         results = student.lineage.results
         datasets = _datasets(results)
         measured = _eval_results(student, datasets[0] if len(datasets) == 1 else None)
-        source = {} if results.supernet is None else results.supernet.to_dict()
+        source = _metadata(results.began_with) or _metadata(results.supernet)
         return cls(
             library_name="peft" if student.is_adapter else "transformers",
             tags=[*TAGS, *(["knowledge-distillation"] if _is_distilled(results) else [])],
@@ -67,7 +67,7 @@ class SubnetModelCardData(ModelCardData):
             model_name=(name or student.name) if measured else None,
             eval_results=measured or None,
             **_base_model(student),
-            **{name: source[name] for name in INHERITED if name in source},
+            **source,
         )
 
     def completed_by(self, other: ModelCardData) -> "SubnetModelCardData":
@@ -85,10 +85,19 @@ class SubnetModelCardData(ModelCardData):
         return SubnetModelCardData(**merged)
 
 
+def _metadata(source: SourceFacts | None) -> dict[str, Any]:
+    """Metadata of a checkpoint that hold for what is made from it."""
+    known = {} if source is None else source.to_dict()
+    return {name: known[name] for name in INHERITED if name in known}
+
+
 def _base_model(student: StudentFolder) -> dict[str, Any]:
     """Repositories that a student comes from, and how: the Hub takes two of them for a merge unless that is stated."""
     results = student.lineage.results
-    sources = [each.name for each in (results.supernet, results.teacher) if each is not None and each.on_hub]
+    began_with = results.began_with if results.began_with is not None and results.began_with.on_hub else None
+    sources = [
+        each.name for each in (began_with or results.supernet, results.teacher) if each is not None and each.on_hub
+    ]
     names = list(dict.fromkeys([student.adapter_of] if student.is_adapter else sources))
     if not names:
         return {}

@@ -27,6 +27,7 @@ class Results(Facts):
 
     Args:
         supernet (`SourceFacts`, *optional*): the checkpoint it was extracted from.
+        began_with (`SourceFacts`, *optional*): the checkpoint that its training began with, if that was given.
         search (`SearchFacts`, *optional*): the search that found it.
         healing (`HealingFacts`, *optional*): its healing.
         data (`DataFacts`, *optional*): its training text.
@@ -39,6 +40,7 @@ class Results(Facts):
     """
 
     supernet: SourceFacts | None = None
+    began_with: SourceFacts | None = None
     search: SearchFacts | None = None
     healing: HealingFacts | None = None
     data: DataFacts | None = None
@@ -70,7 +72,7 @@ class Results(Facts):
     @property
     def of_making(self) -> "Results":
         """Sections that stay true of a student whatever it is trained on."""
-        return Results(supernet=self.supernet, search=self.search, healing=self.healing)
+        return Results(supernet=self.supernet, began_with=self.began_with, search=self.search, healing=self.healing)
 
 
 def record_evaluation(folder: str | Path, facts: EvaluationFacts) -> None:

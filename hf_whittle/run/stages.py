@@ -13,12 +13,14 @@ from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder
 from ..files.disk import disk_errors
+from ..files.sources import load_checkpoint
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..processes import in_first
 from ..record.data import DataFacts, TextFacts, name_of_text
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
@@ -70,7 +72,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
     result = search_subnets(
         inputs.supernet,
         space,
-        bin=recipe.bin.to_bin(recipe.data.block_size),
+        bin=recipe.to_bin(),
         fitness=fitness,
         config=recipe.search.algorithm,
         output_dir=ledger.folder,
@@ -81,7 +83,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet_config)))
+    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.origin_config)))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
@@ -93,6 +95,25 @@ def data_facts(inputs: Inputs) -> DataFacts:
         TextFacts(**name_of_text(source.dataset, source.files), weight=source.weight) for source in data.sources
     )
     return DataFacts(sources=sources, block_size=data.block_size)
+
+
+def take(inputs: Inputs, ledger: Ledger) -> Results:
+    """Keep the student that the recipe gives in `stages/initial`; what is known of its making."""
+    folder = ledger.stages / "initial"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            save_given(inputs, temporary)
+    return Results.load(folder)
+
+
+def save_given(inputs: Inputs, folder: Path) -> None:
+    """Write the student that the recipe gives, in single precision, and what is known of its making."""
+    load: Any = AutoModelForCausalLM.from_pretrained
+    student = load_checkpoint(load, inputs.recipe.origin, dtype="float32")
+    lineage = Lineage.of(student)
+    save_student(student, inputs.tokenizer, folder)
+    began_with = checkpoint_facts(student.config)
+    replace(lineage, results=replace(lineage.results, began_with=began_with)).save(folder)
 
 
 def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
@@ -133,18 +154,19 @@ def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
     return replace(HealingFacts.from_dict(report), flops=healing_cost(inputs, subnet, report))
 
 
-def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
+def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> TeacherFacts:
     """Size and perplexity of the teacher."""
-    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers))
+    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers, progress))
 
 
-def _teacher(trainers: Trainers) -> TeacherFacts:
+def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
     model, args = trainers.teacher, _arguments(trainers.inputs)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
+    how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, is_spread=True)),
+        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
     )

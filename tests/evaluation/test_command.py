@@ -113,8 +113,8 @@ def test_results_are_printed_even_if_they_cannot_be_recorded(student, text_files
         assert holder.stdout.readline() == "held\n"
         assert main(["evaluate", str(student), "--files", f"{text_files}/*.txt"]) == 1
         holder.communicate("")
-    printed = capsys.readouterr()
-    assert "bits per byte" in printed.out and "is being written by another process" in printed.err
+    printed = capsys.readouterr().err
+    assert "bits per byte" in printed and "is being written by another process" in printed
 
 
 def test_a_table_is_printed_for_people(student, text_files, model, tokenizer, teacher_folder, capsys):
