@@ -29,6 +29,7 @@ ROOMS = {
 MODULES = {
     "data": "text.md",
     "cost": "costs.md",
+    "evaluation": "evaluation.md",
     "plan": "costs.md#the-plan-of-a-recipe",
     "recipe": "recipes.md",
     "run": "recipes.md",

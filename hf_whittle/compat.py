@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SEEN_IN = {
-    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "peft": "0.21",
-    "torch": "2.13", "transformers": "5.23",
+    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "lm_eval": "0.4",
+    "peft": "0.21", "torch": "2.13", "transformers": "5.23",
 }  # fmt: skip
 """The versions in which every name here was last looked up in the source."""
 
@@ -427,6 +427,25 @@ def without_packing(model: "nn.Module") -> Iterator[None]:
     finally:
         for module in packing:
             setattr(module, name, True)
+
+
+def reporting_callbacks(names: list[str]) -> list[Any]:
+    """Make the callbacks that a `Trainer` gets for the trackers in `report_to`.
+
+    `get_reporting_integration_callbacks`: the callbacks are documented, but not how a name leads to one.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    return [callback() for callback in get_reporting_integration_callbacks(names)]
+
+
+def divide_requests(lm: Any, accelerator: Any) -> None:
+    """Let the processes of an `Accelerator` divide the requests that lm-evaluation-harness makes to an `HFLM`.
+
+    `_rank` and `_world_size`: it divides requests by itself only to a model that it has loaded.
+    """
+    lm.accelerator = accelerator
+    lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
 
 
 def rehearsing(watch: Any) -> Any:

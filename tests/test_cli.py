@@ -42,6 +42,11 @@ OPTIONS = {
         *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),
         *("--block-size", "--calibration-tokens", "--json"),
     },
+    "evaluate": {
+        *("-h", "--help", "model", "--subnet", "--revision", "--files", "--dataset", "--dataset-config", "--split"),
+        *("--text-column", "--protocol", "--tasks", "--num-fewshot", "--limit", "--include-path", "--block-size"),
+        *("--batch-size", "--dtype", "--device", "--save", "--no-save", "--json"),
+    },
     "push": {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
         *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval", "--json"),

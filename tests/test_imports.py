@@ -32,14 +32,14 @@ MAY_IMPORT = {
     "processes": "errors files",
     "models": "architectures compat errors files progress subnet",
     "fingerprints": "compat files models",
-    "evaluation": "compat errors models progress",
-    "cost": "architectures compat errors evaluation files models progress subnet",
     "data": "compat errors files fingerprints",
+    "evaluation": "compat data errors files models progress subnet",
+    "cost": "architectures compat errors evaluation files models progress subnet",
     "importance": "architectures compat errors evaluation files fingerprints models progress subnet",
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models progress subnet",
-    "record": "compat files healing subnet",
+    "record": "compat evaluation files healing subnet",
     "extraction": "architectures compat cost errors evaluation files healing models record subnet",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes progress record space subnet",
@@ -55,8 +55,8 @@ MAY_IMPORT = {
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
     "report": "architectures errors files healing hub record search subnet",
-    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record "
-    "report run search subnet",
+    "cli": "architectures cost data distillation errors evaluation extraction files healing hub plan processes recipe "
+    "record report run search subnet",
     "demo": "",
     "__main__": "cli",
 }

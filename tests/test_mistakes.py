@@ -67,6 +67,7 @@ RECIPES = {
 }
 WITH_TEXT = {"no-text.yaml": "no file matches 'none/*.txt'"}
 OF_BIN = {"empty-bin.yaml": "no subnet of this space lies in the bin"}
+TEXTS = "--files texts/*.txt"
 OUTPUT = {"out-is-file.yaml": "is a file"}
 EXTRACT = "--subnet . --output-dir new"
 MISTAKES = {
@@ -115,6 +116,18 @@ MISTAKES = {
         f"teacher {EXTRACT} --heal": "--heal needs training text",
         f"teacher {EXTRACT} --heal --files none": "no file matches 'none'",
         f"teacher {EXTRACT} --heal --files texts/*.txt --block-size 9999": "--block-size 9999 exceeds",
+    },
+    "evaluate": {
+        f"nowhere {TEXTS}": "nowhere",
+        f"empty {TEXTS}": "empty",
+        f"damaged {TEXTS}": "damaged",
+        f"bert {TEXTS}": "bert",
+        "teacher": "there is nothing to evaluate on",
+        "teacher --files none": "no file matches 'none'",
+        f"teacher {TEXTS} --subnet large.json": "4096",
+        f"teacher {TEXTS} --block-size 9999": "block size must be 2 to 64",
+        f"teacher {TEXTS} --device tpu:7": "the device 'tpu:7' cannot be used",
+        "teacher --tasks piqa --include-path nowhere": "there is no folder nowhere of tasks",
     },
     "push": {
         "nowhere me/student --dry-run": "nowhere",

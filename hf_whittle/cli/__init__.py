@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, info, init, plan, push, report, run, search, store_logits, train
+from . import demo, evaluate, extract, info, init, plan, push, report, run, search, store_logits, train
 from .completion import PrintCompletion
 from .keys import TAKE_KEYS, read_keys
 from .launched import check_can_be_launched, say
@@ -29,6 +29,7 @@ COMMANDS = {
     "extract": extract,
     "train": train,
     "store-logits": store_logits,
+    "evaluate": evaluate,
     "push": push,
     "report": report,
     "info": info,

@@ -135,7 +135,7 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..errors import DataError
     from ..extraction.checkpoint import Checkpoint
     from ..files.paths import expanded
-    from ..run.inputs import load_tokenizer
+    from ..files.sources import load_tokenizer
 
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
     size = min(1024, longest) if options.block_size is None else options.block_size

@@ -6,7 +6,7 @@ import time
 from ..errors import WhittleError
 from ..processes import is_first, is_shared, leave_group, num_launched
 
-LAUNCHED = ("run", "search", "train", "store-logits")
+LAUNCHED = ("run", "search", "train", "store-logits", "evaluate")
 """Commands that several processes do together."""
 PRECEDENCE = 5.0
 """Seconds that the first process has to print an error before the others do."""

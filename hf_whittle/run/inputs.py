@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
-from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
-from ..errors import CheckpointError, DataError, VocabularyError, WhittleError
+from ..errors import CheckpointError, DataError, VocabularyError
 from ..extraction.checkpoint import Checkpoint
-from ..files.sources import read_config
+from ..files.sources import load_checkpoint, load_tokenizer, read_config
 from ..models.checkpoint_names import as_stored
 from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
@@ -150,28 +148,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: if it has none.
-    """
-    try:
-        tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
-        is_empty = not tokenizer("text").input_ids
-    except ValueError as error:
-        if isinstance(error, WhittleError):
-            raise
-        raise _without_tokenizer(name) from error
-    if is_empty:
-        raise _without_tokenizer(name)
-    return tokenizer
-
-
-def _without_tokenizer(name: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
-
-
 def load_config(name: str) -> PreTrainedConfig:
     """Load the configuration of a checkpoint.
 
@@ -182,16 +158,3 @@ def load_config(name: str) -> PreTrainedConfig:
     config: PreTrainedConfig = read_config(name)
     check_model_type(config.model_type, name, getattr(config, "text_config", None))
     return config
-
-
-def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call `load` with the name of a checkpoint; DeepSpeed does not partition a model that is loaded.
-
-    Raises:
-        CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
-    """
-    try:
-        with not_partitioned():
-            return load(name, **kwargs)
-    except OSError as error:
-        raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error

@@ -49,7 +49,7 @@ def run(recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
     with _begun(recipe) as (inputs, ledger):
         preflight(inputs, ledger.folder)
         results = _do_stages(inputs, ledger, progress and is_first())
-        in_first(lambda: _finish(results, ledger))
+        results = in_first(lambda: _finish(results, ledger))
     return results.to_dict()
 
 
@@ -122,11 +122,16 @@ def _begin(inputs: Inputs, ledger: Ledger) -> None:
         make_space(inputs)  # raises if the super-network does not have its dimensions or sizes
 
 
-def _finish(results: Results, ledger: Ledger) -> None:
-    """Move the student into the folder of the run, and write the results and the card beside it."""
+def _finish(results: Results, ledger: Ledger) -> Results:
+    """Move the student into the folder of the run, and write the results and the card beside it.
+
+    Returns the results, with evaluations of the student since it was moved there.
+    """
     stages.publish(ledger)
+    results = replace(results, evaluation=Results.load(ledger.folder).evaluation)
     results.save(ledger.folder)
     describe(ledger.folder)
+    return results
 
 
 def _do_stages(inputs: Inputs, ledger: Ledger, progress: bool) -> Results:

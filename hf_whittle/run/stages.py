@@ -9,17 +9,17 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..cost.counts import num_parameters
+from ..distillation.config import DistillationConfig
 from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder
 from ..files.disk import disk_errors
-from ..files.paths import is_local
+from ..files.sources import load_checkpoint
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..processes import in_first
-from ..recipe.data import SourceSection
-from ..record.data import DataFacts, TextFacts
+from ..record.data import DataFacts, TextFacts, name_of_text
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -29,9 +29,10 @@ from ..search.result import CANDIDATES_FILE, SearchResult
 from ..search.runner import search_subnets
 from ..subnet import SUBNET_FILE
 from .changes import record_baseline
-from .inputs import Inputs, load_checkpoint
+from .inputs import Inputs
 from .ledger import Ledger, calibration_cost, healing_cost
 from .search_inputs import SearchInputs
+from .trackers import report, search_rows
 from .trainers import Trainers, Training, Weights, random_student, save_student
 
 
@@ -50,6 +51,7 @@ def _search(inputs: Inputs, ledger: Ledger, progress: bool) -> SearchFacts:
 def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, ledger: Ledger) -> SearchFacts:
     """Draw a search; its facts."""
     result.plot(ledger.folder)
+    report(_arguments(inputs), ledger.folder, "search", search_rows(result))
     section, best = inputs.recipe.search, result.best_evaluation
     if section.fitness == Perplexity.name:
         as_sliced = best.fitness
@@ -91,16 +93,11 @@ def data_facts(inputs: Inputs) -> DataFacts:
     """Names of the text; files and folders of this machine by their last name."""
     data = inputs.recipe.data
     if data.sources is None:
-        return DataFacts(**_name_of(data), block_size=data.block_size)
-    sources = tuple(TextFacts(**_name_of(source), weight=source.weight) for source in data.sources)
+        return DataFacts(**name_of_text(data.dataset, data.files), block_size=data.block_size)
+    sources = tuple(
+        TextFacts(**name_of_text(source.dataset, source.files), weight=source.weight) for source in data.sources
+    )
     return DataFacts(sources=sources, block_size=data.block_size)
-
-
-def _name_of(source: SourceSection) -> dict[str, Any]:
-    if source.files:
-        return {"files": [Path(pattern).name for pattern in source.files]}
-    name = str(source.dataset)
-    return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
 
 
 def take(inputs: Inputs, ledger: Ledger) -> Results:
@@ -140,7 +137,17 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         subnet.save_pretrained(temporary)
         if heal:
             write_json(temporary / HEALING_FILE, student.healing.to_dict())
+    if heal:
+        figures = HealingFacts.from_dict(student.healing.to_dict())
+        rows = enumerate([figures.perplexity_before, figures.perplexity_after])
+        named = ((step, {"healing_perplexity": value}) for step, value in rows)
+        report(_arguments(inputs), ledger.folder, "healing", named)
     return folder
+
+
+def _arguments(inputs: Inputs) -> DistillationConfig:
+    """Arguments of a training, for what stages that are none share with it."""
+    return inputs.recipe.training_arguments(inputs.recipe.output_dir)
 
 
 def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
@@ -156,7 +163,7 @@ def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> Teache
 
 
 def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
-    model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
+    model, args = trainers.teacher, _arguments(trainers.inputs)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
     how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
     return TeacherFacts(
@@ -206,7 +213,10 @@ def _copy_origin(source: Path, target: Path) -> None:
 
 
 def publish(ledger: Ledger) -> None:
-    """Move the files of the trained student into the folder of the run."""
+    """Move the files of the trained student into the folder of the run, unless they are there."""
+    files, before = sorted((ledger.stages / "final").glob("*")), Results.load(ledger.folder)
     with disk_errors(ledger.folder):
-        for file in sorted((ledger.stages / "final").glob("*")):
+        if files and before.evaluation is not None:  # of other weights
+            replace(before, evaluation=None).save(ledger.folder)
+        for file in files:
             file.replace(ledger.folder / file.name)

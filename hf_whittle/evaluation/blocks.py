@@ -3,16 +3,16 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .compat import without_packing
-from .errors import DataError, VocabularyError
-from .models.placement import input_device, is_sharded
-from .progress import progress_bar
+from ..compat import without_packing
+from ..errors import DataError, VocabularyError
+from ..models.placement import input_device, is_sharded
+from ..progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +56,7 @@ def cross_entropy(
 
 def sum_over_batches(
     model: "PreTrainedModel",
-    input_ids: torch.Tensor,
+    input_ids: Any,
     batch_size: int,
     value: Callable[[int, torch.Tensor], torch.Tensor],
     *,
@@ -66,6 +66,31 @@ def sum_over_batches(
     """Sum of `value(first_block, logits)` over the batches, in their order.
 
     If `is_spread`, and for a sharded model, processes take the batches in turn, and all get the same sum.
+    """
+    values = over_batches(model, input_ids, batch_size, value, is_spread=is_spread, progress=progress)
+    return sum(values, torch.zeros((), dtype=torch.float64)).item()
+
+
+def over_batches(
+    model: "PreTrainedModel",
+    input_ids: Any,
+    batch_size: int,
+    value: Callable[[int, torch.Tensor], torch.Tensor],
+    *,
+    is_spread: bool = False,
+    progress: str | None = None,
+) -> list[torch.Tensor]:
+    """`value(first_block, logits)` of each batch, in their order, in double precision on the CPU.
+
+    Args:
+        model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
+        input_ids (`torch.Tensor`): token ids `(blocks, block_size)`, or a sequence whose slices are such tensors.
+        batch_size (`int`): blocks in a batch.
+        value (`Callable`): a function of the first block's number and the logits `(batch, block_size, vocabulary)`. Its
+            values have the same shape for all batches.
+        is_spread (`bool`, *optional*, defaults to `False`): whether processes take the batches in turn, as they do in
+            any case if the model is sharded; all get the values of all.
+        progress (`str`, *optional*): label of a progress bar.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -77,21 +102,27 @@ def sum_over_batches(
     values = []
     with evaluating(model):
         rounds = range(0, len(starts), processes)
-        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None):
+        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits))
     if is_spread:
         from accelerate.utils import gather
 
-        values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
-    return sum((one.cpu().double() for one in values), torch.zeros((), dtype=torch.float64)).item()
+        of_turns = gather(torch.stack(values)).unflatten(0, (processes, -1)).transpose(0, 1)
+        values = list(of_turns.flatten(0, 1)[: len(starts)].unbind())
+    return [one.cpu().double() for one in values]
 
 
 def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
+    return values_of_blocks(value, *tensors).sum()
+
+
+def values_of_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """`value` of each block of tensors, one at a time, in double precision where the device has it."""
     values = torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)])
-    return values.sum(dtype=None if values.device.type == "mps" else torch.float64)  # mps has no double precision
+    return values if values.device.type == "mps" else values.double()  # mps has no double precision
 
 
 @torch.no_grad()
