@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import argparse
+
     import torch
     from datasets import Dataset, IterableDataset
     from huggingface_hub import CommitInfo
@@ -467,3 +469,11 @@ def rehearsing(watch: Any) -> Any:
     stack.enter_context(FakeTensorMode())
     stack.enter_context(Watching())
     return stack
+
+
+def arguments_of(parser: "argparse.ArgumentParser") -> "list[argparse.Action]":
+    """Return the arguments of a parser, the commands of which are one.
+
+    `_actions`: `argparse` has no public list of them.
+    """
+    return list(parser._actions)

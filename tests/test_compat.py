@@ -3,6 +3,7 @@
 A failure names the library, the name, and the version that it was last seen in.
 """
 
+import argparse
 import ast
 import concurrent.futures
 import contextlib
@@ -560,3 +561,11 @@ def test_operations_of_a_rehearsal_are_watched_and_take_no_memory():
     with relies_on("torch", "FakeTensorMode and TorchDispatchMode"), compat.rehearsing(watch):
         product = torch.zeros(2**20, 2**20).T @ torch.zeros(2**20, 3)  # 4 TB
         assert product.shape == (2**20, 3) and "aten::mm" in seen
+
+
+def test_arguments_of_a_parser_are_those_that_were_added():
+    parser = argparse.ArgumentParser(add_help=False)
+    command = parser.add_subparsers().add_parser("run", add_help=False)
+    added = [command.add_argument("recipe"), command.add_mutually_exclusive_group().add_argument("--json")]
+    assert compat.arguments_of(command) == added
+    assert [action.choices for action in compat.arguments_of(parser)] == [{"run": command}]

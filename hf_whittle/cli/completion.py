@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from ..compat import arguments_of
 from .keys import TAKE_KEYS
 
 SHELLS = ("bash", "zsh")
@@ -34,13 +35,13 @@ class PrintCompletion(argparse.Action):
 
 def _complete_paths_and_keys(parser: argparse.ArgumentParser) -> None:
     """Tell a parser of all commands which arguments are paths, and the keys of recipes as options."""
-    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    commands = next(action.choices for action in arguments_of(parser) if isinstance(action.choices, dict))
     keys = list(recipe_keys())
     for name, command in commands.items():
-        for action in command._actions:
+        for action in arguments_of(command):
             if action.dest in _PATHS:
-                action.complete = _PATHS[action.dest]
-        known = {action.dest for action in command._actions}
+                action.complete = _PATHS[action.dest]  # type: ignore[attr-defined]
+        known = {action.dest for action in arguments_of(command)}
         for key in keys if name in TAKE_KEYS else ():
             if key not in known:
                 command.add_argument(f"--{key}", help="key of the recipe")
