@@ -35,7 +35,8 @@ OPTIONS = {
     "search": {"-h", "--help", "recipe", "--output-dir", "--json"},
     "train": {"-h", "--help", "recipe", "--student", "--output-dir", "--json"},
     "plan": {
-        *("-h", "--help", "recipe", "--device", "--utilization", "--measure", "--subnet", "--read-text", "--json"),
+        *("-h", "--help", "recipe", "--device", "--utilization", "--measure", "--subnet", "--processes"),
+        *("--read-text", "--json"),
     },
     "extract": {
         *("-h", "--help", "checkpoint", "--subnet", "--output-dir", "--format", "--dtype", "--max-shard-size"),

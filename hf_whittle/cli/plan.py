@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subnet", help="subnet.json of the student, or a folder with one (default: the costliest of the bin)"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes of a launcher, each on such a device (default: 1)"
+    )
     parser.add_argument("--read-text", action="store_true", help="tokenize the text and count it, as the run will")
     add_json(parser)
 
@@ -48,6 +51,7 @@ def main(options: argparse.Namespace) -> Outcome:
         utilization=options.utilization,
         subnet=None if options.subnet is None else read_subnet(options.subnet),
         read_text=options.read_text,
+        processes=options.processes,
     )
     return Outcome(plan.to_dict(), summary(plan))
 
@@ -57,8 +61,9 @@ def summary(plan: "Plan") -> str:
     which = "" if plan.is_student_known else "at most "
     origin = " that is given" if plan.supernet is None else f", from a super-network of {plan.supernet:,}"
     device, others = plan.device, _other_devices(plan)
+    devices = device.name if plan.processes == 1 else f"{plan.processes} devices of {device.name}"
     lines = [
-        f"A student of {which}{plan.student:,} parameters{origin}, on {device.name}",
+        f"A student of {which}{plan.student:,} parameters{origin}, on {devices}",
         f"({_rates(plan)}; {device.source})",
         "",
         *_table([_COSTS, *map(_costs, plan.stages), _total(plan)]),

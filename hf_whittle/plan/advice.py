@@ -4,8 +4,9 @@ import math
 from typing import TYPE_CHECKING
 
 from ..healing.config import HealingConfig, held_out_blocks
+from ..run.batches import shards_models
 from .blocks import Blocks
-from .facts import Memory, Problem, StagePlan
+from .facts import Problem, StagePlan
 from .training_memory import text_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
     if memory.activations + memory.logits > room > 0:
         rows = args.per_device_train_batch_size * recipe.data.block_size
         in_chunks = rows > args.chunk_size(on_cpu=False)
-        changes += _of_step(section, memory, room, args, in_chunks)
+        changes += _of_step(section, stage, room, args, in_chunks)
     if "adamw" in (name := text_of(args.optim)) and "bit" not in name:
         saved = memory.optimizer - memory.optimizer // 4
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
@@ -63,23 +64,25 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         changes += _of_teacher(recipe)
         if not recipe.data.streaming:  # a stream takes no store
             changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
+    if stage.processes > 1 and not shards_models(args):
+        changes.append(f"{section}.fsdp: true, which spreads weights, gradients and optimizer over the processes")
     alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
     return [*changes, f"a smaller {'student' if recipe.student else 'bin'}, or a device with more memory{alone}"]
 
 
-def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
+def _of_step(section: str, stage: StagePlan, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
     """Changes that make the activations of a step smaller; accumulated gradients are held beside them.
 
     Logits of a smaller batch take less, unless they are computed in chunks.
     """
-    changes, batch = [], args.per_device_train_batch_size
+    changes, batch, memory = [], args.per_device_train_batch_size, stage.memory
     if in_chunks:
         fitting = _fitting(batch, memory.activations, room - memory.logits)
     else:
         fitting = _fitting(batch, memory.activations + memory.logits, room)
     if fitting > 0:
         fitting = max(size for size in range(1, fitting + 1) if batch % size == 0)
-        times = args.gradient_accumulation_steps * batch // fitting
+        times = args.gradient_accumulation_steps * batch // fitting * stage.processes
         changes.append(f"{section}.per_device_train_batch_size: {fitting} with gradient_accumulation_steps: {times}")
     if not args.activation_checkpointing:
         changes.append(f"{section}.activation_checkpointing: true, which runs each layer twice")

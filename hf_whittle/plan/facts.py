@@ -55,6 +55,7 @@ class StagePlan:
             a teacher whose logits are stored.
         disk (`int`, *optional*, defaults to 0): most bytes on disk that are there in this stage alone.
         precision (`str`, *optional*, defaults to `"fp32"`): precision of most products.
+        processes (`int`, *optional*, defaults to 1): processes that do it together, each on a device of its own.
         hours (`float`, *optional*): time on the device, of the likely FLOPs where there is an estimate.
     """
 
@@ -70,12 +71,13 @@ class StagePlan:
     saved_flops: int = 0
     disk: int = 0
     precision: str = "fp32"
+    processes: int = 1
     hours: float | None = None
 
     def hours_on(self, device: Device) -> float:
-        """Hours on a device."""
+        """Hours on a device, or on one for each process, without what they send to one another."""
         flops = (self.flops if self.likely_flops is None else self.likely_flops) + self.other_flops - self.saved_flops
-        return device.hours(flops, self.precision)
+        return device.hours(flops, self.precision) / self.processes
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
 
     Args:
         device (`Device`): the device it is for.
+        processes (`int`): processes, each on such a device.
         stages (`tuple[StagePlan, ...]`): stages in their order.
         supernet (`int`, *optional*): parameters of the super-network; `None` if the recipe gives the student.
         teacher (`int`): parameters of the teacher.
@@ -111,6 +114,7 @@ class Plan:
     """
 
     device: Device
+    processes: int
     stages: tuple[StagePlan, ...]
     supernet: int | None
     teacher: int

@@ -14,6 +14,7 @@ from ..distillation.store.encodings import Samples
 from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
 from ..errors import BinError, DataError, WhittleError
 from ..healing.config import HealingConfig
+from ..run.batches import check_batches, own_arguments, shards_models
 from ..run.inputs import load_config
 from ..run.preflight import check_vocabularies
 from ..run.search_inputs import make_space_of
@@ -25,9 +26,10 @@ from .disk import Disk
 from .facts import Memory, Plan, StagePlan
 from .fitnesses import Fitnesses
 from .healing import most_healing_flops
-from .loaded import Loaded
+from .loaded import Loaded, largest_layer
 from .memory import SLICED, Memories
 from .searching import candidates_of, likely_flops, search_cost
+from .shares import replicated, sharded
 from .students import GivenStudent, Students
 from .training_memory import text_of
 
@@ -46,6 +48,7 @@ def plan_recipe(
     utilization: float | None = None,
     subnet: SubnetConfig | None = None,
     read_text: bool = False,
+    processes: int = 1,
 ) -> Plan:
     """Plan a recipe: parameters, tokens, FLOPs, memory, disk and hours of each stage. No weights are loaded.
 
@@ -60,16 +63,22 @@ def plan_recipe(
         subnet (`SubnetConfig`, *optional*): the student, where it is known; else the costliest in the bin.
         read_text (`bool`, *optional*, defaults to `False`): whether to load, tokenize and count the text, which is
             else taken to be long enough.
+        processes (`int`, *optional*, defaults to 1): processes of a launcher, each on a device of its own.
 
     Raises:
-        WhittleError: if the device is unknown, or the utilization out of range.
-        RecipeError: if the number of steps depends on text that is not read.
+        WhittleError: if the device is unknown or a CPU of several processes, or the utilization out of range.
+        RecipeError: if the number of steps depends on text that is not read, or processes cannot divide a batch.
         DataError: if a block has more tokens than the super-network has positions.
         CheckpointError, ArchitectureError, BinError, SubnetError, VocabularyError: as a run would.
     """
     if isinstance(device, str):
         device = find_device(device, utilization)
-    planner = _Planner(recipe, device, subnet, read_text)
+    if processes < 1:
+        raise WhittleError(f"processes must be at least 1, got {processes}")
+    if processes > 1 and (device is None or device.is_cpu):
+        raise WhittleError("a plan of several processes is for devices of their own; name one of them as the device")
+    check_batches(recipe, processes)
+    planner = _Planner(recipe, device, subnet, read_text, processes)
     return planner.plan()
 
 
@@ -82,12 +91,14 @@ class _Planner:
         given (`Device`, *optional*): the device; this machine by default.
         subnet (`SubnetConfig`, *optional*): the student.
         read_text (`bool`): whether to read the text.
+        processes (`int`): processes that work together.
     """
 
     recipe: "Recipe"
     given: Device | None
     subnet: SubnetConfig | None
     read_text: bool
+    processes: int
 
     @cached_property
     def origin(self) -> PreTrainedConfig:
@@ -167,18 +178,23 @@ class _Planner:
             name: self.recipe.training_arguments(self.recipe.output_dir, **overrides)
             for name, overrides in trainings.items()
         }
+        own = {
+            name: own_arguments(self.recipe, self.recipe.output_dir, self.processes, **overrides)
+            for name, overrides in trainings.items()
+        }
         for args in arguments.values():
             self._trained_blocks(args)  # raises, if at all, before a rehearsal takes its time
         making = [] if self.recipe.student else [self._search(), self._healing()]
         stages = [*making, self._teacher()]
         if self.recipe.teacher_store is not None:
             stages.insert(0, self._store(arguments["student"]))
-        stages += [self._training(name, args) for name, args in arguments.items()]
+        stages += [self._training(name, args, own[name]) for name, args in arguments.items()]
         timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
         how = self.memories.available, self.recipe, self.blocks
-        problems = (problem_of(each, *how, arguments.get(each.name)) for each in timed)
+        problems = (problem_of(each, *how, own.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
+            processes=self.processes,
             stages=timed,
             supernet=None if self.recipe.student else num_parameters(self.origin),
             teacher=num_parameters(self.teacher),
@@ -211,6 +227,7 @@ class _Planner:
             else self.blocks.search * self.blocks.size * self.students.flops(self.blocks.size),
             disk=self._disk.search(self.fitnesses.heals(self.recipe.search.fitness)),
             precision=_precision(self.memories.loaded_supernet, self.recipe.search.fitness in SLICED),
+            processes=self.processes,
         )
 
     def _healing(self) -> StagePlan:
@@ -227,7 +244,8 @@ class _Planner:
         tokens = self.blocks.test * self.blocks.size
         flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
         memory, precision = self.memories.teacher_evaluation(), _precision(self.memories.loaded_teacher)
-        return StagePlan("teacher", tokens, flops, False, memory, num_parameters(self.teacher), precision=precision)
+        how: dict[str, Any] = {"precision": precision, "processes": self.processes}
+        return StagePlan("teacher", tokens, flops, False, memory, num_parameters(self.teacher), **how)
 
     def _store(self, args: "DistillationConfig") -> StagePlan:
         """The store of targets; one that is there costs nothing more."""
@@ -241,7 +259,8 @@ class _Planner:
         disk = tokens * Samples(self.teacher.vocab_size).bytes_per_token
         memory, precision = self.memories.teacher_evaluation(), _precision(self.memories.loaded_teacher)
         parameters = num_parameters(self.teacher)
-        return StagePlan("store", tokens, flops, False, memory, parameters, disk=disk, precision=precision)
+        how: dict[str, Any] = {"disk": disk, "precision": precision, "processes": self.processes}
+        return StagePlan("store", tokens, flops, False, memory, parameters, **how)
 
     def _trained_blocks(self, args: "DistillationConfig") -> tuple[int, int]:
         """Steps of a training, and blocks that it reads."""
@@ -249,7 +268,17 @@ class _Planner:
         steps = self.blocks.steps(args)
         return steps, self.blocks.trained(steps, batch)
 
-    def _training(self, name: str, args: "DistillationConfig") -> StagePlan:
+    def _memory(self, own: "DistillationConfig") -> Memory:
+        """Memory of a training in each process."""
+        memory = self.memories.training(own)
+        if self.processes == 1:
+            return memory
+        if not shards_models(own):
+            return replicated(memory)
+        models = [self.students.student_config, *([self.teacher] if own.has_teacher else [])]
+        return sharded(memory, self.processes, sum(map(largest_layer, models)))
+
+    def _training(self, name: str, args: "DistillationConfig", own: "DistillationConfig") -> StagePlan:
         size, forward = self.blocks.size, self.students.flops(self.blocks.size)
         steps, blocks = self._trained_blocks(args)
         of_teacher = flops_per_token(self.teacher, sequence_length=size) if args.has_teacher else 0
@@ -259,12 +288,13 @@ class _Planner:
             tokens=blocks * size,
             flops=blocks * size * (3 * forward + of_teacher),
             is_bound=not self.students.is_known,
-            memory=self.memories.training(args),
+            memory=self._memory(own),
             parameters=self.students.parameters,
             other_flops=evaluated * forward,
             saved_flops=0 if self.recipe.teacher_store is None else blocks * size * of_teacher,
             disk=self._disk.training(args, steps),
             precision="bf16" if args.bf16 or args.fp16 else "fp32",
+            processes=self.processes,
         )
 
     def _note_on_stream(self) -> str:
@@ -278,6 +308,8 @@ class _Planner:
     def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
         hours = {stage.name: stage.hours or 0 for stage in stages}
         notes = []
+        if self.processes > 1:
+            notes.append("Memory is that of each process; hours leave out what processes send to one another.")
         if not self.students.is_known:
             notes.append("The student is planned as the costliest of its bin; --subnet plans a known one.")
         if self.recipe.data.streaming:

@@ -11,28 +11,32 @@ from ..processes import num_launched
 from ..recipe.recipe import Recipe
 
 
-def check_batches(recipe: Recipe) -> None:
-    """Raise `RecipeError` if the launched processes cannot divide a batch of the recipe among them."""
+def check_batches(recipe: Recipe, processes: int | None = None) -> None:
+    """Raise `RecipeError` if processes, by default the launched ones, cannot divide a batch of the recipe."""
+    processes = processes or num_launched()
     sections: dict[str, dict[str, Any]] = {"training": {}} | (
         {"baseline": recipe.baseline_overrides} if recipe.baseline else {}
     )
     for section, overrides in sections.items():
         args = recipe.training_arguments(recipe.output_dir, **overrides)
         try:
-            own_batch(args.per_device_train_batch_size, args.gradient_accumulation_steps, num_launched())
+            own_batch(args.per_device_train_batch_size, args.gradient_accumulation_steps, processes)
         except ValueError as error:
             raise RecipeError(f"{section}: {error}") from error
 
 
-def own_arguments(recipe: Recipe, folder: str | Path, **overrides: Any) -> DistillationConfig:
-    """Arguments of a training in each of the launched processes.
+def own_arguments(
+    recipe: Recipe, folder: str | Path, processes: int | None = None, **overrides: Any
+) -> DistillationConfig:
+    """Arguments of a training in each of several processes.
 
     Args:
         recipe (`Recipe`): the recipe, whose batches are those of all processes together.
         folder (`str` or `Path`): folder of the training.
+        processes (`int`, *optional*): their number; that of the launched ones by default.
         overrides: arguments that replace those of the recipe, likewise of all processes together.
     """
-    args, processes = recipe.training_arguments(folder, **overrides), num_launched()
+    args, processes = recipe.training_arguments(folder, **overrides), processes or num_launched()
     if processes == 1:
         return args
     own = own_batch(args.per_device_train_batch_size, args.gradient_accumulation_steps, processes)
