@@ -90,7 +90,7 @@ def custom_fitness(printed, hub):
     search = SearchResult.load("student")
     assert search.settings["fitness"]["name"] == "next-token-errors"
     assert all(0 <= answer.fitness <= 1 for answer in search.answers)
-    by_errors, by_perplexity = (float(value) for value in re.findall(r"next-token-errors ([\d.]+),", printed))
+    by_errors = float(re.search(r"best by next-token-errors: next-token-errors ([\d.]+),", printed)[1])
     assert by_errors == pytest.approx(search.best_evaluation.fitness, abs=1e-3)
 
 
@@ -129,6 +129,11 @@ CASES = {
     "push_adapter": (f"{TEXT} --teacher teacher {TRAINED} {FROM_THE_HUB}", push_adapter),
     "push_adapter and nothing is sent": (f"{TEXT} --teacher teacher {TRAINED}", push_adapter_dry),
 }
+NOTEBOOK = [
+    ("teacher", "'teacher'"), ("files", "['texts/*.txt']"), ("low, high", "30e3, 40e3"), ("block_size", "32"),
+    ("generations", "1"), ("max_steps", "5"),
+]  # fmt: skip
+"""Settings of the notebook, in the order in which a cell of its own makes them."""
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -149,6 +154,35 @@ def test_example_leaves_its_results(case, hub, teacher_folder, tmp_path, monkeyp
     )
     assert done.returncode == 0, done.stderr
     check(done.stdout, hub)
+
+
+def shown(notebook):
+    """The kinds of output of each cell, without messages of libraries."""
+    outputs = [(index, output) for index, cell in enumerate(notebook.cells) for output in cell.get("outputs", ())]
+    kinds = {(index, kind) for index, output in outputs for kind in output.get("data", ())}
+    return kinds | {(index, "text") for index, output in outputs if output.get("name") == "stdout"}
+
+
+@pytest.mark.slow
+def test_notebook_shows_what_it_was_saved_with(teacher_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "OMP_NUM_THREADS": 1,
+        "PYTHONPATH": EXAMPLES.parent,
+        "IPYTHONDIR": tmp_path / "ipython",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    write_modules(tmp_path / "texts")
+    (tmp_path / "teacher").symlink_to(teacher_folder)
+    notebook = nbformat.read(EXAMPLES / "quick_start.ipynb", as_version=4)
+    saved = shown(notebook)
+    assert [kind for _, kind in saved].count("image/png") == 2
+    settings = next(cell for cell in notebook.cells if cell.source.startswith("teacher = TEACHER"))
+    assert re.findall(r"^([\w, ]+) =", settings.source, re.MULTILINE) == [name for name, _ in NOTEBOOK]
+    settings.source = "\n".join(f"{name} = {value}" for name, value in NOTEBOOK)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert shown(notebook) == saved
+    assert_trained(student_in(Path("student"), 30e3, 40e3), "student")
 
 
 def test_every_example_is_run_and_in_the_table():
