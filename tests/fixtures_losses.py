@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import hf_whittle.distillation.trainer
+import hf_whittle.training.loss_in_head
 from hf_whittle.loss.divergences import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
 
@@ -17,7 +17,7 @@ def naive_loss(hidden_states, head, targets, labels, weights=None, chunk_size=No
     """The plain formula on the logits of all rows at once."""
     logits = hidden_states if head is None else F.linear(hidden_states, head.weight, head.bias)
     rows = torch.arange(len(logits), device=logits.device)
-    teacher = targets.logits(rows, logits.shape[-1]).to(logits.device)
+    teacher = logits.detach() if targets is None else targets.logits(rows, logits.shape[-1]).to(logits.device)
     return naive_distillation_loss(logits, teacher, labels, weights or LossWeights())
 
 
@@ -60,5 +60,5 @@ LOSSES = {"fused": fused_distillation_loss, "naive": naive_loss, "liger": liger_
 def loss_of_trainers(name):
     """Inside the block, `DistillationTrainer` trains with one of `LOSSES`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_whittle.distillation.trainer, "fused_distillation_loss", LOSSES[name])
+        patch.setattr(hf_whittle.training.loss_in_head, "fused_distillation_loss", LOSSES[name])
         yield

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from ..checks import check_integers, check_numbers, check_positive
 from ..loss.divergences import DIVERGENCES, LossWeights
+from ..loss.fused import default_chunk_size
 from ..loss.hidden import HIDDEN_LOSSES
 from ..training.arguments import check_arguments
 
@@ -86,7 +87,7 @@ class DistillationConfig(TrainingArguments):
 
     def chunk_size(self, on_cpu: bool) -> int:
         """Tokens whose logits the loss holds at a time."""
-        return self.loss_chunk_size or (256 if on_cpu else 1024)
+        return self.loss_chunk_size or default_chunk_size(on_cpu)
 
     def number_of_steps(self, blocks: int) -> int:
         """Optimizer steps of a training on so many blocks."""

@@ -18,15 +18,14 @@ from ..errors import NonFiniteLossError
 from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
-from ..loss.divergences import IGNORED, DistillationLoss, labels_of_rows
-from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, in_place_of, output_layer
+from ..loss.divergences import IGNORED, labels_of_rows
 from ..loss.hidden import layer_outputs
-from ..loss.targets import DenseTargets, Head, Targets
+from ..loss.targets import DenseTargets, Targets
 from ..models.placement import check_not_offloaded
 from ..processes import end_group_at_exit
 from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints
+from ..training.loss_in_head import LossInHead
 from ..training.precision import check_precision
 from .adapters import with_adapters
 from .config import DistillationConfig
@@ -42,10 +41,11 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer):
+class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, PublishingTrainer):
     """Pretrains a causal language model on packed blocks of tokens with cross-entropy and a divergence from a teacher.
 
-    If the output layers of student and teacher are plain matrices, the logits of a whole batch are never held.
+    If the output layers of student and teacher are plain matrices, the logits of a whole batch are never held, neither
+    in training, with a teacher or without, nor in an evaluation without `compute_metrics`.
     Evaluation reports plain cross-entropy as `eval_loss` and its exponential as `eval_perplexity`, whatever the weights
     of the training loss. Training logs both parts of the loss, tokens seen, tokens per second, and FLOPs including the
     teacher's. Saved models carry their lineage, and `push_to_hub` does the same as `push_subnet_to_hub`. Everything
@@ -103,15 +103,11 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         self._check_training(kwargs.get("optimizers"))
         self._sums = torch.zeros(4, device=self.args.device)  # since the last log: both parts, hidden loss, rows
         self._chunk_size = args.chunk_size(self.args.device.type == "cpu")
-        self._loss: DistillationLoss | None = None  # result of the forward pass that runs now
-        self._given: tuple[Targets, torch.Tensor] | None = None  # its targets and labels
-        self._plain_head: tuple[Any, Any] = None, None  # the student's output layer; the same if it can be replaced
         if not args.has_teacher:
             return
         if teacher_model is None:
             which = "beta" if args.beta > 0 else "hidden_weight"
             raise ValueError(f"{which} > 0 needs a teacher_model; give one, or set {which}=0 for plain pretraining")
-        self._compute_in_head = torch.compiler.disable(self._compute_in_head)  # type: ignore[method-assign]
         self._set_teacher(teacher_model, teacher_tokenizer)
         if args.hidden_weight > 0:
             student: Any = self.accelerator.unwrap_model(self.model)
@@ -169,17 +165,12 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
     ) -> Any:
         """Cross-entropy, plus the divergence from the teacher while training."""
         num_items_in_batch = items_that_count(num_items_in_batch, model.training)
-        if not model.training:  # an evaluation
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.teacher is None:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            if not loss.isfinite().all():
-                loss = self._non_finite(loss, model, inputs, "from the student")
-            return (loss, outputs) if return_outputs else loss
-        try:
+        if model.training and self.teacher is not None:
             loss, outputs = self._distil(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            self._given = self._loss = None
+        else:
+            loss, outputs = self.text_loss(model, inputs, return_outputs, num_items_in_batch)
+            if model.training and not loss.isfinite().all():
+                loss = self._non_finite(loss, model, inputs, "from the student")
         return (loss, outputs) if return_outputs else loss
 
     def _distil(
@@ -196,7 +187,7 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
         with self._layer_outputs(self.teacher) as of_teacher:
             targets = self._targets(inputs)
         with self._layer_outputs(student) as of_student:
-            outputs, total, loss = self._run_student(model, inputs, head, targets, labels)
+            outputs, total, loss = self._run(model, inputs, head, targets, labels, self.args.loss_weights)
         hidden = torch.zeros_like(total)
         if self._hidden is not None:
             hidden = self._hidden(of_student, of_teacher, (labels != IGNORED).nonzero()[:, 0])
@@ -213,30 +204,6 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
     def _layer_outputs(self, model: Any) -> contextlib.AbstractContextManager[list[torch.Tensor]]:
         return contextlib.nullcontext([]) if self._hidden is None else layer_outputs(model)
 
-    def _run_student(
-        self, model: nn.Module, inputs: dict[str, Any], head: Any, targets: Targets, labels: torch.Tensor
-    ) -> tuple[Any, torch.Tensor, DistillationLoss]:
-        """Run the student, with the loss in place of its output layer `head`, or after it if there is none.
-
-        Returns the student's outputs, the summed loss that carries the gradient, and its parts.
-        """
-        if head is None:
-            outputs = model(**inputs)
-            loss = self._compute(outputs.logits.flatten(0, 1), None, targets, labels)
-            return outputs, loss.total, loss
-        self._given = targets, labels
-        with in_place_of(head, self._compute_in_head):
-            outputs = model(**inputs)
-        assert self._loss is not None
-        return outputs, outputs.logits.sum(), self._loss
-
-    def _output_layer(self, student: Any) -> nn.Module | None:
-        """The student's output layer if the loss can replace it; looked up again if the model was exchanged."""
-        current = student.get_output_embeddings() if hasattr(student, "get_output_embeddings") else None
-        if self._plain_head[0] is not current:
-            self._plain_head = current, output_layer(student)
-        return self._plain_head[1]
-
     def _targets(self, inputs: dict[str, Any]) -> Targets:
         if isinstance(self.teacher, LogitStore):
             if "position_ids" in inputs:
@@ -250,27 +217,6 @@ class DistillationTrainer(TrainsProjections, WholeCheckpoints, PublishingTrainer
                 )
             return self.teacher.targets(inputs["input_ids"])
         return self._teacher.targets(inputs)
-
-    def _compute_in_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss as the student's logits; runs in place of its output layer."""
-        assert self._given is not None
-        self._loss = self._compute(hidden_states.flatten(0, 1), head_of(self._plain_head[1]), *self._given)
-        return self._loss.total.reshape(1, 1, 1)
-
-    def _compute(
-        self, hidden_states: torch.Tensor, head: Head | None, targets: Targets, labels: torch.Tensor
-    ) -> DistillationLoss:
-        weights = self.args.loss_weights
-        return fused_distillation_loss(hidden_states, head, targets, labels, weights, self._chunk_size)
-
-    def _normalizer(self, rows: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
-        """Divisor of the summed loss, by which gradients are means over all tokens of an optimizer step."""
-        if num_items_in_batch is None:
-            return rows.clamp(min=1)
-        items = torch.as_tensor(num_items_in_batch).flatten()[0].clamp(min=1)
-        # Processes average their gradients, but the number of tokens is the sum over them.
-        processes = self.accelerator.num_processes // self.get_tp_size()
-        return items / processes if self.args.average_tokens_across_devices else items
 
     def _non_finite(self, loss: torch.Tensor, model: nn.Module, inputs: dict[str, Any], cause: str) -> torch.Tensor:
         """Raise an error with the cause of a NaN or infinite loss, or skip the batch by a loss without gradient."""

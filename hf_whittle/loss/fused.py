@@ -15,15 +15,20 @@ from .targets import DenseTargets, Head, SparseTargets, Targets
 _TILE_ENTRIES = 2**18  # per thread of a CPU and pass, to stay in its cache between operations
 
 
+def default_chunk_size(on_cpu: bool) -> int:
+    """Rows whose logits a loss holds at a time."""
+    return 256 if on_cpu else 1024
+
+
 def fused_distillation_loss(
     hidden_states: torch.Tensor,
     head: Head | None,
-    targets: Targets,
+    targets: Targets | None,
     labels: torch.Tensor,
     weights: LossWeights | None = None,
     chunk_size: int = 256,
 ) -> DistillationLoss:
-    """Cross-entropy with the labels plus the divergence from the teacher.
+    """Cross-entropy with the labels plus the divergence from the teacher, which is 0 without targets.
 
     Matrix products run in the type of autocast if that is on, else in the type of the output matrix; everything else
     runs in single precision, or in double if the hidden states are in double.
@@ -32,7 +37,7 @@ def fused_distillation_loss(
         hidden_states (`torch.Tensor`): the student's last hidden states, `(N, C)`; its logits `(N, V)` if there is no
             head.
         head (`Head`, *optional*): the student's output matrix; gets a gradient if it requires one.
-        targets (`Targets`): the teacher's targets for the same rows.
+        targets (`Targets`, *optional*): the teacher's targets for the same rows.
         labels (`torch.Tensor`): `(N,)`, the token each row predicts; rows with `IGNORED` are left out.
         weights (`LossWeights`, *optional*): weights of the two parts.
         chunk_size (`int`, *optional*, defaults to 256): rows whose logits are held at a time.
@@ -41,10 +46,11 @@ def fused_distillation_loss(
         ValueError: if the shapes do not fit, or the divergence needs the whole distribution and the targets are sparse.
     """
     weights = weights or LossWeights()
-    if hidden_states.ndim != 2 or len(hidden_states) != len(targets) or labels.shape != hidden_states.shape[:1]:
+    given = len(hidden_states) if targets is None else len(targets)
+    if hidden_states.ndim != 2 or len(hidden_states) != given or labels.shape != hidden_states.shape[:1]:
         raise ValueError(
             f"expected hidden states (N, C), targets and labels of N rows, got {tuple(hidden_states.shape)}, "
-            f"{len(targets)} rows and labels {tuple(labels.shape)}"
+            f"{given} rows and labels {tuple(labels.shape)}"
         )
     if head is not None and head.weight.shape[1] != hidden_states.shape[1]:
         raise ValueError(
@@ -67,7 +73,7 @@ class _Fused(torch.autograd.Function):
         hidden_states: torch.Tensor,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
-        targets: Targets,
+        targets: Targets | None,
         labels: torch.Tensor,
         weights: LossWeights,
         chunk_size: int,
@@ -125,15 +131,18 @@ class _Fused(torch.autograd.Function):
 
 def _loss(
     logits: torch.Tensor,
-    targets: Targets,
+    targets: Targets | None,
     rows: torch.Tensor,
     labels: torch.Tensor,
     weights: LossWeights,
 ) -> torch.Tensor:
     """Sum total, cross-entropy and divergence of a chunk; the gradient of the total overwrites its logits."""
-    if isinstance(targets, SparseTargets):
-        function: Any = _sparse_forward_kl
-        teacher: Any = targets[rows]
+    function: Any
+    teacher: Any = None
+    if targets is None:
+        function = _text_alone
+    elif isinstance(targets, SparseTargets):
+        function, teacher = _sparse_forward_kl, targets[rows]
     else:
         function = _forward_kl if weights.divergence == "forward_kl" else _by_autograd
         teacher = targets.logits(rows, logits.shape[-1], weights.temperature).to(logits)
@@ -142,10 +151,20 @@ def _loss(
     sums = logits.new_zeros(3)
     for start in range(0, len(rows), tile):
         at = slice(start, start + tile)
-        cross_entropy, divergence = function(logits[at], labels[at, None], teacher[at], weights)
+        cross_entropy, divergence = function(
+            logits[at], labels[at, None], None if teacher is None else teacher[at], weights
+        )
         total = weights.alpha * cross_entropy + weights.beta * weights.temperature**2 * divergence
         sums += torch.stack([total, cross_entropy, divergence])
     return sums
+
+
+def _text_alone(
+    logits: torch.Tensor, labels: torch.Tensor, teacher: None, weights: LossWeights
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy alone."""
+    logits.sub_(logits.amax(-1, keepdim=True))
+    return _cross_entropy(logits, labels, weights.alpha), logits.new_zeros(())
 
 
 def _forward_kl(

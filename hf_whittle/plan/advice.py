@@ -54,7 +54,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
     room = available - fixed - memory.gradients
     if memory.activations + memory.logits > room > 0:
         rows = args.per_device_train_batch_size * recipe.data.block_size
-        in_chunks = args.has_teacher and rows > args.chunk_size(on_cpu=False)
+        in_chunks = rows > args.chunk_size(on_cpu=False)
         changes += _of_step(section, memory, room, args, in_chunks)
     if "adamw" in (name := text_of(args.optim)) and "bit" not in name:
         saved = memory.optimizer - memory.optimizer // 4

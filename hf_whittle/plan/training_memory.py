@@ -104,9 +104,10 @@ class Step:
             for _ in range(min(2, self.args.gradient_accumulation_steps)):
                 before = rehearsal.held
                 with self.autocast():
-                    total, activations, logits = self._loss(rehearsal, trained, of_teacher, input_ids)
+                    targets = self._targets(of_teacher, input_ids)
+                    total, activations, logits = self._loss(rehearsal, trained, targets, input_ids)
                 total.backward()
-                del total
+                del total, targets
         kept, logits = self._hidden_states(student, teacher), logits + self._extra(student)
         peak = max(rehearsal.highest, activations + logits) - start
         return StepMemory(activations - before + kept, logits, peak + kept)
@@ -121,36 +122,30 @@ class Step:
         return model
 
     def _loss(
-        self, rehearsal: Rehearsal, student: Any, teacher: Any, input_ids: torch.Tensor
+        self, rehearsal: Rehearsal, student: Any, targets: Targets | None, input_ids: torch.Tensor
     ) -> tuple[torch.Tensor, int, int]:
-        """The loss, what is held before it, and the bytes that it adds."""
-        if not self.args.has_teacher:
-            return self._plain_loss(rehearsal, student, input_ids)
-        targets = self._targets(teacher, input_ids)
+        """The loss, of text alone without targets, what is held before it, and the bytes that it adds."""
         head, seen = _head(student), []
 
         def compute(hidden_states: torch.Tensor) -> torch.Tensor:
             seen.append(rehearsal.restart())
             flat, own = hidden_states.flatten(0, 1), None if head is None else head_of(head)
             rows = input_ids.flatten()
-            loss = fused_distillation_loss(flat, own, targets, rows, self.args.loss_weights, self.chunk)
-            return loss.total
+            return fused_distillation_loss(flat, own, targets, rows, self.args.loss_weights, self.chunk).total
 
-        if head is None:
-            total = compute(student(input_ids=input_ids, use_cache=False).logits)
-        else:
+        if head is not None:
             with in_place_of(head, compute):
                 total = student(input_ids=input_ids, use_cache=False).logits
+        elif targets is not None:
+            total = compute(student(input_ids=input_ids, use_cache=False).logits)
+        else:
+            seen.append(rehearsal.held)
+            total = student(input_ids=input_ids, labels=input_ids, use_cache=False).loss
         return total, seen[0], rehearsal.peak - seen[0]
 
-    def _plain_loss(self, rehearsal: Rehearsal, student: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-        seen = []
-        hook = student.get_output_embeddings().register_forward_pre_hook(lambda *_: seen.append(rehearsal.restart()))
-        total = student(input_ids=input_ids, labels=input_ids, use_cache=False).loss
-        hook.remove()
-        return total, seen[0], rehearsal.peak - seen[0]
-
-    def _targets(self, teacher: Any, input_ids: torch.Tensor) -> Targets:
+    def _targets(self, teacher: Any, input_ids: torch.Tensor) -> Targets | None:
+        if not self.args.has_teacher:
+            return None
         if teacher is None:
             ids = torch.zeros(input_ids.numel(), self.draws or 1, dtype=torch.long)
             return SparseTargets(ids, ids.float(), tail=False, entropy=torch.zeros(len(ids)))
@@ -173,13 +168,13 @@ class Step:
 
     def evaluation(self, student: PreTrainedConfig) -> int:
         """Bytes of an evaluation in a training, beside weights and optimizer."""
-        with rehearse() as rehearsal, torch.no_grad():
+        with rehearse(rows=2 * self.chunk) as rehearsal, torch.no_grad():
             model = build(student).eval()
             input_ids = torch.zeros(self.args.eval_batch_size, self.block_size, dtype=torch.long)
-            start = rehearsal.restart()
+            start = rehearsal.begin()
             with self.autocast():
-                model(input_ids=input_ids, labels=input_ids, use_cache=False)
-        return rehearsal.peak - start
+                self._loss(rehearsal, model, None, input_ids)
+        return rehearsal.highest - start
 
 
 def _head(model: Any) -> OutputLayer | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -72,7 +73,12 @@ def check_teacher(inputs: Inputs) -> None:
 
 
 def check_loading(recipe: Recipe) -> None:
-    """Raise `RecipeError` if this machine lacks a quantizer, or the launched processes cannot follow a device map."""
+    """Raise `RecipeError` if this machine lacks a quantizer, or the launched processes cannot use the devices named."""
+    if num_launched() > 1 and recipe.training.get("use_cpu") and torch.accelerator.is_available():
+        raise RecipeError(
+            "training.use_cpu: launched processes search and train on the same devices; leave it out, and set "
+            "CUDA_VISIBLE_DEVICES to nothing to run all of it on CPUs"
+        )
     for section, loading in (
         ("teacher_options", recipe.teacher_options),
         ("supernet_options", recipe.supernet_options),

@@ -20,9 +20,8 @@ from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
 from ..files.tokenizer import complete_tokenizer
-from ..loss.divergences import IGNORED, LossWeights, labels_of_rows
-from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, in_place_of, output_layer
+from ..loss.divergences import LossWeights, labels_of_rows
+from ..loss.heads import in_place_of
 from ..loss.targets import DenseTargets, Head
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
@@ -31,6 +30,7 @@ from ..space.search_space import SearchSpace
 from ..subnet import Shape
 from .arguments import check_arguments
 from .checkpoints import WholeCheckpoints
+from .loss_in_head import LossInHead
 from .precision import check_precision
 from .strategies import FULL, STRATEGIES, Passes, StepDraw, smallest_subnet
 
@@ -96,7 +96,7 @@ class SupernetConfig(TrainingArguments):
         return self.strategy == "sandwich" and self.beta > 0
 
 
-class SupernetTrainer(WholeCheckpoints):
+class SupernetTrainer(LossInHead, WholeCheckpoints):
     """Trains a super-network on packed blocks of tokens, so that subnets extracted from it start with low perplexity.
 
     Each optimizer step trains the full network, subnets or both, according to `args.strategy`. Gradient and `loss` are
@@ -165,7 +165,7 @@ class SupernetTrainer(WholeCheckpoints):
             self.search_space.reachable_pairs(one)
         self.smallest = smallest_subnet(self.search_space, self._bins)
         self._passes: Passes = (FULL,)
-        self._head = output_layer(self._supernet) if args.distils else None
+        self._head = self._output_layer(self._supernet) if args.distils else None
         if args.distils and self._head is None:
             raise ArchitectureError("in-place distillation needs a model with a plain output matrix; set beta=0")
         self._hidden_states: torch.Tensor | None = None  # the full network's last ones in the step that runs now
@@ -234,7 +234,8 @@ class SupernetTrainer(WholeCheckpoints):
         """Compute the loss of one pass; in training, it is divided by the number of passes."""
         num_items_in_batch = items_that_count(num_items_in_batch, model.training)
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = self.text_loss(model, inputs, return_outputs, num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
         if self._hidden_states is not None:
             loss, outputs = self._distil(model, inputs, self._hidden_states, num_items_in_batch)
         else:
@@ -267,18 +268,9 @@ class SupernetTrainer(WholeCheckpoints):
         weight, bias = head.module.weight, head.module.bias
         whole = Head(weight.detach(), None if bias is None else bias.detach())
         targets = DenseTargets(of_full_network, whole)
-        chunk = 128 if self.args.device.type == "cpu" else 1024  # rows whose logits are held at a time
-
-        def summed_loss(hidden_states: torch.Tensor) -> torch.Tensor:
-            loss = fused_distillation_loss(hidden_states.flatten(0, 1), head_of(head), targets, labels, weights, chunk)
-            return loss.total.reshape(1, 1, 1)
-
-        with in_place_of(head, summed_loss):
-            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        items: Any = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            items = items / self.accelerator.num_processes  # processes average gradients; the number is a sum
-        return outputs.logits.sum() / items, outputs
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs, total, loss = self._run(model, given, head, targets, labels, weights)
+        return total / self._normalizer(loss.rows, num_items_in_batch), outputs
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

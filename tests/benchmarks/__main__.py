@@ -9,6 +9,7 @@ from .measuring import environment
 
 NAMES = (
     "slices",
+    "compiled",
     "sampling",
     "distillation_loss",
     "training_speed",

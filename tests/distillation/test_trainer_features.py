@@ -67,18 +67,34 @@ class Largest(TorchDispatchMode):
         return output
 
 
+@pytest.mark.parametrize("beta", [0.8, 0.0])
 @pytest.mark.parametrize("loss, whole", [("fused", False), ("naive", True)])
-def test_logits_of_the_batch_are_never_held_at_once(tmp_path, loss, whole):
+def test_logits_of_the_batch_are_never_held_at_once(tmp_path, loss, whole, beta):
     vocabulary = 4000
     models = [make_model(seed, layers=1, vocab_size=vocabulary) for seed in (1, 2)]
-    trainer = make_trainer(tmp_path, *models, loss_chunk_size=4, per_device_train_batch_size=16, max_steps=1)
-    batch = trainer.data_collator(make_blocks(uneven=False))
+    sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 16}
+    trainer = make_trainer(tmp_path, *models, loss_chunk_size=4, max_steps=1, beta=beta, **sizes)
+    blocks = make_blocks(uneven=False)
+    batch = trainer.data_collator(blocks)
     trainer.model.train()
     with Largest() as largest, loss_of_trainers(loss):
         trainer.compute_loss(trainer.model, batch).backward()
-    assert (largest.numel >= 16 * (LENGTH - 1) * vocabulary) == whole
+    with Largest() as in_evaluation, loss_of_trainers(loss):
+        trainer.evaluate(blocks)
+    for numel in (largest.numel, in_evaluation.numel):
+        assert (numel >= 16 * (LENGTH - 1) * vocabulary) == whole
     if not whole:
         assert largest.numel == vocabulary * 16  # an output matrix
+
+
+def test_an_evaluation_with_metrics_has_logits_and_the_same_loss(tmp_path):
+    blocks = make_blocks()
+    shapes = []
+    alone = make_trainer(tmp_path).evaluate(blocks)
+    trainer = make_trainer(tmp_path)
+    trainer.compute_metrics = lambda prediction: shapes.append(prediction.predictions.shape) or {}
+    assert trainer.evaluate(blocks)["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)
+    assert shapes[0][-1] == trainer.model.config.vocab_size
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -92,6 +92,23 @@ def test_gradient_is_that_of_finite_differences(weights):
     assert torch.autograd.gradcheck(lambda *student: fused(*student, *parts[3:], labels, weights).total, parts[:3])
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("chunk_size", [1, 5, 1000])
+@pytest.mark.parametrize("has_head", [True, False])
+def test_without_targets_it_is_cross_entropy(alpha, chunk_size, has_head):
+    states, weight, bias, *_, labels = tensors()
+    given = (states, Head(weight, bias)) if has_head else (logits_of(states, weight, bias).float(), None)
+    loss = fused_distillation_loss(*given, None, labels, LossWeights(alpha, 0.8), chunk_size)
+    parts = (states, weight, bias)
+    expected = F.cross_entropy(logits_of(*parts), labels, ignore_index=IGNORED, reduction="sum")
+    assert loss.total.item() == pytest.approx(alpha * expected.item(), rel=1e-6)
+    assert loss.cross_entropy.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.divergence == 0 and loss.rows == (labels != IGNORED).sum()
+    found = torch.autograd.grad(loss.total, parts)
+    for own, other in zip(found, torch.autograd.grad(alpha * expected, parts), strict=True):
+        torch.testing.assert_close(own, other.to(own), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("tail, repeated", [(True, False), (False, False), (False, True)])
 def test_gradient_of_entries_is_that_of_finite_differences(tail, repeated):
     *parts, labels = tensors(torch.float64)

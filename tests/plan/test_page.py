@@ -28,7 +28,8 @@ PYTHIA_410M = {
 @pytest.mark.slow
 def test_the_plan_on_the_page_is_that_of_its_recipe(tmp_path):
     GPTNeoXConfig(**PYTHIA_410M).save_pretrained(tmp_path)
-    recipe = Recipe.load(ROOT / "examples" / "recipes" / "pythia-410m-to-160m.yaml", teacher=str(tmp_path))
+    path, larger = ROOT / "examples" / "recipes" / "pythia-410m-to-160m.yaml", {"per_device_train_batch_size": 32}
+    recipe = Recipe.load(path, teacher=str(tmp_path), training=larger)
     shown = re.search(r"^```text\n(A student of .*?)\n```", PAGE, flags=re.MULTILINE | re.DOTALL)
     assert shown is not None
     lines = summary(plan_recipe(recipe, "l4")).splitlines()

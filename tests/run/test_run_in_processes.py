@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from fixtures_processes import ENDED, accelerate_on_two_machines, on_two_processes, torchrun
 from fixtures_run import make_recipe
 from safetensors.torch import load_file
@@ -149,6 +150,16 @@ def test_device_map_under_a_launcher_is_an_error(make, monkeypatch, section):
     check_loading(recipe)
     monkeypatch.setattr(hf_whittle.run.preflight, "num_launched", lambda: 2)
     with pytest.raises(RecipeError, match=rf"^{section}\.device_map: a launcher gives each process a device"):
+        check_loading(recipe)
+
+
+def test_cpus_for_the_training_of_processes_with_accelerators_are_an_error(make, monkeypatch):
+    recipe = make("on_cpu", training={"use_cpu": True})
+    monkeypatch.setattr(hf_whittle.run.preflight, "num_launched", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    check_loading(recipe)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(RecipeError, match=r"^training\.use_cpu: launched processes .* CUDA_VISIBLE_DEVICES"):
         check_loading(recipe)
 
 
