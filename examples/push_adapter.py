@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["hf_whittle", "peft"]
 # ///
-"""Train adapters of a student, and publish them alone: some kilobytes beside a student that is on the Hub already.
+"""Train adapters of a student that is on the Hub already, and publish them alone.
 
 Try it offline in a minute or two on a CPU. A student of the bundled teacher takes the place of one on the Hub, and
 nothing is sent:

@@ -80,8 +80,8 @@ def main() -> None:
         for evaluation in in_bin.pareto_front():
             print(f"{folder}: {evaluation.parameters:,} parameters, perplexity {evaluation.fitness:.1f}")
 
-    archive = result.candidates.to_pandas()  # a row for each evaluation
-    print(archive.groupby("origin")["fitness"].agg(["count", "min", "median"]).round(1))
+    archive = result.candidates.to_pandas()  # a row for each evaluation; share is that of the tokens read for it
+    print(archive.groupby(["origin", "share"]).agg(evaluations=("digest", "size"), tokens=("tokens", "sum")))
     if script.archive_id is not None:
         print(push_search_archive(result, script.archive_id).commit_url)
 
