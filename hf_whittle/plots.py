@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from .architectures.dimensions import HEADS, LAYERS, NEURONS
 from .files.atomic import atomic_path
@@ -73,7 +74,7 @@ def plot_training(
     use_plain_log_ticks(axes)
     axes.xaxis.set_major_formatter(lambda tokens, _: in_units(tokens))
     axes.set(xlabel="training tokens", ylabel="held-out perplexity (log scale)")
-    finish(figure, axes, path)
+    finish(figure, [axes], path)
 
 
 def new_axes() -> tuple[Figure, Axes]:
@@ -82,13 +83,19 @@ def new_axes() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def use_plain_log_ticks(axes: Axes) -> None:
-    """Label a logarithmic y-axis with plain numbers, between powers of ten too if its range is small."""
+def use_plain_log_ticks(axes: Axes, most: int = 7) -> None:
+    """Label a logarithmic y-axis with plain numbers: a few round ones, or 1, 2 and 5 in each power of ten."""
     formatter = ScalarFormatter()
     formatter.set_scientific(False)
-    axes.yaxis.set_major_formatter(formatter)
     low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter(formatter if high < 30 * low else NullFormatter())
+    is_narrow = high < 5 * low
+    axes.yaxis.set_major_locator(
+        MaxNLocator(most, steps=[1, 2, 5, 10]) if is_narrow else LogLocator(subs=(1, 2, 5), numticks=2 * most)
+    )
+    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if is_narrow:
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def in_units(number: float) -> str:
@@ -99,11 +106,18 @@ def in_units(number: float) -> str:
     return f"{number:g}"
 
 
-def finish(figure: Figure, axes: Axes, path: str | Path) -> None:
-    """Add grid and legend, and write a PNG file."""
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+def finish(figure: Figure, panels: Sequence[Axes], path: str | Path) -> None:
+    """Add grids, and a legend of all panels above them, and write a PNG file."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize="small"
+    )
     _save(figure, path)
 
 

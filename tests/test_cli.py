@@ -44,6 +44,7 @@ OPTIONS = {
     },
     "info": {"-h", "--help", "source", "--sequence-length", "--json"},
     "demo": {"-h", "--help", "--output-dir"},
+    "report": {"-h", "--help", "folders", "--output", "--prompt"},
     "store-logits": {
         *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
     },
@@ -221,6 +222,7 @@ def test_interruption_is_exit_status_130_and_says_how_to_go_on(recipe_file, run_
         (["push", "x", "y"], "run the same command again; files that were uploaded are not sent twice"),
         (["store-logits", "x", "--output-dir", "y"], "run the same command again to go on"),
         (["demo"], "run the same command again to go on"),
+        (["report", "x"], "nothing was written, run the same command again"),
     ],
 )
 def test_interruption_of_any_command_says_how_to_go_on(monkeypatch, capsys, arguments, advice):

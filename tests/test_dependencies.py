@@ -51,13 +51,13 @@ def imported(folder, at_module_level=False):
 
 
 def test_what_the_package_imports_is_declared():
-    extras = set().union(*(declared(extra) for extra in ("adapters", "search")))
+    extras = set().union(*(declared(extra) for extra in ("adapters", "report", "search")))
     assert imported("hf_whittle") - declared() - WITHOUT_EXTRA.keys() == extras
     assert not imported("hf_whittle", at_module_level=True) - declared()
 
 
 def test_what_is_declared_is_used():
-    assert declared() - imported("hf_whittle") == {"jinja2"}  # with which huggingface_hub renders cards
+    assert declared() <= imported("hf_whittle")
 
 
 @pytest.mark.parametrize("folder", ["tests", "examples", "model_cards"])

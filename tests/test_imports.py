@@ -53,8 +53,9 @@ MAY_IMPORT = {
     "healing hub importance models processes recipe record search space subnet training",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
-    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record run "
-    "search subnet",
+    "report": "architectures errors files healing hub record search subnet",
+    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record "
+    "report run search subnet",
     "demo": "",
     "__main__": "cli",
 }

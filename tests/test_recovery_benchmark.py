@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.ranking import toy
 from benchmarks.recovery.passes import batches, layers_of, module_of, writers
 from benchmarks.recovery.rivals import (
     BOTH,
@@ -21,6 +22,7 @@ from benchmarks.recovery.rivals import (
     slicegpt,
 )
 from benchmarks.recovery.students import Chooser, angular_distances, score
+from benchmarks.recovery.texts import demo_case
 from torch.nn import functional as F
 
 from hf_whittle import SubnetConfig
@@ -211,3 +213,12 @@ def test_students_have_the_size_that_is_asked_for(teacher, text, criterion, tmp_
     if criterion == "importance":
         assert removed == list(range(removed[0], removed[0] + len(removed)))
         assert 0 in subnet.layers
+
+
+@pytest.mark.slow
+def test_the_demo_is_a_case_whose_test_text_is_not_trained_on():
+    case, material = demo_case(), toy.load("wide")
+    assert case.facts["test_tokens"] >= case.windows.numel() > 0
+    blocks = {tuple(block) for block in case.calibration.tolist()}
+    assert blocks.isdisjoint(map(tuple, case.windows.tolist()))
+    assert len(material.train) == toy.TRAIN_BLOCKS and material.text_sha256

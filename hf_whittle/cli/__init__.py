@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 
 from ..errors import OutputError, RecipeError, WhittleError
 from ..files.disk import disk_errors
-from . import demo, extract, info, plan, push, run, store_logits
+from . import demo, extract, info, plan, push, report, run, store_logits
 from .keys import read_keys
 from .launched import check_can_be_launched, say
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "info": info,
     "demo": demo,
     "store-logits": store_logits,
+    "report": report,
 }
 
 

@@ -3,7 +3,10 @@
 import argparse
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..record.samples import Sample
 
 HELP = "Do the main job on the Python standard library with the bundled teacher, offline and in a few minutes."
 
@@ -16,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     from ..recipe.recipe import Recipe
+    from ..record.samples import save_samples
     from .run import summary, work
 
     demo = resources.files("hf_whittle") / "demo"
@@ -24,22 +28,15 @@ def main(options: argparse.Namespace) -> None:
         results = work(recipe)
     print(f"\n{summary(results)}")
     print("\nThe student continues three prompts:\n")
-    for text in generate(Path(recipe.output_dir)):
-        print("    " + text.replace("\n", "\n    ") + "\n")
+    samples = generate(Path(recipe.output_dir))
+    save_samples(recipe.output_dir, samples)
+    for sample in samples:
+        print("    " + (sample.prompt + sample.continuation).replace("\n", "\n    ") + "\n")
     print(f"The student, its card, the search and the pictures are in {Path(recipe.output_dir).resolve()}")
 
 
-def generate(folder: Path) -> list[str]:
+def generate(folder: Path) -> "list[Sample]":
     """Continue the prompts greedily, with the model in a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from ..report.samples import continue_prompts
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    texts = []
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(
-            **inputs, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.eos_token_id
-        )
-        texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
-    return texts
+    return continue_prompts(folder, PROMPTS)

@@ -141,3 +141,17 @@ LABELS = {
 
 Experimental fitnesses are included, since published results name them even after a fitness is removed.
 """
+
+AXES = {
+    "perplexity": "held-out perplexity before training",
+    "kl": "KL divergence from the teacher, in nats per token",
+    "healed-perplexity": "held-out perplexity after healing",
+    "probe": "held-out perplexity after {steps} training steps",
+    "importance": "share of {criterion} importance retained, negative",
+    "magnitude": "sum of absolute weights, negative",
+    "gradient-norm": "norm of the gradients, negative",
+    "snip": "SNIP score, negative",
+    "synflow": "logarithm of synaptic flow, negative",
+    "jacobian-covariance": "similarity of the gradients of different blocks",
+}
+"""Names of axes for the values of fitnesses; a staged one has an axis for each stage."""

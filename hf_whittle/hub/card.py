@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..architectures.dimensions import HEAD_CHANNELS, QUERIES
@@ -21,9 +23,12 @@ from ..record.source import INHERITED
 from ..search.result import CANDIDATES_FILE
 from ..subnet import SubnetConfig, count
 from .student_folder import StudentFolder
-from .wording import as_checkpoint, as_code, as_number, as_title
+from .wording import as_checkpoint, as_code, as_link, as_number, as_title
 
 TEMPLATE = "model_card.md.jinja"
+OPENING = "opening.md.jinja"
+MARKDOWN: Mapping[str, Callable[..., str]] = {"code": as_code, "checkpoint": as_checkpoint, "link": as_link}
+"""Functions that word names and links in Markdown."""
 TAGS = ("hf_whittle", "subnetwork", "arxiv:2510.07227")
 PICTURES = ("training", "search", "pareto", "architecture")
 
@@ -148,6 +153,7 @@ def render_card(
             title=as_title(name),
             model=json.dumps(repo_id or ".", ensure_ascii=False),
             repo_id=repo_id,
+            opening=opening(student),
             adapter_of=student.adapter_of,
             number=as_number,
             code=as_code,
@@ -156,6 +162,20 @@ def render_card(
             **_about_making(student.lineage),
         )
     return sealed(str(card))
+
+
+def opening(student: StudentFolder, words: Mapping[str, Callable[..., str]] = MARKDOWN) -> str:
+    """The first sentences of a model card: how a student was made, and what it reached.
+
+    Args:
+        student (`StudentFolder`): the student.
+        words (`Mapping[str, Callable]`, *optional*): functions that word `code`, a `checkpoint` and a `link` for the
+            page, in Markdown by default; all else is escaped for HTML unless they are those.
+    """
+    text = resources.files(__package__).joinpath(OPENING).read_text(encoding="utf-8")
+    template = jinja2.Template(text, autoescape=words is not MARKDOWN)
+    about = _about_making(student.lineage)
+    return template.render(adapter_of=student.adapter_of, number=as_number, **words, **about)
 
 
 def _about_files(student: StudentFolder) -> dict[str, Any]:
@@ -174,8 +194,15 @@ def _about_files(student: StudentFolder) -> dict[str, Any]:
 
 def _about_making(lineage: Lineage) -> dict[str, Any]:
     results, subnet = lineage.results, lineage.subnet
+    trained = results.student is not None and bool(results.student.steps)
+    weights = results.student.arguments if results.student is not None and trained else None
     return {
         **vars(results),
+        "trained": trained,
+        "weights": weights,
+        "distilled": weights is not None and bool(weights.beta or weights.hidden_weight),
+        "adapters": results.student.adapters if results.student is not None and trained else None,
+        "is_extracted": results.supernet is not None or results.search is not None or subnet is not None,
         "final": None if results.student is None else results.student.final_perplexity,
         "layers": None if subnet is None else _layer_rows(subnet),
         "of_layers": [] if subnet is None else [dimension.label for dimension in subnet.shape.per_layer],

@@ -23,9 +23,19 @@ def as_number(value: float) -> str:
 
 def as_checkpoint(source: SourceFacts) -> str:
     """A checkpoint's name, with a link if the Hub has it."""
-    if source.on_hub and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", source.name):
-        return f"[{source.name}](https://huggingface.co/{source.name})"
-    return as_code(source.name)
+    page = page_of(source)
+    return as_link(source.name, page) if page else as_code(source.name)
+
+
+def page_of(source: SourceFacts) -> str | None:
+    """Address of a checkpoint on the Hub; `None` if it is not there."""
+    is_named = source.on_hub and re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", source.name)
+    return f"https://huggingface.co/{source.name}" if is_named else None
+
+
+def as_link(text: str, address: str) -> str:
+    """A link, of parts that hold no brackets."""
+    return f"[{text}]({address})"
 
 
 def as_code(text: object) -> str:

@@ -32,18 +32,15 @@ class Loaded:
         offloaded (`int`): those that lie elsewhere, and come to the device in each forward pass.
         dtype (`torch.dtype`): precision of weights that are not quantized.
         is_known (`bool`): whether the bits of its quantizer are known; else they are planned as not quantized.
+        is_in_16_bits (`bool`): whether its products run in 16 bits.
     """
 
     bytes: int
     on_device: int
     offloaded: int
     dtype: torch.dtype
-    is_known: bool = True
-
-    @property
-    def is_in_16_bits(self) -> bool:
-        """Whether its products run in 16 bits."""
-        return self.dtype.itemsize == 2
+    is_known: bool
+    is_in_16_bits: bool
 
 
 def loaded(config: PreTrainedConfig, section: LoadingSection, available: int, on_cpu: bool) -> Loaded:
@@ -56,18 +53,18 @@ def loaded(config: PreTrainedConfig, section: LoadingSection, available: int, on
         on_cpu (`bool`): whether the device is a CPU.
     """
     dtype, bits = _dtype(config, section), _bits(section)
-    is_known = section.quantization_config is None or bits is not None
+    about = section.quantization_config is None or bits is not None, _computes_in(section, dtype).itemsize == 2
     sizes = dict(_sizes(config, dtype, bits))
     total, most = sum(sizes.values()), _largest_layer(config, sizes)
     if not on_cpu and _runs_on_cpu(section):
-        return Loaded(total, 0, 0, dtype, is_known)
+        return Loaded(total, 0, 0, dtype, *about)
     offloaded, on_device = _offloaded(sizes, section, available, on_cpu), total
     if isinstance(section.device_map, dict):
         on_device = max(_by_place(sizes, section.device_map, on_cpu).values(), default=0)
     elif section.max_memory is not None or offloaded:
         devices = max(1, sum(isinstance(device, int) for device in section.max_memory or {}))
         on_device = math.ceil((total - offloaded) / devices)
-    return Loaded(total, on_device + (most if offloaded else 0), offloaded, dtype, is_known)
+    return Loaded(total, on_device + (most if offloaded else 0), offloaded, dtype, *about)
 
 
 def _runs_on_cpu(section: LoadingSection) -> bool:
@@ -88,6 +85,16 @@ def _dtype(config: PreTrainedConfig, section: LoadingSection) -> torch.dtype:
     stated = config.dtype if section.dtype == "auto" else section.dtype or "float32"
     found = getattr(torch, stated, None) if isinstance(stated, str) else stated
     return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _computes_in(section: LoadingSection, dtype: torch.dtype) -> torch.dtype:
+    """Precision of the products of most layers; 4-bit layers of bitsandbytes have one of their own."""
+    settings = section.quantization_config or {}
+    if settings.get("load_in_8bit"):
+        return torch.float16
+    stated = settings.get("bnb_4bit_compute_dtype", "float32") if settings.get("load_in_4bit") else dtype
+    found = getattr(torch, stated, dtype) if isinstance(stated, str) else stated
+    return found if isinstance(found, torch.dtype) else dtype
 
 
 def _bits(section: LoadingSection) -> float | None:

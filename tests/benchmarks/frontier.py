@@ -1,21 +1,32 @@
 """Does healing pay? Perplexity over FLOPs and seconds of slices and healed students, each then distilled.
 
-Subnets of SmolLM2-135M in two bins: the first that the ranking study chose in each. Each is taken as a slice, and
-healed on several numbers of tokens, with both attempts or one; then it is distilled on several budgets, each with a
-schedule of its own and the best of some learning rates. Costs are those of healing, of the teacher's hidden states and
-of training, without judging on the test text; seconds are those of the processor. Teacher, text and trainings are those
-of the ranking study, which says what its environment variables are; the forward passes of healing run in bfloat16 too.
-Every point is kept in `runs/`, so that an interrupted benchmark goes on.
+Subnets of SmolLM2-135M in two bins, the first that the ranking study chose in each; and of the demo's teacher in two,
+which an additive search by perplexity finds. Each is taken as a slice, and healed on several numbers of tokens, with
+both attempts or one; then it is distilled on several budgets, each with a schedule of its own and the best of some
+learning rates. Costs are those of healing, of the teacher's hidden states and of training, without judging on the test
+text; seconds are those of the processor. Teachers, text and trainings are those of the ranking studies; the real one
+says what its environment variables are, and is left out without them. There the forward passes of healing run in
+bfloat16 too. Every point is kept in `runs/`, so that an interrupted benchmark goes on.
 """
 
 import json
+import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from hf_whittle import HealingConfig, SubnetConfig, extract_subnet
+from hf_whittle import (
+    AdditiveSearchConfig,
+    HealingConfig,
+    Perplexity,
+    SearchSpace,
+    SubnetConfig,
+    extract_subnet,
+    search_subnets,
+)
 from hf_whittle.cost import training_flops_per_token
 from hf_whittle.evaluation import cross_entropy, perplexity
 from hf_whittle.files.text import write_json
@@ -23,19 +34,21 @@ from hf_whittle.fitness.probe import ProbeConfig
 from hf_whittle.healing.cost import healing_flops
 from hf_whittle.plots import finish, new_axes
 
-from .ranking.real import REAL
+from .ranking.candidates import parameter_bin
+from .ranking.real import MODEL, REAL
 from .ranking.rows import Row, Rows
-from .ranking.settings import RESULTS, Material
+from .ranking.settings import RESULTS, Material, Setting
+from .ranking.toy import setting as toy_setting
 from .ranking.training import Training, bfloat16
 
-STARTS: dict[str, tuple[int, dict[str, Any]] | None] = {
+Starts = dict[str, tuple[int, dict[str, Any]] | None]
+"""Calibration tokens and settings of healing by the name of a start; `None` for slices."""
+STARTS: Starts = {
     "sliced": None,
     "healed on 4,096 tokens": (4_096, {}),
     "healed on 16,384 tokens": (16_384, {}),
     "healed on 16,384 tokens, in one attempt": (16_384, {"basis": "principal", "states": "student"}),
-    "healed on 49,152 tokens": (49_152, {}),
 }
-"""Calibration tokens and settings of healing."""
 BUDGETS = (8_192, 32_768)
 """Tokens of distillation."""
 DRAWN = {
@@ -46,6 +59,9 @@ DRAWN = {
 PICTURE = RESULTS / "frontier.png"
 RATES = (3e-4, 1e-4)
 """Learning rates that the first budget chooses from, for each student and start; the others take its choice."""
+TOY_STARTS: Starts = {"sliced": None} | {f"healed on {n:,} tokens": (n, {}) for n in (8_192, 24_576, 98_304)}
+TOY_BUDGETS, TOY_RATES = (16_384, 65_536, 262_144), (2e-3, 5e-4)
+TOY_BINS = ((0.5, 0.525), (0.3, 0.315))
 
 
 @dataclass
@@ -65,11 +81,11 @@ class From(Training):
     teacher_seconds: float
 
     @classmethod
-    def of(cls, material: Material, budget: int, rate: float) -> "From":
-        steps = budget // (REAL.batch_size * material.train.shape[1])
-        config = ProbeConfig(steps=steps, batch_size=REAL.batch_size, learning_rate=rate)
+    def of(cls, material: Material, budget: int, rate: float, setting: Setting = REAL) -> "From":
+        steps = budget // (setting.batch_size * material.train.shape[1])
+        config = ProbeConfig(steps=steps, batch_size=setting.batch_size, learning_rate=rate)
         started = time.process_time()
-        training = cls(material.supernet, material.train, material.test, config, autocast=REAL.autocast)
+        training = cls(material.supernet, material.train, material.test, config, autocast=setting.autocast)
         training.teacher_seconds = time.process_time() - started
         return training
 
@@ -94,7 +110,9 @@ class From(Training):
         return student
 
 
-def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None) -> Start:
+def start_of(
+    material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None, setting: Setting = REAL
+) -> Start:
     started = time.process_time()
     facts: dict[str, Any] = {"seconds": 0.0, "flops": 0}
     if healing is None:
@@ -102,7 +120,7 @@ def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[
     else:
         tokens, settings = healing
         length = material.calibration.shape[1]
-        config = HealingConfig(bf16=REAL.autocast, batch_size=REAL.eval_batch_size, **settings)
+        config = HealingConfig(bf16=setting.autocast, batch_size=setting.eval_batch_size, **settings)
         blocks = material.calibration[: tokens // length]
         student = extract_subnet(material.supernet, subnet, heal=config, calibration_dataset=blocks, progress=False)
         report = student.healing.to_dict()
@@ -110,8 +128,8 @@ def start_of(material: Material, subnet: SubnetConfig, healing: tuple[int, dict[
         seconds = round(time.process_time() - started, 1)
         facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
         facts |= {"states": report["settings"]["states"], "basis": report["basis"]}
-    with bfloat16(REAL.autocast):
-        value = perplexity(cross_entropy(student, material.test, REAL.eval_batch_size))
+    with bfloat16(setting.autocast):
+        value = perplexity(cross_entropy(student, material.test, setting.eval_batch_size))
     return Start({name: tensor.clone() for name, tensor in student.state_dict().items()}, value, facts)
 
 
@@ -130,6 +148,7 @@ class Points:
         starts (`dict`): calibration tokens and settings of healing, by name; `None` for slices.
         budgets (`tuple[int, ...]`): tokens of distillation.
         rates (`tuple[float, ...]`): learning rates that the first budget chooses from; the others take its choice.
+        setting (`Setting`): sizes of batches, and whether products run in bfloat16.
     """
 
     def __init__(
@@ -139,10 +158,12 @@ class Points:
         starts: dict[str, Any],
         budgets: tuple[int, ...],
         rates: tuple[float, ...] = RATES,
+        setting: Setting = REAL,
     ):
         self.path = RESULTS.parent / "runs" / f"{name}.json"
         self.known: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.is_file() else []
         self.material, self.starts, self.budgets, self.rates = material, starts, budgets, rates
+        self.setting = setting
         self._trainings: dict[tuple[int, float], From] = {}
 
     def measure(self, subnets: dict[str, SubnetConfig]) -> None:
@@ -161,7 +182,7 @@ class Points:
         known = {(p["tokens"], p["rate"]): p["perplexity"] for p in self.of({group: subnet}) if p["start"] == name}
         if len(known) >= len(self.rates) + len(self.budgets):
             return
-        start = start_of(self.material, subnet, healing)
+        start = start_of(self.material, subnet, healing, self.setting)
         if (0, 0.0) not in known:
             self._add(**about, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
         rates = self.rates
@@ -180,7 +201,7 @@ class Points:
 
     def _training(self, budget: int, rate: float) -> From:
         if (budget, rate) not in self._trainings:
-            self._trainings[budget, rate] = From.of(self.material, budget, rate)
+            self._trainings[budget, rate] = From.of(self.material, budget, rate, self.setting)
         return self._trainings[budget, rate]
 
     def _add(self, **point: Any) -> None:
@@ -191,20 +212,54 @@ class Points:
 
 def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
-    material = REAL.load()
-    points = Points("frontier", material, STARTS, BUDGETS)
-    chosen = {row.group: row.subnet for row in subnets()}
+    toy = toy_setting("wide")
+    results = {"the demo's teacher": _frontier_of(toy, "frontier_toy", _found_in, TOY_STARTS, TOY_BUDGETS, TOY_RATES)}
+    if MODEL in os.environ:
+        real = _frontier_of(REAL, "frontier", lambda _: {row.group: row.subnet for row in subnets()}, STARTS)
+        draw(real["points"], real["settings"]["teacher_perplexity"])
+        results[REAL.name] = real
+    return results
+
+
+def _frontier_of(
+    setting: Setting,
+    name: str,
+    choose: Callable[[Material], dict[str, SubnetConfig]],
+    starts: Starts,
+    budgets: tuple[int, ...] = BUDGETS,
+    rates: tuple[float, ...] = RATES,
+) -> dict[str, Any]:
+    material = setting.load()
+    points = Points(name, material, starts, budgets, rates, setting)
+    chosen = choose(material)
     points.measure(chosen)
-    found, settings = points.of(chosen), described(material, STARTS)
-    draw(found, settings["teacher_perplexity"])
-    return {"settings": settings, "points": found, "frontier": frontiers(found)}
+    found = points.of(chosen)
+    return {"settings": described(material, starts, setting), "points": found, "frontier": frontiers(found)}
 
 
-def described(material: Material, starts: dict[str, Any]) -> dict[str, Any]:
-    with bfloat16(REAL.autocast):
-        teacher = perplexity(cross_entropy(material.supernet, material.test, REAL.eval_batch_size))
+def _found_in(material: Material) -> dict[str, SubnetConfig]:
+    """The subnet of the toy that an additive search by perplexity finds in each bin."""
+    space = SearchSpace.from_config(material.supernet.config, granularity="coarse", layer_wise=True)
+    bins = {f"the demo's teacher, {100 * low:g}-{100 * high:g}%": (low, high) for low, high in TOY_BINS}
+    found = {}
+    for group, bin in bins.items():
+        result = search_subnets(
+            material.supernet,
+            space,
+            bin=parameter_bin(material, bin),
+            fitness=Perplexity(material.supernet, material.search),
+            config=AdditiveSearchConfig(generations=10),
+            progress=False,
+        )
+        found[group] = result.best
+    return found
+
+
+def described(material: Material, starts: dict[str, Any], setting: Setting = REAL) -> dict[str, Any]:
+    with bfloat16(setting.autocast):
+        teacher = perplexity(cross_entropy(material.supernet, material.test, setting.eval_batch_size))
     return {
-        "model": REAL.name,
+        "model": setting.name,
         "teacher_perplexity": teacher,
         "text_sha256": material.text_sha256,
         "judged_on_tokens": material.test.numel(),

@@ -8,7 +8,7 @@ import pytest
 import hf_whittle.fitness
 from hf_whittle import experimental
 from hf_whittle.fitness.base import Fitness
-from hf_whittle.fitness.registry import FITNESSES, LABELS, STAGES
+from hf_whittle.fitness.registry import AXES, FITNESSES, LABELS, STAGES
 
 
 def classes_below(kind):
@@ -25,8 +25,8 @@ def test_every_class_of_fitness_is_in_the_registry_of_its_package(package, regis
     assert sorted(names) == sorted(registry)
 
 
-def test_every_fitness_has_a_label():
-    assert LABELS.keys() == (FITNESSES | experimental.FITNESSES).keys()
+def test_every_fitness_has_a_label_and_an_axis():
+    assert LABELS.keys() == AXES.keys() | {"staged"} == (FITNESSES | experimental.FITNESSES).keys()
 
 
 def test_stages_are_fitnesses():

@@ -48,6 +48,21 @@ def test_bytes_of_a_quantized_model_are_those_of_its_weights_and_scales(saved, c
     assert states and loaded(config, section, LARGE, on_cpu=True).bytes == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "quantizer, is_so",
+    [
+        ({"load_in_4bit": True}, False),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}, True),
+        ({"load_in_8bit": True}, True),
+        (None, False),
+    ],
+)
+def test_products_of_quantized_layers_run_in_the_precision_of_their_quantizer(config, quantizer, is_so):
+    assert loaded(config, LoadingSection(quantization_config=quantizer), LARGE, on_cpu=False).is_in_16_bits == is_so
+    in_half = LoadingSection(dtype="bfloat16", quantization_config=quantizer)
+    assert loaded(config, in_half, LARGE, on_cpu=False).is_in_16_bits == (is_so or quantizer is None)
+
+
 def test_bytes_of_a_quantizer_without_known_bits_are_those_of_the_precision(config):
     section = LoadingSection(dtype="bfloat16", quantization_config={"quant_method": "aqlm"})
     found = loaded(config, section, LARGE, on_cpu=False)

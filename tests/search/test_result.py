@@ -159,23 +159,55 @@ def test_damaged_line_in_the_middle_is_an_error(result, tmp_path, damaged):
 PERPLEXITY, PROBE = {"name": "perplexity"}, {"name": "probe", "steps": 20}
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that are drawn instead of written."""
+    figures = []
+    monkeypatch.setattr(hf_whittle.plots, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
 @pytest.mark.parametrize(
-    "fitness, of_search, of_front",
+    "fitness, axis",
     [
-        (PERPLEXITY, "perplexity before training", "perplexity before training"),
-        ({"name": "kl"}, "kl before training", "kl before training"),
-        (PROBE, "probe after 20 steps", "probe after 20 steps"),
+        (PERPLEXITY, "held-out perplexity before training"),
+        ({"name": "kl"}, "KL divergence from the teacher, in nats per token"),
+        (PROBE, "held-out perplexity after 20 training steps"),
+        ({"name": "mine"}, "mine"),
         (
             {"name": "staged", "stages": {"0.5": PERPLEXITY, "1.0": PROBE}},
-            "perplexity before training, probe after 20 steps",
-            "probe after 20 steps",
+            "held-out perplexity after 20 training steps",
         ),
     ],
 )
-def test_pictures_name_the_fitness(monkeypatch, fitness, of_search, of_front):
-    drawn = []
-    monkeypatch.setattr(hf_whittle.plots, "_save", lambda figure, path: drawn.append(figure.axes[0].get_ylabel()))
+def test_pictures_name_the_fitness(drawn, fitness, axis):
     result = SearchResult({"fitness": fitness}, [evaluation(1, 2.0), evaluation(2, 1.5)])
     hf_whittle.search.plots.plot_search(result, "search.png")
     hf_whittle.search.plots.plot_pareto(result, "pareto.png")
-    assert drawn == [of_search, of_front]
+    assert [figure.axes[0].get_ylabel() for figure in drawn] == [axis, axis]
+
+
+def test_picture_of_a_search_has_a_panel_for_each_share_of_the_tokens(drawn):
+    shares = [1.0, 0.25, 0.0625, 0.25, 1.0]
+    found = [evaluation(size, 3.0 - size / 5, share=share) for size, share in enumerate(shares, 1)]
+    outside, failed = evaluation(6, 0.1, bins=()), evaluation(7, math.inf)
+    hf_whittle.search.plots.plot_search(SearchResult({"fitness": PERPLEXITY}, [*found, outside, failed]), "search.png")
+    points = [[tuple(at) for each in axes.collections for at in each.get_offsets()] for axes in drawn[0].axes]
+    assert points == [[(1, 2.8), (5, 2.0)], [(2, 2.6), (4, 2.2)], [(3, 2.4)]]
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert titles == [
+        "on all tokens: the best of these is the answer",
+        "on 1/4 of the tokens: these compare only with each other",
+        "on 1/16 of the tokens: these compare only with each other",
+    ]
+    curves = [[*line.get_ydata()] for axes in drawn[0].axes for line in axes.lines]
+    assert curves == [[2.8, 2.8, 2.8, 2.8, 2.0, 2.0, 2.0]]
+
+
+def test_panels_of_a_staged_fitness_name_their_stages(drawn):
+    fitness = {"name": "staged", "stages": {"0.5": PERPLEXITY, "1.0": PROBE}}
+    result = SearchResult({"fitness": fitness}, [evaluation(1, 2.0), evaluation(2, 1.5, share=0.5)])
+    hf_whittle.search.plots.plot_search(result, "search.png")
+    first, second = (axes.get_title(loc="left") for axes in drawn[0].axes)
+    assert first.startswith("held-out perplexity after 20 training steps: ")
+    assert second == "held-out perplexity before training: these compare only with each other"

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from hf_whittle import SearchSpace
-from hf_whittle.data import documents_fingerprint
+from hf_whittle.data import documents_fingerprint, load_documents
 from hf_whittle.evaluation import as_input_ids
 
 from ..demo import run_of
@@ -16,6 +16,7 @@ TRAIN_BLOCKS, CALIBRATION_BLOCKS = 1024, 512
 
 def load(teacher: str) -> Material:
     run = run_of(teacher)
+    dataset = run.recipe.data.dataset
     ids = {name: as_input_ids(blocks, run.supernet.config.vocab_size) for name, blocks in run.blocks.items()}
     order = torch.randperm(len(ids["train"]), generator=torch.Generator().manual_seed(0))
     train, calibration = ids["train"][order][: TRAIN_BLOCKS + CALIBRATION_BLOCKS].split(TRAIN_BLOCKS)
@@ -26,7 +27,7 @@ def load(teacher: str) -> Material:
         search=ids["search"],
         fitness=ids["search"],
         test=ids["test"],
-        text_sha256=documents_fingerprint(lambda: run.documents, dataset=run.recipe.data.dataset),
+        text_sha256=documents_fingerprint(lambda: load_documents(dataset), dataset=dataset),
     )
 
 

@@ -72,7 +72,7 @@ def demo_case() -> Case:
     recipe = Recipe.load(demo / "recipe.yaml", teacher=str(demo / "teacher"), output_dir=str(RUNS / "demo"))
     run, data = Inputs(recipe), recipe.data
     fractions = {"search": data.search_fraction, "test": data.test_fraction}
-    held_out = split_documents(run.documents, fractions, key=data.document_column)["test"]
+    held_out = split_documents(load_documents(data.dataset), fractions, key=data.document_column)["test"]
     text = "\n\n".join(held_out[data.text_column])
     return _case(
         "demo", recipe.teacher, run.tokenizer, run.blocks["train"], text, run.supernet.config.max_position_embeddings
