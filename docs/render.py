@@ -30,6 +30,7 @@ MODULES = {
     "architectures": "adding-an-architecture.md",
     "data": "text.md",
     "cost": "costs.md",
+    "evaluation": "evaluation.md",
     "plan": "costs.md#the-plan-of-a-recipe",
     "recipe": "recipes.md",
     "run": "recipes.md",

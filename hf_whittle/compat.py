@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import argparse
+
     import torch
     from datasets import Dataset, IterableDataset
     from huggingface_hub import CommitInfo
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SEEN_IN = {
-    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "peft": "0.21",
-    "torch": "2.13", "transformers": "5.23",
+    "accelerate": "1.15", "bitsandbytes": "0.50", "datasets": "5.2", "huggingface_hub": "2.4", "lm_eval": "0.4",
+    "peft": "0.21", "torch": "2.13", "transformers": "5.23",
 }  # fmt: skip
 """The versions in which every name here was last looked up in the source."""
 
@@ -429,6 +431,25 @@ def without_packing(model: "nn.Module") -> Iterator[None]:
             setattr(module, name, True)
 
 
+def reporting_callbacks(names: list[str]) -> list[Any]:
+    """Make the callbacks that a `Trainer` gets for the trackers in `report_to`.
+
+    `get_reporting_integration_callbacks`: the callbacks are documented, but not how a name leads to one.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    return [callback() for callback in get_reporting_integration_callbacks(names)]
+
+
+def divide_requests(lm: Any, accelerator: Any) -> None:
+    """Let the processes of an `Accelerator` divide the requests that lm-evaluation-harness makes to an `HFLM`.
+
+    `_rank` and `_world_size`: it divides requests by itself only to a model that it has loaded.
+    """
+    lm.accelerator = accelerator
+    lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
+
+
 def rehearsing(watch: Any) -> Any:
     """Context managers in which tensors have shapes but no memory, and every operation is given to a function.
 
@@ -448,3 +469,11 @@ def rehearsing(watch: Any) -> Any:
     stack.enter_context(FakeTensorMode())
     stack.enter_context(Watching())
     return stack
+
+
+def arguments_of(parser: "argparse.ArgumentParser") -> "list[argparse.Action]":
+    """Return the arguments of a parser, the commands of which are one.
+
+    `_actions`: `argparse` has no public list of them.
+    """
+    return list(parser._actions)

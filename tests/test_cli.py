@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_whittle.run
 from hf_whittle import SubnetConfig, __version__, extract_subnet
-from hf_whittle.cli import COMMANDS, SPINS, main, make_parser, wait_briefly
-from hf_whittle.cli.extract import summary
+from hf_whittle.cli import COMMANDS, SECONDS_OF_BARS, SPINS, main, make_parser, wait_briefly
+from hf_whittle.cli.extract import facts_of, summary
 from hf_whittle.errors import BinError, OutputError
+from hf_whittle.progress import LINES_EVERY
 from hf_whittle.run.inputs import Inputs
 
 RECIPE = {
@@ -29,24 +30,32 @@ RECIPE = {
     "bin": {"low": 1, "high": 2},
 }
 OPTIONS = {
-    "run": {"-h", "--help", "recipe", "--output-dir"},
+    "init": {"-h", "--help", "teacher", "--parameters", "--ratio", "--files", "--dataset", "--output", "--json"},
+    "run": {"-h", "--help", "recipe", "--output-dir", "--json"},
+    "search": {"-h", "--help", "recipe", "--output-dir", "--json"},
+    "train": {"-h", "--help", "recipe", "--student", "--output-dir", "--json"},
     "plan": {
         *("-h", "--help", "recipe", "--device", "--utilization", "--measure", "--subnet", "--read-text", "--json"),
     },
     "extract": {
         *("-h", "--help", "checkpoint", "--subnet", "--output-dir", "--format", "--dtype", "--max-shard-size"),
         *("--revision", "--heal", "--files", "--dataset", "--dataset-config", "--split", "--text-column"),
-        *("--block-size", "--calibration-tokens"),
+        *("--block-size", "--calibration-tokens", "--json"),
+    },
+    "evaluate": {
+        *("-h", "--help", "model", "--subnet", "--revision", "--files", "--dataset", "--dataset-config", "--split"),
+        *("--text-column", "--protocol", "--tasks", "--num-fewshot", "--limit", "--include-path", "--block-size"),
+        *("--batch-size", "--dtype", "--device", "--save", "--no-save", "--json"),
     },
     "push": {
         *("-h", "--help", "folder", "repo_id", "--dry-run", "--private", "--revision", "--create-pr"),
-        *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval"),
+        *("--commit-message", "--overwrite", "--license", "--language", "--lm-eval", "--json"),
     },
     "info": {"-h", "--help", "source", "--sequence-length", "--json"},
-    "demo": {"-h", "--help", "--output-dir"},
-    "report": {"-h", "--help", "folders", "--output", "--prompt"},
+    "demo": {"-h", "--help", "--output-dir", "--json"},
+    "report": {"-h", "--help", "folders", "--output", "--prompt", "--json"},
     "store-logits": {
-        *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size"),
+        *("-h", "--help", "recipe", "--output-dir", "--kind", "--draws", "--k", "--seed", "--batch-size", "--json"),
     },
 }
 RESULTS = {
@@ -107,7 +116,7 @@ def options_of(parser):
 
 def test_options_are_frozen():
     parser = make_parser()
-    assert options_of(parser) == {"-h", "--help", "--version", "command"}
+    assert options_of(parser) == {"-h", "--help", "--version", "--print-completion", "command"}
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
     assert set(COMMANDS) == set(OPTIONS)
@@ -118,6 +127,23 @@ def test_threads_wait_briefly_unless_the_user_says_how_they_wait(given):
     environment = dict(given)
     wait_briefly(environment)
     assert environment == (given or {"GOMP_SPINCOUNT": SPINS})
+
+
+def test_bars_of_other_libraries_are_seldom_where_stderr_is_no_terminal(run_python):
+    script = """
+        import contextlib, io, os, sys
+        from hf_whittle.cli import show_seldom
+        assert "tqdm" not in sys.modules
+        show_seldom(os.environ)
+        from datasets.utils import tqdm
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            bar = tqdm(range(1000), desc="tokenize")
+            assert len(list(bar)) == 1000
+        print(bar.mininterval, bar.delay, repr(said.getvalue()))
+    """
+    assert run_python(script) == "30.0 30.0 ''\n"
+    assert float(SECONDS_OF_BARS) == LINES_EVERY
 
 
 def test_how_threads_wait_is_said_before_torch_is_imported():
@@ -414,7 +440,7 @@ def test_the_summary_describes_healing(extract, capsys, is_healed, summarized):
     extract()
     report = {"is_healed": is_healed, "perplexity_before": 61.5, "perplexity_after": 35.25, "tokens": 1280}
     Path("out", "healing.json").write_text(json.dumps(report | {"held_out_tokens": 320}))
-    assert summary(Path("out")).splitlines()[1] == summarized
+    assert summary(facts_of(Path("out"))).splitlines()[1] == summarized
 
 
 TEXT = ("--files", "text.txt")

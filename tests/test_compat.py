@@ -3,6 +3,7 @@
 A failure names the library, the name, and the version that it was last seen in.
 """
 
+import argparse
 import ast
 import concurrent.futures
 import contextlib
@@ -29,6 +30,7 @@ from torch import nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
+    AutoTokenizer,
     DynamicCache,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -48,7 +50,8 @@ OWN_MARKS = {"_reads_file_names"}
 PUBLIC_MODULES = {
     "accelerate", "accelerate.utils", "datasets", "datasets.config", "datasets.exceptions", "datasets.fingerprint",
     "huggingface_hub", "huggingface_hub.constants", "huggingface_hub.dataclasses", "huggingface_hub.errors",
-    "huggingface_hub.repocard", "huggingface_hub.utils", "peft", "torch", "torch.autograd.function",
+    "huggingface_hub.repocard", "huggingface_hub.utils", "lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks",
+    "peft", "torch", "torch.autograd.function",
     "torch.distributed.tensor", "torch.nn.functional", "torch.optim.lr_scheduler", "torch.utils.hooks",
     "transformers",
     "transformers.tokenization_utils_base", "transformers.trainer", "transformers.trainer_callback",
@@ -522,6 +525,29 @@ def test_four_bit_weights_are_packed_outside_the_block_alone(monkeypatch):
             model(x)
 
 
+def test_trackers_have_callbacks_by_name(tmp_path):
+    with relies_on("transformers", "integrations.get_reporting_integration_callbacks"):
+        assert compat.reporting_callbacks([]) == []
+        pytest.importorskip("tensorboard", reason="pip install tensorboard")
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="tensorboard")
+        (callback,) = compat.reporting_callbacks(args.report_to)
+        of_trainer = Trainer(nn.Linear(1, 1), args).callback_handler.callbacks
+        assert type(callback) in map(type, of_trainer)
+
+
+# lm-evaluation-harness: requests that processes divide.
+
+
+def test_requests_to_a_loaded_model_are_divided(stock, teacher_folder):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="pip install 'hf_whittle[eval]'")
+    accelerator = SimpleNamespace(process_index=1, num_processes=3, unwrap_model=lambda model: model)
+    with relies_on("lm_eval", "HFLM._rank and HFLM._world_size"):
+        lm = huggingface.HFLM(stock, tokenizer=AutoTokenizer.from_pretrained(teacher_folder), backend="causal")
+        assert (lm.rank, lm.world_size) == (0, 1)
+        compat.divide_requests(lm, accelerator)
+        assert (lm.rank, lm.world_size, lm.model) == (1, 3, stock)
+
+
 # torch: tensors without memory.
 
 
@@ -535,3 +561,11 @@ def test_operations_of_a_rehearsal_are_watched_and_take_no_memory():
     with relies_on("torch", "FakeTensorMode and TorchDispatchMode"), compat.rehearsing(watch):
         product = torch.zeros(2**20, 2**20).T @ torch.zeros(2**20, 3)  # 4 TB
         assert product.shape == (2**20, 3) and "aten::mm" in seen
+
+
+def test_arguments_of_a_parser_are_those_that_were_added():
+    parser = argparse.ArgumentParser(add_help=False)
+    command = parser.add_subparsers().add_parser("run", add_help=False)
+    added = [command.add_argument("recipe"), command.add_mutually_exclusive_group().add_argument("--json")]
+    assert compat.arguments_of(command) == added
+    assert [action.choices for action in compat.arguments_of(parser)] == [{"run": command}]

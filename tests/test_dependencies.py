@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hf_whittle import NSGA2Config, ParameterBin, SearchSpace, SurrogateSearchConfig
 from hf_whittle.distillation.config import DistillationConfig
 from hf_whittle.distillation.trainer import DistillationTrainer
+from hf_whittle.evaluation.harness import load_tasks
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -51,7 +53,7 @@ def imported(folder, at_module_level=False):
 
 
 def test_what_the_package_imports_is_declared():
-    extras = set().union(*(declared(extra) for extra in ("adapters", "report", "search")))
+    extras = set().union(*(declared(extra) for extra in ("adapters", "completion", "eval", "report", "search")))
     assert imported("hf_whittle") - declared() - WITHOUT_EXTRA.keys() == extras
     assert not imported("hf_whittle", at_module_level=True) - declared()
 
@@ -105,6 +107,8 @@ def train_with(**given):
         ("pymoo", "search", search_with(NSGA2Config)),
         ("sklearn", "search", search_with(SurrogateSearchConfig)),
         ("peft", "adapters", train_with(peft_config=object())),
+        ("lm_eval", "eval", lambda *_: load_tasks(["piqa"])),
+        ("evaluate", "eval", lambda *_: runpy.run_module("hf_whittle.evaluation.metric")),
     ],
 )
 def test_an_optional_package_that_is_missing_is_told_before_any_work(

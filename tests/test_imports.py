@@ -23,39 +23,40 @@ MAY_IMPORT = {
     "errors": "",
     "checks": "",
     "compat": "",
+    "progress": "",
     "architectures": "compat errors",
     "files": "compat errors",
     "kept": "architectures errors",
     "subnet": "architectures compat errors files kept",
     "plots": "architectures files subnet",
     "processes": "errors files",
-    "models": "architectures compat errors files subnet",
+    "models": "architectures compat errors files progress subnet",
     "fingerprints": "compat files models",
-    "evaluation": "compat errors models",
-    "cost": "architectures compat errors evaluation files models subnet",
     "data": "compat errors files fingerprints",
-    "importance": "architectures compat errors evaluation files fingerprints models subnet",
+    "evaluation": "compat data errors files models progress subnet",
+    "cost": "architectures compat errors evaluation files models progress subnet",
+    "importance": "architectures compat errors evaluation files fingerprints models progress subnet",
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
-    "healing": "architectures checks compat cost errors evaluation files models subnet",
-    "record": "compat files healing subnet",
+    "healing": "architectures checks compat cost errors evaluation files models progress subnet",
+    "record": "compat evaluation files healing subnet",
     "extraction": "architectures compat cost errors evaluation files healing models record subnet",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
-    "search": "architectures checks cost errors files fitness models plots processes record space subnet",
+    "search": "architectures checks cost errors files fitness models plots processes progress record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
-    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes record "
-    "search space subnet",
+    "training": "architectures checks compat cost data errors evaluation files fitness loss models processes progress "
+    "record search space subnet",
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
     "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
-    "processes record subnet training",
+    "processes progress record subnet training",
     "recipe": "checks compat cost distillation errors experimental files fitness healing models search",
     "run": "architectures compat cost data distillation errors evaluation extraction files fingerprints fitness "
     "healing hub importance models processes recipe record search space subnet training",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
     "report": "architectures errors files healing hub record search subnet",
-    "cli": "architectures cost data distillation errors extraction files healing hub plan processes recipe record "
-    "report run search subnet",
+    "cli": "architectures compat cost data distillation errors evaluation extraction files healing hub plan processes "
+    "recipe record report run search subnet",
     "demo": "",
     "__main__": "cli",
 }
@@ -189,3 +190,18 @@ def test_any_module_of_transformers_can_be_imported_next_and_students_are_regist
     """
     expected = [f"Whittle{get_architecture(model_type).prefix}ForCausalLM" for model_type in ARCHITECTURES]
     assert run_python(script).split() == expected
+
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "matplotlib", "huggingface_hub", "shtab", "tqdm", "scipy"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["init", "--help"]], ids=" ".join)
+def test_help_imports_no_library_that_takes_time(run_python, arguments):
+    script = f"""
+        import contextlib, io, sys
+        from hf_whittle.cli import main
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            main({arguments!r})
+        print(sorted({HEAVY} & sys.modules.keys()))
+    """
+    assert run_python(script) == "[]\n"

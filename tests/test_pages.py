@@ -121,7 +121,8 @@ def test_language_model_of_a_multimodal_checkpoint_is_saved_as_the_guide_says(tm
 def test_recipes_in_readme_and_docs_are_valid(text, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    assert Recipe.load(path).bin.low >= 150e6
+    recipe = Recipe.load(path)
+    assert recipe.student or recipe.bin.low >= 150e6
 
 
 def test_recipes_in_examples_are_valid():

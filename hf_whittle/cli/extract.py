@@ -4,12 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .output import Outcome, add_json
+
 if TYPE_CHECKING:
     import torch
 
     from ..subnet import SubnetConfig
 
 HELP = "Extract a student from a checkpoint, and heal it on text if asked to."
+EXAMPLE = "hf-whittle extract EleutherAI/pythia-410m --subnet subnet.json --output-dir my-student"
 INTERRUPTED = "nothing was written, run the same command again"
 
 _HEALING_DEFAULTS: dict[str, Any] = {
@@ -41,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     healing.add_argument("--text-column", help="column that holds the text (default: text)")
     healing.add_argument("--block-size", type=int, help="tokens in a block (default: 1024 at most)")
     healing.add_argument("--calibration-tokens", type=int, help="most tokens to read (default: 32768)")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
     from ..extraction.extraction import extract_subnet
@@ -64,7 +68,8 @@ def main(options: argparse.Namespace) -> None:
         max_shard_size=options.max_shard_size,
         revision=options.revision,
     )
-    print(summary(folder))
+    facts = facts_of(folder)
+    return Outcome(facts, summary(facts))
 
 
 def _size(text: str) -> int | str:
@@ -130,7 +135,7 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..errors import DataError
     from ..extraction.checkpoint import Checkpoint
     from ..files.paths import expanded
-    from ..run.inputs import load_tokenizer
+    from ..files.sources import load_tokenizer
 
     longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
     size = min(1024, longest) if options.block_size is None else options.block_size
@@ -153,8 +158,8 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
 
-def summary(folder: Path) -> str:
-    """Describe the student in a folder, and the effect of healing."""
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Facts of the student in a folder, and of its healing."""
     from transformers import AutoConfig
 
     from ..cost.counts import num_parameters
@@ -162,13 +167,26 @@ def summary(folder: Path) -> str:
     from ..healing.config import HEALING_FILE
 
     config = AutoConfig.from_pretrained(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files) / 1e6
-    kind = f"{(config.architectures or ['student'])[0]} of {num_parameters(config):,} parameters"
-    lines = [f"A {kind} is in {folder}: {size:,.1f} MB of weights in {len(files)} file{'s' * (len(files) != 1)}"]
-    if (folder / HEALING_FILE).is_file():
-        lines.append(_healing_summary(read_json(folder / HEALING_FILE)))
-    return "\n".join(lines)
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    healing = {"healing": read_json(folder / HEALING_FILE)} if (folder / HEALING_FILE).is_file() else {}
+    return {
+        "output_dir": str(folder),
+        "class": (config.architectures or ["student"])[0],
+        "parameters": num_parameters(config),
+        "bytes": sum(sizes),
+        "files": len(sizes),
+        **healing,
+    }
+
+
+def summary(facts: dict[str, Any]) -> str:
+    """Describe a student, and the effect of healing."""
+    files = f"{facts['files']} file{'s' * (facts['files'] != 1)}"
+    lines = [
+        f"A {facts['class']} of {facts['parameters']:,} parameters is in {facts['output_dir']}: "
+        f"{facts['bytes'] / 1e6:,.1f} MB of weights in {files}"
+    ]
+    return "\n".join([*lines, *([_healing_summary(facts["healing"])] if "healing" in facts else [])])
 
 
 def _healing_summary(report: dict[str, Any]) -> str:

@@ -1,17 +1,18 @@
 """`hf-whittle info`: say what a checkpoint, a student, a search or a store of a teacher's predictions is."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, WhittleError
+from .output import Outcome, add_json
 
 if TYPE_CHECKING:
     from ..subnet import Shape, SubnetConfig
 
 HELP = "Say what a checkpoint, student, search or store is: sizes, subnet, costs and lineage."
+EXAMPLE = "hf-whittle info my-student"
 INTERRUPTED = "nothing was changed"
 
 Facts = dict[str, Any]
@@ -23,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequence-length", type=int, default=1024, help="length of the sequences that FLOPs are for (default: 1024)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     found = described(options.source, options.sequence_length)
-    print(json.dumps(found, indent=2) if options.json else in_words(found))
+    return Outcome(found, in_words(found))
 
 
 def described(source: str, sequence_length: int = 1024) -> dict[str, Facts]:
@@ -151,10 +152,10 @@ def _adapter(folder: Path) -> Facts:
 def _subnet(folder: Path) -> Facts:
     from ..subnet import SubnetConfig
 
-    return _kept(SubnetConfig.from_pretrained(folder))
+    return kept(SubnetConfig.from_pretrained(folder))
 
 
-def _kept(subnet: "SubnetConfig") -> Facts:
+def kept(subnet: "SubnetConfig") -> Facts:
     """What a subnet keeps of each dimension."""
     layers = ", ".join(map(str, subnet.layers))
     return {"digest": subnet.digest, "layers kept": f"{len(subnet.layers)}: {layers}", **_sizes(subnet.shape)}
@@ -167,6 +168,8 @@ def _making(folder: Path) -> Facts:
     facts: Facts = {}
     if results.supernet is not None and results.supernet.name:
         facts["extracted from"] = results.supernet.name
+    if results.began_with is not None and results.began_with.name:
+        facts["training began with"] = results.began_with.name
     if results.healing is not None:
         healing = results.healing
         facts["healed"] = healing.is_healed
@@ -204,7 +207,7 @@ def _search(folder: Path) -> Facts:
     if not result.answers:
         return {**facts, "best": "none yet"}
     best = result.best_evaluation
-    found = {f"best {name}": value for name, value in _kept(best.subnet).items()}
+    found = {f"best {name}": value for name, value in kept(best.subnet).items()}
     return {**facts, "best fitness": best.fitness, "best parameters": best.parameters, **found}
 
 

@@ -6,6 +6,9 @@ from typing import Any
 from ..errors import RecipeError
 from ..files.yaml import read_value
 
+TAKE_KEYS = ("plan", "run", "search", "train", "store-logits")
+"""Commands that read a recipe, any key of which can follow it."""
+
 _USAGE = "give keys of the recipe as --training.max_steps 100"
 
 

@@ -6,7 +6,7 @@ import time
 from ..errors import WhittleError
 from ..processes import is_first, is_shared, leave_group, num_launched
 
-LAUNCHED = ("run", "store-logits")
+LAUNCHED = ("run", "search", "train", "store-logits", "evaluate")
 """Commands that several processes do together."""
 PRECEDENCE = 5.0
 """Seconds that the first process has to print an error before the others do."""
@@ -17,7 +17,7 @@ def check_can_be_launched(command: str) -> None:
     if num_launched() > 1 and command not in LAUNCHED:
         raise WhittleError(
             f"{command} works in one process, {num_launched()} were launched; start it without a launcher, which "
-            f"{' and '.join(LAUNCHED)} have a use for"
+            f"{', '.join(LAUNCHED)} have a use for"
         )
 
 

@@ -1,14 +1,16 @@
 """`hf-whittle plan`: what a recipe takes, before it is run."""
 
 import argparse
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from .output import Outcome, add_json
 
 if TYPE_CHECKING:
     from ..plan.facts import Plan, StagePlan
 
 HELP = "Tell the parameters, tokens, FLOPs, memory, disk and hours of each stage of a recipe, before it is run."
+EXAMPLE = "hf-whittle plan recipe.yaml --device h100"
 INTERRUPTED = "nothing was written"
 
 _COSTS = ("", "parameters", "tokens", "FLOPs", "time", "memory", "disk")
@@ -24,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--subnet", help="subnet.json of the student, or a folder with one (default: the costliest of the bin)"
     )
     parser.add_argument("--read-text", action="store_true", help="tokenize the text and count it, as the run will")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
     from ..errors import WhittleError
@@ -47,15 +49,16 @@ def main(options: argparse.Namespace) -> None:
         subnet=None if options.subnet is None else read_subnet(options.subnet),
         read_text=options.read_text,
     )
-    print(json.dumps(plan.to_dict(), indent=2) if options.json else summary(plan))
+    return Outcome(plan.to_dict(), summary(plan))
 
 
 def summary(plan: "Plan") -> str:
     """Make tables of a plan."""
     which = "" if plan.is_student_known else "at most "
+    origin = " that is given" if plan.supernet is None else f", from a super-network of {plan.supernet:,}"
     device, others = plan.device, _other_devices(plan)
     lines = [
-        f"A student of {which}{plan.student:,} parameters, from a super-network of {plan.supernet:,}, on {device.name}",
+        f"A student of {which}{plan.student:,} parameters{origin}, on {device.name}",
         f"({_rates(plan)}; {device.source})",
         "",
         *_table([_COSTS, *map(_costs, plan.stages), _total(plan)]),
@@ -90,7 +93,7 @@ def _costs(stage: "StagePlan") -> tuple[str, ...]:
         "" if stage.parameters is None else f"{stage.parameters:,}",
         f"{stage.tokens:,}",
         flops,
-        _time(stage.hours or 0),
+        time_in_words(stage.hours or 0),
         _bytes(stage.memory.peak),
         _bytes(stage.disk) if stage.disk else "",
     )
@@ -98,7 +101,7 @@ def _costs(stage: "StagePlan") -> tuple[str, ...]:
 
 def _total(plan: "Plan") -> tuple[str, ...]:
     peak = max(stage.memory.peak for stage in plan.stages)
-    return ("in all", "", "", "", _time(plan.hours), _bytes(peak), _bytes(plan.disk))
+    return ("in all", "", "", "", time_in_words(plan.hours), _bytes(peak), _bytes(plan.disk))
 
 
 def _memory(stages: tuple["StagePlan", ...]) -> list[str]:
@@ -117,10 +120,10 @@ def _other_devices(plan: "Plan") -> list[str]:
 
     share = plan.device.utilization if plan.device.name in DEVICES else UTILIZATION
     others = [replace(each, utilization=share) for name, each in DEVICES.items() if name != plan.device.name]
-    return [f"{each.name} {_time(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
+    return [f"{each.name} {time_in_words(sum(stage.hours_on(each) for stage in plan.stages))}" for each in others]
 
 
-def _time(hours: float) -> str:
+def time_in_words(hours: float) -> str:
     """Hours in words."""
     for unit, size in (("days", 24), ("h", 1), ("min", 1 / 60)):
         if hours >= (2 if unit == "days" else 1) * size:

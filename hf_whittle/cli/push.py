@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .output import Outcome, add_json
+
 if TYPE_CHECKING:
     from ..hub.publication import Publication
 
 HELP = "Publish the folder of a student on the Hub, with its model card, in one commit."
+EXAMPLE = "hf-whittle push my-student me/my-student --dry-run"
 INTERRUPTED = "run the same command again; files that were uploaded are not sent twice"
 
 
@@ -26,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language", nargs="+", help="codes of its languages, such as en (default: its super-network's)"
     )
     parser.add_argument("--lm-eval", type=Path, help="results written by `lm_eval --output_path`, for the card")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from ..hub.card import SubnetModelCardData
     from ..hub.publication import publication_of_folder
     from ..hub.push import push_subnet_to_hub
@@ -42,10 +46,7 @@ def main(options: argparse.Namespace) -> None:
         publication = publication_of_folder(
             options.folder, options.repo_id, card_data=card_data, lm_eval=options.lm_eval
         )
-        print(listing(publication))
-        print(f"\n{publication.card}")
-        print(f"Nothing was sent; without --dry-run this goes to {options.repo_id}")
-        return
+        return _not_sent(publication, options.repo_id)
     commit = push_subnet_to_hub(
         options.folder,
         options.repo_id,
@@ -57,12 +58,25 @@ def main(options: argparse.Namespace) -> None:
         commit_message=options.commit_message,
         overwrite=options.overwrite,
     )
-    print(f"Published: {commit.pr_url or commit.commit_url}")
+    url = commit.pr_url or commit.commit_url
+    return Outcome({"repo_id": options.repo_id, "url": url}, f"Published: {url}")
+
+
+def _not_sent(publication: "Publication", repo_id: str) -> Outcome:
+    """The outcome of a trial, which sends nothing."""
+    facts = {"repo_id": repo_id, "files": _sizes(publication), "card": publication.card}
+    last = f"Nothing was sent; without --dry-run this goes to {repo_id}"
+    return Outcome(facts, f"{listing(publication)}\n\n{publication.card}\n{last}")
+
+
+def _sizes(publication: "Publication") -> dict[str, int]:
+    """Bytes of every file."""
+    return {name: publication.size(name) for name in sorted(publication.files)}
 
 
 def listing(publication: "Publication") -> str:
     """List every file with its size, and the sum."""
-    sizes = {name: publication.size(name) for name in sorted(publication.files)}
+    sizes = _sizes(publication)
     sizes[f"{len(sizes)} files"] = sum(sizes.values())
     width = max(map(len, sizes))
     return "\n".join(f"{name:<{width}}  {size:>15,} bytes" for name, size in sizes.items())

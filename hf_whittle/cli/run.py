@@ -3,10 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from .output import Outcome, add_json
+
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
 
 HELP = "Search, extract, pretrain and report as a recipe says; an interrupted run goes on."
+EXAMPLE = "hf-whittle run recipe.yaml --training.max_steps 100"
 
 _COLUMNS = (
     "", "parameters", "perplexity at the start", "at the end", "tokens", "to match the baseline: tokens", "FLOPs",
@@ -16,18 +19,27 @@ _COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file; see examples/recipes")
     parser.add_argument("--output-dir", help="folder of the results (default: the recipe's)")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
-    from ..processes import is_first
+def main(options: argparse.Namespace) -> Outcome:
+    recipe = read_recipe(options)
+    return outcome(work(recipe), recipe)
+
+
+def read_recipe(options: argparse.Namespace, **overrides: Any) -> "Recipe":
+    """Read the recipe that a command is given, with the keys and the folder given beside it, and overrides."""
     from ..recipe.recipe import Recipe
 
     output = {} if options.output_dir is None else {"output_dir": options.output_dir}
-    recipe = Recipe.load(options.recipe, **{**options.keys, **output})
-    results = work(recipe)
-    if is_first():
-        print(summary(results))
-        print(f"\nThe student, its card and the search are in {recipe.output_dir}")
+    return Recipe.load(options.recipe, **{**options.keys, **output, **overrides})
+
+
+def outcome(results: dict[str, Any], recipe: "Recipe") -> Outcome:
+    """The outcome of a run."""
+    made = "its card and the search" if recipe.student is None else "and its card"
+    where = f"The student, {made} are in {recipe.output_dir}".replace("student, and", "student and")
+    return Outcome({"output_dir": recipe.output_dir, "results": results}, f"{summary(results)}\n\n{where}")
 
 
 def work(recipe: "Recipe") -> dict[str, Any]:

@@ -3,7 +3,10 @@
 import argparse
 from typing import Any
 
+from .output import Outcome, add_json
+
 HELP = "Store the logits of a recipe's teacher on its training text, for distillation without the teacher."
+EXAMPLE = "hf-whittle store-logits recipe.yaml --output-dir store --draws 12"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=1024, help="likeliest tokens kept (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
     parser.add_argument("--batch-size", type=int, default=8, help="blocks the teacher reads at a time (default: 8)")
+    add_json(parser)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
     from ..distillation.store.writer import check_store_arguments, store_targets
     from ..errors import RecipeError
-    from ..processes import first_on_each_machine, in_first, is_first, lock_in_first
+    from ..processes import first_on_each_machine, in_first, lock_in_first
     from ..recipe.recipe import Recipe
-    from ..run.inputs import Inputs
+    from ..run.inputs import Inputs, load_config
     from ..run.preflight import check_loading
 
     logging.disable_progress_bar()
@@ -42,8 +46,10 @@ def main(options: argparse.Namespace) -> None:
         arguments["temperature"] = inputs.recipe.training_arguments(options.output_dir).temperature
         check_store_arguments(**arguments)
         in_first(lambda: check_loading(inputs.recipe))
+        in_first(lambda: load_config(inputs.recipe.teacher))  # raises if it has no table
         first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
-    if is_first():
-        print(f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}")
+    facts = {"output_dir": options.output_dir, "tokens": store.tokens, "bytes_per_token": store.bytes_per_token}
+    text = f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}"
+    return Outcome(facts, text)

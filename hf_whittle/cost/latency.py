@@ -9,11 +9,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..architectures.dimensions import CHANNELS
 from ..errors import CheckpointError, SubnetError
 from ..files.text import read_json, write_json
+from ..progress import progress_bar
 from ..subnet import Shape, SubnetConfig
 from .bins import Bin, ParameterBin
 from .polynomial import Polynomial, parameter_polynomial
@@ -101,7 +101,9 @@ class LatencyModel:
         rng = Random(seed)
         drawn = [space.sample(rng, ParameterBin(0, float("inf"))).shape for _ in range(subnets)]
         how: dict[str, Any] = {"batch_size": batch_size, "sequence_length": sequence_length, "phase": phase}
-        seconds = _medians(supernet, tqdm(drawn, desc="latency", unit="subnet", disable=not progress), repeats, how)
+        seconds = _medians(
+            supernet, progress_bar(drawn, desc="latency", unit="subnet", disable=not progress), repeats, how
+        )
         held_out = subnets // 4
         tried = fit_polynomial(fitted, drawn[held_out:], seconds[held_out:])
         errors = [abs(tried(shape) / true - 1) for shape, true in zip(drawn[:held_out], seconds, strict=False)]

@@ -1,12 +1,15 @@
 """Folders of files on disk or on the Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..compat import commit_of_file
-from ..errors import CheckpointError
+from ..compat import commit_of_file, not_partitioned
+from ..errors import CheckpointError, WhittleError
 from .paths import expanded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def fetch_folder(source: str | Path, names: Sequence[str], optional: Sequence[str] = (), **hub: Any) -> Path:
@@ -70,3 +73,40 @@ def commit_of(source: str | Path, **hub: Any) -> str | None:
         return commit_of_file(cached_file(source, CONFIG_NAME, local_files_only=True, **where))
     except (OSError, ValueError):  # not in the cache
         return None
+
+
+def load_tokenizer(name: str, **hub: Any) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: if it has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
+        is_empty = not tokenizer("text").input_ids
+    except ValueError as error:
+        if isinstance(error, WhittleError):
+            raise
+        raise _without_tokenizer(name) from error
+    if is_empty:
+        raise _without_tokenizer(name)
+    return tokenizer
+
+
+def _without_tokenizer(name: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
+
+
+def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    """Call `load` with the name of a checkpoint; DeepSpeed does not partition a model that is loaded.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
+    """
+    try:
+        with not_partitioned():
+            return load(name, **kwargs)
+    except OSError as error:
+        raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error

@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import asdict, replace
 
 import torch
-from tqdm.auto import tqdm
 
 from ..architectures.table import Weight
 from ..compat import attention_kernel, set_attention_kernel
@@ -16,6 +15,7 @@ from ..models.single_layer import Embedding, SingleLayer
 from ..models.slicing import student_model
 from ..models.source import Source
 from ..models.student import student_config
+from ..progress import progress_bar
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport, held_out_blocks
 from .hidden_states import HiddenStatesFile, check_hidden_states
@@ -89,7 +89,7 @@ class Healer:
         self._embed(self._of_student, self._student(weights))
         layers = self._subnet.layers
         self._advance_teacher(0, layers[0])
-        for position in tqdm(range(len(layers)), desc="heal", unit="layer", disable=not progress):
+        for position in progress_bar(range(len(layers)), desc="heal", unit="layer", disable=not progress):
             self._heal_layer(weights, position)
         self._heal_head(weights)
 

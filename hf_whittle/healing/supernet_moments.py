@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from tqdm.auto import tqdm
 
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
@@ -15,6 +14,7 @@ from ..evaluation import evaluating
 from ..models.activations import recorded_activations
 from ..models.single_layer import SingleLayer
 from ..models.source import source_of
+from ..progress import progress_bar
 from ..subnet import Shape
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .moments_cost import (
@@ -100,7 +100,9 @@ class SupernetMoments:
         self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
         description = f"moments, {self.bytes / 1e9:.1f} GB"
         with evaluating(supernet), torch.no_grad():
-            for first in tqdm(range(0, blocks, self._batch_size), description, unit="batch", disable=not progress):
+            for first in progress_bar(
+                range(0, blocks, self._batch_size), description, unit="batch", disable=not progress
+            ):
                 self._add(supernet, input_ids[first : first + self._batch_size].to(device), first)
 
     @property

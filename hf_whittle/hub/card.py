@@ -15,7 +15,8 @@ from ..architectures.registry import get_architecture, is_known
 from ..data.documents import STANDARD_LIBRARY
 from ..fitness.registry import LABELS
 from ..models.portable import oldest_transformers
-from ..record.facts import FitnessFacts
+from ..record.evaluation import TextEvaluation
+from ..record.facts import FitnessFacts, SourceFacts
 from ..record.files import RECIPE_FILE
 from ..record.lineage import Lineage
 from ..record.results import Results
@@ -63,7 +64,7 @@ class SubnetModelCardData(ModelCardData):
         results = student.lineage.results
         datasets = _datasets(results)
         measured = _eval_results(student, datasets[0] if len(datasets) == 1 else None)
-        source = {} if results.supernet is None else results.supernet.to_dict()
+        source = _metadata(results.began_with) or _metadata(results.supernet)
         return cls(
             library_name="peft" if student.is_adapter else "transformers",
             tags=[*TAGS, *(["knowledge-distillation"] if _is_distilled(results) else [])],
@@ -71,7 +72,7 @@ class SubnetModelCardData(ModelCardData):
             model_name=(name or student.name) if measured else None,
             eval_results=measured or None,
             **_base_model(student),
-            **{name: source[name] for name in INHERITED if name in source},
+            **source,
         )
 
     def completed_by(self, other: ModelCardData) -> "SubnetModelCardData":
@@ -89,10 +90,19 @@ class SubnetModelCardData(ModelCardData):
         return SubnetModelCardData(**merged)
 
 
+def _metadata(source: SourceFacts | None) -> dict[str, Any]:
+    """Metadata of a checkpoint that hold for what is made from it."""
+    known = {} if source is None else source.to_dict()
+    return {name: known[name] for name in INHERITED if name in known}
+
+
 def _base_model(student: StudentFolder) -> dict[str, Any]:
     """Repositories that a student comes from, and how: the Hub takes two of them for a merge unless that is stated."""
     results = student.lineage.results
-    sources = [each.name for each in (results.supernet, results.teacher) if each is not None and each.on_hub]
+    began_with = results.began_with if results.began_with is not None and results.began_with.on_hub else None
+    sources = [
+        each.name for each in (began_with or results.supernet, results.teacher) if each is not None and each.on_hub
+    ]
     names = list(dict.fromkeys([student.adapter_of] if student.is_adapter else sources))
     if not names:
         return {}
@@ -112,7 +122,7 @@ def _is_distilled(results: Results) -> bool:
 
 
 def _eval_results(student: StudentFolder, dataset: str | None) -> list[EvalResult]:
-    """Final perplexity, if it was measured, and results of `lm_eval`."""
+    """Final perplexity, if it was measured, evaluations on texts, and on tasks whose examples were all evaluated."""
     results = student.lineage.results
     perplexity = None if results.student is None else results.student.final_perplexity
     measured = []
@@ -120,15 +130,38 @@ def _eval_results(student: StudentFolder, dataset: str | None) -> list[EvalResul
         is_held_out = results.teacher is not None and results.teacher.test_tokens is not None
         text = dataset or ("held-out text" if is_held_out else "evaluation data")
         measured.append(_eval_result(dataset or "text", text, "perplexity", round(perplexity, 4)))
-    tasks = [_eval_result(task.task, task.title, task.metric, round(task.value, 6)) for task in student.tasks]
+    texts = () if results.evaluation is None else results.evaluation.texts
+    measured += [result for text in texts for result in _text_results(text)]
+    tasks = [
+        _eval_result(task.task, task.title, task.metric, round(task.value, 6))
+        for task in student.tasks
+        if task.limit is None
+    ]
     return [*measured, *tasks]
 
 
-def _eval_result(dataset_type: str, dataset_name: str, metric: str, value: float) -> EvalResult:
+def _text_results(text: TextEvaluation) -> list[EvalResult]:
+    """Figures of an evaluation on a text."""
+    dataset = "text" if text.dataset in (None, STANDARD_LIBRARY) else str(text.dataset)
+    figures = {name: round(getattr(text, name), 6) for name in ("perplexity", "bits_per_byte", "word_perplexity")}
+    where = text.config, text.split
+    return [_eval_result(dataset, text.in_words, name, value, *where) for name, value in figures.items()]
+
+
+def _eval_result(
+    dataset_type: str,
+    dataset_name: str,
+    metric: str,
+    value: float,
+    config: str | None = None,
+    split: str | None = None,
+) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=dataset_type,
         dataset_name=dataset_name,
+        dataset_config=config,
+        dataset_split=split,
         metric_type=metric,
         metric_value=value,
     )
@@ -211,6 +244,7 @@ def _about_making(lineage: Lineage) -> dict[str, Any]:
         "carries_components": lineage.carries_components,
         "minimized": None if results.search is None else _minimized(results.search.fitness),
         "is_best": _is_best(lineage),
+        "texts": () if results.evaluation is None else results.evaluation.texts,
     }
 
 

@@ -147,11 +147,14 @@ def _rewritten(folder: Path, results: Results) -> dict[str, bytes]:
 
 
 def _licensed(lineage: Lineage, token: str | bool | None) -> Lineage:
-    """The lineage with the license of the checkpoint it starts from, if the Hub states one."""
+    """The lineage with the license of the checkpoints it starts from, if the Hub states one."""
     results = lineage.results
-    if results.supernet is None:
-        return lineage
-    return replace(lineage, results=replace(results, supernet=with_license(results.supernet, token)))
+    found: dict[str, Any] = {
+        name: with_license(source, token)
+        for name in ("supernet", "began_with")
+        if (source := getattr(results, name)) is not None
+    }
+    return replace(lineage, results=replace(results, **found))
 
 
 def _card(folder: Path, student: StudentFolder, repo_id: str, card_data: SubnetModelCardData | None) -> str:

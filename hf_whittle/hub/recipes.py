@@ -20,7 +20,8 @@ def publishable(path: str | Path) -> str:
     data = data if isinstance(data, dict) else {}
     several: Any = data.get("sources")
     sources = [data, *(each for each in (several if isinstance(several, list) else ()) if isinstance(each, dict))]
-    for section, key in ((values, "teacher"), (values, "supernet"), *((source, "dataset") for source in sources)):
+    models = ((values, name) for name in ("teacher", "student", "supernet"))
+    for section, key in (*models, *((source, "dataset") for source in sources)):
         if isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = _last_name(section[key])
     for name in ("output_dir", "teacher_store"):

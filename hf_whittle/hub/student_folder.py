@@ -10,8 +10,9 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from ..errors import CheckpointError
 from ..files.paths import expanded
 from ..files.text import read_json
+from ..record.evaluation import TaskEvaluation
 from ..record.lineage import Lineage
-from .lm_eval import LM_EVAL_FILE, LMEvalTask, read_lm_eval
+from .lm_eval import LM_EVAL_FILE, read_lm_eval
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class StudentFolder:
         files (`frozenset[str]`): names of its files.
         config (`Mapping`): `config.json` or, of adapters, `adapter_config.json`.
         lineage (`Lineage`): `subnet.json`, `healing.json` and `results.json`.
-        tasks (`tuple[LMEvalTask, ...]`): results in `lm_eval.json`.
+        lm_eval (`tuple[TaskEvaluation, ...]`): results in `lm_eval.json`.
     """
 
     name: str
     files: frozenset[str]
     config: Mapping[str, Any]
     lineage: Lineage
-    tasks: tuple[LMEvalTask, ...] = ()
+    lm_eval: tuple[TaskEvaluation, ...] = ()
 
     @classmethod
     def load(cls, folder: str | Path, *, lm_eval: str | Path | None = None) -> "StudentFolder":
@@ -54,8 +55,16 @@ class StudentFolder:
             files,
             read_values(folder / config),
             Lineage.load(folder),
-            () if lm_eval is None else tuple(read_lm_eval(lm_eval)),
+            () if lm_eval is None else read_lm_eval(lm_eval),
         )
+
+    @property
+    def tasks(self) -> tuple[TaskEvaluation, ...]:
+        """Results of tasks: those in `lm_eval.json`, and those of `hf-whittle evaluate` that it does not have."""
+        evaluation = self.lineage.results.evaluation
+        there = {(each.task, each.metric) for each in self.lm_eval}
+        own = evaluation.tasks if evaluation is not None else ()
+        return (*self.lm_eval, *(each for each in own if (each.task, each.metric) not in there))
 
     @property
     def is_adapter(self) -> bool:

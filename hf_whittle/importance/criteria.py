@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from ..architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS, Dimension
 from ..architectures.registry import get_architecture, head_channels
@@ -37,6 +36,7 @@ from ..evaluation import cross_entropy, evaluating
 from ..models.placement import input_device, weights_of
 from ..models.rows import unsliced_sizes
 from ..models.weights import all_weights
+from ..progress import progress_bar
 from ..subnet import Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def taylor(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int, p
     with evaluating(model), torch.enable_grad():
         model.requires_grad_(True)
         try:
-            for batch in tqdm(batches, desc="importance", unit="batch", disable=not progress):
+            for batch in progress_bar(batches, desc="importance", unit="batch", disable=not progress):
                 loss = _loss(model, batch.to(input_device(model)))
                 gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
                 changes = _owned(model, partial(_product, gradients, weights))
@@ -111,7 +111,9 @@ def activations(model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: i
     with evaluating(model), torch.inference_mode(), contextlib.ExitStack() as hooks:
         for handle in sums.observe(model):
             hooks.callback(handle.remove)
-        for batch in tqdm(torch.split(input_ids, batch_size), desc="importance", unit="batch", disable=not progress):
+        for batch in progress_bar(
+            torch.split(input_ids, batch_size), desc="importance", unit="batch", disable=not progress
+        ):
             sums.shape = batch.shape
             model.base_model(input_ids=batch.to(input_device(model)), use_cache=False)
     scores: dict[str, Any] = {key: np.float32(total / input_ids.numel()) for key, total in sums.distances.items()}
@@ -177,7 +179,7 @@ def removal(model: Any, input_ids: torch.Tensor, batch_size: int, progress: bool
         raise SubnetError("layer_criterion='removal' needs a model of at least two layers")
     whole = cross_entropy(model, input_ids, batch_size)
     losses = []
-    for layer in tqdm(layers, desc="importance of layers", unit="layer", disable=not progress):
+    for layer in progress_bar(layers, desc="importance of layers", unit="layer", disable=not progress):
         without = full.with_layers([other for other in layers if other != layer])
         with model.active_subnet(without):
             losses.append(cross_entropy(model, input_ids, batch_size) - whole)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..compat import no_init_weights, set_attention_kernel
 from ..errors import CheckpointError
+from ..progress import progress_bar
 from ..subnet import Shape, SubnetConfig
 from .checkpoint_names import stored_name
 from .elastic import take
@@ -49,7 +49,9 @@ def slice_weights(
     target = padded_shape(config, subnet) if padded else kept
     rows = KeptRows(config, subnet)
     sliced = {}
-    for weight, layer, position in tqdm(kept_weights(config, subnet), "extract", unit="tensor", disable=not progress):
+    for weight, layer, position in progress_bar(
+        kept_weights(config, subnet), "extract", unit="tensor", disable=not progress
+    ):
         name = stored_name(weights, weight, layer)
         tensor = weights[name].detach()
         _check_tensor(name, tensor, weight_shape(weight, config, full, layer))

@@ -64,7 +64,7 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         if not recipe.data.streaming:  # a stream takes no store
             changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
-    return [*changes, f"a smaller bin, or a device with more memory{alone}"]
+    return [*changes, f"a smaller {'student' if recipe.student else 'bin'}, or a device with more memory{alone}"]
 
 
 def _of_step(section: str, memory: Memory, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
@@ -147,7 +147,8 @@ def _of_teacher(recipe: "Recipe") -> list[str]:
     if recipe.teacher_loading.dtype in _FULL:
         return ["teacher_options.dtype: bfloat16, which halves the teacher"]
     if recipe.teacher_loading.quantization_config is None:
-        return ["teacher_options.quantization_config: {load_in_4bit: true}, with supernet_options of its own"]
+        own = "" if recipe.student else ", with supernet_options of its own"
+        return [f"teacher_options.quantization_config: {{load_in_4bit: true}}{own}"]
     return []
 
 

@@ -101,7 +101,8 @@ class Plan:
     Args:
         device (`Device`): the device it is for.
         stages (`tuple[StagePlan, ...]`): stages in their order.
-        supernet, teacher (`int`): their parameters.
+        supernet (`int`, *optional*): parameters of the super-network; `None` if the recipe gives the student.
+        teacher (`int`): parameters of the teacher.
         student (`int`): parameters of the student, at most.
         is_student_known (`bool`): whether the student is given, or is the only one of the bin.
         disk (`int`): most bytes on disk at the same time.
@@ -111,7 +112,7 @@ class Plan:
 
     device: Device
     stages: tuple[StagePlan, ...]
-    supernet: int
+    supernet: int | None
     teacher: int
     student: int
     is_student_known: bool

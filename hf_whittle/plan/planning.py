@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ..cost.counts import flops_per_token, num_parameters
 from ..distillation.store.encodings import Samples
 from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
-from ..errors import BinError, DataError
+from ..errors import BinError, DataError, WhittleError
 from ..healing.config import HealingConfig
 from ..run.inputs import load_config
 from ..run.preflight import check_vocabularies
@@ -28,7 +28,7 @@ from .healing import most_healing_flops
 from .loaded import Loaded
 from .memory import SLICED, Memories
 from .searching import candidates_of, likely_flops, search_cost
-from .students import Students
+from .students import GivenStudent, Students
 from .training_memory import text_of
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ class _Planner:
     read_text: bool
 
     @cached_property
-    def supernet(self) -> PreTrainedConfig:
-        """Configuration of the super-network."""
-        config = load_config(self.recipe.supernet_name)
+    def origin(self) -> PreTrainedConfig:
+        """Configuration of the super-network, or of the student that is given."""
+        config = load_config(self.recipe.origin)
         size, longest = self.recipe.data.block_size, config.max_position_embeddings
         if size > longest:
             raise DataError(f"block_size {size} exceeds the {longest} positions of the model; use smaller blocks")
@@ -101,10 +101,10 @@ class _Planner:
     @cached_property
     def teacher(self) -> PreTrainedConfig:
         """Configuration of the teacher."""
-        if not self.recipe.supernet:
-            return self.supernet
+        if self.recipe.origin == self.recipe.teacher:
+            return self.origin
         config = load_config(self.recipe.teacher)
-        check_vocabularies(self.recipe, self.supernet, config)
+        check_vocabularies(self.recipe, self.origin, config)
         return config
 
     @cached_property
@@ -113,12 +113,15 @@ class _Planner:
 
     @cached_property
     def students(self) -> Students:
-        space = make_space_of(self.supernet, self.recipe.space)
-        bin = self.recipe.bin.to_bin(self.blocks.size)
+        if self.recipe.student is not None:
+            if self.subnet is not None:
+                raise WhittleError("the recipe gives its student, which is planned as it is; leave the subnet out")
+            return GivenStudent(self.origin, self.blocks.size)
+        space, bin = make_space_of(self.origin, self.recipe.space), self.recipe.to_bin()
         space.reachable_pairs(bin)
         if self.subnet is not None:
-            self.subnet.validate(self.supernet)
-            if not bin.contains(self.supernet, self.subnet):
+            self.subnet.validate(self.origin)
+            if not bin.contains(self.origin, self.subnet):
                 raise BinError(f"the given subnet lies outside the recipe's bin, {bin.low:g} to {bin.high:g} {bin.of}")
         return Students(space, bin, self.blocks.size, self.subnet)
 
@@ -127,7 +130,7 @@ class _Planner:
         if self.given is not None:
             return self.given
         of_run = self.recipe.training_arguments(self.recipe.output_dir).device
-        return measure_device(self.supernet, self.students.costliest, self.blocks.size, of_run)
+        return measure_device(self.origin, self.students.costliest, self.blocks.size, of_run)
 
     @cached_property
     def memories(self) -> Memories:
@@ -152,7 +155,7 @@ class _Planner:
         probe = self.recipe.probe_config if search.has_probes else None
         shares = tuple(getattr(search.algorithm, "shares", ()))
         return Fitnesses(
-            self.supernet, self.teacher, self.blocks, self.memories.max_gap, probe, bool(self.recipe.heal), shares
+            self.origin, self.teacher, self.blocks, self.memories.max_gap, probe, bool(self.recipe.heal), shares
         )
 
     def plan(self) -> Plan:
@@ -166,7 +169,8 @@ class _Planner:
         }
         for args in arguments.values():
             self._trained_blocks(args)  # raises, if at all, before a rehearsal takes its time
-        stages = [self._search(), self._healing(), self._teacher()]
+        making = [] if self.recipe.student else [self._search(), self._healing()]
+        stages = [*making, self._teacher()]
         if self.recipe.teacher_store is not None:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args) for name, args in arguments.items()]
@@ -176,7 +180,7 @@ class _Planner:
         return Plan(
             device=self.device,
             stages=timed,
-            supernet=num_parameters(self.supernet),
+            supernet=None if self.recipe.student else num_parameters(self.origin),
             teacher=num_parameters(self.teacher),
             student=self.students.parameters,
             is_student_known=self.students.is_known,
@@ -215,7 +219,7 @@ class _Planner:
             memory = self.memories.extraction()
             return StagePlan("extraction", 0, 0, False, memory, self.students.parameters, disk=self._disk.weights)
         blocks = self.blocks.healing
-        flops = self.students.most(lambda subnet: most_healing_flops(self.supernet, subnet, settings, blocks, size))
+        flops = self.students.most(lambda subnet: most_healing_flops(self.origin, subnet, settings, blocks, size))
         memory, disk = self.memories.healing(settings), self._disk.healing()
         return StagePlan("healing", blocks * size, flops, True, memory, self.students.parameters, disk=disk)
 
@@ -280,13 +284,13 @@ class _Planner:
             notes.append(self._note_on_stream())
         elif not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
-        models = {"super-network": self.memories.loaded_supernet}
+        models = {} if self.recipe.student else {"super-network": self.memories.loaded_supernet}
         if not self.recipe.is_one_model:
             models["teacher"] = self.memories.loaded_teacher
         notes += [note for name, model in models.items() for note in _notes_of(name, model)]
         if self.recipe.teacher_store is not None and self.store is None:
             notes.append("The store does not exist; hf-whittle store-logits writes it before the run.")
-        if hours["search"] > hours["student"]:
+        if hours.get("search", 0) > hours["student"]:
             notes.append(
                 "The search takes longer than the training: fewer data.search_tokens or generations, or a smaller "
                 "search.score_share, shorten it."

@@ -156,3 +156,28 @@ class Students:
             found.append(sizes[0] + more)
             left -= more
         return found
+
+
+class GivenStudent(Students):
+    """A student that a recipe gives: there is no space to search, and all of it is kept.
+
+    Args:
+        config (`PreTrainedConfig`): its configuration.
+        block_size (`int`): tokens of a block.
+    """
+
+    def __init__(self, config: PreTrainedConfig, block_size: int):
+        none: Any = None
+        super().__init__(none, none, block_size, SubnetConfig.full(config))
+        object.__setattr__(self, "_given", config)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Its own configuration."""
+        given: PreTrainedConfig = self.__dict__["_given"]
+        return given
+
+    @property
+    def student_config(self) -> PreTrainedConfig:
+        """Its own configuration."""
+        return self.config

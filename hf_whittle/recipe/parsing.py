@@ -63,6 +63,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return hint.parse(value, path)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
+    optional = _optional_section(hint)
+    if optional is not None and value is not None:
+        return parse(optional, value, path)
     section = _section_of_list(hint)
     if section is not None and value is not None:
         if not isinstance(value, list):
@@ -77,6 +80,12 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if not _matches(value, hint):
         raise RecipeError(f"{path}: expected {_expected(value, hint)}")
     return value
+
+
+def _optional_section(hint: Any) -> Any:
+    """The dataclass that a key holds, or nothing; `None` for any other key."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    return options[0] if len(options) == 1 and dataclasses.is_dataclass(options[0]) else None
 
 
 def _section_of_list(hint: Any) -> Any:

@@ -17,8 +17,12 @@ from .sections import BinSection, SearchSection, SpaceSection
 from .training import parse_baseline, parse_training, training_arguments
 
 if TYPE_CHECKING:
+    from ..cost.bins import Bin
     from ..distillation.config import DistillationConfig
     from ..fitness.probe import ProbeConfig
+
+OF_SEARCH = ("bin", "supernet", "space", "search", "heal", "supernet_options")
+"""Keys that say how a student is found and made; a student that is given has none of them."""
 
 
 @dataclass
@@ -29,7 +33,9 @@ class Recipe:
         teacher (`str`): checkpoint the student learns from: a name on the Hub or a local folder.
         output_dir (`str`): folder of the results.
         data (`DataSection`): the text.
-        bin (`BinSection`): parameters of the student.
+        bin (`BinSection`, *optional*): parameters of the student, which is searched for.
+        student (`str`, *optional*): the student instead of a bin: a folder, or a name on the Hub. It is trained as it
+            is; nothing is searched, extracted or healed.
         supernet (`str`, *optional*): checkpoint the student is extracted from; the teacher by default.
         space (`SpaceSection`): the search space.
         search (`SearchSection`): the search.
@@ -48,7 +54,8 @@ class Recipe:
     teacher: str
     output_dir: str
     data: DataSection
-    bin: BinSection
+    bin: BinSection | None = None
+    student: str | None = None
     supernet: str | None = None
     space: SpaceSection = field(default_factory=SpaceSection)
     search: SearchSection = field(default_factory=SearchSection)
@@ -61,9 +68,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.teacher, self.output_dir = expanded(self.teacher), expanded(self.output_dir)
-        self.supernet = None if self.supernet is None else expanded(self.supernet)
-        self.teacher_store = None if self.teacher_store is None else expanded(self.teacher_store)
-        if self.heal is True:
+        for name in ("student", "supernet", "teacher_store"):
+            if getattr(self, name) is not None:
+                setattr(self, name, expanded(getattr(self, name)))
+        if self.student is not None:
+            self.heal = False
+        elif self.heal is True:
             self.heal = HealingConfig()
 
     @classmethod
@@ -72,12 +82,19 @@ class Recipe:
 
         Args:
             path (`str` or `Path`): the file.
-            overrides: keys that replace those of the file; a section as a `dict` of those that change.
+            overrides: keys that replace those of the file; a section as a `dict` of those that change. A `student`
+                replaces the bin and everything else that a student would be searched and made by.
 
         Raises:
             RecipeError: if a key is unknown (naming the nearest valid one), missing or of the wrong type.
         """
-        return cls.from_dict(_merged(read_yaml(path), overrides))
+        student = overrides.pop("student", None)
+        values = _merged(read_yaml(path), overrides)
+        if student is None:
+            return cls.from_dict(values)
+        if values.get("bin") is None:
+            return cls.from_dict({**values, "student": student})
+        return cls.from_dict(values).with_student(student)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -90,6 +107,7 @@ class Recipe:
                 "teacher_store: a store holds targets of blocks on disk, which streamed text does not become; set "
                 "data.streaming to false, or leave teacher_store out"
             )
+        recipe._check_origin(values)
         recipe._check_loading()
         recipe.training = parse_training(recipe.training)
         recipe._check_training("training", {})
@@ -98,8 +116,31 @@ class Recipe:
             recipe._check_training("baseline", recipe.baseline)
         return recipe
 
+    def with_student(self, student: str) -> "Recipe":
+        """The recipe of a student that is given: the same teacher, text and training, without a search."""
+        values = {name: value for name, value in self.to_dict().items() if name not in OF_SEARCH}
+        values |= {"student": student, "teacher_options": dataclasses.asdict(self.teacher_loading)}
+        return Recipe.from_dict(values)
+
+    def _check_origin(self, values: dict[str, Any]) -> None:
+        """Check that the student is either searched for or given."""
+        if self.student is None:
+            if self.bin is None:
+                raise RecipeError(
+                    "recipe: missing bin; it needs the bin of a student to search for, or a student to train"
+                )
+            return
+        given = [name for name in OF_SEARCH if values.get(name) is not None]
+        if given:
+            raise RecipeError(
+                f"student: it is trained as it is, so {', '.join(given)} would have no effect; leave that out, or "
+                "student, to search for one"
+            )
+        if Path(self.student).is_dir() and Path(self.student).resolve() == Path(self.output_dir).resolve():
+            raise RecipeError("output_dir: it is the folder of the student, which is kept; choose another one")
+
     def _check_loading(self) -> None:
-        if self.supernet_loading.quantization_config is not None:
+        if self.student is None and self.supernet_loading.quantization_config is not None:
             section = "teacher" if self.supernet_options.is_default else "supernet"
             raise RecipeError(
                 f"{section}_options.quantization_config: no slice of a quantized super-network can be run, and the "
@@ -108,14 +149,24 @@ class Recipe:
             )
 
     @property
-    def supernet_name(self) -> str:
-        """The checkpoint of the super-network."""
-        return self.supernet or self.teacher
+    def origin(self) -> str:
+        """The checkpoint that the student is, or is extracted from."""
+        return self.student or self.supernet or self.teacher
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether the teacher is not the checkpoint that the student is, or is extracted from."""
+        return self.student is not None or self.supernet is not None
+
+    def to_bin(self) -> "Bin":
+        """The bin of a recipe that searches."""
+        assert self.bin is not None
+        return self.bin.to_bin(self.data.block_size)
 
     @property
     def teacher_loading(self) -> LoadingSection:
         """How the teacher is loaded."""
-        is_given = self.supernet is not None or not self.teacher_options.is_default
+        is_given = self._is_apart or not self.teacher_options.is_default
         return self.teacher_options if is_given else self.supernet_options
 
     @property
@@ -127,7 +178,7 @@ class Recipe:
     @property
     def is_one_model(self) -> bool:
         """Whether teacher and super-network are one model in memory."""
-        return self.supernet is None and self.teacher_loading == self.supernet_loading
+        return not self._is_apart and self.teacher_loading == self.supernet_loading
 
     def _check_training(self, where: str, overrides: dict[str, Any]) -> None:
         try:
@@ -166,6 +217,8 @@ class Recipe:
         values = {**dataclasses.asdict(self), "search": self.search.to_dict()}
         if isinstance(self.heal, HealingConfig) and self.heal.ridge is not None:
             values["heal"]["ridge"] = list(self.heal.ridge)
+        if self.student is not None:
+            return {name: value for name, value in values.items() if name not in OF_SEARCH}
         return values
 
     def save(self, path: str | Path) -> None:

@@ -1,12 +1,16 @@
 """Facts of the training text: its sources, and how it was cut."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from ..files.paths import is_local
 from .facts import Facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class _NamedText(Facts):
+class NamedText(Facts):
     """The name of a text.
 
     Args:
@@ -26,7 +30,7 @@ class _NamedText(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFacts(_NamedText):
+class TextFacts(NamedText):
     """A source of training text, by its name.
 
     Args:
@@ -43,7 +47,7 @@ class TextFacts(_NamedText):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts(_NamedText):
+class DataFacts(NamedText):
     """The training text, by its name or its sources.
 
     Args:
@@ -63,3 +67,11 @@ class DataFacts(_NamedText):
     def datasets(self) -> list[str]:
         """Names of data sets on the Hub."""
         return [each.dataset for each in self.sources or (self,) if each.dataset is not None]
+
+
+def name_of_text(dataset: str | None, files: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of `NamedText` for a text: files and folders of this machine have their last name."""
+    if files:
+        return {"files": [Path(pattern).name for pattern in files]}
+    name = str(dataset)
+    return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}

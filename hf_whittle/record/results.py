@@ -1,11 +1,13 @@
 """`results.json`: all facts of a student's making, read and written in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, get_args, get_type_hints
 
+from ..files.locks import folder_lock
 from ..files.text import read_json, write_json
 from .data import DataFacts
+from .evaluation import EvaluationFacts
 from .facts import (
     Environment,
     Facts,
@@ -25,6 +27,7 @@ class Results(Facts):
 
     Args:
         supernet (`SourceFacts`, *optional*): the checkpoint it was extracted from.
+        began_with (`SourceFacts`, *optional*): the checkpoint that its training began with, if that was given.
         search (`SearchFacts`, *optional*): the search that found it.
         healing (`HealingFacts`, *optional*): its healing.
         data (`DataFacts`, *optional*): its training text.
@@ -32,10 +35,12 @@ class Results(Facts):
         student (`TrainingFacts`, *optional*): its size and training.
         baseline (`TrainingFacts`, *optional*): the training of the same architecture from random initialization.
         to_match (`MatchFacts`, *optional*): the cost to reach the baseline's final perplexity.
+        evaluation (`EvaluationFacts`, *optional*): later evaluations of the student.
         environment (`Environment`, *optional*): versions and hardware.
     """
 
     supernet: SourceFacts | None = None
+    began_with: SourceFacts | None = None
     search: SearchFacts | None = None
     healing: HealingFacts | None = None
     data: DataFacts | None = None
@@ -43,6 +48,7 @@ class Results(Facts):
     student: TrainingFacts | None = None
     baseline: TrainingFacts | None = None
     to_match: MatchFacts | None = None
+    evaluation: EvaluationFacts | None = None
     environment: Environment | None = None
 
     @classmethod
@@ -66,7 +72,19 @@ class Results(Facts):
     @property
     def of_making(self) -> "Results":
         """Sections that stay true of a student whatever it is trained on."""
-        return Results(supernet=self.supernet, search=self.search, healing=self.healing)
+        return Results(supernet=self.supernet, began_with=self.began_with, search=self.search, healing=self.healing)
+
+
+def record_evaluation(folder: str | Path, facts: EvaluationFacts) -> None:
+    """Add evaluations to `results.json` in a student's folder, in place of those of the same texts and tasks.
+
+    Raises:
+        OutputError: if another process writes the folder, or it cannot be written.
+    """
+    with folder_lock(folder):
+        results = Results.load(folder)
+        before = results.evaluation or EvaluationFacts()
+        replace(results, evaluation=before.updated_by(facts)).save(folder)
 
 
 def _read(kind: type[Facts], values: Any) -> Facts | None:

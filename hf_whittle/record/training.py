@@ -1,6 +1,5 @@
 """Facts of a training: its arguments, its curve, its environment."""
 
-import math
 import platform
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import torch
 import transformers
 
 from .. import __version__
+from ..evaluation import perplexity
 from .facts import CurvePoint, Environment, TrainingArgumentFacts, TrainingFacts
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def training_curve(state: "TrainerState") -> tuple[CurvePoint, ...]:
         CurvePoint(
             step=step,
             tokens=row.get("num_input_tokens_seen"),
-            perplexity=row.get("eval_perplexity", math.exp(min(row["eval_loss"], 700))),
+            perplexity=row.get("eval_perplexity", perplexity(row["eval_loss"])),
         )
         for step, row in rows.items()
     )

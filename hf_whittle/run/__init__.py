@@ -1,5 +1,5 @@
 """The main job: search, extract, pretrain, compare with random initialization, report."""
 
-from .main import run
+from .main import run, search
 
-__all__ = ["run"]
+__all__ = ["run", "search"]

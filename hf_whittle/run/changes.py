@@ -15,7 +15,7 @@ from ..search.result import CANDIDATES_FILE
 BASELINE_RECORD = Path("stages", "baseline-settings.json")
 """The section `baseline` as it was when its training began."""
 
-_MODELS = ("teacher", "supernet", "teacher_options", "supernet_options")
+_MODELS = ("teacher", "student", "supernet", "teacher_options", "supernet_options")
 _SEARCH = (*_MODELS, "data", "bin", "space", "search", "probe")
 _STUDENT = (*_SEARCH, "heal", "training", "teacher_store")
 DEPENDS_ON = {
@@ -91,7 +91,7 @@ def _sections_before(folder: Path) -> dict[str, Any]:
 
 def _sections(recipe: Recipe) -> dict[str, Any]:
     """The sections of a recipe, as far as anything depends on them."""
-    sections = recipe.to_dict()
+    sections: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(recipe)) | recipe.to_dict()
     del sections["data"]["num_proc"]  # the blocks do not depend on it
     for source in (sections["data"], *(sections["data"]["sources"] or ())):
         del source["dataset_revision"]  # fingerprints compare the text itself

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
-from ..compat import not_partitioned
 from ..distillation.teacher import check_same_tokens, load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
 from ..extraction.checkpoint import Checkpoint
-from ..files.sources import read_config
+from ..files.sources import load_checkpoint, load_tokenizer, read_config
 from ..models.checkpoint_names import as_stored
 from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
@@ -38,20 +36,20 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the super-network.
+        """Tokenizer of the super-network, or of the student that is given.
 
         Raises:
             VocabularyError: if the teacher has another one.
         """
-        tokenizer = load_tokenizer(self.recipe.supernet_name)
-        if self.recipe.supernet:
+        tokenizer = load_tokenizer(self.recipe.origin)
+        if self.recipe.origin != self.recipe.teacher:
             check_same_tokens(tokenizer, load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher))
         return tokenizer
 
     @cached_property
     def text(self) -> Text:
         """The text."""
-        name = self.recipe.supernet_name
+        name = self.recipe.origin
         return Text(self.recipe.data, lambda: self.tokenizer, lambda: int(load_config(name).vocab_size))
 
     @property
@@ -80,14 +78,14 @@ class Inputs:
         return self.recipe.training_arguments(self.recipe.output_dir).device
 
     @cached_property
-    def supernet_config(self) -> PreTrainedConfig:
-        """Configuration of the super-network, as the loaded model has it.
+    def origin_config(self) -> PreTrainedConfig:
+        """Configuration of the super-network, or of the student that is given, as the loaded model has it.
 
         Raises:
             VocabularyError: if its tokenizer has more tokens than it has embeddings.
             DataError: if it has fewer positions than a block has tokens.
         """
-        name, block_size = self.recipe.supernet_name, self.recipe.data.block_size
+        name, block_size = self.recipe.origin, self.recipe.data.block_size
         config = load_config(name)
         with contextlib.suppress(CheckpointError):  # weights that are not in safetensors are as the configuration says
             config = as_stored(config, Checkpoint(name))
@@ -104,14 +102,14 @@ class Inputs:
     @cached_property
     def teacher_config(self) -> PreTrainedConfig:
         """Configuration of the teacher."""
-        return load_config(self.recipe.teacher) if self.recipe.supernet else self.supernet_config
+        return load_config(self.recipe.teacher) if self.recipe.origin != self.recipe.teacher else self.origin_config
 
     @cached_property
     def supernet(self) -> SuperNetModel:
         """The super-network, loaded as the recipe says."""
-        _ = self.supernet_config  # raises before weights are loaded
+        _ = self.origin_config  # raises before weights are loaded
         arguments = self.recipe.supernet_loading.arguments
-        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, self.recipe.supernet_name, **arguments)
+        supernet = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, self.recipe.origin, **arguments)
         return supernet if is_placed(supernet) else supernet.to(self.device)
 
     def free_supernet(self) -> None:
@@ -127,7 +125,7 @@ class Inputs:
         if self.recipe.supernet_loading.is_whole:
             return {"model": self.supernet}
         self.free_supernet()
-        return {"model": self.recipe.supernet_name, "dtype": torch.float32}
+        return {"model": self.recipe.origin, "dtype": torch.float32}
 
     @property
     def is_one_model(self) -> bool:
@@ -150,18 +148,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: if it has none.
-    """
-    tokenizer = load_checkpoint(AutoTokenizer.from_pretrained, name, **hub)
-    if not tokenizer("text").input_ids:
-        raise CheckpointError(f"the checkpoint {name!r} has no tokenizer: put the tokenizer's files beside it")
-    return tokenizer
-
-
 def load_config(name: str) -> PreTrainedConfig:
     """Load the configuration of a checkpoint.
 
@@ -172,16 +158,3 @@ def load_config(name: str) -> PreTrainedConfig:
     config: PreTrainedConfig = read_config(name)
     check_model_type(config.model_type, name, getattr(config, "text_config", None))
     return config
-
-
-def load_checkpoint(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call `load` with the name of a checkpoint; DeepSpeed does not partition a model that is loaded.
-
-    Raises:
-        CheckpointError: if the checkpoint cannot be read; it names the checkpoint.
-    """
-    try:
-        with not_partitioned():
-            return load(name, **kwargs)
-    except OSError as error:
-        raise CheckpointError(f"cannot load the checkpoint {name!r}: {' '.join(str(error).split())}") from error

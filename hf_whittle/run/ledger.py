@@ -59,13 +59,13 @@ def calibration_cost(inputs: Inputs) -> dict[str, int]:
     passes = 4 if criterion == "taylor" else 1
     return {
         "tokens": tokens,
-        "flops": passes * tokens * flops_per_token(inputs.supernet_config, sequence_length=length),
+        "flops": passes * tokens * flops_per_token(inputs.origin_config, sequence_length=length),
     }
 
 
 def healing_cost(inputs: Inputs, subnet: SubnetConfig, report: dict[str, Any]) -> int:
     """FLOPs of healing the student of a subnet, whose `HealingReport` is given as a `dict`."""
-    return healing_flops(inputs.supernet_config, subnet, report, inputs.recipe.data.block_size)
+    return healing_flops(inputs.origin_config, subnet, report, inputs.recipe.data.block_size)
 
 
 def training_cost(student: PreTrainedConfig, teacher: PreTrainedConfig | None, sequence_length: int) -> FlopsPerToken:

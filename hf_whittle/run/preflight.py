@@ -1,10 +1,10 @@
 """Try in small, before the first expensive step of a run, everything that it will do hours later.
 
-The student is the smallest subnet of the space, of a layer or so, extracted and healed as the real one will be; it
-takes one optimizer step on two blocks of at most 32 tokens, is evaluated, saved and loaded again, and takes another
-step. Teacher, tokenizer, text, schedule, optimizer, loggers, output folder and format are those of the run. This costs
-two passes of the teacher over some tens of tokens and, where the teacher is not the super-network, loading it once
-more.
+The student is the smallest subnet of the space, of a layer or so, extracted and healed as the real one will be, or the
+student that the recipe gives. It takes one optimizer step on two blocks of at most 32 tokens, is evaluated, saved and
+loaded again, and takes another step. Teacher, tokenizer, text, schedule, optimizer, loggers, output folder and format
+are those of the run. This costs two passes of the teacher over some tens of tokens and, where the teacher is not the
+super-network, loading it once more.
 """
 
 import contextlib
@@ -51,6 +51,7 @@ from .batches import own_arguments, shards_models
 from .changes import has_begun
 from .inputs import Inputs, free_memory, load_config
 from .search_inputs import make_space
+from .stages import save_given
 from .text import spread
 from .trainers import Trainers, Weights, random_student, save_student, whole_weights
 
@@ -69,7 +70,7 @@ def check_teacher(inputs: Inputs) -> None:
     """
     check_loading(inputs.recipe)
     config = load_config(inputs.recipe.teacher)
-    check_vocabularies(inputs.recipe, inputs.supernet_config, config)
+    check_vocabularies(inputs.recipe, inputs.origin_config, config)
 
 
 def check_loading(recipe: Recipe) -> None:
@@ -121,9 +122,10 @@ def preflight(inputs: Inputs, folder: Path) -> None:
     trainings = in_first(lambda: _to_begin(inputs, folder))
     if not trainings:
         return
-    read = in_each if inputs.recipe.data.streaming else first_on_each_machine  # only a text that is loaded is cached
-    read(lambda: inputs.blocks)
-    in_first(lambda: _check_search(inputs, folder))
+    if inputs.recipe.student is None:
+        preflight_search(inputs, folder)
+    else:
+        _read_text(inputs)
     small = folder / "stages" / _FOLDER
     with_teacher = in_first(lambda: not has_begun(folder, "teacher"))
     try:
@@ -136,6 +138,17 @@ def preflight(inputs: Inputs, folder: Path) -> None:
             shutil.rmtree(small, ignore_errors=True)
         forget_partitioning()  # of the models that the search loads
         free_memory()
+
+
+def preflight_search(inputs: Inputs, folder: Path) -> None:
+    """Read the text, and set up the search without starting it; errors as for `preflight`."""
+    _read_text(inputs)
+    in_first(lambda: _check_search(inputs, folder))
+
+
+def _read_text(inputs: Inputs) -> None:
+    read = in_each if inputs.recipe.data.streaming else first_on_each_machine  # only a text that is loaded is cached
+    read(lambda: inputs.blocks)
 
 
 def _make_empty(folder: Path) -> None:
@@ -153,7 +166,7 @@ def _to_begin(inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
 
 def _check_search(inputs: Inputs, folder: Path) -> None:
     """Set up the search without starting it; its space has no importance scores, which are expensive."""
-    bin = inputs.recipe.bin.to_bin(inputs.recipe.data.block_size)
+    bin = inputs.recipe.to_bin()
     with _blamed("search", folder):
         space = make_space(inputs)
         space.reachable_pairs(bin)
@@ -172,7 +185,11 @@ def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path,
 
 
 def _try_student(inputs: Inputs, folder: Path) -> None:
-    """Extract and heal a student, and leave it in a folder as a run does."""
+    """Extract and heal a student, or take the one that is given, and leave it in a folder as a run does."""
+    if inputs.recipe.student is not None:
+        with _blamed("student", folder):
+            save_given(inputs, folder)
+        return
     heal, space = inputs.recipe.heal, make_space(inputs)
     with _blamed("heal", folder):
         source = _source(inputs)
@@ -196,7 +213,7 @@ def _source(inputs: Inputs) -> Source:
     """The model that students are extracted from."""
     if inputs.recipe.supernet_loading.is_whole:
         return source_of(inputs.supernet)
-    return source_in(Checkpoint(inputs.recipe.supernet_name))
+    return source_in(Checkpoint(inputs.recipe.origin))
 
 
 def _basis_of_some_student(source: Source, space: SearchSpace, heal: HealingConfig) -> BasisName:

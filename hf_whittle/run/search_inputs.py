@@ -118,7 +118,7 @@ class SearchInputs:
 
 def make_space(inputs: Inputs, **importance: Any) -> SearchSpace:
     """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature."""
-    return make_space_of(inputs.supernet_config, inputs.recipe.space, **importance)
+    return make_space_of(inputs.origin_config, inputs.recipe.space, **importance)
 
 
 def make_space_of(config: PreTrainedConfig, section: SpaceSection, **importance: Any) -> SearchSpace:

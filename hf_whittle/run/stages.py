@@ -9,18 +9,20 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..cost.counts import num_parameters
+from ..distillation.config import DistillationConfig
 from ..evaluation import as_input_ids, cross_entropy, perplexity
 from ..extraction.extraction import extract_subnet
 from ..files.atomic import atomic_folder
 from ..files.disk import disk_errors
-from ..files.paths import is_local
+from ..files.sources import load_checkpoint
 from ..files.text import read_json, write_json
 from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..processes import in_first
-from ..recipe.data import SourceSection
-from ..record.data import DataFacts, TextFacts
+from ..record.data import DataFacts, TextFacts, name_of_text
 from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..record.lineage import Lineage
+from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import CANDIDATES_FILE, SearchResult
@@ -30,6 +32,7 @@ from .changes import record_baseline
 from .inputs import Inputs
 from .ledger import Ledger, calibration_cost, healing_cost
 from .search_inputs import SearchInputs
+from .trackers import report, search_rows
 from .trainers import Trainers, Training, Weights, random_student, save_student
 
 
@@ -48,6 +51,7 @@ def _search(inputs: Inputs, ledger: Ledger, progress: bool) -> SearchFacts:
 def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, ledger: Ledger) -> SearchFacts:
     """Draw a search; its facts."""
     result.plot(ledger.folder)
+    report(_arguments(inputs), ledger.folder, "search", search_rows(result))
     section, best = inputs.recipe.search, result.best_evaluation
     if section.fitness == Perplexity.name:
         as_sliced = best.fitness
@@ -71,7 +75,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
     result = search_subnets(
         inputs.supernet,
         space,
-        bin=recipe.bin.to_bin(recipe.data.block_size),
+        bin=recipe.to_bin(),
         fitness=fitness,
         config=recipe.search.algorithm,
         output_dir=ledger.folder,
@@ -82,23 +86,37 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.supernet_config)))
+    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.origin_config)))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:
     """Names of the text; files and folders of this machine by their last name."""
     data = inputs.recipe.data
     if data.sources is None:
-        return DataFacts(**_name_of(data), block_size=data.block_size)
-    sources = tuple(TextFacts(**_name_of(source), weight=source.weight) for source in data.sources)
+        return DataFacts(**name_of_text(data.dataset, data.files), block_size=data.block_size)
+    sources = tuple(
+        TextFacts(**name_of_text(source.dataset, source.files), weight=source.weight) for source in data.sources
+    )
     return DataFacts(sources=sources, block_size=data.block_size)
 
 
-def _name_of(source: SourceSection) -> dict[str, Any]:
-    if source.files:
-        return {"files": [Path(pattern).name for pattern in source.files]}
-    name = str(source.dataset)
-    return {"folder": Path(name).resolve().name} if is_local(name) else {"dataset": name}
+def take(inputs: Inputs, ledger: Ledger) -> Results:
+    """Keep the student that the recipe gives in `stages/initial`; what is known of its making."""
+    folder = ledger.stages / "initial"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            save_given(inputs, temporary)
+    return Results.load(folder)
+
+
+def save_given(inputs: Inputs, folder: Path) -> None:
+    """Write the student that the recipe gives, in single precision, and what is known of its making."""
+    load: Any = AutoModelForCausalLM.from_pretrained
+    student = load_checkpoint(load, inputs.recipe.origin, dtype="float32")
+    lineage = Lineage.of(student)
+    save_student(student, inputs.tokenizer, folder)
+    began_with = checkpoint_facts(student.config)
+    replace(lineage, results=replace(lineage.results, began_with=began_with)).save(folder)
 
 
 def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
@@ -119,7 +137,17 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         subnet.save_pretrained(temporary)
         if heal:
             write_json(temporary / HEALING_FILE, student.healing.to_dict())
+    if heal:
+        figures = HealingFacts.from_dict(student.healing.to_dict())
+        rows = enumerate([figures.perplexity_before, figures.perplexity_after])
+        named = ((step, {"healing_perplexity": value}) for step, value in rows)
+        report(_arguments(inputs), ledger.folder, "healing", named)
     return folder
+
+
+def _arguments(inputs: Inputs) -> DistillationConfig:
+    """Arguments of a training, for what stages that are none share with it."""
+    return inputs.recipe.training_arguments(inputs.recipe.output_dir)
 
 
 def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
@@ -129,18 +157,19 @@ def healing(inputs: Inputs, ledger: Ledger) -> HealingFacts:
     return replace(HealingFacts.from_dict(report), flops=healing_cost(inputs, subnet, report))
 
 
-def teacher(trainers: Trainers, ledger: Ledger) -> TeacherFacts:
+def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> TeacherFacts:
     """Size and perplexity of the teacher."""
-    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers))
+    return ledger.once("teacher", TeacherFacts, lambda: _teacher(trainers, progress))
 
 
-def _teacher(trainers: Trainers) -> TeacherFacts:
-    model, args = trainers.teacher, trainers.inputs.recipe.training_arguments(trainers.inputs.recipe.output_dir)
+def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
+    model, args = trainers.teacher, _arguments(trainers.inputs)
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
+    how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, is_spread=True)),
+        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
     )
@@ -184,7 +213,10 @@ def _copy_origin(source: Path, target: Path) -> None:
 
 
 def publish(ledger: Ledger) -> None:
-    """Move the files of the trained student into the folder of the run."""
+    """Move the files of the trained student into the folder of the run, unless they are there."""
+    files, before = sorted((ledger.stages / "final").glob("*")), Results.load(ledger.folder)
     with disk_errors(ledger.folder):
-        for file in sorted((ledger.stages / "final").glob("*")):
+        if files and before.evaluation is not None:  # of other weights
+            replace(before, evaluation=None).save(ledger.folder)
+        for file in files:
             file.replace(ledger.folder / file.name)

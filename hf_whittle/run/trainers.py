@@ -25,6 +25,7 @@ from ..training.progress import TrainingBar
 from .batches import own_arguments
 from .inputs import Inputs
 from .ledger import Ledger, training_cost
+from .trackers import tracked
 
 Weights = dict[str, Any] | None
 """The state dict of a student whose weights are sharded; `None` if they are whole."""
@@ -131,8 +132,9 @@ class Training:
         args = own_arguments(inputs.recipe, folder, disable_tqdm=True, **overrides)  # `TrainingBar` stands in
         if not args.has_teacher:
             self.trainers.free_teacher()
-        trainer = self._trainer(student, args)
-        self._finish(trainer, checkpoint)
+        with tracked(args, self.ledger.folder, self.name):
+            trainer = self._trainer(student, args)
+            self._finish(trainer, checkpoint)
         if keep is not None:
             weights = whole_weights(trainer)
             in_first(lambda: keep(trainer.accelerator.unwrap_model(trainer.model), weights))

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from ..cost.bins import Bin
 from ..cost.counts import num_parameters
 from ..cost.polynomial import parameter_polynomial
 from ..errors import BinError, DataError, SubnetError
 from ..fitness.code_fingerprint import fitness_settings
+from ..progress import progress_bar
 from ..space.search_space import SearchSpace
 from .algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
 from .algorithms.additive import AdditiveSearchConfig
@@ -105,7 +104,7 @@ def search_subnets(
     archive = Archive(output_dir, SearchResult(settings))
     with (
         archive.open(),
-        tqdm(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
+        progress_bar(total=total, desc="search", unit="subnet", disable=not progress or not workers.is_main) as bar,
     ):
         _finish(algorithms, _Evaluator(space, bins, fitness, workers, archive, bar), archive)
     return archive.result

@@ -3,10 +3,11 @@
 Subnets of SmolLM2-135M in two bins, the first that the ranking study chose in each; and of the demo's teacher in two,
 which an additive search by perplexity finds. Each is taken as a slice, and healed on several numbers of tokens, with
 both attempts or one; then it is distilled on several budgets, each with a schedule of its own and the best of some
-learning rates. Costs are those of healing, of the teacher's hidden states and of training, without judging on the test
-text; seconds are those of the processor. Teachers, text and trainings are those of the ranking studies; the real one
-says what its environment variables are, and is left out without them. There the forward passes of healing run in
-bfloat16 too. Every point is kept in `runs/`, so that an interrupted benchmark goes on.
+learning rates (for the real model, the best on the smallest budget). Costs are those of healing, of the teacher's
+hidden states and of training, without judging on the test text; seconds are those of the processor. Teachers, text and
+trainings are those of the ranking studies; the real one says what its environment variables are, and is left out
+without them. There the forward passes of healing run in bfloat16 too. Every point is kept in `runs/`, so that an
+interrupted benchmark goes on.
 """
 
 import json
@@ -149,6 +150,7 @@ class Points:
         budgets (`tuple[int, ...]`): tokens of distillation.
         rates (`tuple[float, ...]`): learning rates that the first budget chooses from; the others take its choice.
         setting (`Setting`): sizes of batches, and whether products run in bfloat16.
+        try_all (`bool`): whether each budget tries all rates instead.
     """
 
     def __init__(
@@ -159,11 +161,12 @@ class Points:
         budgets: tuple[int, ...],
         rates: tuple[float, ...] = RATES,
         setting: Setting = REAL,
+        try_all: bool = False,
     ):
         self.path = RESULTS.parent / "runs" / f"{name}.json"
         self.known: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.is_file() else []
         self.material, self.starts, self.budgets, self.rates = material, starts, budgets, rates
-        self.setting = setting
+        self.setting, self.try_all = setting, try_all
         self._trainings: dict[tuple[int, float], From] = {}
 
     def measure(self, subnets: dict[str, SubnetConfig]) -> None:
@@ -180,7 +183,8 @@ class Points:
     def _measure(self, group: str, subnet: SubnetConfig, name: str, healing: tuple[int, dict[str, Any]] | None) -> None:
         about = {"group": group, "digest": subnet.digest, "start": name}
         known = {(p["tokens"], p["rate"]): p["perplexity"] for p in self.of({group: subnet}) if p["start"] == name}
-        if len(known) >= len(self.rates) + len(self.budgets):
+        in_all = len(self.rates) * len(self.budgets) if self.try_all else len(self.rates) + len(self.budgets) - 1
+        if len(known) > in_all:
             return
         start = start_of(self.material, subnet, healing, self.setting)
         if (0, 0.0) not in known:
@@ -190,7 +194,8 @@ class Points:
             found = {
                 rate: known.get((budget, rate)) or self._trained(about, subnet, start, budget, rate) for rate in rates
             }
-            rates = (min(found, key=lambda rate: found[rate]),)
+            if not self.try_all:
+                rates = (min(found, key=lambda rate: found[rate]),)
 
     def _trained(self, about: dict[str, Any], subnet: SubnetConfig, start: Start, budget: int, rate: float) -> float:
         training = self._training(budget, rate)
@@ -230,7 +235,7 @@ def _frontier_of(
     rates: tuple[float, ...] = RATES,
 ) -> dict[str, Any]:
     material = setting.load()
-    points = Points(name, material, starts, budgets, rates, setting)
+    points = Points(name, material, starts, budgets, rates, setting, try_all=setting is not REAL)
     chosen = choose(material)
     points.measure(chosen)
     found = points.of(chosen)

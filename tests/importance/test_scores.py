@@ -473,7 +473,8 @@ def test_part_in_evaluation_of_a_model_in_training_stays_in_evaluation(half_froz
 
 @pytest.mark.parametrize("progress", [True, False])
 @pytest.mark.parametrize("layer_criterion", ["cosine", "taylor", "removal"])
-def test_progress_bar_can_be_silenced(supernet, input_ids, capsys, layer_criterion, progress):
+def test_progress_bar_can_be_silenced(supernet, input_ids, capsys, monkeypatch, layer_criterion, progress):
+    monkeypatch.setattr("hf_whittle.progress.LINES_EVERY", 0)
     score_importance(supernet, input_ids, layer_criterion=layer_criterion, progress=progress)
     printed = capsys.readouterr()
     assert printed.out == "" and ("importance" in printed.err) is progress

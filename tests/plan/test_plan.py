@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from hf_whittle import SearchResult, SubnetConfig
 from hf_whittle.cli import main
-from hf_whittle.cli.plan import _time, summary
+from hf_whittle.cli.plan import summary, time_in_words
 from hf_whittle.cost import flops_per_token, num_parameters
 from hf_whittle.distillation.store.encodings import Samples
 from hf_whittle.errors import BinError, CheckpointError, DataError, RecipeError, VocabularyError, WhittleError
@@ -128,7 +128,7 @@ def test_a_store_saves_no_time_where_nothing_learns_from_the_teacher(make, tmp_p
 def test_other_devices_are_told_the_time_that_they_take(make, tmp_path):
     recipe = make(teacher_store=str(tmp_path / "store"))
     on_h100 = summary(plan_recipe(recipe, "h100", utilization=0.5))
-    expected = _time(plan_recipe(recipe, "l4", utilization=0.5).hours)
+    expected = time_in_words(plan_recipe(recipe, "l4", utilization=0.5).hours)
     assert f", l4 {expected}," in on_h100
 
 

@@ -252,7 +252,7 @@ def test_a_space_has_ranges_of_every_dimension():
 
 
 @pytest.mark.parametrize("section", ["data", "bin", "space", "search", "training"])
-@pytest.mark.parametrize("value", [None, 3, ["x"]])
+@pytest.mark.parametrize("value", [3, ["x"]])
 def test_a_section_is_keys_and_values(section, value):
     with pytest.raises(RecipeError, match=f"^{section}: expected .*got"):
         Recipe.from_dict(MINIMAL | {section: value})
@@ -356,11 +356,58 @@ def test_a_staged_fitness_that_the_algorithm_cannot_take_is_an_error(search, mes
         Recipe.from_dict(MINIMAL | {"search": {"fitness": "staged", **search}})
 
 
-@pytest.mark.parametrize("key", ["teacher", "output_dir", "data", "bin"])
+@pytest.mark.parametrize("section", ["data", "space", "search", "training"])
+def test_a_section_is_not_nothing(section):
+    with pytest.raises(RecipeError, match=f"^{section}: expected .*got None"):
+        Recipe.from_dict(MINIMAL | {section: None})
+
+
+@pytest.mark.parametrize("key", ["teacher", "output_dir", "data"])
 def test_a_missing_key_is_named(key):
     values = {name: value for name, value in MINIMAL.items() if name != key}
-    with pytest.raises(RecipeError, match=f"^recipe: missing {key}; it needs teacher, output_dir, data, bin"):
+    with pytest.raises(RecipeError, match=f"^recipe: missing {key}; it needs teacher, output_dir, data"):
         Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("values", [{}, {"bin": None}, {"bin": None, "student": None}])
+def test_a_student_is_searched_for_or_given(values):
+    with pytest.raises(RecipeError, match=r"^recipe: missing bin; .* a student to search for, or a student to train"):
+        Recipe.from_dict({name: value for name, value in MINIMAL.items() if name != "bin"} | values)
+
+
+# A student that is given
+
+GIVEN = {name: value for name, value in MINIMAL.items() if name != "bin"} | {"student": "some/student"}
+
+
+def test_a_recipe_of_a_given_student_has_no_search_and_is_written_as_it_is_read(tmp_path):
+    recipe = Recipe.from_dict(GIVEN | {"teacher_options": {"dtype": "bfloat16"}})
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert not {"bin", "supernet", "space", "search", "heal", "supernet_options"} & written.keys()
+    assert recipe.origin == "some/student" and not recipe.is_one_model and not recipe.heal
+
+
+@pytest.mark.parametrize(
+    "name, value", [("bin", {"low": 1, "high": 2}), ("heal", True), ("supernet", "a/b"), ("search", {})]
+)
+def test_keys_of_a_search_have_no_effect_on_a_given_student(name, value):
+    with pytest.raises(RecipeError, match=f"^student: it is trained as it is, so {name} would have no effect"):
+        Recipe.from_dict(GIVEN | {name: value})
+
+
+def test_a_given_student_is_not_replaced_by_the_trained_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"^output_dir: it is the folder of the student"):
+        Recipe.from_dict(GIVEN | {"student": str(tmp_path), "output_dir": f"{tmp_path}/."})
+
+
+def test_a_student_given_beside_the_file_replaces_its_search_and_the_teacher_is_loaded_as_before(tmp_path):
+    values = MINIMAL | {"supernet_options": {"dtype": "bfloat16"}, "search": {"seed": 3}, "training": {"max_steps": 7}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    recipe = Recipe.load(tmp_path / "recipe.yaml", student="a/b", training={"bf16": True})
+    assert recipe.bin is None and recipe.student == "a/b" and recipe.training == {"max_steps": 7, "bf16": True}
+    assert recipe.teacher_loading.dtype == "bfloat16" and recipe.supernet_options.is_default
 
 
 def test_a_missing_key_of_a_section_is_named():

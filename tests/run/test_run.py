@@ -24,11 +24,13 @@ from hf_whittle.files.locks import folder_lock
 from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.recipe import Recipe
 from hf_whittle.recipe.sections import FITNESSES
+from hf_whittle.record.evaluation import EvaluationFacts
 from hf_whittle.record.facts import Environment
+from hf_whittle.record.results import Results, record_evaluation
 from hf_whittle.run import run
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.ledger import Ledger
-from hf_whittle.run.stages import search
+from hf_whittle.run.stages import publish, search
 from hf_whittle.search.result import SearchResult
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -170,6 +172,21 @@ def test_a_second_run_does_nothing_again(recipe, results, monkeypatch):
     monkeypatch.setattr(hf_whittle.run.trainers, "DistillationTrainer", forbidden)
     monkeypatch.setattr(hf_whittle.run.stages, "extract_subnet", forbidden)
     assert run(recipe, progress=False) == results
+    folder, task = Path(recipe.output_dir), {"task": "piqa", "title": "piqa", "metric": "acc", "value": 0.5}
+    record_evaluation(folder, EvaluationFacts.from_dict({"tasks": [task]}))
+    assert run(recipe, progress=False) == {**results, "evaluation": {"tasks": [task]}}
+    Results.from_dict(results).save(folder)  # as other tests find it
+
+
+def test_evaluations_stay_until_there_are_other_weights(tmp_path):
+    task = {"task": "piqa", "title": "piqa", "metric": "acc", "value": 0.5}
+    (tmp_path / "stages" / "final").mkdir(parents=True)
+    record_evaluation(tmp_path, EvaluationFacts.from_dict({"tasks": [task]}))
+    publish(Ledger(tmp_path))
+    assert Results.load(tmp_path).evaluation.tasks[0].value == 0.5
+    (tmp_path / "stages" / "final" / "model.safetensors").write_bytes(b"")
+    publish(Ledger(tmp_path))
+    assert Results.load(tmp_path).evaluation is None and (tmp_path / "model.safetensors").is_file()
 
 
 def test_another_recipe_in_the_folder_is_an_error(teacher_folder, texts, recipe, results):

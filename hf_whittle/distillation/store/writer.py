@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...checks import check_integers, check_positive
@@ -26,6 +25,7 @@ from ...loss.heads import dense_targets, output_layer
 from ...models.placement import input_device, is_sharded
 from ...models.weights import check_no_subnet
 from ...processes import in_first, is_first, lock_in_first, own_device, own_share, wait_for_all
+from ...progress import progress_bar
 from ..teacher import load_teacher
 from .encodings import ENCODINGS, Samples, TopK
 from .files import (
@@ -121,7 +121,7 @@ def store_targets(
         shards = own_share(range(settings.num_shards))
         with evaluating(model), torch.no_grad():
             writer = _ShardWriter(model, blocks, digests, settings, batch_size)
-            for shard in tqdm(shards, desc="teacher", unit="shard", disable=not (progress and is_first())):
+            for shard in progress_bar(shards, desc="teacher", unit="shard", disable=not (progress and is_first())):
                 writer.write(shard, folder)
         wait_for_all()
         in_first(lambda: _complete(folder, settings))

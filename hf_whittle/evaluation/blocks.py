@@ -3,15 +3,16 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .compat import without_packing
-from .errors import DataError, VocabularyError
-from .models.placement import input_device, is_sharded
+from ..compat import without_packing
+from ..errors import DataError, VocabularyError
+from ..models.placement import input_device, is_sharded
+from ..progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +25,12 @@ def perplexity(loss: float) -> float:
 
 
 def cross_entropy(
-    model: "PreTrainedModel", input_ids: torch.Tensor, batch_size: int = 16, *, is_spread: bool = False
+    model: "PreTrainedModel",
+    input_ids: torch.Tensor,
+    batch_size: int = 16,
+    *,
+    is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Mean cross-entropy of next-token prediction.
 
@@ -34,6 +40,7 @@ def cross_entropy(
         batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same model and
             divide the batches among them, as they do in any case if it is sharded.
+        progress (`str`, *optional*): name of a progress bar; there is none without it.
 
     Returns:
         `float`: nats per predicted token.
@@ -43,21 +50,47 @@ def cross_entropy(
         labels = input_ids[start : start + len(logits), 1:].to(logits.device)
         return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
 
-    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread)
+    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread, progress=progress)
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
 def sum_over_batches(
     model: "PreTrainedModel",
-    input_ids: torch.Tensor,
+    input_ids: Any,
     batch_size: int,
     value: Callable[[int, torch.Tensor], torch.Tensor],
     *,
     is_spread: bool = False,
+    progress: str | None = None,
 ) -> float:
     """Sum of `value(first_block, logits)` over the batches, in their order.
 
     If `is_spread`, and for a sharded model, processes take the batches in turn, and all get the same sum.
+    """
+    values = over_batches(model, input_ids, batch_size, value, is_spread=is_spread, progress=progress)
+    return sum(values, torch.zeros((), dtype=torch.float64)).item()
+
+
+def over_batches(
+    model: "PreTrainedModel",
+    input_ids: Any,
+    batch_size: int,
+    value: Callable[[int, torch.Tensor], torch.Tensor],
+    *,
+    is_spread: bool = False,
+    progress: str | None = None,
+) -> list[torch.Tensor]:
+    """`value(first_block, logits)` of each batch, in their order, in double precision on the CPU.
+
+    Args:
+        model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
+        input_ids (`torch.Tensor`): token ids `(blocks, block_size)`, or a sequence whose slices are such tensors.
+        batch_size (`int`): blocks in a batch.
+        value (`Callable`): a function of the first block's number and the logits `(batch, block_size, vocabulary)`. Its
+            values have the same shape for all batches.
+        is_spread (`bool`, *optional*, defaults to `False`): whether processes take the batches in turn, as they do in
+            any case if the model is sharded; all get the values of all.
+        progress (`str`, *optional*): label of a progress bar.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -68,21 +101,28 @@ def sum_over_batches(
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
     values = []
     with evaluating(model):
-        for first in range(0, len(starts), processes):
+        rounds = range(0, len(starts), processes)
+        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
             start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
             logits = next_token_logits(model, input_ids[start : start + batch_size])
             values.append(value(start, logits))
     if is_spread:
         from accelerate.utils import gather
 
-        values = gather(torch.stack(values)).view(processes, -1).T.flatten()[: len(starts)].unbind()
-    return sum((one.cpu().double() for one in values), torch.zeros((), dtype=torch.float64)).item()
+        of_turns = gather(torch.stack(values)).unflatten(0, (processes, -1)).transpose(0, 1)
+        values = list(of_turns.flatten(0, 1)[: len(starts)].unbind())
+    return [one.cpu().double() for one in values]
 
 
 def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
+    return values_of_blocks(value, *tensors).sum()
+
+
+def values_of_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """`value` of each block of tensors, one at a time, in double precision where the device has it."""
     values = torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)])
-    return values.sum(dtype=None if values.device.type == "mps" else torch.float64)  # mps has no double precision
+    return values if values.device.type == "mps" else values.double()  # mps has no double precision
 
 
 @torch.no_grad()
