@@ -27,6 +27,7 @@ ROOMS = {
 }
 """Heading and page of the public names that a room of the package defines."""
 MODULES = {
+    "architectures": "adding-an-architecture.md",
     "data": "text.md",
     "cost": "costs.md",
     "evaluation": "evaluation.md",

@@ -21,7 +21,12 @@ EVERY = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependenc
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
 """Distributions of modules with another name; for the others, `_` becomes `-`."""
 WITHOUT_EXTRA = {"deepspeed": "imported where its launcher already did"}
-OF_DEPENDENCIES = {"tokenizers": "transformers", "hf-xet": "huggingface-hub", "httpx2": "huggingface-hub"}
+OF_DEPENDENCIES = {
+    "tokenizers": "transformers",
+    "hf-xet": "huggingface-hub",
+    "httpx2": "huggingface-hub",
+    "nbformat": "nbclient",
+}
 
 
 def declared(extra=None):

@@ -13,7 +13,7 @@ from fixtures_run import make_recipe, write_modules
 import hf_whittle
 
 DEMO = Path(hf_whittle.__file__).parent / "demo" / "teacher"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "search_extract_distil.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "quick_start.py"
 SCRIPT = """
 import json, os, runpy, signal, sys
 from transformers import TrainerCallback

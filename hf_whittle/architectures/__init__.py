@@ -7,3 +7,8 @@
 
 Each other module is the table of one architecture. None imports torch, so that counting does not.
 """
+
+from .registry import register_architecture
+from .table import Architecture, Axis, Norms, Weight
+
+__all__ = ["Architecture", "Axis", "Norms", "Weight", "register_architecture"]

@@ -18,6 +18,35 @@ ARCHITECTURES = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma3_text"
 WHITTLE = "whittle_"
 """What the `model_type` of a student begins with that no stock class can hold."""
 
+_registered: dict[str, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Make the table of another architecture known in this process.
+
+    Its super-networks, counts, search, healing, extraction and cards are then as those of the architectures in the
+    package. Its students must be such that the stock class can hold them: search with `stock_only=True`. Commands and
+    other processes do not know it.
+
+    Args:
+        architecture (`Architecture`): the table.
+
+    Raises:
+        ArchitectureError: if there is another table for its `model_type`.
+    """
+    model_type = architecture.model_type
+    if is_known(model_type) and get_architecture(model_type) != architecture:
+        raise ArchitectureError(
+            f"there is a table of {model_type!r} already; a changed one must be registered in a fresh process, and one "
+            "in hf_whittle stays as it is"
+        )
+    _registered[model_type] = architecture
+
+
+def has_student_classes(architecture: Architecture) -> bool:
+    """Whether hf_whittle has classes for students of an architecture that no stock class can hold."""
+    return architecture.model_type in ARCHITECTURES
+
 
 def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
     """The table of a configuration or a `model_type`, of a stock model or a student.
@@ -27,7 +56,7 @@ def get_architecture(source: "PreTrainedConfig | str") -> Architecture:
     """
     model_type = source if isinstance(source, str) else source.model_type
     check_model_type(model_type, text=getattr(source, "text_config", None))
-    return _architecture(model_type.removeprefix(WHITTLE))
+    return _registered.get(model_type) or _architecture(model_type.removeprefix(WHITTLE))
 
 
 @lru_cache
@@ -50,14 +79,13 @@ def check_model_type(model_type: str | None, source: object = None, text: Any = 
     advice = "use a checkpoint of one of these, or add a table for it as docs/adding-an-architecture.md describes"
     if is_known(text_type):
         advice = f"its language model is a {text_type}; save that alone, as docs/concepts.md#super-networks shows"
-    raise ArchitectureError(
-        f"the architecture{of} is {model_type!r}; hf_whittle knows {', '.join(ARCHITECTURES)}: {advice}"
-    )
+    known = ", ".join((*ARCHITECTURES, *_registered))
+    raise ArchitectureError(f"the architecture{of} is {model_type!r}; hf_whittle knows {known}: {advice}")
 
 
 def is_known(model_type: str | None) -> bool:
     """Whether there is a table for a `model_type`."""
-    return model_type is not None and model_type.removeprefix(WHITTLE) in ARCHITECTURES
+    return model_type is not None and (model_type in _registered or model_type.removeprefix(WHITTLE) in ARCHITECTURES)
 
 
 def has_architecture(config: "PreTrainedConfig") -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import HEAD_CHANNELS, VOCABULARY
-from ..architectures.registry import get_architecture, is_whittle, rotated_channels
+from ..architectures.registry import get_architecture, has_student_classes, is_whittle, rotated_channels
 from ..architectures.table import Architecture
 from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig, count, indices
@@ -55,6 +55,11 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
             "search with stock_only=True"
         )
     is_stock = format != "whittle" and problem is None
+    if not is_stock and not has_student_classes(architecture):
+        raise SubnetError(
+            f"no class holds this student ({problem or 'format=whittle'}): students of {config.model_type!r}, a "
+            "registered architecture, must be such that its stock class holds them; search with stock_only=True"
+        )
     first = {VOCABULARY: config.vocab_size, **shape.of_layer(0)}
     attributes: dict[str, Any] = {**architecture.write_sizes(first), "num_hidden_layers": shape.num_hidden_layers}
     for name in architecture.layer_lists:

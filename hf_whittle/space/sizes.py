@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..architectures.dimensions import HEAD_CHANNELS, Dimension
-from ..architectures.registry import get_architecture
+from ..architectures.registry import get_architecture, has_student_classes
 from ..architectures.table import Architecture
 from ..cost.polynomial import Polynomial
 from ..errors import BinError, SubnetError
@@ -61,6 +61,11 @@ class Sizes:
             )
         if self.stock_only and self.layer_wise:
             raise SubnetError("a stock model has layers that are all alike: stock_only=True needs layer_wise=False")
+        if not self.stock_only and not has_student_classes(self.architecture):
+            raise SubnetError(
+                f"{self.config.model_type!r} is a registered architecture, whose students must be such that its stock "
+                "class holds them: make the space with stock_only=True"
+            )
         for dimension in DIMENSIONS:
             self._check_range(dimension)
         if self.stock_only and (HEAD_CHANNELS in self.named or getattr(self.config, "rotary_pairs", None) is not None):

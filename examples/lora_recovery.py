@@ -1,19 +1,19 @@
 # /// script
 # dependencies = ["hf_whittle", "peft"]
 # ///
-"""Search, extract, heal, distil and publish with the Python API, step by step.
+"""Recover a student with LoRA adapters instead of training all its weights, and merge them into a stock model.
 
 Run it offline in a few minutes on a CPU, with the bundled teacher and the Python standard library:
 
-    python examples/search_extract_distil.py
+    python examples/lora_recovery.py
 
 Run it with a checkpoint from the Hub and your own text:
 
-    python examples/search_extract_distil.py --teacher EleutherAI/pythia-410m --files "texts/**/*.txt" \
-        --low 150e6 --high 165e6 --block_size 1024 --output_dir student --max_steps 2000 \
-        --push_to_hub --hub_model_id me/pythia-160m-whittled
+    python examples/lora_recovery.py --teacher EleutherAI/pythia-1b --files "texts/**/*.txt" --low 700e6 --high 750e6 \
+        --block_size 1024 --lora_rank 16 --output_dir student --max_steps 1000 --learning_rate 1e-4
 
-Add `--lora_rank 16` to train adapters of the healed student instead of all its weights, and merge them at the end.
+The student loads with plain `AutoModelForCausalLM`, without `peft` or `hf_whittle`. push_adapter.py publishes adapters
+that stay apart.
 """
 
 from dataclasses import dataclass, field
@@ -27,11 +27,9 @@ from hf_whittle import (
     AutoSuperNetForCausalLM,
     DistillationConfig,
     DistillationTrainer,
-    HealedPerplexity,
     ParameterBin,
     SearchSpace,
     extract_subnet,
-    push_subnet_to_hub,
     save_student,
     search_subnets,
 )
@@ -42,43 +40,38 @@ from hf_whittle.demo import TEACHER
 @dataclass
 class ScriptArguments:
     teacher: str = field(
-        default=TEACHER,
-        metadata={"help": "Checkpoint to extract the student from and to learn from."},
+        default=TEACHER, metadata={"help": "Checkpoint to extract the student from and to learn from."}
     )
     files: list[str] | None = field(
         default=None, metadata={"help": "Text files, or patterns of them; by default the Python standard library."}
     )
-    low: float = field(default=0.80e6, metadata={"help": "Fewest parameters of the student."})
-    high: float = field(default=0.88e6, metadata={"help": "Most parameters of the student."})
-    granularity: str = field(default="coarse", metadata={"help": "Granularity of the search space: coarse or fine."})
+    low: float = field(default=1.1e6, metadata={"help": "Fewest parameters of the student."})
+    high: float = field(default=1.2e6, metadata={"help": "Most parameters of the student."})
     block_size: int = field(default=256, metadata={"help": "Tokens in a block."})
-    generations: int = field(default=5, metadata={"help": "Generations of the search."})
-    lora_rank: int | None = field(default=None, metadata={"help": "Train only LoRA adapters of this rank."})
+    generations: int = field(default=2, metadata={"help": "Generations of the search."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters, on all matrices of the layers."})
 
 
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, DistillationConfig))
     parser.set_defaults(
         output_dir="student", max_steps=50, learning_rate=2e-3, report_to="none", logging_steps=10, save_strategy="no",
-        eval_strategy="steps", eval_steps=0.1, eval_on_start=True, hub_strategy="end",
         use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     script, args = parser.parse_args_into_dataclasses()
 
     tokenizer = AutoTokenizer.from_pretrained(script.teacher)
-    documents = load_documents("python-standard-library" if script.files is None else None, script.files)
+    documents = load_documents("python-standard-library", script.files)
     splits = split_documents(documents, {"search": 0.05, "test": 0.05}, key="name" if script.files is None else None)
     blocks = {name: pack_documents(split, tokenizer, script.block_size) for name, split in splits.items()}
-
-    held_out = blocks["search"].select(range(min(16, len(blocks["search"]))))
     calibration = blocks["train"].shuffle(seed=0).select(range(min(96, len(blocks["train"]))))
 
     supernet = AutoSuperNetForCausalLM.from_pretrained(script.teacher, dtype=torch.float32)
     result = search_subnets(
         supernet,
-        SearchSpace.from_config(supernet.config, granularity=script.granularity, layer_wise=True),
+        SearchSpace.from_config(supernet.config, stock_only=True),
         bin=ParameterBin(script.low, script.high),
-        fitness=HealedPerplexity(supernet, held_out, calibration),
+        eval_dataset=blocks["search"].select(range(min(16, len(blocks["search"])))),
         config=AdditiveSearchConfig(generations=script.generations),
         output_dir=args.output_dir,
     )
@@ -91,14 +84,19 @@ def main() -> None:
         train_dataset=blocks["train"],
         eval_dataset=blocks["test"].select(range(min(64, len(blocks["test"])))),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=script.lora_rank, lora_alpha=script.lora_rank) if script.lora_rank else None,
+        peft_config=LoraConfig(r=script.lora_rank, lora_alpha=script.lora_rank),
     )
+    before = trainer.evaluate()["eval_perplexity"]
     trainer.train()
-    if script.lora_rank:
-        student = trainer.merge_adapters()
-    save_student(student, args.output_dir, search_result=result, tokenizer=tokenizer)
-    if args.push_to_hub:
-        push_subnet_to_hub(student, trainer.hub_model_id, search_result=result, tokenizer=tokenizer)
+    after = trainer.evaluate()["eval_perplexity"]
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+
+    student = trainer.merge_adapters()
+    if trainer.is_world_process_zero():
+        print(
+            f"{trained:,} of {student.num_parameters():,} parameters trained: perplexity {before:.1f}, then {after:.1f}"
+        )
+        save_student(student, args.output_dir, search_result=result, tokenizer=tokenizer)
     trainer.end()  # close trackers and, under a launcher, the process group
 
 
