@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..loss.divergences import DistillationLoss, LossWeights, labels_of_rows
 from ..loss.fused import default_chunk_size, fused_distillation_loss
@@ -17,7 +18,8 @@ _TEXT_ALONE = LossWeights(alpha=1.0, beta=0.0)
 class LossInHead(Trainer):
     """A `Trainer` that computes cross-entropy, and other losses, in chunks of tokens inside the model's forward.
 
-    It does so where the model's output layer is a plain matrix, and nothing but the loss is asked for.
+    It does so where the model's output layer is a plain matrix, its own loss is that of causal language models, and
+    nothing but the loss is asked for.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -57,7 +59,8 @@ class LossInHead(Trainer):
         """
         needs_outputs = needs_outputs and not self._predicts_loss_alone
         is_plain = not needs_outputs and self.compute_loss_func is None and "labels" in inputs
-        layer = self._output_layer(self.accelerator.unwrap_model(model)) if is_plain else None
+        whole: Any = self.accelerator.unwrap_model(model)
+        layer = self._output_layer(whole) if is_plain and _is_cross_entropy(whole) else None
         if layer is None:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             return loss, outputs
@@ -123,3 +126,9 @@ class LossInHead(Trainer):
         # Processes average their gradients, but the number of tokens is the sum over them.
         processes = self.accelerator.num_processes // self.get_tp_size()
         return items / processes if self.args.average_tokens_across_devices else items
+
+
+def _is_cross_entropy(model: Any) -> bool:
+    """Whether the loss that a model makes of labels is their cross-entropy alone; mixtures of experts can add one."""
+    of_labels = getattr(model, "loss_function", ForCausalLMLoss)
+    return of_labels is ForCausalLMLoss and not getattr(getattr(model, "config", None), "output_router_logits", False)

@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -72,6 +74,28 @@ def test_without_beta_it_is_the_plain_trainer(tmp_path):
     assert distance(trained(ours), trained(plain)) < 1e-6
     assert logged(ours, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-6) and ours.teacher is None
     assert not logged(ours, "kl")
+
+
+def with_experts():
+    """A mixture of experts, which adds the balance of its experts to its loss."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 2, "num_local_experts": 4, "output_router_logits": True}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=50, router_aux_loss_coef=0.5, **sizes, **experts))
+
+
+def with_a_loss_of_its_own():
+    model = make_model(1)
+    model.loss_function = lambda logits, labels, **_: logits.square().mean()
+    return model
+
+
+@pytest.mark.parametrize("make", [with_experts, with_a_loss_of_its_own])
+def test_without_a_teacher_a_model_keeps_a_loss_of_its_own(tmp_path, make):
+    model, batch = make(), collate(make_blocks())
+    trainer = make_trainer(tmp_path, model, None, beta=0.0)
+    expected = model.train()(**batch).loss.item()
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["all labels", "uneven labels"])

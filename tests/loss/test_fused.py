@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_whittle.loss.divergences import DIVERGENCES, IGNORED, LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
@@ -107,6 +108,25 @@ def test_without_targets_it_is_cross_entropy(alpha, chunk_size, has_head):
     found = torch.autograd.grad(loss.total, parts)
     for own, other in zip(found, torch.autograd.grad(alpha * expected, parts), strict=True):
         torch.testing.assert_close(own, other.to(own), rtol=1e-5, atol=1e-6)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("has_targets", [True, False])
+def test_without_gradients_no_product_is_made_for_them(has_targets):
+    *parts, labels = tensors()
+    targets = DenseTargets(parts[3], Head(*parts[4:])) if has_targets else None
+    with torch.no_grad(), Products() as products:
+        fused_distillation_loss(parts[0], Head(*parts[1:3]), targets, labels, LossWeights(), chunk_size=1000)
+    assert products.number == 1 + has_targets  # for the logits of each model
 
 
 @pytest.mark.parametrize("tail, repeated", [(True, False), (False, False), (False, True)])
