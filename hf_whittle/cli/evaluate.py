@@ -62,7 +62,6 @@ def _names(text: str) -> list[str]:
 def main(options: argparse.Namespace) -> Outcome:
     from transformers.utils import logging
 
-    from ..errors import OutputError
     from ..evaluation.subject import checked_device, loaded_subject
     from ..processes import first_on_each_machine, in_first, is_first, own_device
 
@@ -84,7 +83,7 @@ def main(options: argparse.Namespace) -> Outcome:
     text = in_words(found)
     try:
         in_first(lambda: _save(options, found))
-    except OutputError:
+    except BaseException:  # a file that cannot be written, another one that is damaged, or Ctrl-C
         if is_first():
             print(text, file=sys.stderr, flush=True)  # else it would be lost
         raise

@@ -141,11 +141,13 @@ def _eval_results(student: StudentFolder, dataset: str | None) -> list[EvalResul
 
 
 def _text_results(text: TextEvaluation) -> list[EvalResult]:
-    """Figures of an evaluation on a text."""
-    dataset = "text" if text.dataset in (None, STANDARD_LIBRARY) else str(text.dataset)
+    """Figures of an evaluation on a text; metadata put results of one type of data set together, whatever its name."""
     figures = {name: round(getattr(text, name), 6) for name in ("perplexity", "bits_per_byte", "word_perplexity")}
-    where = text.config, text.split
-    return [_eval_result(dataset, text.in_words, name, value, *where) for name, value in figures.items()]
+    cut = f"{text.protocol}, windows of {text.block_size:,}"
+    return [
+        _eval_result(text.in_words, text.in_words, name, value, text.config, text.split, f"{name} ({cut})")
+        for name, value in figures.items()
+    ]
 
 
 def _eval_result(
@@ -155,6 +157,7 @@ def _eval_result(
     value: float,
     config: str | None = None,
     split: str | None = None,
+    metric_name: str | None = None,
 ) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
@@ -163,6 +166,7 @@ def _eval_result(
         dataset_config=config,
         dataset_split=split,
         metric_type=metric,
+        metric_name=metric_name,
         metric_value=value,
     )
 

@@ -61,7 +61,8 @@ def fused_distillation_loss(
         raise ValueError(
             f"{weights.divergence} needs the teacher's whole distribution; with some entries of it, use forward_kl"
         )
-    parts = (hidden_states, None, None) if head is None else (hidden_states, head.weight, head.bias)
+    matrix, bias = (None, None) if head is None else (head.weight, head.bias)
+    parts: tuple[Any, ...] = (hidden_states, matrix, bias)
     if not torch.is_grad_enabled():  # where parameters still say that they need a gradient, which takes a product more
         parts = tuple(None if part is None else part.detach() for part in parts)
     total, cross_entropy, divergence = _Fused.apply(*parts, targets, labels, weights, chunk_size)

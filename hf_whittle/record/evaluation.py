@@ -36,8 +36,12 @@ class TextEvaluation(NamedText):
 
     @property
     def of(self) -> tuple[Any, ...]:
-        """What it is an evaluation of: another one of the same replaces it."""
-        return self.in_words, self.config, self.split, self.protocol, self.block_size, self.precision
+        """What it is an evaluation of: another one of the same replaces it.
+
+        Files of other folders can have the same last names, so the number of bytes tells texts apart.
+        """
+        text = self.in_words, self.config, self.split, self.bytes
+        return *text, self.protocol, self.block_size, self.precision
 
 
 @dataclass(frozen=True, kw_only=True)

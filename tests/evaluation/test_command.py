@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from fixtures_evaluation import TEXTS
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from hf_whittle.cli import main
 from hf_whittle.evaluation import measure_texts
 from hf_whittle.record.evaluation import EvaluationFacts
+from hf_whittle.record.facts import CurvePoint, TrainingFacts
 from hf_whittle.record.results import Results, record_evaluation
 
 HOLD = """
@@ -78,6 +80,26 @@ def test_a_second_evaluation_replaces_the_first_of_the_same_text(evaluate, stude
     assert [text.in_words for text in Results.load(student).evaluation.texts] == ["*.txt", "[01].txt"]
 
 
+def test_a_text_of_the_same_name_in_another_folder_replaces_nothing(evaluate, student, tmp_path):
+    for number, text in enumerate(TEXTS[:2]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "text.txt").write_text(text, encoding="utf-8")
+        evaluate(student, "--files", tmp_path / str(number) / "text.txt")
+    first, second = Results.load(student).evaluation.texts
+    assert first.in_words == second.in_words == "text.txt" and first.bytes != second.bytes
+
+
+def test_metadata_keep_texts_apart_from_the_held_out_one(evaluate, student, text_files):
+    results, curve = Results.load(student), (CurvePoint(step=1, perplexity=0.5),)
+    replace(results, student=TrainingFacts(parameters=9, tokens=9, steps=1, curve=curve)).save(student)
+    for block_size in (16, 32):
+        evaluate(student, "--files", f"{text_files}/*.txt", "--block-size", block_size)
+    results = [each for each in card_of(student).data.eval_results if each.metric_type == "perplexity"]
+    held_out, *texts = [(each.dataset_name, each.metric_name) for each in results]
+    assert held_out == ("evaluation data", None)
+    assert texts == [("*.txt", f"perplexity (documents, windows of {size})") for size in (16, 32)]
+
+
 def test_adapters_have_a_card_of_their_own(evaluate, adapter_folder, text_files, tmp_path):
     folder = shutil.copytree(adapter_folder, tmp_path / "my-adapter")
     (folder / "README.md").unlink()  # peft's own
@@ -115,6 +137,13 @@ def test_results_are_printed_even_if_they_cannot_be_recorded(student, text_files
         holder.communicate("")
     printed = capsys.readouterr().err
     assert "bits per byte" in printed and "is being written by another process" in printed
+
+
+def test_results_are_printed_even_if_another_file_is_damaged(student, text_files, capsys):
+    (student / "lm_eval.json").write_text("{")
+    assert main(["evaluate", str(student), "--files", f"{text_files}/*.txt"]) == 1
+    printed = capsys.readouterr().err
+    assert "bits per byte" in printed and "lm_eval.json holds no results" in printed
 
 
 def test_a_table_is_printed_for_people(student, text_files, model, tokenizer, teacher_folder, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from hf_whittle import SearchResult
 from hf_whittle.cli import main
-from hf_whittle.errors import CheckpointError, OutputError
+from hf_whittle.errors import CheckpointError, DataError, OutputError
 from hf_whittle.hub.card import opening
 from hf_whittle.hub.student_folder import StudentFolder
 from hf_whittle.record.results import Results
@@ -23,6 +23,7 @@ from hf_whittle.report.costs import stage_costs
 from hf_whittle.report.curves import curve_figures
 from hf_whittle.report.folder import load_runs
 from hf_whittle.report.layers import architecture_figure
+from hf_whittle.report.samples import continue_prompts
 from hf_whittle.report.searches import pareto_figures, search_figure
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -338,3 +339,9 @@ def test_prompts_are_continued_by_the_students(teacher_folder, tmp_path):
     page, _ = page_of(folder, prompts=["In the <b>eginning"])
     assert "In the <b>eginning" in page.text and "in the folder" not in page.text
     assert load_samples(folder / "samples.json")[0].prompt == "kept"
+
+
+@pytest.mark.parametrize("prompt, tokens", [("", "0"), ("In the beginning " * 200, r"[\d,]+")])
+def test_a_prompt_without_tokens_or_with_too_many_is_an_error(teacher_folder, prompt, tokens):
+    with pytest.raises(DataError, match=f"has {tokens} tokens; give 1 to"):
+        continue_prompts(teacher_folder, [prompt])
