@@ -477,3 +477,13 @@ def arguments_of(parser: "argparse.ArgumentParser") -> "list[argparse.Action]":
     `_actions`: `argparse` has no public list of them.
     """
     return list(parser._actions)
+
+
+def has_stock_loss(model: "nn.Module") -> bool:
+    """Return whether a causal language model computes the plain cross-entropy of its labels, and no loss of its own.
+
+    `transformers.loss.loss_utils.ForCausalLMLoss`: `loss_function` of a model is public, and its default is not.
+    """
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    return getattr(model, "loss_function", ForCausalLMLoss) is ForCausalLMLoss

@@ -569,3 +569,10 @@ def test_arguments_of_a_parser_are_those_that_were_added():
     added = [command.add_argument("recipe"), command.add_mutually_exclusive_group().add_argument("--json")]
     assert compat.arguments_of(command) == added
     assert [action.choices for action in compat.arguments_of(parser)] == [{"run": command}]
+
+
+def test_stock_models_have_the_stock_loss_until_they_are_given_another(make_stock):
+    model = make_stock()
+    assert compat.has_stock_loss(model) and compat.has_stock_loss(nn.Linear(1, 1))
+    model.loss_function = lambda **_: torch.zeros(())
+    assert not compat.has_stock_loss(model)

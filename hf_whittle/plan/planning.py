@@ -98,7 +98,7 @@ class _Planner:
     given: Device | None
     subnet: SubnetConfig | None
     read_text: bool
-    processes: int
+    processes: int = 1
 
     @cached_property
     def origin(self) -> PreTrainedConfig:

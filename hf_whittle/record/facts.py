@@ -141,7 +141,6 @@ class SearchFacts(Facts):
         evaluations (`int`): candidates evaluated.
         tokens_per_evaluation (`int`): tokens that an evaluation reads at most.
         tokens, flops (`int`): cost of all evaluations, with their preparation.
-        seconds (`float`, *optional*): time, of a search that was not interrupted.
         subnet (`dict`): the best subnet, as `SubnetConfig.to_dict` gives it.
         parameters (`int`): its parameters.
         perplexity (`float`, *optional*): its perplexity as sliced.
@@ -156,7 +155,6 @@ class SearchFacts(Facts):
     tokens_per_evaluation: int
     tokens: int
     flops: int
-    seconds: float | None = None
     subnet: dict[str, Any]
     parameters: int
     perplexity: float | None = None

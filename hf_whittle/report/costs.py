@@ -35,7 +35,7 @@ def stage_costs(run: Run) -> list[StageCost]:
     """Cost of each stage of a run, in their order."""
     results, search, costs = run.results, run.search_facts, []
     if search is not None:
-        costs.append(StageCost("search", search.tokens, search.flops, search.seconds))
+        costs.append(StageCost("search", search.tokens, search.flops))
     if results.healing is not None:
         costs.append(StageCost("healing", results.healing.tokens, results.healing.flops))
     for name, training in (("student's", results.student), ("random initialization's", results.baseline)):

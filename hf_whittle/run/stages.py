@@ -1,7 +1,6 @@
 """Stages of a run, in their order: each takes the inputs and gives its facts, from disk if it was done before."""
 
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
-from ..search.result import CANDIDATES_FILE, SearchResult
+from ..search.result import SearchResult
 from ..search.runner import search_subnets
 from ..subnet import SUBNET_FILE
 from .changes import record_baseline
@@ -42,10 +41,8 @@ def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> SearchFacts
 
 
 def _search(inputs: Inputs, ledger: Ledger, progress: bool) -> SearchFacts:
-    is_resumed, started = (ledger.folder / CANDIDATES_FILE).is_file(), time.monotonic()
     result, tokens_per_evaluation = _find(inputs, ledger, progress)
-    seconds = None if is_resumed else round(time.monotonic() - started, 1)
-    return in_first(lambda: replace(_describe(result, tokens_per_evaluation, inputs, ledger), seconds=seconds))
+    return in_first(lambda: _describe(result, tokens_per_evaluation, inputs, ledger))
 
 
 def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, ledger: Ledger) -> SearchFacts:

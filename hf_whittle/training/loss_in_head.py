@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.loss.loss_utils import ForCausalLMLoss
 
+from ..compat import has_stock_loss
 from ..loss.divergences import DistillationLoss, LossWeights, labels_of_rows
 from ..loss.fused import default_chunk_size, fused_distillation_loss
 from ..loss.heads import OutputLayer, head_of, in_place_of, output_layer
@@ -130,5 +130,4 @@ class LossInHead(Trainer):
 
 def _is_cross_entropy(model: Any) -> bool:
     """Whether the loss that a model makes of labels is their cross-entropy alone; mixtures of experts can add one."""
-    of_labels = getattr(model, "loss_function", ForCausalLMLoss)
-    return of_labels is ForCausalLMLoss and not getattr(getattr(model, "config", None), "output_router_logits", False)
+    return has_stock_loss(model) and not getattr(getattr(model, "config", None), "output_router_logits", False)

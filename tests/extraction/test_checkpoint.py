@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -292,7 +293,8 @@ def test_checkpoint_in_a_subfolder(saved, stock, tmp_path):
 # Progress
 
 
-def test_progress_is_shown_on_stderr(saved, capsys):
+def test_progress_is_shown_on_stderr(saved, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     extract_subnet(saved, SUBNET)
     shown = capsys.readouterr()
     assert re.search(r"extract: 100%.* 40/40 ", shown.err) and not shown.out
