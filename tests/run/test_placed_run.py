@@ -22,7 +22,7 @@ from hf_whittle.run.trainers import Trainers
 
 HEALED = {"fitness": "healed-perplexity", "generations": 1}
 FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
-DISK = {"": "disk"}
+DISK = {"gpt_neox": "disk", "lm_head": "cpu"}  # older versions of accelerate offload no whole model
 
 
 def candidates(folder):
