@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import Outcome, add_json
+from .output import Outcome, add_json, aligned
 
 if TYPE_CHECKING:
     from ..evaluation.harness import Tasks
@@ -69,17 +70,14 @@ def main(options: argparse.Namespace) -> Outcome:
     checked_device(options.device)
     logging.disable_progress_bar()
     subnet = _subnet(options)
-    tasks: Any = None
-    if options.tasks is not None:
-        first_on_each_machine(lambda: _tasks(options))  # whose data the others find in the cache of datasets
-        tasks = _tasks(options)
-    texts = None
-    if _has_text(options):
-        first_on_each_machine(lambda: _texts(options))
-        texts = _texts(options)
+    tasks = cache(lambda: None if options.tasks is None else _tasks(options))
+    texts = cache(lambda: _texts(options) if _has_text(options) else None)
+    for read in (tasks, texts):
+        first_on_each_machine(read)  # what the others find in the cache of datasets
+        read()
     where = {"dtype": options.dtype, "device": options.device or own_device()}
     with loaded_subject(options.model, subnet=subnet, revision=options.revision, **where) as subject:
-        found = _evaluated(options, subject, texts, tasks)
+        found = _evaluated(options, subject, texts(), tasks())
     text = in_words(found)
     try:
         in_first(lambda: _save(options, found))
@@ -248,16 +246,4 @@ def in_words(found: "EvaluationFacts") -> str:
                 (task.title, task.metric, "" if task.shots is None else str(task.shots), f"{task.value:.6g}", error)
             )
         tables.append(rows)
-    return "\n\n".join("\n".join(_aligned(rows)) for rows in tables)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table: the first two columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return "\n\n".join("\n".join(line.rstrip() for line in aligned(rows, words=2)) for rows in tables)

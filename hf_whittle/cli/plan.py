@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .output import Outcome, add_json
+from .output import Outcome, add_json, aligned
 
 if TYPE_CHECKING:
     from ..plan.facts import Plan, StagePlan
@@ -143,7 +143,5 @@ def _bytes(size: float) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    from .run import _aligned
-
-    header, *lines = [line.rstrip() for line in _aligned(rows)]
+    header, *lines = [line.rstrip() for line in aligned(rows)]
     return [header, "-" * len(header), *lines]

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .output import Outcome, add_json
+from .output import Outcome, add_json, aligned
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
@@ -60,7 +60,7 @@ def summary(results: dict[str, Any]) -> str:
         ("teacher", _count(teacher["parameters"]), "", _perplexity(teacher), "", "", ""),
     ]
     rows += [_row(name, results[name], match) for name in ("baseline", "student") if name in results]
-    header, *lines = _aligned(rows)
+    header, *lines = aligned(rows)
     return "\n".join([header, "-" * len(header), *lines, *_ratios(results)])
 
 
@@ -76,15 +76,6 @@ def _row(name: str, training: dict[str, Any], match: dict[str, Any]) -> tuple[st
         "" if flops is None else _count(match[f"{name}_tokens"]),
         "" if flops is None else f"{sum(flops.values()) if isinstance(flops, dict) else flops:.2e}",
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
-        for row in rows
-    ]
 
 
 def _ratios(results: dict[str, Any]) -> list[str]:
