@@ -13,8 +13,8 @@ from ..errors import VocabularyError
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of
-from ..loss.heads import dense_targets, output_layer
-from ..loss.targets import DenseTargets
+from ..loss.targets import DenseTargets, dense_targets
+from ..models.heads import output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
 
