@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..architectures.dimensions import LAYERS, Dimension
+from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
 from ..architectures.registry import get_architecture
 from ..architectures.table import Axis, Weight
 from ..compat import layer_configs
@@ -62,7 +62,8 @@ class Polynomial:
         terms (`Mapping[tuple[str, ...], float]`): coefficients, by names of the dimensions that they are multiplied
             with; `()` is the constant.
         shared (`Mapping[str, int | None]`, *optional*): names of the dimensions that all layers share, in the order of
-            `Architecture.shared`, each with the size that a shape has that does not name it.
+            `Architecture.shared`, each with the size that a shape has that does not name it. The vocabulary, the last
+            of them, is left out where no term has it.
     """
 
     terms: Mapping[Monomial, float]
@@ -70,7 +71,10 @@ class Polynomial:
 
     def __init__(self, terms: Mapping[Monomial, float], shared: Mapping[str, int | None] | None = None):
         object.__setattr__(self, "terms", {_ordered(names): value for names, value in terms.items()})
-        object.__setattr__(self, "shared", dict(shared or {"hidden_size": None}))
+        named = dict(shared or {"hidden_size": None})
+        if not any(VOCABULARY.name in names for names in self.terms):
+            named.pop(VOCABULARY.name, None)
+        object.__setattr__(self, "shared", named)
 
     def __hash__(self) -> int:
         return hash((frozenset(self.terms.items()), tuple(self.shared.items())))
@@ -124,7 +128,7 @@ class Polynomial:
     def _price(self, frame: Frame) -> Prices:
         sizes: dict[str, Any] = {
             name: whole if size is None else size
-            for (name, whole), size in zip(self.shared.items(), frame, strict=True)
+            for (name, whole), size in zip(self.shared.items(), frame, strict=False)  # a frame may have tokens, too
         }
         prices: dict[str | None, float] = {}
         for names, coefficient in self.terms.items():
@@ -165,7 +169,7 @@ def _own(weight: Weight, is_shared: bool) -> int:
 
 
 def _own_without_embeddings(weight: Weight, is_shared: bool) -> int:
-    return int(not is_shared and all(d.is_sliced for axis in weight.axes for d in axis.dimensions))
+    return int(not is_shared and not weight.is_looked_up)
 
 
 def _multiplied(weight: Weight, is_shared: bool) -> int:
