@@ -61,8 +61,8 @@ def _as_list(value: Any) -> list[int]:
 def _special(name: str, value: Any, kept: list[int]) -> Any:
     if not kept and name != "pad_token_id":
         raise SubnetError(
-            f"{VOCABULARY.name}: the subnet leaves out token {value}, the {name} of the model; keep it, or set {name} of "
-            "the model's config and generation_config to a kept token or to None"
+            f"{VOCABULARY.name}: the subnet leaves out token {value}, the {name} of the model; keep it, or set {name} "
+            "of the model's config and generation_config to a kept token or to None"
         )
     return kept if isinstance(value, list | tuple) else next(iter(kept), None)
 

@@ -183,10 +183,10 @@ class Choices:
         self._granularity, self._temperature = granularity, temperature
         full = Shape.from_config(config)
         self._of_model: dict[Dimension, Entries] = {
-            LAYERS: self._some(LAYERS, full.num_hidden_layers, importance and importance.layers)
+            LAYERS: self._some(LAYERS, full.num_hidden_layers, importance and importance.layers),
+            VOCABULARY: tokens or FirstTokens(full.size(VOCABULARY)),
         }
         self._of_layers: dict[Dimension, list[Entries]] = {}
-        self._of_model[VOCABULARY] = tokens or FirstTokens(full.size(VOCABULARY))
         for dimension in full.dimensions:
             if dimension is VOCABULARY:
                 continue
