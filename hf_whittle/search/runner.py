@@ -205,7 +205,9 @@ class _Evaluator:
         tokens, flops = 0, 0
         if hasattr(self._fitness, "flops") and hasattr(self._fitness, "tokens"):
             tokens_of = getattr(self._fitness, "tokens_of", None)
-            tokens = tokens_of(candidate.subnet, candidate.share) if tokens_of else self._fitness.tokens(candidate.share)
+            tokens = (
+                tokens_of(candidate.subnet, candidate.share) if tokens_of else self._fitness.tokens(candidate.share)
+            )
             flops = self._fitness.flops(candidate.subnet, candidate.share)
         cost = self._cost(candidate.subnet)
         in_space = candidate.in_space or self._space.contains(candidate.subnet)
