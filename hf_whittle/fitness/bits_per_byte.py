@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..models.supernet import SuperNetModel
 
 TokenizerOf = Callable[[Kept | None], "PreTrainedTokenizerBase"]
-"""Gives the tokenizer of some tokens, the ids of which are places among them; that of the whole vocabulary for `None`."""
+"""Gives the tokenizer of some tokens, the ids of which are places among them; for `None`, that of all."""
 
 
 class BitsPerByte(Fitness):

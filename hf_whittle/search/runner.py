@@ -98,12 +98,7 @@ def search_subnets(
                 "AutoSuperNetForCausalLM.from_pretrained"
             )
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
-    if VOCABULARY in space.named and getattr(fitness, "reads_token_ids", False):
-        raise SubnetError(
-            f"subnets of this space have vocabularies of {' or '.join(map(str, space.sizes(VOCABULARY)))} tokens, and "
-            f"{getattr(fitness, 'name', 'the fitness')} on fixed token ids does not compare them; search for BitsPerByte "
-            "on documents, or in a student that has the vocabulary"
-        )
+    _check_fitness(space, fitness)
     settings = _settings(space, bins, config, fitness)
     workers = Workers(fitness)
     workers.check_same(settings)
@@ -127,6 +122,16 @@ def _check_space(space: SearchSpace, supernet: Any) -> None:
         raise SubnetError(
             "the search space belongs to another super-network: their subnets differ in size; make it with "
             "SearchSpace.from_config(supernet.config)"
+        )
+
+
+def _check_fitness(space: SearchSpace, fitness: Any) -> None:
+    """Raise `SubnetError` if subnets have different vocabularies and are evaluated on the same token ids."""
+    if VOCABULARY in space.named and getattr(fitness, "reads_token_ids", False):
+        sizes = " or ".join(map(str, space.sizes(VOCABULARY)))
+        raise SubnetError(
+            f"subnets of this space have vocabularies of {sizes} tokens, and {fitness.name} on fixed token ids does "
+            "not compare them; search for BitsPerByte on documents, or in a student that has the vocabulary"
         )
 
 
@@ -204,10 +209,10 @@ class _Evaluator:
     def _evaluation(self, candidate: Candidate, value: float, generation: int) -> Evaluation:
         tokens, flops = 0, 0
         if hasattr(self._fitness, "flops") and hasattr(self._fitness, "tokens"):
-            tokens_of = getattr(self._fitness, "tokens_of", None)
-            tokens = (
-                tokens_of(candidate.subnet, candidate.share) if tokens_of else self._fitness.tokens(candidate.share)
-            )
+            if hasattr(self._fitness, "tokens_of"):
+                tokens = self._fitness.tokens_of(candidate.subnet, candidate.share)
+            else:
+                tokens = self._fitness.tokens(candidate.share)
             flops = self._fitness.flops(candidate.subnet, candidate.share)
         cost = self._cost(candidate.subnet)
         in_space = candidate.in_space or self._space.contains(candidate.subnet)
