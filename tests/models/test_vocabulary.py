@@ -155,7 +155,7 @@ def test_a_sorted_super_network_keeps_its_tokens(make):
 
 
 def healed_by_layers(source, subnet, input_ids):
-    settings = HealingConfig(basis="principal", states="student", ridge=(0.1,))
+    settings = HealingConfig(basis="principal", ridge=(0.1,))
     sliced = slice_weights(source.weights, source.config, subnet, dtype=torch.float32)
     return Healer(source, subnet, settings, input_ids).heal(sliced).tensors
 
