@@ -203,6 +203,10 @@ class Probe(Fitness):
         return {"tokens": cost["tokens"] + tokens, "flops": cost["flops"] + flops}
 
     @property
+    def reads_token_ids(self) -> bool:
+        return True
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {
             "name": self.name,
