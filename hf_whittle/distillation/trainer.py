@@ -27,12 +27,14 @@ from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints
 from ..training.loss_in_head import LossInHead
 from ..training.precision import check_precision
+from ..vocabulary.vocabulary_map import VocabularyMap
 from .adapters import with_adapters
 from .config import DistillationConfig
 from .non_finite import advise, describe_batch, first_non_finite_weight, loss_without_gradient
 from .projections import TrainsProjections, hidden_loss_of
 from .store.reader import LogitStore
-from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
+from .teacher import Teacher, check_apart, load_teacher
+from .vocabularies import TeacherVocabulary, match_vocabularies
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -62,6 +64,9 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
         subnet (`SubnetConfig`, *optional*): subnet of the teacher that the student was extracted from, for
             `args.hidden_weight`; known for students from `extract_subnet`.
+        vocabulary (`VocabularyMap`, *optional*): the teacher's ids of a student's tokens, if it has a part of the
+            teacher's; known from tokenizers, or for students from `extract_subnet`. The teacher then reads the
+            student's tokens, and `args.dropped_tokens` says what becomes of the probability of all others.
         peft_config (`PeftConfig`, *optional*): trains adapters of the student instead of its weights; by default on all
             matrices of its layers.
         kwargs: further arguments of `Trainer`.
@@ -85,6 +90,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         data_collator: Any = None,
         *,
         subnet: SubnetConfig | None = None,
+        vocabulary: VocabularyMap | None = None,
         peft_config: "PeftConfig | None" = None,
         **kwargs: Any,
     ):
@@ -108,7 +114,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         if teacher_model is None:
             which = "beta" if args.beta > 0 else "hidden_weight"
             raise ValueError(f"{which} > 0 needs a teacher_model; give one, or set {which}=0 for plain pretraining")
-        self._set_teacher(teacher_model, teacher_tokenizer)
+        self._set_teacher(teacher_model, teacher_tokenizer, vocabulary)
         if args.hidden_weight > 0:
             student: Any = self.accelerator.unwrap_model(self.model)
             self._hidden = hidden_loss_of(student, self.teacher, subnet, args.hidden_loss).to(self.args.device)
@@ -131,6 +137,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         self,
         teacher: "PreTrainedModel | str | os.PathLike[str] | LogitStore",
         tokenizer: PreTrainedTokenizerBase | None,
+        vocabulary: VocabularyMap | None,
     ) -> None:
         student: Any = self.accelerator.unwrap_model(self.model)
         ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
@@ -151,9 +158,11 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
         check_apart(student, teacher)
-        check_vocabulary(student.config, teacher.config, ours, tokenizer)
+        dropped = self.args.dropped_tokens
+        vocabulary = match_vocabularies(student, teacher, ours, tokenizer, vocabulary, dropped == "first_piece")
         self._recording.set_teacher(teacher)
-        self._teacher = Teacher(teacher, self.accelerator)
+        of_teacher = None if vocabulary is None else TeacherVocabulary.of(vocabulary, dropped)
+        self._teacher = Teacher(teacher, self.accelerator, of_teacher)
         self.teacher = self._teacher.model
 
     def compute_loss(
