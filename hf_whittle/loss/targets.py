@@ -65,6 +65,7 @@ class Restriction:
         others = (None if part is None else part.to(device) for part in (self.dropped, self.receivers))
         return Restriction(self.kept.to(device), *others)
 
+    @torch.no_grad()
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of the student's entries, `(n, V_student)` in at least single precision, from all of the teacher's.
 
