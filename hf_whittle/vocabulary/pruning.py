@@ -75,10 +75,7 @@ def closed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[int]:
         VocabularyError: if the tokenizer is of a kind that cannot be pruned.
     """
     structure = Structure.of(tokenizer)
-    known: set[int] = set()
-    for index in (*structure.required, *map(int, ids)):
-        known.update(structure.with_ancestors(index, known))
-    return sorted(known)
+    return sorted(structure.closed((*structure.required, *map(int, ids))))
 
 
 def minimum_size(tokenizer: PreTrainedTokenizerBase) -> int:

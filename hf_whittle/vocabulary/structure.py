@@ -8,7 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,8 @@ class Structure:
 
     Args:
         tokens (`dict[int, str]`): the tokens, as the tokenizer spells them.
-        required (`frozenset[int]`): tokens that always stay: special and added ones, bytes and characters.
+        required (`frozenset[int]`): tokens that always stay: special and added ones, bytes and characters, and all that
+            these are made of.
         parts (`dict[int, tuple[int, int]]`): the two tokens that the last merge of a token joins, if merges make it.
         order (`dict[int, float]`): how late each token comes: the rank of its merge, or minus its log-probability in a
             Unigram tokenizer; infinite if neither is known.
@@ -55,10 +56,9 @@ class Structure:
         tokens = {index: token for token, index in tokenizer.get_vocab().items()}
         own: dict[str, int] = _vocabulary(model)
         parts, order = _merged(model, own) if model["type"] == "BPE" else ({}, _by_score(model))
+        found = cls(tokens, frozenset(), parts, {index: order.get(index, math.inf) for index in tokens})
         required = {*_fixed(settings), *tokenizer.all_special_ids, *_base(settings, own)} & tokens.keys()
-        for index in required:
-            parts.pop(index, None)
-        return cls(tokens, frozenset(required), parts, {index: order.get(index, math.inf) for index in tokens})
+        return replace(found, required=frozenset(found.closed(required)))
 
     @property
     def optional(self) -> list[int]:
@@ -80,6 +80,13 @@ class Structure:
             if found not in known:
                 known.add(found)
                 yield found
+
+    def closed(self, ids: Iterable[int]) -> set[int]:
+        """Tokens, and all that they are made of."""
+        known: set[int] = set()
+        for index in ids:
+            known.update(self.with_ancestors(index, known))
+        return known
 
     def name(self, index: int) -> str:
         """A token and its id, for errors."""
@@ -212,19 +219,31 @@ def _merged(model: dict[str, Any], own: dict[str, int]) -> tuple[dict[int, tuple
         ways[product(model, left, right)].append((rank, left, right))
     parts, order = {}, {}
     for token, found in ways.items():
-        rank, left, right = found[0] if len(found) == 1 else _last_merge(token, found, ranks)
+        rank, left, right = found[0] if len(found) == 1 else _last_merge(model, token, found, ranks)
         parts[own[token]] = own[left], own[right]
         order[own[token]] = float(rank)
     return parts, order
 
 
-def _last_merge(token: str, ways: Iterable[Merge], ranks: dict[tuple[str, str], int]) -> Merge:
+def _symbols(model: dict[str, Any], token: str) -> list[str]:
+    """The characters that BPE merges to a token, with the marks of words that a model may have."""
+    before, after = model["continuing_subword_prefix"] or "", model["end_of_word_suffix"] or ""
+    starts, ends = bool(before) and token.startswith(before), bool(after) and token.endswith(after)
+    letters = token.removeprefix(before).removesuffix(after)
+    first, last = before if starts else "", after if ends else ""
+    return [
+        (before if place else first) + letter + (last if place == len(letters) - 1 else "")
+        for place, letter in enumerate(letters)
+    ]
+
+
+def _last_merge(model: dict[str, Any], token: str, ways: Iterable[Merge], ranks: dict[tuple[str, str], int]) -> Merge:
     """The merge by which BPE completes a token, of several that would; the first if it reaches the token by none."""
-    symbols = list(token)
+    symbols = _symbols(model, token)
     while len(symbols) > 2:
         pairs = list(itertools.pairwise(symbols))
         rank, place = min((ranks.get(pair, len(ranks)), place) for place, pair in enumerate(pairs))
         if rank == len(ranks):
             break
-        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        symbols[place : place + 2] = [product(model, *pairs[place])]
     return next((way for way in ways if list(way[1:]) == symbols), next(iter(ways)))

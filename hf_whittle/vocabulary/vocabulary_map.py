@@ -122,7 +122,9 @@ def _difference(ours: dict[str, int], theirs: dict[str, int]) -> str:
 
 def _first_pieces(student: Any, teacher: Any) -> tuple[Sequence[int], Sequence[int]]:
     """Tokens that the student lacks, and its first piece of each; special tokens and such without a piece left out."""
-    ours = student.get_vocab()
+    ours, settings = student.get_vocab(), settings_of(student)["model"]
+    if settings.get("continuing_subword_prefix") or settings.get("end_of_word_suffix"):
+        return [], []  # a model puts marks of words on all that it segments
     model, unknown = student.backend_tokenizer.model, student.unk_token_id
     special = set(teacher.added_tokens_decoder)
     found: dict[int, int] = {}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, TEXT, make_tokenizer
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_whittle.demo import TEACHER
@@ -32,6 +32,7 @@ SPECIAL = [
     "\ufeff",
     "\u200d",
 ]
+MERGES_OF_ABC = [("a", "b"), ("ab", "c")]
 PARTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     st.text(st.characters(categories=["Co", "Cn", "Cc", "Cf", "Zs", "Zl", "Zp", "Mn"]), max_size=10),
@@ -236,8 +237,18 @@ def test_of_several_merges_to_a_token_the_one_that_is_used_counts():
     assert pruned.tokenize("abcd") == ["abcd"] and "bc" not in pruned.get_vocab()
 
 
-def test_every_kept_token_that_was_ever_used_still_is(whole):
+def test_what_an_added_token_is_made_of_stays_with_it():
+    """An added token that stands for a whole word alone is made by merges within others."""
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(["a", "b", "c", "ab", "abc"])}, MERGES_OF_ABC))
+    backend.add_tokens([AddedToken("abc", single_word=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.convert_ids_to_tokens(closed(tokenizer, [])) == ["a", "b", "c", "ab", "abc"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "clip"])  # which marks the end of all it segments
+def test_every_kept_token_that_was_ever_used_still_is(kind):
     """Alone, a token is segmented as itself by the pruned tokenizer if it is by the whole one."""
+    whole = make_tokenizer(kind)
     kept = some_ids(whole, 6)
     pruned = prune_tokenizer(whole, kept)
     before, after = whole.backend_tokenizer.model, pruned.backend_tokenizer.model
