@@ -72,8 +72,8 @@ class VocabularyMap:
                 f"the student's tokenizer has no token with id {holes[0]}, but tokens with higher ids; prune the "
                 "teacher's tokenizer to ids of tokens alone"
             )
-        dropped, pieces = _first_pieces(student, teacher)
-        return cls(torch.tensor(to_teacher), torch.tensor(dropped), torch.tensor(pieces))
+        ids = (to_teacher, *_first_pieces(student, teacher))
+        return cls(*(torch.tensor(each, dtype=torch.long) for each in ids))
 
     def __len__(self) -> int:
         return len(self.to_teacher)

@@ -43,6 +43,14 @@ def test_the_first_piece_is_how_the_student_begins_to_write_a_token(pair):
             assert token.startswith(first) and token != first
 
 
+def test_without_first_pieces_nothing_is_pushed():
+    """A model with marks of words segments no token as it stands in a text."""
+    whole = make_tokenizer("clip")
+    kept = closed(whole, [])
+    found = VocabularyMap.between(prune_tokenizer(whole, kept), whole)
+    assert found.to_teacher.tolist() == kept and found.dropped.tolist() == [] and found.dropped.dtype == torch.long
+
+
 def test_fingerprints_differ_with_maps():
     maps = [VocabularyMap.of_kept(kept) for kept in (3, 4, [0, 2, 3])]
     assert len({each.fingerprint for each in maps}) == 3
