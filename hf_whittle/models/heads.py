@@ -36,9 +36,13 @@ class Head:
         """Number of entries of the vocabulary."""
         return self.weight.shape[0]
 
+    def __getitem__(self, entries: torch.Tensor | slice) -> "Head":
+        """The head restricted to some entries."""
+        return Head(self.weight[entries], None if self.bias is None else self.bias[entries])
+
     def first(self, size: int) -> "Head":
         """The head restricted to the first `size` entries."""
-        return self if size >= self.size else Head(self.weight[:size], None if self.bias is None else self.bias[:size])
+        return self if size >= self.size else self[:size]
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits of hidden states `(N, C)`, on the device and in the type of the matrix."""
