@@ -1,7 +1,7 @@
 """The laboratory of all experiments: text, teacher, cache, searches, students before training, and their trainings."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -193,7 +193,7 @@ class Lab:
         scores = score_importance(self.supernet, blocks, progress=False)
         layers = sorted(scores.layers.argsort()[::-1][: len(subnet.layers)].tolist())
         spent = blocks.numel() * flops_per_token(self.supernet.full_config, sequence_length=LENGTH)
-        return Order.by(scores).original(subnet.with_layers(layers)), {"importance": spent}
+        return Order.by(scores).original(replace(subnet, num_hidden_layers=tuple(layers))), {"importance": spent}
 
     # Trainings
 

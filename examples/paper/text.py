@@ -80,8 +80,9 @@ def load(test_blocks: int, rate_blocks: int) -> Text:
 
 
 def spread(number: int, some: int) -> list[int]:
-    """`some` of the first `number` integers, evenly spread."""
-    return [place * number // some for place in range(min(some, number))]
+    """At most `some` of the first `number` integers, evenly spread."""
+    some = min(some, number)
+    return [place * number // some for place in range(some)]
 
 
 def modules_of(documents: Any, tokenizer: Any, blocks: int) -> list[str]:
@@ -94,4 +95,4 @@ def modules_of(documents: Any, tokenizer: Any, blocks: int) -> list[str]:
 
 def _some(modules: list[str], unused: set[int], name: str, number: int) -> list[int]:
     own = [block for block, module in enumerate(modules) if module == name and block in unused]
-    return [own[place] for place in spread(len(own), min(number, len(own)))]
+    return [own[place] for place in spread(len(own), number)]

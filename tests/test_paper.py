@@ -1,0 +1,108 @@
+"""Experiments of the paper: ratios and intervals in closed form, keys by content, and the page as its results say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from transformers import AutoTokenizer
+
+from examples.paper import cache, render
+from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
+from examples.paper.ratios import STUDENT, baseline, curves, ratio
+from examples.paper.text import modules_of, spread
+from hf_whittle.demo import TEACHER
+
+STOCK, DISTILLED = "random, stock 96 x 4", "random, stock 96 x 4, distilled"
+
+
+def point(arm, tokens, loss, seed=0, rate=1e-3, **flops):
+    test = {"a": [loss, 4], "b": [loss, 4]}
+    return {"arm": arm, "tokens": tokens, "search": loss, "test": test, "seed": seed, "rate": rate, "flops": flops}
+
+
+def points(seed=0):
+    """Losses that fall by 1 for every factor of 10 in FLOPs, from random weights; a student that starts at 3.5."""
+    return [
+        *(point(STOCK, 10**n, 7 - n, seed, training=10**n) for n in (1, 2, 3)),
+        *(point(STOCK, 10**n, 7.5 - n, seed, 2e-3, training=10**n) for n in (1, 2, 3)),
+        *(point(DISTILLED, 10**n, 6.5 - n, seed, training=10**n, teacher=4 * 10**n) for n in (1, 2, 3)),
+        point(STUDENT, 0, 4.5, seed, None, search=60, healing=40),
+        point(STUDENT, 10, 2.5, seed, search=60, healing=40, training=600, teacher=300),
+    ]
+
+
+def test_flops_to_a_loss_are_interpolated_in_their_logarithm():
+    assert flops_to([1e3, 1e5], [5.0, 3.0], 4.0) == pytest.approx(1e4)
+    assert flops_to([1e3, 1e5], [5.0, 3.0], 6.0) == 1e3
+    assert flops_to([1e3, 1e5], [5.0, 3.0], 2.0) == math.inf
+
+
+def test_ratio_is_of_the_cheapest_random_initialization_to_the_student():
+    of_seed, modules = curves(points(), 0), Modules(points())
+    assert baseline(of_seed, 1000)[0] == DISTILLED and baseline(of_seed, 1000, distilled=False)[0] == STOCK
+    # after 100 tokens, the distilled model has 4.5, for 500; the other takes 10 ** 2.5; the student starts there
+    assert ratio(of_seed, 100, modules) == pytest.approx(np.full(1001, 10**2.5 / 100))
+    # both learning rates are charged; the distilled model had one
+    assert ratio(of_seed, 100, modules, sweeps=True) == pytest.approx(np.full(1001, 500 / 100))
+    # without the teacher, random initialization has 4 after 1,000 tokens; the student is a quarter of the way
+    with_teacher = ratio(of_seed, 1000, modules, teacher_training=900)
+    assert with_teacher == pytest.approx(np.full(1001, 1000 / (1000**0.75 * 1900**0.25)))
+
+
+def test_intervals_are_over_modules():
+    test = {"a": [1.0, 1], "b": [2.0, 3]}
+    losses = Modules([{"test": test}]).losses({"test": test})
+    assert losses[0] == pytest.approx(7 / 4)
+    assert set(losses[1:].round(9)) == {1.0, 1.75, 2.0}
+
+
+def test_tau_is_that_of_scipy_and_a_training_ranks_like_itself():
+    rng = np.random.default_rng(1)
+    ends = np.repeat(rng.normal(size=(1, 12, 3)), 2, axis=0)
+    blocks = np.array([1, 2, 3])
+    truth = ends[0] @ blocks / 6
+    fitnesses = {"noise": rng.integers(4, size=12), "truth": truth, "reverse": -truth}
+    found = taus(fitnesses, ends, blocks, "noise")
+    expected = kendalltau(fitnesses["noise"], truth).statistic
+    assert found["noise"]["tau"][0] == pytest.approx(expected)
+    assert kendall_tau(fitnesses["noise"], truth) == pytest.approx(expected)
+    assert found["truth"]["tau"][0] == found[CEILING]["tau"][0] == -found["reverse"]["tau"][0] == pytest.approx(1)
+    assert found["truth"]["above_reference"][0] == pytest.approx(1 - expected)
+    assert found["noise"]["above_reference"] == (0, 0, 0)
+    low, high = found["noise"]["tau"][1:]
+    assert -1 <= low < expected < high <= 1
+
+
+def test_results_are_kept_by_settings_inputs_and_code(tmp_path, monkeypatch):
+    here, made = tmp_path / "code", []
+    here.mkdir()
+    monkeypatch.setattr(cache, "HERE", here)
+
+    def once(code, settings=None, inputs=None):
+        (here / "module.py").write_text(code)
+        cache.digest.cache_clear()
+        kept = cache.Cache(tmp_path / "runs", inputs or {})
+        return kept.once("kind", settings or {}, ["paper.module"], lambda: {"number": made.append(0) or len(made)})
+
+    try:
+        assert once('"about"\nx = 1')["number"] == once('"other"\nx = 1  # a comment')["number"] == 1
+        assert once("x = 2")["number"] == 2
+        assert once("x = 2", {"rate": 1.0})["number"] == 3
+        assert once("x = 2", inputs={"text": "other"})["number"] == 4
+        assert once("x = 1")["number"] == 1
+    finally:
+        cache.digest.cache_clear()
+
+
+def test_blocks_belong_to_the_module_of_their_middle():
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    documents = {"name": ["empty", "long", "short", "last"], "text": ["", "a = 1\n" * 400, "b", "c = 2\n" * 400]}
+    lengths = [len(tokenizer(text)["input_ids"]) + 1 for text in documents["text"][1:]]
+    modules = modules_of(documents, tokenizer, sum(lengths) // 256)
+    assert modules == ["long" if 256 * block + 128 < lengths[0] else "last" for block in range(sum(lengths) // 256)]
+    assert spread(10, 3) == [0, 3, 6] and spread(2, 3) == [0, 1]
+
+
+def test_committed_page_is_that_of_the_committed_results():
+    assert render.PAGE.read_text(encoding="utf-8") == render.page()
