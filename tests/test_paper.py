@@ -1,13 +1,15 @@
 """Experiments of the paper: ratios and intervals in closed form, keys by content, and the page as its results say."""
 
+import json
 import math
+import random
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 from transformers import AutoTokenizer
 
-from examples.paper import cache, render
+from examples.paper import __main__, cache, lab, render
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
 from examples.paper.ratios import STUDENT, baseline, curves, ratio
 from examples.paper.text import modules_of, spread
@@ -106,3 +108,31 @@ def test_blocks_belong_to_the_module_of_their_middle():
 
 def test_committed_page_is_that_of_the_committed_results():
     assert render.PAGE.read_text(encoding="utf-8") == render.page()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", __main__.NAMES)
+def test_experiments_run_resume_and_become_a_section(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "RUNS", tmp_path)
+    if name != "spaces":  # two subnets of any kind instead of the searches' own
+        monkeypatch.setattr(lab.Lab, "found", _found)
+    __main__.main([name, "--size", "tiny"])
+    results = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    assert results["environment"]["commit"] and results["size"]["name"] == "tiny"
+    page = render.page(tmp_path / "results")
+    assert page.count("\n## ") == 1 and "nan" not in page and "inf" not in page.replace("infinity", "")
+    monkeypatch.setattr(cache.Cache, "once", _known(cache.Cache.once))
+    __main__.main([name, "--size", "tiny"])
+    assert json.loads((tmp_path / "results" / f"{name}.json").read_text()) == results
+
+
+def _found(self, config, make, settings, space=None, bin=lab.BIN):
+    subnet = self.space.sample(random.Random(config.seed), bin)
+    return {"subnet": subnet.to_dict(), "flops": 10**9, "fitness": 50.0, "evaluations": 2, "settings": settings}
+
+
+def _known(once):
+    def read(self, kind, settings, code, work):
+        return once(self, kind, settings, code, lambda: pytest.fail(f"{kind} {settings} was done again"))
+
+    return read

@@ -27,6 +27,7 @@ class Size:
         subnets (`int`): subnets of the study of fitnesses.
         study_steps (`tuple[int, ...]`): its budgets.
         search_teraflops (`float`): cost of each whole search.
+        population (`int`): first candidates of the evolutions among them.
         whole_steps (`int`): training of the students of whole searches.
         space_evaluations (`int`): evaluations in each space and bin.
         shapes (`tuple[str, ...]`): channels and layers of further stock models of random weights.
@@ -48,6 +49,7 @@ class Size:
     subnets: int = 24
     study_steps: tuple[int, ...] = (32,)
     search_teraflops: float = 2.0
+    population: int = 40
     whole_steps: int = 128
     space_evaluations: int = 250
     shapes: tuple[str, ...] = ("80 x 7", "112 x 3")
@@ -93,7 +95,8 @@ SIZES = {
             calibration=(2_560,),
             subnets=3,
             study_steps=(1,),
-            search_teraflops=0.05,
+            search_teraflops=0.25,
+            population=2,
             whole_steps=1,
             space_evaluations=4,
             shapes=("80 x 7",),

@@ -55,7 +55,8 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
 
 
 def _found(lab: Lab, algorithm: str, fitness: str, seed: int) -> dict[str, Any]:
-    flops = lab.size.search_teraflops * 1e12
+    size = lab.size
+    flops = size.search_teraflops * 1e12
     calibration = lab.text.calibrating(HEALING_TOKENS, seed)
 
     def make() -> Fitness:
@@ -68,9 +69,9 @@ def _found(lab: Lab, algorithm: str, fitness: str, seed: int) -> dict[str, Any]:
         settings["calibration"] = [HEALING_TOKENS, seed]
         flops -= _preparation(lab, make)
     configs: dict[str, SearchConfig] = {
-        "evolution": EvolutionConfig(population_size=40, num_offspring=20, num_elites=8, seed=seed),
-        "additive": AdditiveSearchConfig(seed=seed),
-        "random": RandomSearchConfig(evaluations=8, seed=seed),
+        "evolution": EvolutionConfig(population_size=size.population, num_offspring=20, num_elites=8, seed=seed),
+        "additive": AdditiveSearchConfig(**{**size.additive, "generations": 20}, seed=seed),
+        "random": RandomSearchConfig(evaluations=min(8, size.population), seed=seed),
     }
     config = configs[algorithm]
     return lab.found(config if algorithm == "random" else UpTo(search=config, flops=flops, seed=seed), make, settings)
