@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..checks import check_integers
 
 HEALING_FILE = "healing.json"
 BasisName = Literal["principal", "channels"]
-States = Literal["teacher", "student"]
 BASES: tuple[BasisName, ...] = get_args(BasisName)
-STATES: tuple[States, ...] = get_args(States)
 
 
 @dataclass(frozen=True)
@@ -19,20 +17,14 @@ class HealingConfig:
     """Settings of healing.
 
     Args:
-        basis (`str`, *optional*): basis of the student's hidden states: `"principal"` components of the teacher's, or
-            kept `"channels"`. It is always the latter where a norm follows attention and MLP; and with tied embeddings
-            where norms subtract the mean, or the last one scales many channels unlike most others. By default, it is
-            the former where it can be; with tied embeddings, both are tried, and the better on held-out text stays.
-        states (`str`, *optional*): hidden states that a layer is healed on: the `"teacher"`'s in the student's basis,
-            so that each layer mends what it lost itself; or those that the healed layers of the `"student"` before it
-            compute, so that it mends their errors too. By default, both are tried where all channels are kept, and
-            the better on held-out text stays; where some are left out, whose loss no layer can mend alone, it is the
-            student's.
+        basis (`str`, *optional*, defaults to `"principal"`): basis of the student's hidden states: `"principal"`
+            components of the teacher's, or kept `"channels"`. It is always the latter where all channels are kept or a
+            norm follows attention and MLP; and with tied embeddings where norms subtract the mean, or the last one
+            scales many channels unlike most others.
         inputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that read hidden states, where
             channels are left out, or all layers before.
         outputs (`bool`, *optional*, defaults to `True`): whether to heal matrices that write to hidden states.
-        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied; on the
-            teacher's states, where channels are left out.
+        head (`bool`, *optional*, defaults to `True`): whether to heal the output matrix, if it is not tied.
         ridge (`Sequence[float]`, *optional*): strengths to choose from for each regression, by its held-out error. By
             default, any strength is found, from three times the features per token on.
         held_out (`float`, *optional*, defaults to 0.2): share of the calibration blocks that are not fitted to;
@@ -45,8 +37,7 @@ class HealingConfig:
         ValueError: if a value is out of range.
     """
 
-    basis: BasisName | None = None
-    states: States | None = None
+    basis: BasisName = "principal"
     inputs: bool = True
     outputs: bool = True
     head: bool = True
@@ -56,10 +47,8 @@ class HealingConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.basis not in (*BASES, None):
-            raise ValueError(f"basis must be one of {', '.join(BASES)}, or None, got {self.basis!r}")
-        if self.states not in (*STATES, None):
-            raise ValueError(f"states must be one of {', '.join(STATES)}, or None, got {self.states!r}")
+        if self.basis not in BASES:
+            raise ValueError(f"basis must be one of {', '.join(BASES)}, got {self.basis!r}")
         if self.ridge is not None:
             object.__setattr__(self, "ridge", tuple(self.ridge))
             if not self.ridge or not all(0 < ridge < math.inf for ridge in self.ridge):
@@ -67,17 +56,6 @@ class HealingConfig:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
         check_integers(self, {"batch_size": 1})
-
-    def attempts(self, lacks_channels: bool, can_tie: bool) -> list["HealingConfig"]:
-        """Settings, with basis and states, with which a student is healed one after the other.
-
-        Args:
-            lacks_channels (`bool`): whether the student lacks channels.
-            can_tie (`bool`): whether its embeddings are tied, and can be in the principal basis.
-        """
-        bases = (self.basis,) if self.basis else BASES if can_tie else BASES[:1]
-        states = (self.states,) if self.states else STATES[1:] if lacks_channels else STATES
-        return [replace(self, basis=basis, states=each) for basis in bases for each in states]
 
 
 def held_out_blocks(blocks: int, share: float) -> int:
@@ -98,10 +76,9 @@ class HealingReport:
         fits (`list[dict]`): for each regression the `weights` it healed, by their names in the super-network, its
             strength `ridge` (`None` where none was better than the sliced weights), the relative squared error `before`
             and `after`, and the number of strengths `tried`.
-        settings (`dict`): the `HealingConfig` as a dictionary, with the `basis` and `states` of this attempt.
+        settings (`dict`): the `HealingConfig` as a dictionary.
         basis (`str`, *optional*): the basis of the healed weights: `"channels"` where the settings say `"principal"`
             and the basis could not be changed. An older report does not say.
-        other (`dict`, *optional*): the report on a second attempt, with other settings, which was no better.
     """
 
     is_healed: bool
@@ -112,7 +89,6 @@ class HealingReport:
     fits: list[dict[str, Any]] = field(default_factory=list, repr=False)
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     basis: str | None = None
-    other: dict[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

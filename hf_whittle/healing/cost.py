@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import NEURONS
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
-from .parts import absorbs, layer_after, may_change_basis, projections, reads_head, writer_features
+from .parts import absorbs, layer_after, may_change_basis, output_matrix, projections, writer_features
 from .symmetric import SymmetricSums
 
 
@@ -17,7 +17,7 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     Every layer of the teacher is run once, and once more for principal components. Teacher and student are run again
     up to the readers and writers of each group that is healed. A regression takes sums of products of features and
     targets over all tokens, then a solution and its held-out error for each strength that is tried. Finally, slice and
-    student are judged on held-out tokens. A second attempt is counted like the first.
+    student are judged on held-out tokens.
 
     Args:
         config (`PreTrainedConfig`): the super-network's.
@@ -36,9 +36,9 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     size, channels = config.hidden_size, shape.hidden_size
     read = [subnet.layers[position] for position in _read(config, shape, subnet.layers[0])] if inputs else []
     of_readers = [_until_groups(config, each.with_layers(read), len(groups), sequence_length) for each in both if read]
-    head = settings["head"] and reads_head(config, channels, settings["states"])
+    head = settings["head"] and output_matrix(config) is not None
     passes = (1 + is_principal) * whole
-    passes += (settings["states"] == "student" and (not outputs or is_normalized)) * of_student[-1]
+    passes += (not outputs or is_normalized) * of_student[-1]
     for number in range(len(groups)):
         passes += sum(of[number] for of in of_readers) + outputs * of_student[number + 1]
         passes += outputs * (is_normalized or number + 1 < len(groups)) * of_teacher[number + 1]
@@ -51,15 +51,13 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
     sums = sum(2 * (SymmetricSums.numbers(features) + features * targets) for features, targets in fits)
     sums += sum(2 * features[-1] * channels for features in writer_features(config, shape)) * outputs  # what is written
     sums += is_principal * 2 * size**2 * (shape.num_hidden_layers + 1)
-    to_basis = outputs * len(groups) + (settings["states"] == "teacher")  # hidden states of the teacher, in each layer
-    sums += 2 * size * channels * shape.num_hidden_layers * to_basis
+    sums += 2 * size * channels * shape.num_hidden_layers * outputs * len(groups)  # the teacher's states in the basis
     solved = _reader_flops(config, shape, subnet.layers[0], head) if read or head else 0
     solved += is_principal * _basis_flops(config, shape)
     for (features, targets), fit in zip(fits, report["fits"], strict=True):
         solved += fit["tried"] * (features**3 // 3 + 6 * features**2 * targets) + 2 * features**2 * targets
     of_whole = flops_per_token(config, subnet, sequence_length=sequence_length)
-    other = 0 if report["other"] is None else healing_flops(config, subnet, report["other"], sequence_length)
-    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole + other
+    return tokens * (passes + sums) + solved + 2 * report["held_out_tokens"] * of_whole
 
 
 def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, sequence_length: int) -> list[int]:
@@ -93,7 +91,8 @@ def healing_flops_from_moments(config: PreTrainedConfig, subnet: SubnetConfig, t
     def fitted(features: int) -> int:
         return features**3 // 3 + 4 * features**2 * shape.hidden_size + 2 * features * size * shape.hidden_size
 
-    total = _reader_flops(config, shape, subnet.layers[0], reads_head(config, shape.hidden_size))
+    head = output_matrix(config) is not None and shape.hidden_size < size
+    total = _reader_flops(config, shape, subnet.layers[0], head)
     total += may_change_basis(config, shape.hidden_size) * _basis_flops(config, shape)
     for position, groups in enumerate(writer_features(config, shape)):
         layer, every = subnet.layers[position], full[subnet.layers[position]]

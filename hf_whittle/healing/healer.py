@@ -21,13 +21,11 @@ from .config import HealingConfig, HealingReport, held_out_blocks
 from .hidden_states import HiddenStatesFile, check_hidden_states
 from .parts import (
     Projections,
-    can_change_basis,
     layer_after,
     module_of,
     normalized,
     output_matrix,
     projections,
-    reads_head,
 )
 from .regression import Moments, token_weights, with_constant
 from .student_weights import StudentWeights
@@ -39,7 +37,7 @@ class Healer:
     Args:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
-        settings (`HealingConfig`): settings, with `basis` and `states`.
+        settings (`HealingConfig`): settings.
         input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
 
     Attributes:
@@ -148,11 +146,6 @@ class Healer:
             check_hidden_states(after, "the student", self._subnet.layers[position])
             self._of_student.write(blocks, after)
 
-    def _follow_teacher(self, weights: StudentWeights) -> None:
-        """Take the student's hidden states to the teacher's, in the student's basis."""
-        for blocks, _ in self._batches():
-            self._of_student.write(blocks, self._of_teacher.read(blocks) @ weights.basis.down.T)
-
     def _gram_of_teacher(self) -> torch.Tensor:
         """Gram matrix of the channels of the teacher's normalized hidden states where the student reads them."""
         self._embed(self._of_teacher, self._source)
@@ -183,10 +176,7 @@ class Healer:
                 self._advance_teacher(index, layer_after(self._subnet, position, self._config.num_hidden_layers))
             if settings.outputs and not group.is_normalized:
                 features = self._heal_writers(weights, student, None if is_last else teacher, number, position)
-        if settings.states == "teacher":
-            self._follow_teacher(weights)
-        else:
-            self._advance_student(weights, position, features)
+        self._advance_student(weights, position, features)
         if features is not None:
             features.close()
 
@@ -238,7 +228,7 @@ class Healer:
             reached = sum((of_student.outputs[name] for name in before), hidden_states)
             change = target @ weights.basis.down.T - reached
             moments.add(features, change, held_out, token_weights(target.square().mean(-1).sqrt()))
-            if teacher is None and self._settings.states == "student":
+            if teacher is None:
                 file = file or HiddenStatesFile((*self._input_ids.shape, features.shape[-1]), features.device)
                 file.write(blocks, features)
                 self._of_student.write(blocks, reached)
@@ -260,11 +250,10 @@ class Healer:
 
     def _heal_head(self, weights: StudentWeights) -> None:
         matrix, last, settings = output_matrix(self._config), len(self._subnet.layers) - 1, self._settings
-        is_fitted = settings.head and reads_head(self._config, len(weights.basis.down), settings.states)
-        if matrix is None or not (is_fitted or weights.basis.up is not None):
+        if matrix is None or not (settings.head or weights.basis.up is not None):
             return
         moments = None
-        if is_fitted:
+        if settings.head:
             assert matrix.norm is not None
             layers = self._layer_of_student(weights, last), self._layer_of_teacher(self._config.num_hidden_layers - 1)
             norm, norm_of_teacher = (layer.module(matrix.norm) for layer in layers)
@@ -298,36 +287,25 @@ def heal_weights(
         HealingError: if hidden states of the teacher or the student contain NaN or Inf.
     """
     dtype = next(iter(sliced.values())).dtype
+    healer = Healer(teacher, subnet, settings, input_ids)
 
-    def judge(state_dict: Mapping[str, torch.Tensor], healer: Healer) -> float:
+    def judge(state_dict: Mapping[str, torch.Tensor]) -> float:
         student = student_model(teacher.config, subnet, state_dict, dtype).to(teacher.device)
         return perplexity(cross_entropy(student, healer.held_out, settings.batch_size))
 
-    best, report = sliced, None
-    channels = count(subnet.hidden_size)
-    can_tie = output_matrix(teacher.config) is None and can_change_basis(teacher, channels)
-    for attempt in settings.attempts(channels < teacher.config.hidden_size, can_tie):
-        healer = Healer(teacher, subnet, attempt, input_ids)
-        healed = healer.heal(sliced, progress)
-        before = judge(sliced, healer) if report is None else report.perplexity_before
-        after = judge(healed.tensors, healer)
-        found = HealingReport(
-            is_healed=math.isfinite(after) and not after >= before,  # `before` may be NaN
-            perplexity_before=before,
-            perplexity_after=after,
-            tokens=healer.fitted.numel(),
-            held_out_tokens=healer.held_out.numel(),
-            fits=healed.fits,
-            settings=asdict(attempt),
-            basis="channels" if healed.basis.up is None else "principal",
-        )
-        if report is None or (found.is_healed and not found.perplexity_after >= report.perplexity_after):
-            best = healed.tensors if found.is_healed else best
-            report = replace(found, other=None if report is None else report.to_dict())
-        else:
-            report = replace(report, other=found.to_dict())
-    assert report is not None
-    return best, report
+    healed = healer.heal(sliced, progress)
+    before, after = judge(sliced), judge(healed.tensors)
+    report = HealingReport(
+        is_healed=math.isfinite(after) and not after >= before,  # `before` may be NaN
+        perplexity_before=before,
+        perplexity_after=after,
+        tokens=healer.fitted.numel(),
+        held_out_tokens=healer.held_out.numel(),
+        fits=healed.fits,
+        settings=asdict(settings),
+        basis="channels" if healed.basis.up is None else "principal",
+    )
+    return healed.tensors if report.is_healed else sliced, report
 
 
 def split_blocks(input_ids: torch.Tensor, held_out: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -226,17 +226,6 @@ def can_change_basis(model: Source, channels: int) -> bool:
     return channels > int(is_apart.sum()) and float(is_apart.float().mean()) <= _MOST_APART
 
 
-def reads_head(config: "PreTrainedConfig", channels: int, states: str | None = "teacher") -> bool:
-    """Whether a student has an output matrix of its own that reads other hidden states than the super-network's.
-
-    Args:
-        config (`PreTrainedConfig`): the super-network's.
-        channels (`int`): channels of the student.
-        states (`str`, *optional*, defaults to `"teacher"`): hidden states that it is healed on, as in `HealingConfig`.
-    """
-    return output_matrix(config) is not None and (channels < config.hidden_size or states == "student")
-
-
 def normalized(hidden_states: torch.Tensor, config: "PreTrainedConfig") -> torch.Tensor:
     """Hidden states as the norms of an architecture give them, without their weight and bias."""
     norms = get_architecture(config).norms

@@ -1,4 +1,4 @@
-"""FLOPs of healing a student before it is healed: strengths tried and attempts at most."""
+"""FLOPs of healing a student before it is healed: strengths tried at most."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..healing.config import HealingConfig, held_out_blocks
 from ..healing.cost import healing_flops
-from ..healing.parts import may_change_basis, output_matrix, projections, reads_head, writer_features
+from ..healing.parts import may_change_basis, output_matrix, projections, writer_features
 from ..healing.regression import HIGHEST, LOWEST, likely_ridge
 from ..subnet import Shape, SubnetConfig
 
@@ -27,13 +27,7 @@ def most_healing_flops(
         blocks (`int`): blocks of calibration text.
         block_size (`int`): tokens of a block.
     """
-    channels = subnet.shape.hidden_size
-    can_tie = output_matrix(config) is None and may_change_basis(config, channels)  # as far as weights allow it
-    attempts = settings.attempts(channels < config.hidden_size, can_tie)
-    return sum(
-        healing_flops(config, subnet, _report(config, subnet, attempt, blocks, block_size), block_size)
-        for attempt in attempts
-    )
+    return healing_flops(config, subnet, _report(config, subnet, settings, blocks, block_size), block_size)
 
 
 def _report(
@@ -49,7 +43,6 @@ def _report(
         "held_out_tokens": held_out * block_size,
         "basis": "principal" if is_principal else "channels",
         "fits": [{"tried": tried}] * _number_of_fits(config, subnet, settings),
-        "other": None,
     }
 
 
@@ -64,11 +57,11 @@ def _most_tried(tokens: int, config: PreTrainedConfig, subnet: SubnetConfig) -> 
 
 
 def _number_of_fits(config: PreTrainedConfig, subnet: SubnetConfig, settings: HealingConfig) -> int:
-    """Regressions of one attempt."""
+    """Regressions of healing a student."""
     groups, layers, channels = projections(config), len(subnet.layers), subnet.shape.hidden_size
     read = 0
     if settings.inputs:
         read = layers if channels < config.hidden_size else min(subnet.layers[0], 1)
     readers = read * sum(len(group.readers) for group in groups)
     writers = layers * len(groups) if settings.outputs else 0
-    return readers + writers + bool(settings.head and reads_head(config, channels, settings.states))
+    return readers + writers + (settings.head and output_matrix(config) is not None)

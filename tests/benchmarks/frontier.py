@@ -1,13 +1,13 @@
 """Does healing pay? Perplexity over FLOPs and seconds of slices and healed students, each then distilled.
 
 Subnets of SmolLM2-135M in two bins, the first that the ranking study chose in each; and of the demo's teacher in two,
-which an additive search by perplexity finds. Each is taken as a slice, and healed on several numbers of tokens, with
-both attempts or one; then it is distilled on several budgets, each with a schedule of its own and the best of some
-learning rates (for the real model, the best on the smallest budget). Costs are those of healing, of the teacher's
-hidden states and of training, without judging on the test text; seconds are those of the processor. Teachers, text and
-trainings are those of the ranking studies; the real one says what its environment variables are, and is left out
-without them. There the forward passes of healing run in bfloat16 too. Every point is kept in `runs/`, so that an
-interrupted benchmark goes on.
+which an additive search by perplexity finds. Each is taken as a slice, and healed on several numbers of tokens; then it
+is distilled on several budgets, each with a schedule of its own and the best of some learning rates (for the real
+model, the best on the smallest budget). The committed results hold starts of an older healing as well, which made two
+attempts and kept the better. Costs are those of healing, of the teacher's hidden states and of training, without
+judging on the test text; seconds are those of the processor. Teachers, text and trainings are those of the ranking
+studies; the real one says what its environment variables are, and is left out without them. There the forward passes of
+healing run in bfloat16 too. Every point is kept in `runs/`, so that an interrupted benchmark goes on.
 """
 
 import json
@@ -42,25 +42,20 @@ from .ranking.settings import RESULTS, Material, Setting
 from .ranking.toy import setting as toy_setting
 from .ranking.training import Training, bfloat16
 
-Starts = dict[str, tuple[int, dict[str, Any]] | None]
-"""Calibration tokens and settings of healing by the name of a start; `None` for slices."""
-STARTS: Starts = {
-    "sliced": None,
-    "healed on 4,096 tokens": (4_096, {}),
-    "healed on 16,384 tokens": (16_384, {}),
-    "healed on 16,384 tokens, in one attempt": (16_384, {"basis": "principal", "states": "student"}),
-}
+Starts = dict[str, int | None]
+"""Calibration tokens of healing by the name of a start; `None` for slices."""
+STARTS: Starts = {"sliced": None} | {f"healed on {n:,} tokens": n for n in (4_096, 16_384)}
 BUDGETS = (8_192, 32_768)
 """Tokens of distillation."""
 DRAWN = {
     "sliced": ("as sliced, then distilled", "#6b7280", (7, 5)),
-    "healed on 16,384 tokens, in one attempt": ("healed on 16,384 tokens, then distilled", "#2f6fde", (-58, -15)),
+    "healed on 16,384 tokens": ("healed on 16,384 tokens, then distilled", "#2f6fde", (-58, -15)),
 }
 """Starts that are drawn, with their labels, colors, and places of the text at a point."""
 PICTURE = RESULTS / "frontier.png"
 RATES = (3e-4, 1e-4)
 """Learning rates that the first budget chooses from, for each student and start; the others take its choice."""
-TOY_STARTS: Starts = {"sliced": None} | {f"healed on {n:,} tokens": (n, {}) for n in (8_192, 24_576, 98_304)}
+TOY_STARTS: Starts = {"sliced": None} | {f"healed on {n:,} tokens": n for n in (8_192, 24_576, 98_304)}
 TOY_BUDGETS, TOY_RATES = (16_384, 65_536, 262_144), (2e-3, 5e-4)
 TOY_BINS = ((0.5, 0.525), (0.3, 0.315))
 
@@ -112,23 +107,21 @@ class From(Training):
 
 
 def start_of(
-    material: Material, subnet: SubnetConfig, healing: tuple[int, dict[str, Any]] | None, setting: Setting = REAL
+    material: Material, subnet: SubnetConfig, calibration_tokens: int | None, setting: Setting = REAL
 ) -> Start:
     started = time.process_time()
     facts: dict[str, Any] = {"seconds": 0.0, "flops": 0}
-    if healing is None:
+    if calibration_tokens is None:
         student = extract_subnet(material.supernet, subnet, dtype=torch.float32)
     else:
-        tokens, settings = healing
         length = material.calibration.shape[1]
-        config = HealingConfig(bf16=setting.autocast, batch_size=setting.eval_batch_size, **settings)
-        blocks = material.calibration[: tokens // length]
+        config = HealingConfig(bf16=setting.autocast, batch_size=setting.eval_batch_size)
+        blocks = material.calibration[: calibration_tokens // length]
         student = extract_subnet(material.supernet, subnet, heal=config, calibration_dataset=blocks, progress=False)
         report = student.healing.to_dict()
         flops = healing_flops(material.supernet.full_config, subnet, report, length)
         seconds = round(time.process_time() - started, 1)
-        facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed}
-        facts |= {"states": report["settings"]["states"], "basis": report["basis"]}
+        facts = {"seconds": seconds, "flops": flops, "is_healed": student.healing.is_healed, "basis": report["basis"]}
     with bfloat16(setting.autocast):
         value = perplexity(cross_entropy(student, material.test, setting.eval_batch_size))
     return Start({name: tensor.clone() for name, tensor in student.state_dict().items()}, value, facts)
@@ -146,7 +139,7 @@ class Points:
     Args:
         name (`str`): name of the file.
         material (`Material`): teacher and text.
-        starts (`dict`): calibration tokens and settings of healing, by name; `None` for slices.
+        starts (`dict`): calibration tokens of healing, by name; `None` for slices.
         budgets (`tuple[int, ...]`): tokens of distillation.
         rates (`tuple[float, ...]`): learning rates that the first budget chooses from; the others take its choice.
         setting (`Setting`): sizes of batches, and whether products run in bfloat16.
@@ -171,22 +164,22 @@ class Points:
 
     def measure(self, subnets: dict[str, SubnetConfig]) -> None:
         """Add the points of named subnets that are not known yet."""
-        for start, healing in self.starts.items():
+        for start, calibration_tokens in self.starts.items():
             for group, subnet in subnets.items():
-                self._measure(group, subnet, start, healing)
+                self._measure(group, subnet, start, calibration_tokens)
 
     def of(self, subnets: dict[str, SubnetConfig]) -> list[dict[str, Any]]:
         """The known points of named subnets."""
         digests = {group: subnet.digest for group, subnet in subnets.items()}
         return [point for point in self.known if digests.get(point["group"]) == point["digest"]]
 
-    def _measure(self, group: str, subnet: SubnetConfig, name: str, healing: tuple[int, dict[str, Any]] | None) -> None:
+    def _measure(self, group: str, subnet: SubnetConfig, name: str, calibration_tokens: int | None) -> None:
         about = {"group": group, "digest": subnet.digest, "start": name}
         known = {(p["tokens"], p["rate"]): p["perplexity"] for p in self.of({group: subnet}) if p["start"] == name}
         in_all = len(self.rates) * len(self.budgets) if self.try_all else len(self.rates) + len(self.budgets) - 1
         if len(known) > in_all:
             return
-        start = start_of(self.material, subnet, healing, self.setting)
+        start = start_of(self.material, subnet, calibration_tokens, self.setting)
         if (0, 0.0) not in known:
             self._add(**about, tokens=0, rate=0.0, perplexity=start.perplexity, **start.facts)
         rates = self.rates
@@ -268,7 +261,7 @@ def described(material: Material, starts: dict[str, Any], setting: Setting = REA
         "teacher_perplexity": teacher,
         "text_sha256": material.text_sha256,
         "judged_on_tokens": material.test.numel(),
-        "healing": {name: healing and {"tokens": healing[0], **healing[1]} for name, healing in starts.items()},
+        "calibration_tokens": starts,
         "default_healing": asdict(HealingConfig()),
     }
 

@@ -33,7 +33,7 @@ from .ranking.training import Training
 FLOPS = 1.8e14
 """Of each search: 410 slices of the bin's size read 2,048 tokens for it."""
 HEALING_TOKENS = 16_384
-STARTS: dict[str, Any] = {"sliced": None, "healed on 16,384 tokens": (HEALING_TOKENS, {})}
+STARTS: dict[str, int | None] = {"sliced": None, "healed on 16,384 tokens": HEALING_TOKENS}
 BUDGETS = (32_768,)
 RATES = {"sliced": (3e-4,), "healed on 16,384 tokens": (3e-4, 1e-4)}
 """Learning rates by start; by the frontier's benchmark, 3e-4 is the better one for slices, and either for others."""
@@ -122,8 +122,8 @@ def measure() -> dict[str, Any]:
         found[name] = found_by(material, space, name)
         print(time.strftime("%H:%M:%S"), name, {k: v for k, v in found[name].items() if k != "subnet"}, flush=True)
     subnets = {name: facts["subnet"] for name, facts in found.items()}
-    for start, healing in STARTS.items():
-        points = Points("whole_searches", material, {start: healing}, BUDGETS, RATES[start])
+    for start, calibration_tokens in STARTS.items():
+        points = Points("whole_searches", material, {start: calibration_tokens}, BUDGETS, RATES[start])
         points.measure(subnets)
     searches = {name: {**facts, "subnet": packed(facts["subnet"])} for name, facts in found.items()}
     return {"settings": described(material, STARTS), "searches": searches, "students": points.of(subnets)}

@@ -1,7 +1,6 @@
 """Healed students: compared with least squares on hidden states themselves, and never worse than sliced ones."""
 
 import copy
-import dataclasses
 import filecmp
 import gc
 import json
@@ -212,9 +211,7 @@ def test_tied_students_keep_channels_where_too_many_are_apart(make_stock, sample
     subnet = SubnetConfig.full(teacher.config).replaced({CHANNELS: 16})
     calibration = sample_text(teacher, 8)
     student = extract_subnet(teacher, subnet, heal=True, calibration_dataset=calibration, progress=False)
-    report, is_free = student.healing, scaled < 16
-    assert (report.other is not None) == is_free
-    assert {report.basis, report.other["basis"] if is_free else "channels"} == {"channels", *["principal"] * is_free}
+    assert student.healing.basis == ("principal" if scaled < 16 else "channels")
 
 
 def test_all_components_change_nothing_but_the_basis(any_supernet, input_ids):
@@ -653,52 +650,31 @@ def test_report_lists_the_fits(supernet, text, uneven_subnet):
     for fit in report.fits:
         assert fit["after"] <= fit["before"] and (fit["after"] < fit["before"]) == (fit["ridge"] in (1e-3, 1e-2))
     assert report.settings == {
-        "basis": "principal", "states": "student", "inputs": True, "outputs": True, "head": True,
+        "basis": "principal", "inputs": True, "outputs": True, "head": True,
         "ridge": (1e-3, 1e-2), "held_out": 0.25, "batch_size": 128, "bf16": False,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("subnet", [SubnetConfig(32, [0, 3, 4], 2, 20), SubnetConfig(32, [0, 4], 4, 64)])
-def test_better_of_both_attempts_is_kept_where_all_channels_are(supernet, text, subnet):
-    calibration, _ = text
-    held_out = split_blocks(calibration, 0.2)[1]
-    alone = {states: heal(supernet, subnet, calibration, states=states) for states in ("teacher", "student")}
-    student = heal(supernet, subnet, calibration)
-    better, other = sorted(alone.values(), key=lambda each: perplexity_of(each, held_out))
-    assert_same_weights(student, better)
-    assert student.healing == dataclasses.replace(better.healing, other=other.healing.to_dict())
-    assert student.healing.settings["states"] != student.healing.other["settings"]["states"]
-
-
-def test_students_without_some_channels_are_healed_once(supernet, text, uneven_subnet):
-    report = heal(supernet, uneven_subnet, text[0]).healing
-    assert report.other is None and report.settings["states"] == "student"
-
-
-@pytest.mark.parametrize(
-    ("size", "states", "is_fitted"), [(32, "teacher", False), (32, "student", True), (12, None, True)]
-)
-def test_head_is_fitted_where_hidden_states_differ(supernet, text, size, states, is_fitted):
-    fits = heal(supernet, SubnetConfig(size, [0, 3], 2, 20), text[0], states=states).healing.fits
-    assert any(fit["weights"] == "lm_head" for fit in fits) == is_fitted
+@pytest.mark.parametrize(("size", "head"), [(32, False), (32, True), (12, True)])
+def test_head_is_fitted_if_it_shall_be(supernet, text, size, head):
+    fits = heal(supernet, SubnetConfig(size, [0, 3], 2, 20), text[0], head=head).healing.fits
+    assert any(fit["weights"] == "lm_head" for fit in fits) == head
 
 
 @pytest.mark.parametrize("is_parallel", [True, False])
-@pytest.mark.parametrize("states", ["teacher", "student"])
-def test_only_on_the_states_of_the_student_a_layer_depends_on_those_before(
-    make_stock, make_supernet, sample_text, states, is_parallel
+def test_layers_are_healed_on_what_the_healed_layers_before_them_compute(
+    make_stock, make_supernet, sample_text, is_parallel
 ):
     supernet = make_supernet(make_stock(use_parallel_residual=is_parallel))
     blocks, names = sample_text(supernet, 60), ("attention.dense.weight", "mlp.dense_4h_to_h.weight")
 
     def last_layer(neurons):
-        student = heal(supernet, SubnetConfig(32, [0, 3], 4, [neurons, 30]), blocks, states=states, ridge=[1e-2])
+        student = heal(supernet, SubnetConfig(32, [0, 3], 4, [neurons, 30]), blocks, ridge=[1e-2])
         assert student.healing.is_healed
         assert any(fit["ridge"] and "layers.3.mlp" in fit["weights"] for fit in student.healing.fits)
         return torch.cat([student.gpt_neox.layers[1].get_parameter(name).flatten() for name in names])
 
-    difference = (last_layer(10) - last_layer(60)).abs().max()
-    assert difference < 1e-5 if states == "teacher" else difference > 1e-3
+    assert (last_layer(10) - last_layer(60)).abs().max() > 1e-3
 
 
 def test_products_in_bfloat16_give_nearly_the_same_student(supernet, text, uneven_subnet):
@@ -853,8 +829,7 @@ def test_text_of_another_vocabulary_is_an_error(supernet, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"basis": "random"}, "basis must be one of principal, channels, or None, got 'random'"),
-        ({"states": "both"}, "states must be one of teacher, student, or None, got 'both'"),
+        ({"basis": "random"}, "basis must be one of principal, channels, got 'random'"),
         ({"ridge": ()}, r"ridge must have positive numbers, got ()"),
         ({"ridge": (0.1, 0)}, "ridge must have positive numbers, got (0.1, 0)"),
         ({"ridge": [math.inf]}, "ridge must have positive numbers, got (inf,)"),

@@ -172,7 +172,7 @@ def test_a_key_that_is_not_text_is_unknown():
         ("heal.inputs", "no", r"bool, got 'no' \(str\)"),
         ("heal.ridge", 0.1, r"list\[float\] or null, got 0.1 \(float\)"),
         ("heal.ridge", ["much"], r"list\[float\] or null, got \['much'\] \(list\)"),
-        ("heal.basis", "best", "'principal' or 'channels' or null, got 'best'"),
+        ("heal.basis", "best", "'principal' or 'channels', got 'best'"),
         ("search.probe", [1], r"dict\[str, Any\], got \[1\] \(list\)"),
         ("search.probe.steps", 2.5, r"int, got 2.5 \(float\)"),
     ],

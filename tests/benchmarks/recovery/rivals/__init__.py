@@ -5,24 +5,19 @@ the norm of others, which rule the least squares of a map over removed layers. R
 out of what they fit, which their papers do not say; the plain ones are as published.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hf_whittle import HealingConfig, extract_subnet
+from hf_whittle import extract_subnet
 
 from . import flap, ghosted_layers, grail, linear_patch, replaceme, slicegpt
 from .cut import BOTH, CUT_CHANNELS, DEPTH, KINDS, WIDTH, Cut, Rival, in_turn
 
 
-def _healing(**settings: Any) -> Callable[[Cut], Any]:
-    def recover(cut: Cut) -> Any:
-        heal = HealingConfig(**settings)
-        return extract_subnet(
-            cut.teacher, cut.subnet, heal=heal, calibration_dataset=cut.calibration, progress=False
-        ).eval()
-
-    return recover
+def _heal(cut: Cut) -> Any:
+    return extract_subnet(
+        cut.teacher, cut.subnet, heal=True, calibration_dataset=cut.calibration, progress=False
+    ).eval()
 
 
 _ALL, _NARROWER, _SHALLOWER = frozenset(KINDS), frozenset((WIDTH, BOTH)), frozenset((DEPTH, BOTH))
@@ -39,8 +34,7 @@ RIVALS = {
     "grail, then replaceme": Rival(frozenset((BOTH,)), in_turn(grail.compensate, replaceme.replace)),
     "slicegpt": Rival(frozenset((CUT_CHANNELS,)), slicegpt.recover),
     "slicegpt of equal size": Rival(frozenset((CUT_CHANNELS,)), slicegpt.recover_at_size),
-    "ours": Rival(_ALL, _healing()),
-    "ours, in one attempt": Rival(_ALL, _healing(basis="principal", states="student")),
+    "ours": Rival(_ALL, _heal),
 }
 """By name; of two papers in turn, each for a kind of its own, for students that are cut both ways."""
 
