@@ -63,18 +63,13 @@ class Cache:
             seconds = round(time.perf_counter() - started, 1)
             made = {"seconds": seconds, **environment()}
             write_json(path, {"key": key, "settings": settings, "made": made, **facts})
-            print(
-                time.strftime("%H:%M:%S"), kind, settings, {k: v for k, v in facts.items() if _is_short(v)}, flush=True
-            )
+            shown = [f"{name} {value}" for name, value in (settings | facts).items() if isinstance(value, int | float)]
+            print(time.strftime("%H:%M:%S"), kind, ", ".join(shown), f"({seconds} s)", flush=True)
         return read_json(path)
 
     def weights(self, kind: str, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Tensors that were kept with some facts."""
         return load_file(self.folder / kind / f"{facts['key']}.safetensors")
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, int | float | str) or (isinstance(value, dict) and len(value) < 8)
 
 
 @cache

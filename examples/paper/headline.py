@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_whittle import AdditiveSearchConfig, EvolutionConfig, HealedPerplexity, Perplexity, SubnetConfig
 
-from .lab import HEALING_TOKENS, Lab, Start
+from .lab import Lab, Start
 from .tuning import Tuner
 
 PREFIX = SubnetConfig(96, 4, 6, 384)
@@ -48,7 +48,8 @@ class Headline:
         found, stock = self._search("ours", seed), self.lab.stock_config("96 x 4")
         random = [self.lab.random(name, stock, seed) for name in KEY[:2]]
         subnet = SubnetConfig.from_dict(found["subnet"])
-        return [*random, self.lab.healed(KEY[2], subnet, seed, {"search": found["flops"]})]
+        cost, tokens = {"search": found["flops"]}, self.lab.size.healing_tokens
+        return [*random, self.lab.healed(KEY[2], subnet, seed, cost, tokens)]
 
     def other_arms(self, seed: int) -> list[Start]:
         lab = self.lab
@@ -87,11 +88,11 @@ class Headline:
     def _search(self, arm: str, seed: int) -> dict[str, Any]:
         lab, size = self.lab, self.lab.size
         if arm == "ours":
-            calibration = lab.text.calibrating(HEALING_TOKENS, seed)
+            calibration = lab.text.calibrating(size.healing_tokens, seed)
             found = lab.found(
                 AdditiveSearchConfig(**size.additive, seed=seed),
                 lambda: HealedPerplexity(lab.supernet, lab.text.fitness, calibration),
-                {"fitness": "healed-perplexity", "calibration": [HEALING_TOKENS, seed]},
+                {"fitness": "healed-perplexity", "calibration": [size.healing_tokens, seed]},
             )
         else:
             first = min(50, size.evaluations)

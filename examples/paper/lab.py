@@ -35,6 +35,8 @@ from .training import CODE, Teacher, Training, flops, judge, train
 BIN = ParameterBin(800_000, 880_000)
 """The demo's bin."""
 HEALING_TOKENS = 24_576
+FARTHEST = 32
+"""Largest factor between the first learning rate that is tried and another."""
 SEARCHING = ("search", "space", "cost", "subnet", "fitness", "healing", "models", "architectures", "paper.text")
 HEALING = ("healing", "extraction", "models", "architectures", "paper.text")
 STARTS = (*HEALING, "importance", "paper.lab")
@@ -219,7 +221,10 @@ class Lab:
         return {"arm": start.name, **own, **{name: facts[name] for name in ("search", "test", "made", "key")}}
 
     def bracketed(self, start: Start, steps: int, rate: float, seed: int, distilled: bool) -> list[dict[str, Any]]:
-        """Trainings with rates a factor of 2 apart, until the best on the search text has a worse one on each side."""
+        """Trainings with rates a factor of 2 apart, until the best on the search text has a worse one on each side.
+
+        The search ends, too, at a factor of 32 from the first rate, where training does not help.
+        """
         points: dict[float, dict[str, Any]] = {}
 
         def at(rate: float) -> float:
@@ -229,7 +234,7 @@ class Lab:
 
         best = rate
         while True:
-            others = [best / 2, best * 2]
+            others = [other for other in (best / 2, best * 2) if rate / FARTHEST <= other <= rate * FARTHEST]
             better = min([best, *others], key=at)
             if better == best:
                 return list(points.values())

@@ -11,7 +11,7 @@ from typing import Any
 from hf_whittle import HealedPerplexity, KLDivergence, Perplexity, Probe, ProbeConfig, SubnetConfig
 from hf_whittle.cost import num_parameters
 
-from .lab import BIN, HEALING_TOKENS, SEARCHING, Lab, Start
+from .lab import BIN, SEARCHING, Lab, Start
 from .tuning import Tuner
 
 SEEDS = (0, 1)
@@ -26,7 +26,7 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
     results: dict[str, Any] = {"subnets": []}
     for subnet in subnets:
         row: dict[str, Any] = {"subnet": subnet.to_dict(), "fitnesses": _fitnesses(lab, measure, subnet), "points": []}
-        for start in (lab.sliced("sliced", subnet), lab.healed("healed", subnet, 0)):
+        for start in (lab.sliced("sliced", subnet), lab.healed("healed", subnet, 0, tokens=lab.size.healing_tokens)):
             row["points"].append(lab.before(start))
             for steps in lab.size.study_steps:
                 for seed in SEEDS:
@@ -49,7 +49,7 @@ def fitnesses(lab: Lab) -> dict[str, Callable[[SubnetConfig], float]]:
 
     def healed(subnet: SubnetConfig) -> float:
         if not healing:
-            calibration = text.calibrating(HEALING_TOKENS, 0)
+            calibration = text.calibrating(lab.size.healing_tokens, 0)
             healing.append(HealedPerplexity(supernet, text.fitness, calibration))
         return healing[0](subnet)
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from .sections import (
     spaces_section,
     table,
 )
+from .sizes import SIZES
 from .text import LENGTH
 
 RESULTS = HERE / "results"
@@ -56,8 +58,20 @@ def main() -> None:
 def page(results: Path = RESULTS) -> str:
     """The whole page."""
     found = {name: read_json(results / f"{name}.json") for name in SECTIONS if (results / f"{name}.json").is_file()}
-    head = HEAD.format(test_blocks=next(iter(found.values()))["size"]["test_blocks"]) if found else HEAD
-    return "\n".join([head, *(SECTIONS[name](one) for name, one in found.items())])
+    sizes = [one["size"] for one in found.values()] or [asdict(SIZES["cpu"])]
+    head = HEAD.format(test_blocks=" or ".join(sorted({str(size["test_blocks"]) for size in sizes})))
+    missing = [TITLES[name] for name in SECTIONS if name not in found]
+    rest = [f"Not measured yet: {', '.join(missing)}.\n"] if missing else []
+    return "\n".join([head, *(_section(name, one) for name, one in found.items()), *rest])
+
+
+def _section(name: str, results: dict[str, Any]) -> str:
+    """A section, with the commit, versions and machine of its results."""
+    made = results["environment"]
+    where = made["gpu"] or made["machine"]
+    by = f"torch {made['torch']}, transformers {made['transformers']}, commit {made['commit'][:10]}"
+    file = f"[{name}.json](../examples/paper/results/{name}.json)"
+    return f"{SECTIONS[name](results)}\n{file}: size `{results['size']['name']}`, {where}, {by}.\n"
 
 
 # Experiment 1
@@ -218,6 +232,14 @@ def _draw(results: Path) -> None:
     finish(figure, [axes], results / "headline.png")
 
 
+TITLES = {
+    "headline": "random initialization",
+    "healing": "healing at equal FLOPs",
+    "ranking": "fitnesses that rank",
+    "whole_searches": "whole searches at equal cost",
+    "spaces": "search spaces",
+}
+"""Experiments as the page names them."""
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "headline": _headline,
     "healing": healing_section,

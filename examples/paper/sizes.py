@@ -26,6 +26,7 @@ class Size:
         calibration (`tuple[int, ...]`): calibration tokens there.
         subnets (`int`): subnets of the study of fitnesses.
         study_steps (`tuple[int, ...]`): its budgets.
+        healing_tokens (`int`): calibration tokens elsewhere.
         search_teraflops (`float`): cost of each whole search.
         population (`int`): first candidates of the evolutions among them.
         whole_steps (`int`): training of the students of whole searches.
@@ -48,6 +49,7 @@ class Size:
     calibration: tuple[int, ...] = (2_560, 8_192, 24_576, 98_304)
     subnets: int = 24
     study_steps: tuple[int, ...] = (32,)
+    healing_tokens: int = 24_576
     search_teraflops: float = 2.0
     population: int = 40
     whole_steps: int = 128
@@ -95,7 +97,8 @@ SIZES = {
             calibration=(2_560,),
             subnets=3,
             study_steps=(1,),
-            search_teraflops=0.25,
+            healing_tokens=2_560,
+            search_teraflops=0.1,
             population=2,
             whole_steps=1,
             space_evaluations=4,

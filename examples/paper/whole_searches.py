@@ -19,7 +19,7 @@ from hf_whittle import (
 from hf_whittle.fitness.base import Fitness
 from hf_whittle.search.algorithm import SearchConfig
 
-from .lab import HEALING_TOKENS, Lab
+from .lab import Lab
 from .limited import UpTo
 from .tuning import Tuner
 
@@ -47,7 +47,7 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
             subnets[name] = SubnetConfig.from_dict(found["subnet"]), {"search": found["flops"]}
         subnets["by hand"] = BY_HAND, {}
         for name, (subnet, cost) in subnets.items():
-            start = lab.healed(name, subnet, seed, cost)
+            start = lab.healed(name, subnet, seed, cost, lab.size.healing_tokens)
             results["points"].append({**lab.before(start), "seed": seed})
             points = tuner.train(start, lab.size.whole_steps, seed, kind="healed", name="healed")
             results["points"].extend(points)
@@ -57,7 +57,7 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
 def _found(lab: Lab, algorithm: str, fitness: str, seed: int) -> dict[str, Any]:
     size = lab.size
     flops = size.search_teraflops * 1e12
-    calibration = lab.text.calibrating(HEALING_TOKENS, seed)
+    calibration = lab.text.calibrating(size.healing_tokens, seed)
 
     def make() -> Fitness:
         if fitness == "perplexity":
@@ -66,7 +66,7 @@ def _found(lab: Lab, algorithm: str, fitness: str, seed: int) -> dict[str, Any]:
 
     settings: dict[str, Any] = {"fitness": fitness}
     if fitness == "healed":
-        settings["calibration"] = [HEALING_TOKENS, seed]
+        settings["calibration"] = [size.healing_tokens, seed]
         flops -= _preparation(lab, make)
     configs: dict[str, SearchConfig] = {
         "evolution": EvolutionConfig(population_size=size.population, num_offspring=20, num_elites=8, seed=seed),
