@@ -10,9 +10,9 @@ import torch
 from scipy.stats import kendalltau
 from transformers import AutoTokenizer
 
-from examples.paper import __main__, cache, lab, render
+from examples.paper import __main__, cache, lab, render, tuning
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
-from examples.paper.ratios import STUDENT, baseline, curves, ratio
+from examples.paper.ratios import STUDENT, baseline, curves, mean_over_seeds, ratio
 from examples.paper.text import Text, modules_of, spread
 from hf_whittle.demo import TEACHER
 
@@ -51,6 +51,12 @@ def test_ratio_is_of_the_cheapest_random_initialization_to_the_student():
     # without the teacher, random initialization has 4 after 1,000 tokens; the student is a quarter of the way
     with_teacher = ratio(of_seed, 1000, modules, teacher_training=900)
     assert with_teacher == pytest.approx(np.full(1001, 1000 / (1000**0.75 * 1900**0.25)))
+
+
+def test_mean_of_ratios_is_geometric_and_draws_seeds():
+    means = mean_over_seeds([np.full(1001, 2.0), np.full(1001, 8.0)])
+    assert means[0] == pytest.approx(4) and set(means.round(9)) == {2.0, 4.0, 8.0}
+    assert mean_over_seeds([np.zeros(1001)]).max() == 0
 
 
 def test_intervals_are_over_modules():
@@ -121,13 +127,43 @@ def small(tmp_path, monkeypatch):
     return tmp_path / "results"
 
 
+class Valley:
+    """A laboratory whose students are best with a learning rate of their own, a factor of 2 lower from 10 steps on."""
+
+    bracketed = lab.Lab.bracketed
+
+    def __init__(self, rate):
+        self.rate, self.trained_with = rate, []
+
+    def trained(self, start, training):
+        self.trained_with.append((training.steps, training.rate, training.seed))
+        best = self.rate / 2 ** (training.steps >= 10)
+        return {"rate": training.rate, "search": abs(math.log2(training.rate / best))}
+
+
+def test_rates_are_bracketed_with_the_first_seed_and_taken_over():
+    valley, start = Valley(4e-3), lab.Start("arm", None, {}, {})
+    tuner = tuning.Tuner(valley, bracketed=20)
+    assert {each["rate"] for each in tuner.train(start, 5, 0, kind="healed")} == {1e-3, 2e-3, 4e-3, 8e-3}
+    assert {each["rate"] for each in tuner.train(start, 10, 0, kind="healed")} == {1e-3, 2e-3, 4e-3, 8e-3}
+    assert [each["rate"] for each in tuner.train(start, 40, 0, kind="healed")] == [2e-3]
+    assert [each["rate"] for each in tuner.train(start, 5, 1, kind="healed")] == [4e-3]
+    assert len(valley.trained_with) == len(set(valley.trained_with)) == 10
+
+
+def test_bracket_ends_where_training_does_not_help():
+    tried = [each["rate"] for each in Valley(1e-12).bracketed(None, 1, 1.0, 0, True)]
+    assert min(tried) == 1 / lab.FARTHEST and max(tried) == 2.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", __main__.NAMES)
 def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
-    arguments = [name, "--size", "tiny", "--seeds", "1" if name == "whole_searches" else "2"]
+    monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
+    arguments = [name, "--size", "tiny"]
     __main__.main(arguments)
     results = json.loads((small / f"{name}.json").read_text())
-    assert results["environment"]["commit"] and results["size"]["name"] == "tiny"
+    assert results["size"]["name"] == "tiny"
     page = render.page(small)
     assert page.count("\n## ") == 1 and "nan" not in page and not re.search(r"\binf\b", page)
     monkeypatch.setattr(cache.Cache, "once", _known(cache.Cache.once))

@@ -34,7 +34,7 @@ class Modules:
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """The first value, with the 5th and 95th percentile of the others."""
-    low, high = np.quantile(values[1:], [0.05, 0.95])
+    low, high = np.quantile(values[1:], [0.05, 0.95], method="nearest")  # of values that are drawn, infinite ones too
     return float(values[0]), float(low), float(high)
 
 

@@ -94,3 +94,14 @@ def ratio(
 
 def _by_draw(curve: Curve, modules: Modules, sweeps: bool, extra: int) -> tuple[list[int], Any]:
     return curve.flops(sweeps, extra), np.array([modules.losses(point) for point in curve.best.values()])
+
+
+def mean_over_seeds(ratios: Sequence[np.ndarray]) -> np.ndarray:
+    """Geometric mean of the ratios of seeds, of which every draw but the first takes some with replacement."""
+    rng = np.random.default_rng(0)
+    seeds, draws = np.shape(ratios)
+    drawn = rng.integers(seeds, size=(seeds, draws))
+    drawn[:, 0] = np.arange(seeds)
+    with np.errstate(divide="ignore"):  # 0 where a student does not reach the perplexity
+        logs = np.log(np.take_along_axis(np.asarray(ratios), drawn, axis=0))
+    return np.exp(logs.mean(0))

@@ -8,8 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hf_whittle.cost import num_parameters, training_flops_per_token
 from hf_whittle.demo import TEACHER
 from hf_whittle.files.sources import read_config
@@ -19,7 +17,7 @@ from hf_whittle.plots import finish, in_units, new_axes, use_plain_log_ticks
 from .cache import HERE
 from .headline import PREFIX
 from .intervals import Modules, interval, total
-from .ratios import STUDENT, Curve, baseline, curves, is_random, ratio
+from .ratios import STUDENT, Curve, baseline, curves, is_random, mean_over_seeds, ratio
 from .sections import (
     count,
     healing_section,
@@ -45,8 +43,8 @@ interrupted experiment goes on.
 
 All is on the demo's teacher, a GPT-NeoX of 1.7M parameters, and on its text, the Python standard library, split by \
 module. Learning rates are picked on search text. Perplexity is on test blocks that the demo does not use, at most \
-{test_blocks} of a module; intervals of 90% are over modules, by bootstrap. Training text has 2.6M tokens: longer \
-budgets repeat it, as the teacher's training did. Nothing here says how larger models behave.
+{test_blocks} of a module; intervals of 90% are over modules and seeds, by bootstrap. Training text has 2.6M tokens: \
+longer budgets repeat it, as the teacher's training did. Nothing here says how larger models behave.
 """
 
 
@@ -85,10 +83,10 @@ def _headline(results: dict[str, Any]) -> str:
         [
             "## Against random initialization",
             "",
-            "Students of 0.80M to 0.88M parameters, and random models of that size. The most that trainings from "
-            "random initialization reach is the best of their arms: stock models, the student's own architecture, and "
-            "a stock model that learns from the teacher too. FLOPs are those of search, moments, healing, importance, "
-            f"the teacher's forward passes and training. {count(seeds, 'seed')}.",
+            "Students of 0.80M to 0.88M parameters, and random models of that size: stock ones, one of the student's "
+            "own architecture, and a stock one that learns from the teacher too. FLOPs are those of search, moments, "
+            "healing, importance, the teacher's forward passes and training. "
+            f"{count(seeds, 'seed')}.",
             "",
             _arms(of_seeds[0], modules),
             "",
@@ -116,7 +114,7 @@ def _of_seeds(points: Sequence[Any]) -> list[dict[str, Curve]]:
 def _arms(of_seed: dict[str, Curve], modules: Modules) -> str:
     budgets = sorted({tokens for curve in of_seed.values() for tokens in curve.best})
     rows = []
-    for arm, curve in of_seed.items():
+    for arm, curve in sorted(of_seed.items(), key=lambda each: not is_random(each[0])):
         cells = []
         for tokens in budgets:
             point = curve.best.get(tokens)
@@ -154,30 +152,33 @@ def _budgets(of_seeds: list[dict[str, Curve]]) -> list[int]:
     return sorted({tokens for curve in random for tokens in curve.best})
 
 
-def _log_ratios(of_seeds: list[dict[str, Curve]], tokens: int, modules: Modules, how: dict[str, Any]) -> list[Any]:
+def _ratios_of(of_seeds: list[dict[str, Curve]], tokens: int, modules: Modules, how: dict[str, Any]) -> list[Any]:
+    """Ratios by draw of the seeds that have the budget; 0 where the student does not reach the perplexity."""
     how = {**how, "teacher_training": teacher_flops()} if how.get("teacher_training") else how
     found = [ratio(of_seed, tokens, modules, **how) for of_seed in of_seeds]
-    return [np.log(each) for each in found if each is not None]
+    return [each for each in found if each is not None]
 
 
 def _ratio(of_seeds: list[dict[str, Curve]], tokens: int, modules: Modules, **how: Any) -> str:
-    logs = _log_ratios(of_seeds, tokens, modules, how)
-    middle, low, high = (math.exp(value) for value in interval(np.mean(logs, axis=0)))
-    return f"{middle:.2g} ({low:.2g} to {high:.2g}), n = {len(logs)}"
+    ratios = _ratios_of(of_seeds, tokens, modules, how)
+    middle, low, high = interval(mean_over_seeds(ratios))
+    if middle == 0:
+        return f"not reached, n = {len(ratios)}"
+    return f"{middle:.2g} ({low:.2g} to {high:.2g}), n = {len(ratios)}"
 
 
 def _verdict(of_seeds: list[dict[str, Curve]], modules: Modules) -> str:
     """Sentences on the longest budget, on where R is 1, and on the line that the teacher's FLOPs would reach."""
     budgets = _budgets(of_seeds)
-    middles = [math.exp(float(np.mean(_log_ratios(of_seeds, tokens, modules, {}), axis=0)[0])) for tokens in budgets]
+    middles = [float(mean_over_seeds(_ratios_of(of_seeds, tokens, modules, {}))[0]) for tokens in budgets]
     longest = in_units(short(budgets[-1]))
     student = of_seeds[0][STUDENT]
     start = student.best[min(student.best)]
     reached = baseline(of_seeds[0], budgets[-1])
     assert reached is not None
-    parts = [f"At the longest budget measured, {longest} tokens, R is {middles[-1]:.2g}."]
+    parts = [f"At the longest budget measured, {longest} tokens, R is {middles[-1]:.2g}."] if middles[-1] else []
     for (before, after), (low, high) in zip(pairwise(budgets), pairwise(middles), strict=True):
-        if (low - 1) * (high - 1) < 0:
+        if low and high and (low - 1) * (high - 1) < 0:
             share = -math.log(low) / math.log(high / low)
             crossing = math.exp(math.log(before) * (1 - share) + math.log(after) * share)
             parts.append(f"It is 1 at {crossing / 1e6:.2g}M tokens.")
