@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 
 import numpy as np
@@ -12,9 +13,13 @@ from transformers import AutoTokenizer
 
 from examples.paper import __main__, cache, lab, render, tuning
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
+from examples.paper.limited import UpTo
 from examples.paper.ratios import STUDENT, baseline, curves, mean_over_seeds, ratio
 from examples.paper.text import Text, modules_of, spread
+from hf_whittle import EvolutionConfig, ParameterBin, search_subnets
+from hf_whittle.cost import num_parameters
 from hf_whittle.demo import TEACHER
+from hf_whittle.fitness.base import Fitness
 
 STOCK, DISTILLED = "random, stock 96 x 4", "random, stock 96 x 4, distilled"
 
@@ -117,6 +122,46 @@ def test_committed_page_is_that_of_the_committed_results():
     assert render.PAGE.read_text(encoding="utf-8") == render.page()
 
 
+def test_limited_search_ends_with_the_batch_that_spends_its_flops(space):
+    low, high = (0.6 * num_parameters(space.config), 0.9 * num_parameters(space.config))
+    evolution = EvolutionConfig(population_size=4, num_offspring=3, num_elites=2, generations=9)
+    fitness = Counted(space)
+    result = search_subnets(
+        None,
+        space,
+        bin=ParameterBin(low, high),
+        config=UpTo(search=evolution, flops=6 * fitness.FLOPS),
+        fitness=fitness,
+        progress=False,
+    )
+    assert len(result.evaluations) == 4 + 3
+    unlimited = search_subnets(
+        None, space, bin=ParameterBin(low, high), config=evolution, fitness=Counted(space), progress=False
+    )
+    assert result.evaluations == unlimited.evaluations[:7]
+
+
+class Counted(Fitness):
+    """Fewer parameters are better; every evaluation costs the same."""
+
+    name = "counted"
+    FLOPS = 10
+
+    def __init__(self, space):
+        self.config = space.config
+
+    settings = {"name": "counted"}
+
+    def __call__(self, subnet, share=1.0):
+        return float(num_parameters(self.config, subnet))
+
+    def tokens(self, share=1.0):
+        return 1
+
+    def flops(self, subnet, share=1.0):
+        return self.FLOPS
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A laboratory with a little text of random tokens, whose results go into a folder of the test."""
@@ -160,6 +205,8 @@ def test_bracket_ends_where_training_does_not_help():
 @pytest.mark.parametrize("name", __main__.NAMES)
 def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
+    if name != "spaces":  # which tries a search
+        monkeypatch.setattr(lab.Lab, "found", _found)
     arguments = [name, "--size", "tiny"]
     __main__.main(arguments)
     results = json.loads((small / f"{name}.json").read_text())
@@ -169,6 +216,11 @@ def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(cache.Cache, "once", _known(cache.Cache.once))
     __main__.main(arguments)
     assert json.loads((small / f"{name}.json").read_text()) == results
+
+
+def _found(self, config, make, settings, space=None, bin=lab.BIN):
+    subnet = self.space.sample(random.Random(config.seed), bin)
+    return {"subnet": subnet.to_dict(), "flops": 10**9, "fitness": 50.0, "evaluations": 2, "settings": settings}
 
 
 def _known(once):

@@ -10,6 +10,7 @@ from typing import Any
 from hf_whittle import AdditiveSearchConfig, EvolutionConfig, HealedPerplexity, Perplexity, SubnetConfig
 
 from .lab import Lab, Start
+from .training import CODE, judge
 from .tuning import Tuner
 
 PREFIX = SubnetConfig(96, 4, 6, 384)
@@ -40,7 +41,8 @@ class Headline:
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        self.results: dict[str, Any] = {"searches": [], "points": []}
+        teacher = lab.cache.once("judged", {"model": "teacher"}, CODE, lambda: judge(lab.supernet, lab.text))
+        self.results: dict[str, Any] = {"teacher": teacher, "searches": [], "points": []}
         self.of_key = Tuner(lab, lab.size.bracketed)
         self.of_others = Tuner(lab, min(lab.size.other_steps, default=0))
 

@@ -86,7 +86,7 @@ def _headline(results: dict[str, Any]) -> str:
             "Students of 0.80M to 0.88M parameters, and random models of that size: stock ones, one of the student's "
             "own architecture, and a stock one that learns from the teacher too. FLOPs are those of search, moments, "
             "healing, importance, the teacher's forward passes and training. "
-            f"{count(seeds, 'seed')}.",
+            f"{count(seeds, 'seed')}. {_teacher(results, modules)}",
             "",
             _arms(of_seeds[0], modules),
             "",
@@ -103,6 +103,10 @@ def _headline(results: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _teacher(results: dict[str, Any], modules: Modules) -> str:
+    return f"The teacher has {perplexity_of(modules, results['teacher'])}." if "teacher" in results else ""
 
 
 def _of_seeds(points: Sequence[Any]) -> list[dict[str, Curve]]:
@@ -184,8 +188,8 @@ def _verdict(of_seeds: list[dict[str, Curve]], modules: Modules) -> str:
             parts.append(f"It is 1 at {crossing / 1e6:.2g}M tokens.")
     if modules.losses(start)[0] <= modules.losses(reached[1])[0]:
         parts.append(
-            "There the healed student is better before any training than random initialization in the end, so that R "
-            "is this budget over the constant cost of search and healing. It grows with the budget until random "
+            "The healed student is better before any training than random initialization is then, so that R is the "
+            "budget over the constant cost of search and healing. It grows with the budget until random "
             "initialization passes the student's start, and shrinks from there on: the longest budget here does not "
             "reach the point where training decides."
         )
@@ -194,7 +198,7 @@ def _verdict(of_seeds: list[dict[str, Curve]], modules: Modules) -> str:
     parts.append(
         f"The teacher's training took {teacher_flops() / 1e12:.3g} TFLOPs. With these and those of the search, a stock "
         f"model of the student's size would train on {scratch / per_token / 1e6:.2g}M tokens from random "
-        f"initialization, {scratch / per_token / budgets[-1]:.2g} times the longest budget measured."
+        f"initialization, {scratch / per_token / budgets[-1]:,.0f} times the longest budget measured."
     )
     return " ".join(parts)
 
@@ -229,6 +233,8 @@ def _draw(results: Path) -> None:
         axes.plot(*zip(*drawn, strict=True), marker="o", markersize=4, linestyle=style, label=arm, linewidth=1.5)
     axes.set(xlabel="TFLOPs in all (log scale)", ylabel="perplexity on test text (log scale)", xscale="log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     use_plain_log_ticks(axes)
     finish(figure, [axes], results / "headline.png")
 
