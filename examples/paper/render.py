@@ -86,7 +86,7 @@ def _headline(results: dict[str, Any]) -> str:
             "Students of 0.80M to 0.88M parameters, and random models of that size: stock ones, one of the student's "
             "own architecture, and a stock one that learns from the teacher too. FLOPs are those of search, moments, "
             "healing, importance, the teacher's forward passes and training. "
-            f"{count(seeds, 'seed')}. {_teacher(results, modules)}",
+            f"{count(seeds, 'seed')}.{_teacher(results, modules)}",
             "",
             _arms(of_seeds[0], modules),
             "",
@@ -106,7 +106,7 @@ def _headline(results: dict[str, Any]) -> str:
 
 
 def _teacher(results: dict[str, Any], modules: Modules) -> str:
-    return f"The teacher has {perplexity_of(modules, results['teacher'])}." if "teacher" in results else ""
+    return f" The teacher has {perplexity_of(modules, results['teacher'])}." if "teacher" in results else ""
 
 
 def _of_seeds(points: Sequence[Any]) -> list[dict[str, Curve]]:
