@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
+SIZE ?= cpu
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 # Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
 # Each takes half of the tests and, when done, half of what the other has left.
@@ -12,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Types are checked beside the tests, on a core that waits otherwise.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test test-fast test-slow test-kernels quality style bench gpu model-cards pages clean
+.PHONY: demo test test-fast test-slow test-kernels quality style bench paper gpu model-cards pages clean
 
 demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
@@ -40,6 +41,10 @@ style: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
+
+# The experiments of docs/paper.md, on one core (SIZE=cpu) or on a GPU (SIZE=gpu); each goes on where it was interrupted.
+paper: .venv/installed
+	$(BIN)/python -m examples.paper --size $(SIZE)
 
 # On a GPU within six minutes, on a CPU with smaller sizes; the result is gpu.json.
 gpu: .venv/installed
