@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hf_whittle.loss.heads import head_of, output_layer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
@@ -15,7 +16,6 @@ from hf_whittle.cost.models import forward_flops_per_token
 from hf_whittle.evaluation.blocks import over_batches, values_of_blocks
 from hf_whittle.loss.divergences import LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.heads import head_of, output_layer
 from hf_whittle.loss.targets import DenseTargets, Head
 
 from .text import LENGTH, Text
