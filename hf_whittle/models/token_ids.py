@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..architectures.dimensions import VOCABULARY
 from ..errors import SubnetError, VocabularyError
-from ..kept import Kept, indices
+from ..subnet import Kept, indices
 
 if TYPE_CHECKING:
     import torch
