@@ -145,8 +145,8 @@ class Sizes:
         dimensions = (*self.architecture.dimensions, VOCABULARY)
         return tuple(d for d in dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d))
 
-    def sizes(self, dimension: Dimension) -> Sequence[int]:
-        """Allowed sizes of a dimension that the architecture has, ascending: a range, but for the vocabulary."""
+    def sizes(self, dimension: Dimension) -> Any:
+        """Allowed sizes of a dimension that the architecture has, ascending: a range, or a tuple for the vocabulary."""
         if dimension is VOCABULARY:
             return (self.config.vocab_size,) if self.vocab_sizes is None else self.vocab_sizes
         return getattr(self, dimension.name)
