@@ -151,6 +151,7 @@ class Counted(Fitness):
         self.config = space.config
 
     settings = {"name": "counted"}
+    reads_token_ids = False
 
     def __call__(self, subnet, share=1.0):
         return float(num_parameters(self.config, subnet))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hf_whittle.loss.heads import head_of, output_layer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from hf_whittle.cost.models import forward_flops_per_token
-from hf_whittle.evaluation.blocks import over_batches, values_of_blocks
+from hf_whittle.evaluation.blocks import sums_of_blocks
 from hf_whittle.loss.divergences import LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.targets import DenseTargets, Head
+from hf_whittle.loss.targets import DenseTargets
+from hf_whittle.models.heads import Head, head_of, output_layer
 
 from .text import LENGTH, Text
 
@@ -150,8 +150,9 @@ def judge(student: PreTrainedModel, text: Text) -> dict[str, Any]:
 def losses(model: PreTrainedModel, blocks: torch.Tensor) -> list[float]:
     """Nats per token of each block."""
 
-    def of_batch(start: int, logits: torch.Tensor) -> torch.Tensor:
-        labels = blocks[start : start + len(logits), 1:].to(logits.device)
-        return values_of_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own), logits, labels)
+    def loss(block: int, first: int, logits: torch.Tensor) -> torch.Tensor:
+        labels = blocks[block, first + 1 : first + 1 + len(logits)].to(logits.device)
+        return F.cross_entropy(logits[: len(labels)], labels, reduction="sum")
 
-    return torch.cat(over_batches(model, blocks, 16, of_batch)).tolist()
+    sums: list[float] = (sums_of_blocks(model, blocks, 16, loss) / (blocks.shape[1] - 1)).tolist()
+    return sums
