@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .distillation.store.writer import store_targets
     from .distillation.trainer import DistillationTrainer
     from .extraction.extraction import extract_subnet
+    from .fitness.bits_per_byte import BitsPerByte
     from .fitness.divergence import KLDivergence
     from .fitness.healed import HealedPerplexity
     from .fitness.perplexity import Perplexity
@@ -49,6 +50,7 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "AdditiveSearchConfig": "search.algorithms.additive",
     "AutoSuperNetForCausalLM": "models.supernets",
+    "BitsPerByte": "fitness.bits_per_byte",
     "DistillationConfig": "distillation.config",
     "DistillationTrainer": "distillation.trainer",
     "EvolutionConfig": "search.algorithms.evolution",
@@ -95,6 +97,7 @@ _MODULES = {
 __all__ = [
     "AdditiveSearchConfig",
     "AutoSuperNetForCausalLM",
+    "BitsPerByte",
     "DistillationConfig",
     "DistillationTrainer",
     "EvolutionConfig",

@@ -1,6 +1,7 @@
 """Kept entries of a dimension."""
 
 from collections.abc import Iterable
+from itertools import groupby
 from numbers import Integral
 from typing import Any
 
@@ -98,3 +99,26 @@ def composed(outer: Kept, inner: Kept) -> Kept:
     if isinstance(outer, int):
         return inner
     return tuple(outer[index] for index in indices(inner))
+
+
+def as_runs(kept: tuple[int, ...]) -> list[int | list[int]]:
+    """Ascending indices in which each run of three or more neighbours is a list of its first and last."""
+    found: list[int | list[int]] = []
+    for _, run in groupby(enumerate(kept), lambda pair: pair[1] - pair[0]):
+        own = [index for _, index in run]
+        found += [[own[0], own[-1]]] if len(own) > 2 else own
+    return found
+
+
+def from_runs(runs: list[Any]) -> list[Any]:
+    """Indices from what `as_runs` made of them; anything else stays, to be refused as an index.
+
+    Raises:
+        SubnetError: if a list is not the first and the last index of a run.
+    """
+    found: list[Any] = []
+    for run in runs:
+        if isinstance(run, list) and not (len(run) == 2 and all(map(is_number, run)) and run[0] <= run[1]):
+            raise SubnetError(f"a run of indices is a list of its first and last, got {run!r}")
+        found += range(run[0], run[1] + 1) if isinstance(run, list) else [run]
+    return found

@@ -17,6 +17,7 @@ from .architectures.dimensions import (
     LAYERS,
     NEURONS,
     QUERIES,
+    VOCABULARY,
     Dimension,
 )
 from .architectures.registry import get_architecture
@@ -24,13 +25,24 @@ from .compat import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text
-from .kept import Kept, canonical, check_units, check_within, composed, count, indices, is_number
+from .kept import (
+    Kept,
+    as_runs,
+    canonical,
+    check_units,
+    check_within,
+    composed,
+    count,
+    from_runs,
+    indices,
+    is_number,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SUBNET_FILE = "subnet.json"
-DIMENSIONS = (CHANNELS, LAYERS, HEADS, NEURONS, KEY_VALUE_HEADS, QUERIES, HEAD_CHANNELS)
+DIMENSIONS = (CHANNELS, LAYERS, HEADS, NEURONS, KEY_VALUE_HEADS, QUERIES, HEAD_CHANNELS, VOCABULARY)
 """Every dimension of any architecture's subnets, in the order of the fields of `SubnetConfig`."""
 
 
@@ -48,6 +60,7 @@ class Shape:
     num_key_value_heads: tuple[int, ...] | None = None
     num_key_value_groups: int | None = None
     head_dim: int | None = None
+    vocab_size: int | None = None
 
     @property
     def num_hidden_layers(self) -> int:
@@ -119,6 +132,8 @@ class SubnetConfig:
         head_dim (`int` or `Sequence[int]`, *optional*): kept channels of each head, in all layers; by default all.
             Entries `2 * i` and `2 * i + 1` are the channels of rotary pair `i`, kept or left out together; channels
             that are not rotated come after the pairs.
+        vocab_size (`int` or `Sequence[int]`, *optional*): kept tokens; by default all. A token's id in the student is
+            its place among them.
 
     Raises:
         SubnetError: if a dimension is empty, has negative, repeated or unsorted indices, or if there is not one entry
@@ -132,6 +147,7 @@ class SubnetConfig:
     num_key_value_heads: tuple[Kept, ...] | None = None
     num_key_value_groups: Kept | None = None
     head_dim: Kept | None = None
+    vocab_size: Kept | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers"):
@@ -272,7 +288,11 @@ class SubnetConfig:
         return self.replaced(kept_of_both)
 
     def to_dict(self) -> dict[str, Any]:
-        return {d.name: list(self.kept(d)) if d.per_layer else self.kept(d) for d in self.dimensions}
+        """The kept entries by name; of tokens, runs of neighbours are lists of the first and the last."""
+        values = {d.name: list(self.kept(d)) if d.per_layer else self.kept(d) for d in self.dimensions}
+        if isinstance(self.vocab_size, tuple):
+            values[VOCABULARY.name] = as_runs(self.vocab_size)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SubnetConfig":
@@ -283,7 +303,8 @@ class SubnetConfig:
             raise SubnetError(
                 f"a subnet has the keys {sorted(expected)} and some of {sorted(known - expected)}, got {got}"
             )
-        return cls(**values)
+        tokens = values.get(VOCABULARY.name)
+        return cls(**{**values, VOCABULARY.name: from_runs(tokens) if isinstance(tokens, list) else tokens})
 
     def to_json(self) -> str:
         """Return one line of JSON, the same bytes for equal subnets."""

@@ -5,7 +5,7 @@ from random import Random
 import torch
 from transformers import StableLmConfig, StableLmForCausalLM
 
-from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS
+from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, LAYERS, VOCABULARY
 from hf_whittle.subnet import Shape, SubnetConfig
 
 TINY = {
@@ -86,7 +86,7 @@ def settings_of(model_type="gpt_neox", **changes):
     return {**TINY, **SETTINGS.get(model_type, {}), **changes}
 
 
-def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optional=None):
+def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optional=None, names_tokens=False):
     """Draw a subnet of any size, of any architecture.
 
     Args:
@@ -96,6 +96,7 @@ def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optiona
         layer_wise (`bool`): whether each layer draws entries of its own. If not, all layers of `source` must be alike.
         names_optional (`bool`, *optional*): whether to draw optional dimensions, too; otherwise they are kept whole. By
             default each is drawn half of the time.
+        names_tokens (`bool`): whether to draw tokens, too; otherwise the vocabulary is kept whole.
     """
     rng = Random(seed)
     shape = source if isinstance(source, Shape) else Shape.from_config(source)
@@ -108,7 +109,10 @@ def draw_subnet(source, seed, granularity="fine", layer_wise=True, names_optiona
     layers = some(LAYERS, shape.num_hidden_layers)
     kept = {LAYERS: layers, CHANNELS: some(CHANNELS, shape.hidden_size)}
     for dimension in shape.dimensions[1:]:
-        if dimension.is_optional:
+        if dimension is VOCABULARY:
+            if names_tokens:
+                kept[dimension] = some(dimension, shape.size(dimension))
+        elif dimension.is_optional:
             if names_optional or (names_optional is None and rng.random() < 0.5):
                 kept[dimension] = some(dimension, shape.size(dimension))
         elif layer_wise:

@@ -15,6 +15,7 @@ class Dimension:
         is_optional (`bool`, *optional*, defaults to `False`): whether a subnet that does not name it keeps it whole.
         unit (`int`, *optional*, defaults to 1): number of entries that are kept or left out together.
         is_sliced (`bool`, *optional*, defaults to `True`): whether a subnet can keep a part of it.
+        is_looked_up (`bool`, *optional*, defaults to `False`): whether its entries are rows that are looked up.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Dimension:
     is_optional: bool = False
     unit: int = 1
     is_sliced: bool = True
+    is_looked_up: bool = False
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -52,6 +54,7 @@ Entries `2 * i` and `2 * i + 1` are the two channels of the rotary pair `i`; cha
 """
 NEURONS = Dimension("intermediate_size", "neurons", per_layer=True)
 """Neurons of an MLP."""
-VOCABULARY = Dimension("vocab_size", "tokens", is_sliced=False)
-POSITIONS = Dimension("max_position_embeddings", "positions", is_sliced=False)
+VOCABULARY = Dimension("vocab_size", "tokens", is_optional=True, is_looked_up=True)
+"""Entries of the vocabulary, which embeddings and the output matrix share."""
+POSITIONS = Dimension("max_position_embeddings", "positions", is_sliced=False, is_looked_up=True)
 """Rows of a learned position embedding."""

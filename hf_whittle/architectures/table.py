@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from .dimensions import LAYERS, Dimension
+from .dimensions import LAYERS, VOCABULARY, Dimension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -84,8 +84,12 @@ class Weight:
     @property
     def is_norm(self) -> bool:
         """Whether a norm scales by it; one of each head may run along heads and their channels."""
-        is_looked_up = any(not dimension.is_sliced for axis in self.axes for dimension in axis.dimensions)
-        return self.name.endswith(".weight") and not self.is_matmul and not is_looked_up
+        return self.name.endswith(".weight") and not self.is_matmul and not self.is_looked_up
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether it has a row for each token or position."""
+        return any(dimension.is_looked_up for axis in self.axes for dimension in axis.dimensions)
 
     @property
     def outputs(self) -> Axis:
@@ -154,7 +158,7 @@ class Architecture:
         config_class (`str`): name of its class of configurations in `transformers`.
         model_class (`str`): name of its class without a head.
         causal_class (`str`): name of its class for causal language modeling.
-        dimensions (`tuple[Dimension, ...]`): dimensions of its subnets.
+        dimensions (`tuple[Dimension, ...]`): dimensions of its subnets, beside the vocabulary, which all have.
         weights (`tuple[Weight, ...]`): every weight.
         layers (`str`): name of the list of layers in the model.
         norms (`Norms`): its norms.
@@ -237,5 +241,5 @@ class Architecture:
 
     @cached_property
     def shared(self) -> tuple[Dimension, ...]:
-        """The dimensions of which all layers keep the same entries; the layers themselves are not among them."""
-        return tuple(d for d in self.dimensions if not d.per_layer and d is not LAYERS)
+        """The dimensions of which all layers keep the same entries, the vocabulary last; layers are not among them."""
+        return (*(d for d in self.dimensions if not d.per_layer and d is not LAYERS), VOCABULARY)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..architectures.dimensions import CHANNELS
+from ..architectures.dimensions import CHANNELS, VOCABULARY
 from ..errors import CheckpointError, SubnetError
 from ..files.text import read_json, write_json
 from ..progress import progress_bar
@@ -94,12 +94,12 @@ class LatencyModel:
 
         if not hasattr(supernet, "active_subnet"):
             raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")
-        fitted = latency_polynomial(supernet.full_config)
+        rng = Random(seed)
+        drawn = [space.sample(rng, ParameterBin(0, float("inf"))).shape for _ in range(max(subnets, 1))]
+        fitted = latency_polynomial(supernet.full_config, any(shape.vocab_size is not None for shape in drawn))
         least = 2 * len(fitted.terms)
         if subnets < least:
             raise ValueError(f"subnets must be at least {least}, twice the coefficients to fit, got {subnets}")
-        rng = Random(seed)
-        drawn = [space.sample(rng, ParameterBin(0, float("inf"))).shape for _ in range(subnets)]
         how: dict[str, Any] = {"batch_size": batch_size, "sequence_length": sequence_length, "phase": phase}
         seconds = _medians(
             supernet, progress_bar(drawn, desc="latency", unit="subnet", disable=not progress), repeats, how
@@ -183,14 +183,25 @@ def _medians(supernet: "SuperNetModel", shapes: Iterable[Shape], repeats: int, h
     return seconds
 
 
-def latency_polynomial(config: "PreTrainedConfig") -> Polynomial:
+def latency_polynomial(config: "PreTrainedConfig", varies_vocabulary: bool = False) -> Polynomial:
     """The terms of a latency: those of the parameters, each also without the channels.
 
     A matrix takes time for its multiplications, and what it gives for its size.
+
+    Args:
+        config (`PreTrainedConfig`): configuration of the super-network.
+        varies_vocabulary (`bool`, *optional*, defaults to `False`): whether subnets keep parts of the vocabulary.
     """
     parameters = parameter_polynomial(config)
-    without = [tuple(name for name in names if name != CHANNELS.name) for names in parameters.terms]
-    return Polynomial(dict.fromkeys((*without, *parameters.terms), 1), parameters.shared)
+    constant = () if varies_vocabulary else (VOCABULARY.name,)
+    terms = [_without(names, *constant) for names in parameters.terms]
+    return Polynomial(
+        dict.fromkeys((*(_without(names, CHANNELS.name) for names in terms), *terms), 1), parameters.shared
+    )
+
+
+def _without(names: tuple[str, ...], *left_out: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in left_out)
 
 
 def fit_polynomial(polynomial: Polynomial, shapes: Sequence[Shape], costs: Sequence[float]) -> Polynomial:
@@ -211,5 +222,6 @@ def _first_entries(shape: Shape) -> SubnetConfig:
 
 
 def fingerprint_of_sizes(config: "PreTrainedConfig") -> str:
-    sizes = (config.model_type, config.vocab_size, asdict(Shape.from_config(config)))
+    of_layers = asdict(Shape.from_config(config))
+    sizes = (config.model_type, of_layers.pop(VOCABULARY.name), of_layers)
     return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]

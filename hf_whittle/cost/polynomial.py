@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..architectures.dimensions import LAYERS, Dimension
+from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
 from ..architectures.registry import get_architecture
 from ..architectures.table import Axis, Weight
 from ..compat import layer_configs
+from ..errors import BinError
 from ..subnet import DIMENSIONS, Shape, SubnetConfig
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Polynomial:
         terms (`Mapping[tuple[str, ...], float]`): coefficients, by names of the dimensions that they are multiplied
             with; `()` is the constant.
         shared (`Mapping[str, int | None]`, *optional*): names of the dimensions that all layers share, in the order of
-            `Architecture.shared`, each with the size that a shape has that does not name it.
+            `Architecture.shared`, each with the size that a shape has that does not name it. The vocabulary, the last
+            of them, is left out where no term has it.
     """
 
     terms: Mapping[Monomial, float]
@@ -70,7 +72,10 @@ class Polynomial:
 
     def __init__(self, terms: Mapping[Monomial, float], shared: Mapping[str, int | None] | None = None):
         object.__setattr__(self, "terms", {_ordered(names): value for names, value in terms.items()})
-        object.__setattr__(self, "shared", dict(shared or {"hidden_size": None}))
+        named = dict(shared or {"hidden_size": None})
+        if not any(VOCABULARY.name in names for names in self.terms):
+            named.pop(VOCABULARY.name, None)
+        object.__setattr__(self, "shared", named)
 
     def __hash__(self) -> int:
         return hash((frozenset(self.terms.items()), tuple(self.shared.items())))
@@ -104,6 +109,15 @@ class Polynomial:
         """Whether costs are whole numbers, which are counted without rounding."""
         return all(isinstance(coefficient, int) for coefficient in self.terms.values())
 
+    def of_text(self, tokens_per_byte: Mapping[int, float], vocab_size: int) -> "TextPolynomial":
+        """The cost of a byte of text, where this one is that of a token.
+
+        Args:
+            tokens_per_byte (`Mapping[int, float]`): tokens for each byte of text, by the size of the vocabulary.
+            vocab_size (`int`): entries of the super-network's vocabulary.
+        """
+        return TextPolynomial(self, vocab_size, dict(tokens_per_byte))
+
     def to_dict(self) -> dict[str, Any]:
         """The polynomial, for JSON."""
         return {"terms": {" * ".join(names): value for names, value in self.terms.items()}, "shared": self.shared}
@@ -124,7 +138,7 @@ class Polynomial:
     def _price(self, frame: Frame) -> Prices:
         sizes: dict[str, Any] = {
             name: whole if size is None else size
-            for (name, whole), size in zip(self.shared.items(), frame, strict=True)
+            for (name, whole), size in zip(self.shared.items(), frame, strict=False)  # a frame may have tokens, too
         }
         prices: dict[str | None, float] = {}
         for names, coefficient in self.terms.items():
@@ -133,6 +147,45 @@ class Polynomial:
             prices[scope] = prices.get(scope, 0) + coefficient * math.prod(sizes[name] for name in shared)
         model, layer = prices.pop(None, 0), prices.pop(LAYERS.name, 0)
         return Prices(model, layer, {name: price for name, price in prices.items() if name is not None})
+
+
+class TextPolynomial(Polynomial):
+    """A cost of a byte of text: a polynomial for each size of the vocabulary; use `Polynomial.of_text`.
+
+    Args:
+        of_token (`Polynomial`): cost of a token.
+        whole (`int`): size of the whole vocabulary.
+        tokens_per_byte (`dict[int, float]`): tokens for each byte of text, by the size of the vocabulary.
+    """
+
+    tokens_per_byte: dict[int, float]
+
+    def __init__(self, of_token: Polynomial, whole: int, tokens_per_byte: dict[int, float]):
+        super().__init__(of_token.terms, of_token.shared)
+        object.__setattr__(self, "shared", {**self.shared, VOCABULARY.name: whole})
+        object.__setattr__(self, "tokens_per_byte", tokens_per_byte)
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), tuple(self.tokens_per_byte.items())))
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.tokens_per_byte == getattr(other, "tokens_per_byte", None)
+
+    @property
+    def is_exact(self) -> bool:
+        return False
+
+    def _price(self, frame: Frame) -> Prices:
+        size = self.shared[VOCABULARY.name] if frame[-1] is None else frame[-1]
+        if size not in self.tokens_per_byte:
+            raise BinError(
+                f"tokens_per_byte has no number for a vocabulary of {size} tokens, only for "
+                f"{', '.join(map(str, self.tokens_per_byte))}; give one for each size of the space, the whole one "
+                "included"
+            )
+        prices, factor = super()._price(frame), self.tokens_per_byte[size]
+        entries = {name: factor * price for name, price in prices.entries.items()}
+        return Prices(factor * prices.model, factor * prices.layer, entries)
 
 
 def parameter_polynomial(config: "PreTrainedConfig", embeddings: bool = True) -> Polynomial:
@@ -165,7 +218,7 @@ def _own(weight: Weight, is_shared: bool) -> int:
 
 
 def _own_without_embeddings(weight: Weight, is_shared: bool) -> int:
-    return int(not is_shared and all(d.is_sliced for axis in weight.axes for d in axis.dimensions))
+    return int(not is_shared and not weight.is_looked_up)
 
 
 def _multiplied(weight: Weight, is_shared: bool) -> int:

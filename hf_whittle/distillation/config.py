@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 
 from ..checks import check_integers, check_numbers, check_positive
 from ..loss.divergences import DIVERGENCES, LossWeights
-from ..loss.fused import default_chunk_size
 from ..loss.hidden import HIDDEN_LOSSES
+from ..models.heads import default_chunk_size
 from ..training.arguments import check_arguments
 
 DROPPED_TOKENS = ("first_piece", "renormalized")

@@ -12,8 +12,8 @@ from ..compat import set_commit_hash, shard_with_fsdp2
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of
-from ..loss.heads import dense_targets, output_layer
-from ..loss.targets import DenseTargets
+from ..loss.targets import DenseTargets, dense_targets
+from ..models.heads import output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
 from .vocabularies import TeacherVocabulary

@@ -10,7 +10,7 @@ from ..files.paths import expanded
 from ..files.tokenizer import make_tokenizer_portable
 from ..healing.config import HealingConfig
 from ..models.portable import check_generation_config
-from ..subnet import SubnetConfig
+from ..subnet import SubnetConfig, count
 from .checkpoint import Checkpoint
 from .folder import new_folder, save_student
 from .student import Extraction, Format, as_dtype, as_healing, extract_from_checkpoint, extract_from_memory
@@ -74,7 +74,7 @@ def extract_subnet(
         subnet (`SubnetConfig`): the part of the model to keep.
         output_dir (`str` or `Path`, *optional*): new or empty folder to write the student to: weights, configurations,
             `subnet.json`, `results.json` (which says what the student was extracted from) and, from a checkpoint, its
-            tokenizer. The folder appears whole or not at all.
+            tokenizer, unless tokens are left out. The folder appears whole or not at all.
         format (`str`, *optional*, defaults to `"auto"`): `"stock"` for the stock class, `"whittle"` for a class of
             ours, whose layers may differ, `"auto"` for stock where that can hold the student. `"padded"` for the stock
             class, in which all layers get as many heads and neurons as the largest needs, the missing
@@ -83,7 +83,8 @@ def extract_subnet(
             dtype in the checkpoint's configuration.
         heal (`HealingConfig` or `bool`, *optional*, defaults to `False`): whether and how to heal the student.
         calibration_dataset (`datasets.Dataset` or `torch.Tensor`, *optional*): token ids to heal it on, `(blocks,
-            block_size)`: training text, a part of which is held out.
+            block_size)`: training text, a part of which is held out. They are ids of the model, also where the student
+            leaves out tokens: encode text with the student's tokenizer, and map its ids to the tokens it keeps.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): maximum size of a file in `output_dir`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar while a checkpoint is read or
             a student is healed.
@@ -102,7 +103,8 @@ def extract_subnet(
             contain NaN or Inf.
         WeightsError: if the model's weights are quantized or adapted.
         OutputError: if `output_dir` is not empty or cannot be written.
-        DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer.
+        DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer, or
+            has tokens that the student does not keep.
         HealingError: if hidden states on the calibration text contain NaN or Inf.
     """
     extraction = Extraction(subnet, format, as_dtype(dtype), as_healing(heal), calibration_dataset, progress)
@@ -141,7 +143,8 @@ def _from_checkpoint(
     check_generation_config(checkpoint.generation_config)
     with new_folder(output_dir, max_shard_size) as folder:
         save_student(extract_from_checkpoint(checkpoint, extraction), folder, max_shard_size)
-        for name, path in checkpoint.tokenizer_files.items():
+        is_whole = count(extraction.subnet.vocab_size or checkpoint.config.vocab_size) == checkpoint.config.vocab_size
+        for name, path in checkpoint.tokenizer_files.items() if is_whole else ():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
         make_tokenizer_portable(folder)

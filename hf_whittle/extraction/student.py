@@ -19,6 +19,7 @@ from ..models.portable import make_portable
 from ..models.slicing import fill, slice_weights
 from ..models.source import Source, source_of
 from ..models.student import student_class, student_config
+from ..models.token_ids import renumbered
 from ..models.weights import check_plain_weights, kept_weights, weight_factors
 from ..record.facts import TrainingFacts
 from ..record.lineage import Lineage
@@ -141,8 +142,9 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
     results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
     Lineage(subnet, report, results).attach(student)
     if source.generation_config is not None:
-        generation_config = source.generation_config
-        student.generation_config = type(generation_config).from_dict(generation_config.to_dict())
+        settings = source.generation_config.to_dict()
+        settings |= renumbered(settings, subnet.vocab_size, source.config.vocab_size)
+        student.generation_config = type(source.generation_config).from_dict(settings)
     return student
 
 

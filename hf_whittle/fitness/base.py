@@ -37,6 +37,15 @@ class Fitness(ABC):
     def tokens(self, share: float = 1.0) -> int:
         """Tokens read for one evaluation."""
 
+    def tokens_of(self, subnet: SubnetConfig, share: float = 1.0) -> int:
+        """Tokens read for one evaluation of a subnet, where that depends on its vocabulary."""
+        return self.tokens(share)
+
+    @property
+    def reads_token_ids(self) -> bool:
+        """Whether all subnets are evaluated on the same token ids, so that they must have the same vocabulary."""
+        return False
+
     @abstractmethod
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
         """FLOPs of one evaluation."""
@@ -93,6 +102,10 @@ class TokenFitness(Fitness):
     @property
     def is_sharded(self) -> bool:
         return is_sharded(self.supernet)
+
+    @property
+    def reads_token_ids(self) -> bool:
+        return True
 
     def flops(self, subnet: SubnetConfig, share: float = 1.0) -> int:
         length = self.input_ids.shape[1]

@@ -17,8 +17,8 @@ from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, logit_scale, output_layer
-from ..loss.targets import DenseTargets, Head
+from ..loss.targets import DenseTargets
+from ..models.heads import Head, head_of, logit_scale, output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import check_no_subnet, check_plain_weights
 from ..subnet import SubnetConfig
@@ -201,6 +201,10 @@ class Probe(Fitness):
         tokens, length = self.input_ids.numel(), self.input_ids.shape[1]
         flops = tokens * forward_flops_per_token(self._teacher, length)
         return {"tokens": cost["tokens"] + tokens, "flops": cost["flops"] + flops}
+
+    @property
+    def reads_token_ids(self) -> bool:
+        return True
 
     @property
     def settings(self) -> dict[str, Any]:

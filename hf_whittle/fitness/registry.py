@@ -123,10 +123,14 @@ FITNESSES: dict[str, MakeFitness] = {
 }
 """Functions that make each fitness of a recipe, by its name; `experimental.FITNESSES` has more in the same form."""
 
+OF_DOCUMENTS = ("bits-per-byte",)
+"""Fitnesses that read documents, which no recipe makes; a search in Python does."""
+
 LABELS = {
     "perplexity": "perplexity",
     "kl": "`kl`, the mean divergence of its predictions from the teacher's, in nats a token",
     "healed-perplexity": "`healed-perplexity`, the perplexity after linear fits that recover part of what slicing lost",
+    "bits-per-byte": "`bits-per-byte`, the cross-entropy of each byte of text",
     "probe": "`probe`, the perplexity of the student after {steps} steps of training",
     "staged": "`staged`, the perplexity of the student after {steps} steps of training, among the candidates left by "
     "perplexity as sliced and then as healed",
@@ -146,6 +150,7 @@ AXES = {
     "perplexity": "held-out perplexity before training",
     "kl": "KL divergence from the teacher, in nats per token",
     "healed-perplexity": "held-out perplexity after healing",
+    "bits-per-byte": "held-out bits per byte before training",
     "probe": "held-out perplexity after {steps} training steps",
     "importance": "share of {criterion} importance retained, negative",
     "magnitude": "sum of absolute weights, negative",

@@ -64,6 +64,10 @@ class StagedFitness(Fitness):
         return any(stage.is_sharded for stage in self.stages.values())
 
     @property
+    def reads_token_ids(self) -> bool:
+        return any(stage.reads_token_ids for stage in self.stages.values())
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {
             "name": self.name,

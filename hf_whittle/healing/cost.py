@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..architectures.dimensions import NEURONS
+from ..architectures.dimensions import NEURONS, VOCABULARY
 from ..cost.counts import flops_per_token
 from ..subnet import Shape, SubnetConfig
 from .parts import absorbs, layer_after, may_change_basis, output_matrix, projections, writer_features
@@ -63,7 +63,7 @@ def healing_flops(config: PreTrainedConfig, subnet: SubnetConfig, report: dict[s
 def _until_groups(config: PreTrainedConfig, subnet: SubnetConfig, groups: int, sequence_length: int) -> list[int]:
     """FLOPs per token of the layers of a model until each group of projections has read its inputs, and at the end."""
     shape = subnet.shape.filled(Shape.from_config(config))
-    head = 2 * config.vocab_size * shape.hidden_size
+    head = 2 * shape.size(VOCABULARY) * shape.hidden_size
 
     def layers(subnet: SubnetConfig) -> int:
         return flops_per_token(config, subnet, sequence_length=sequence_length) - head
@@ -144,7 +144,7 @@ def _read(config: PreTrainedConfig, shape: Shape, first: int) -> range:
 def _basis_flops(config: PreTrainedConfig, shape: Shape) -> int:
     """FLOPs of a change of basis: an eigendecomposition, and the embedding and the writers in the new basis."""
     size, channels = config.hidden_size, shape.hidden_size
-    rows = config.vocab_size + sum(sum(features) for features in writer_features(config, shape))
+    rows = shape.size(VOCABULARY) + sum(sum(features) for features in writer_features(config, shape))
     return 9 * size**3 + 2 * rows * size * channels
 
 
@@ -158,7 +158,7 @@ def _reader_flops(config: PreTrainedConfig, shape: Shape, first: int, head: bool
         head (`bool`): whether the output matrix is healed.
     """
     channels, size = shape.hidden_size, config.hidden_size
-    fits, rows = (1, config.vocab_size) if head else (0, 0)
+    fits, rows = (1, shape.size(VOCABULARY)) if head else (0, 0)
     for layer in _read(config, shape, first):
         for group in projections(config):
             fits += len(group.readers)

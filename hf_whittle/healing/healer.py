@@ -15,6 +15,7 @@ from ..models.single_layer import Embedding, SingleLayer
 from ..models.slicing import student_model
 from ..models.source import Source
 from ..models.student import student_config
+from ..models.token_ids import student_ids
 from ..progress import progress_bar
 from ..subnet import SubnetConfig, count
 from .config import HealingConfig, HealingReport, held_out_blocks
@@ -38,13 +39,14 @@ class Healer:
         teacher (`Source`): the super-network.
         subnet (`SubnetConfig`): the student's.
         settings (`HealingConfig`): settings.
-        input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
+        input_ids (`torch.Tensor`): calibration text in the teacher's ids, `(blocks, block_size)`.
 
     Attributes:
-        fitted, held_out: blocks that are fitted to, and those held out.
+        fitted, held_out: blocks that are fitted to, and those held out, in the student's ids.
 
     Raises:
         DataError: if there are fewer than two blocks.
+        VocabularyError: if the text has a token that the student does not keep.
     """
 
     def __init__(self, teacher: Source, subnet: SubnetConfig, settings: HealingConfig, input_ids: torch.Tensor):
@@ -57,8 +59,9 @@ class Healer:
         self._groups = projections(self._config)
         self._student_config = student_config(self._config, subnet)
         set_attention_kernel(self._student_config, attention_kernel(self._config))
-        self.fitted, self.held_out = split_blocks(input_ids, settings.held_out)
-        self._input_ids = torch.cat([self.fitted, self.held_out])
+        self._input_ids = torch.cat(split_blocks(input_ids, settings.held_out))
+        own_ids = student_ids(input_ids, subnet.vocab_size, self._config.vocab_size)
+        self.fitted, self.held_out = split_blocks(own_ids, settings.held_out)
         blocks, length = self._input_ids.shape
         self._of_teacher = HiddenStatesFile((blocks, length, self._config.hidden_size), teacher.device)
         self._of_student = HiddenStatesFile((blocks, length, count(subnet.hidden_size)), teacher.device)
@@ -83,8 +86,8 @@ class Healer:
     def _heal(self, weights: StudentWeights, progress: bool) -> None:
         if self._settings.basis == "principal" and weights.can_change_basis:
             weights.change_basis(self._gram_of_teacher())
-        self._embed(self._of_teacher, self._source)
-        self._embed(self._of_student, self._student(weights))
+        self._embed(self._of_teacher, self._source, self._input_ids)
+        self._embed(self._of_student, self._student(weights), torch.cat([self.fitted, self.held_out]))
         layers = self._subnet.layers
         self._advance_teacher(0, layers[0])
         for position in progress_bar(range(len(layers)), desc="heal", unit="layer", disable=not progress):
@@ -103,10 +106,10 @@ class Healer:
             for first in range(start, end, size):
                 yield range(first, min(first + size, end)), start > 0
 
-    def _embed(self, hidden_states: HiddenStatesFile, model: Source) -> None:
+    def _embed(self, hidden_states: HiddenStatesFile, model: Source, input_ids: torch.Tensor) -> None:
         embedding = Embedding(model)
         for blocks, _ in self._batches():
-            hidden_states.write(blocks, embedding(self._input_ids[blocks.start : blocks.stop]))
+            hidden_states.write(blocks, embedding(input_ids[blocks.start : blocks.stop]))
 
     def _layer_of_teacher(self, index: int) -> SingleLayer:
         return SingleLayer(self._source, index, self._settings.bf16)
@@ -148,7 +151,7 @@ class Healer:
 
     def _gram_of_teacher(self) -> torch.Tensor:
         """Gram matrix of the channels of the teacher's normalized hidden states where the student reads them."""
-        self._embed(self._of_teacher, self._source)
+        self._embed(self._of_teacher, self._source, self._input_ids)
         size, done = self._config.hidden_size, 0
         gram = torch.zeros(size, size, dtype=torch.float64, device=self._source.device)
         for layer in (*self._subnet.layers, self._config.num_hidden_layers):
@@ -279,11 +282,12 @@ def heal_weights(
         subnet (`SubnetConfig`): the student's.
         sliced (`Mapping[str, torch.Tensor]`): the student's sliced weights, in the precision it is judged in.
         settings (`HealingConfig`): settings.
-        input_ids (`torch.Tensor`): calibration text, `(blocks, block_size)`.
+        input_ids (`torch.Tensor`): calibration text in the teacher's ids, `(blocks, block_size)`.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Raises:
         DataError: if there are fewer than two blocks.
+        VocabularyError: if the text has a token that the student does not keep.
         HealingError: if hidden states of the teacher or the student contain NaN or Inf.
     """
     dtype = next(iter(sliced.values())).dtype

@@ -79,7 +79,8 @@ class StudentWeights:
             self.basis = Basis.principal(gram, size, is_centered=norms.kind == "layer")
         for weight in self._table.weights:
             if not weight.in_layer and not weight.is_matmul and len(weight.axes) > 1:  # embeddings
-                self.tensors[weight.name].copy_(self.teacher.weight(weight.name) @ self.basis.down.T)
+                rows = take(self.teacher.weight(weight.name), 0, self._rows(weight.axes[0], 0, self.teacher.device))
+                self.tensors[weight.name].copy_(rows @ self.basis.down.T)
         for norm in {weight.norm for weight in self._table.weights if weight.norm is not None}:
             for position in range(len(self._subnet.layers)) if "{layer}" in norm else (0,):
                 for part, value in (("weight", norms.neutral), ("bias", 0)):

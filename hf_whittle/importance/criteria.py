@@ -216,7 +216,7 @@ def _sliced(axis: Axis) -> Iterator[tuple[int, Dimension]]:
     return (
         (number, factor)
         for number, factor in enumerate(axis.factors)
-        if isinstance(factor, Dimension) and factor.is_sliced
+        if isinstance(factor, Dimension) and factor.is_sliced and not factor.is_looked_up
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, Dimension
+from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, VOCABULARY, Dimension
 from ..architectures.table import Axis
 from ..compat import uncompiled
 from ..errors import SubnetError
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_UNSORTED = (LAYERS, HEAD_CHANNELS)
-"""Dimensions whose order matters: layers follow each other, and rotary frequencies belong to channels of a head."""
+_UNSORTED = (LAYERS, HEAD_CHANNELS, VOCABULARY)
+"""Dimensions whose order matters: layers follow each other, frequencies belong to channels, and ids to tokens."""
 
 
 @dataclass(frozen=True)

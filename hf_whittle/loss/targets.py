@@ -3,39 +3,18 @@
 Shapes: `N` rows (tokens), `V` entries of the vocabulary, `K` entries kept for a row, `C` channels.
 """
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..models.heads import Head, OutputLayer, head_of, in_place_of
+
 NEVER = -1e4
 """Logit of an entry beyond the teacher's vocabulary; its probability is 0 in any precision."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """An output matrix: logits are `hidden_states @ weight.T + bias`.
-
-    Args:
-        weight (`torch.Tensor`): `(V, C)`.
-        bias (`torch.Tensor`, *optional*): `(V,)`.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of entries of the vocabulary."""
-        return self.weight.shape[0]
-
-    def __getitem__(self, entries: torch.Tensor | slice) -> "Head":
-        """The head restricted to some entries."""
-        return Head(self.weight[entries], None if self.bias is None else self.bias[entries])
-
-    def first(self, size: int) -> "Head":
-        """The head restricted to the first `size` entries."""
-        return self if size >= self.size else self[:size]
 
 
 @dataclass(frozen=True)
@@ -177,3 +156,16 @@ class SparseTargets:
 
 
 Targets = DenseTargets | SparseTargets
+
+
+def dense_targets(run: Callable[..., Any], layer: OutputLayer | None, **inputs: Any) -> DenseTargets:
+    """Run a teacher on a batch; targets of all rows, from hidden states if it has an output layer, else from logits.
+
+    Args:
+        run (`Callable`): the teacher, or a wrapper of it.
+        layer (`OutputLayer`, *optional*): its output layer, found by `output_layer`.
+        inputs: arguments of its forward.
+    """
+    with contextlib.nullcontext() if layer is None else in_place_of(layer, lambda hidden_states: hidden_states):
+        outputs = run(**inputs).logits.flatten(0, 1)
+    return DenseTargets(outputs, None if layer is None else head_of(layer))

@@ -103,11 +103,17 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):
-    """An embedding that can give some of its channels; its rows are kept whole."""
+    """An embedding that can give some of its rows, by their places among these, and some of their channels."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        embeddings = super().forward(*args, **kwargs)
-        return embeddings if self.chosen is None else take(embeddings, -1, self.chosen[1])
+        if self.chosen is None:
+            return super().forward(*args, **kwargs)
+        rows, channels = self.chosen
+        if rows is not None:
+            ids, *others = args
+            rows = rows if isinstance(rows, torch.Tensor) else torch.arange(rows)
+            args = rows.to(ids.device)[ids], *others  # raises for an id that is left out
+        return take(super().forward(*args, **kwargs), -1, channels)
 
 
 class ElasticTransposed(Elastic):

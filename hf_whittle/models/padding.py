@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import get_architecture
 from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig, count
@@ -37,7 +36,7 @@ def padded_shape(config: "PreTrainedConfig", subnet: SubnetConfig) -> Shape:
     heads = architecture.per_layer[0]
     problem = None
     for number in range(most[heads], max(getattr(full, heads.name)) + 1):
-        sizes = {**shape.of_layer(0), **most, heads: number, VOCABULARY: config.vocab_size}
+        sizes = {**shape.of_layer(0), **most, heads: number}
         problem = architecture.stock_problem(config, sizes)
         if problem is None:
             layers = shape.num_hidden_layers

@@ -53,11 +53,11 @@ class KeptRows:
         return torch.tensor([channel for channel in self._head_channels if channel < rotated], dtype=torch.long)
 
     def _rows(self, axis: Axis, position: int | None, device: Any) -> int | torch.Tensor | None:
-        if not any(dimension.is_sliced for dimension in axis.dimensions):
+        kept = [self._kept(factor, position) for factor in axis.factors]
+        if all(entries is None for entries in kept):
             return None
         layer = 0 if position is None else self._subnet.layers[position]
         sizes = axis.factor_sizes({**self._unsliced, **self._full.of_layer(layer)})
-        kept = [self._kept(factor, position) for factor in axis.factors]
         chosen = [size if entries is None else entries for entries, size in zip(kept, sizes, strict=True)]
         first, *others = zip(chosen, sizes, strict=True)
         if isinstance(first[0], int) and all(entries == size for entries, size in others):

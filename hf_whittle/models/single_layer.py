@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..architectures.dimensions import POSITIONS, VOCABULARY
+from ..architectures.dimensions import POSITIONS
 from ..architectures.registry import get_architecture
-from ..architectures.table import Weight
 from ..compat import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
 from .activations import Activations, recorded_activations
@@ -40,7 +39,7 @@ class SingleLayer:
         state_dict = {
             weight.name.format(layer=0): source.weight(weight.name, layer)
             for weight in table.weights
-            if weight.exists(source.config) and not _is_embedding(weight)
+            if weight.exists(source.config) and not weight.is_looked_up
         }
         self.model.load_state_dict(state_dict, strict=False, assign=True)
         self.model.to(source.device)
@@ -81,7 +80,7 @@ class Embedding:
         self._device, self._model = source.device, _one_layer(source.config, 0)
         del self._model.get_submodule(table.layers)[0]
         for weight in table.weights:
-            if not weight.is_matmul and _is_embedding(weight):
+            if not weight.is_matmul and weight.is_looked_up:
                 tensor = source.weight(weight.name)
                 self._model.get_submodule(weight.module).weight = nn.Parameter(tensor, requires_grad=False)
             elif weight.norm is not None and not weight.in_layer:  # the output matrix
@@ -92,11 +91,6 @@ class Embedding:
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states `(B, T, channels)` of tokens `(B, T)`."""
         return self._model.base_model(input_ids=input_ids.to(self._device), use_cache=False).last_hidden_state
-
-
-def _is_embedding(weight: Weight) -> bool:
-    """Whether a weight has a row for each token or position."""
-    return weight.runs_along(VOCABULARY) or weight.runs_along(POSITIONS)
 
 
 def _one_layer(config: PreTrainedConfig, layer: int) -> Any:

@@ -11,6 +11,7 @@ from ..errors import SubnetError
 from ..subnet import Shape, SubnetConfig, count, indices
 from .padding import keeps_whole_heads, padded_shape
 from .students import stock_class, student_classes
+from .token_ids import renumbered
 
 _NOT_INHERITED = {
     "model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path", "head_dim",
@@ -25,8 +26,7 @@ def stock_problem(config: PreTrainedConfig, subnet: SubnetConfig) -> str | None:
         return "its layers must all be alike"
     if not keeps_whole_heads(config, subnet):
         return f"its heads must keep all {full.head_dim} channels, got {count(subnet.head_dim or 0)}"
-    sizes = {VOCABULARY: config.vocab_size, **shape.filled(full).of_layer(0)}
-    return get_architecture(config).stock_problem(config, sizes)
+    return get_architecture(config).stock_problem(config, shape.filled(full).of_layer(0))
 
 
 def fits_stock(config: PreTrainedConfig, subnet: SubnetConfig) -> bool:
@@ -60,8 +60,12 @@ def student_config(config: PreTrainedConfig, subnet: SubnetConfig, format: str =
             f"no class holds this student ({problem or 'format=whittle'}): students of {config.model_type!r}, a "
             "registered architecture, must be such that its stock class holds them; search with stock_only=True"
         )
-    first = {VOCABULARY: config.vocab_size, **shape.of_layer(0)}
+    first = shape.of_layer(0)
     attributes: dict[str, Any] = {**architecture.write_sizes(first), "num_hidden_layers": shape.num_hidden_layers}
+    attributes |= {
+        VOCABULARY.name: first[VOCABULARY],
+        **renumbered(config.to_dict(), subnet.vocab_size, config.vocab_size),
+    }
     for name in architecture.layer_lists:
         of_layers = getattr(config, name, None)
         if of_layers is not None:

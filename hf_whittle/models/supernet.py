@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import check_model_type, get_architecture, is_whittle
 from ..architectures.table import Weight
 from ..compat import attention_kernel, set_attention_kernel, set_commit_hash, set_layer_index
@@ -287,6 +288,8 @@ class SuperNetModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.config = config
+                if hasattr(module, VOCABULARY.name):  # some losses read it
+                    setattr(module, VOCABULARY.name, config.vocab_size)
 
 
 def found_config(source: Any, arguments: dict[str, Any]) -> dict[str, Any]:

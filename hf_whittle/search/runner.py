@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..architectures.dimensions import VOCABULARY
 from ..cost.bins import Bin
 from ..cost.counts import num_parameters
 from ..cost.polynomial import parameter_polynomial
@@ -55,7 +56,7 @@ def search_subnets(
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
             needed if `fitness` is given.
         config (`SearchConfig`, *optional*): the algorithm and its settings; `AdditiveSearchConfig()` by default,
-            which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
+            which found subnets as good as those of the paper's `EvolutionConfig()` for fewer tokens.
         fitness (`Callable`, *optional*): function to minimize: a `Fitness`, or any function of a `SubnetConfig`;
             perplexity on `eval_dataset` by default. A value that is not finite counts as the worst. A function
             without a second argument, the share of the tokens, is always evaluated on all of them. With an
@@ -71,7 +72,8 @@ def search_subnets(
     Raises:
         BinError: if no subnet of the space lies in a bin, or if the bins bound different costs.
         DataError: if there is no text to evaluate on.
-        SubnetError: if the model is no super-network, or the search space belongs to another one.
+        SubnetError: if the model is no super-network, the search space belongs to another one, or its subnets leave out
+            tokens and are evaluated on fixed token ids.
         OtherSearchError: if `output_dir` holds another search.
         OutputError: if it cannot be written, or another process is writing it.
         WhittleError: if launched processes search differently.
@@ -96,6 +98,7 @@ def search_subnets(
                 "AutoSuperNetForCausalLM.from_pretrained"
             )
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
+    _check_fitness(space, fitness)
     settings = _settings(space, bins, config, fitness)
     workers = Workers(fitness)
     workers.check_same(settings)
@@ -119,6 +122,16 @@ def _check_space(space: SearchSpace, supernet: Any) -> None:
         raise SubnetError(
             "the search space belongs to another super-network: their subnets differ in size; make it with "
             "SearchSpace.from_config(supernet.config)"
+        )
+
+
+def _check_fitness(space: SearchSpace, fitness: Any) -> None:
+    """Raise `SubnetError` if subnets have different vocabularies and are evaluated on the same token ids."""
+    if VOCABULARY in space.named and getattr(fitness, "reads_token_ids", False):
+        sizes = " or ".join(map(str, space.sizes(VOCABULARY)))
+        raise SubnetError(
+            f"subnets of this space have vocabularies of {sizes} tokens, and {fitness.name} on fixed token ids does "
+            "not compare them; search for BitsPerByte on documents, or in a student that has the vocabulary"
         )
 
 
@@ -196,7 +209,10 @@ class _Evaluator:
     def _evaluation(self, candidate: Candidate, value: float, generation: int) -> Evaluation:
         tokens, flops = 0, 0
         if hasattr(self._fitness, "flops") and hasattr(self._fitness, "tokens"):
-            tokens = self._fitness.tokens(candidate.share)
+            if hasattr(self._fitness, "tokens_of"):
+                tokens = self._fitness.tokens_of(candidate.subnet, candidate.share)
+            else:
+                tokens = self._fitness.tokens(candidate.share)
             flops = self._fitness.flops(candidate.subnet, candidate.share)
         cost = self._cost(candidate.subnet)
         in_space = candidate.in_space or self._space.contains(candidate.subnet)

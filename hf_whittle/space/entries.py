@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from ..architectures.dimensions import LAYERS, Dimension
+from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
 from ..kept import Ascending, Kept
 from ..subnet import Shape
 
@@ -135,6 +135,32 @@ class Units:
         return _where(_mask(self._entries.total, _array(units)).repeat(self._unit))
 
 
+class FirstTokens:
+    """Keep the tokens that come first in an order, every prefix of which is a vocabulary that a tokenizer can have.
+
+    Args:
+        total (`int`): number of tokens.
+        order (`Sequence[int]`, *optional*): tokens, the ones to keep first; by default in the order of their ids.
+    """
+
+    def __init__(self, total: int, order: Sequence[int] | None = None):
+        self.total, self._order = total, order
+        self._known: dict[int, Kept] = {}
+
+    def choose(self, rng: Random | None, size: int) -> Kept:
+        if self._order is None or size == self.total:
+            return size
+        if size not in self._known:
+            self._known[size] = Ascending(sorted(self._order[:size]))
+        return self._known[size]
+
+    def resize(self, rng: Random, kept: Kept, size: int) -> Kept:
+        return self.choose(rng, size)
+
+    def exchange(self, rng: Random, kept: Kept) -> Kept:
+        return kept
+
+
 class Choices:
     """Ways to choose entries of every dimension of a super-network.
 
@@ -143,6 +169,7 @@ class Choices:
         granularity (`str`): `"coarse"` or `"fine"`.
         importance (`ImportanceScores`, *optional*): scores by which fine-grained entries are chosen.
         temperature (`float`, *optional*, defaults to 0.1): how far a choice may stray from the scores.
+        tokens (`FirstTokens`, *optional*): the way to choose tokens; the first ones by default.
     """
 
     def __init__(
@@ -151,12 +178,18 @@ class Choices:
         granularity: Literal["coarse", "fine"],
         importance: "ImportanceScores | None" = None,
         temperature: float = 0.1,
+        tokens: FirstTokens | None = None,
     ):
         self._granularity, self._temperature = granularity, temperature
         full = Shape.from_config(config)
-        self._of_model = {LAYERS: self._some(LAYERS, full.num_hidden_layers, importance and importance.layers)}
+        self._of_model: dict[Dimension, Entries] = {
+            LAYERS: self._some(LAYERS, full.num_hidden_layers, importance and importance.layers),
+            VOCABULARY: tokens or FirstTokens(full.size(VOCABULARY)),
+        }
         self._of_layers: dict[Dimension, list[Entries]] = {}
         for dimension in full.dimensions:
+            if dimension is VOCABULARY:
+                continue
             total, scores = full.size(dimension), importance and importance.of(dimension)
             if dimension.per_layer:
                 self._of_layers[dimension] = self._by_layer(dimension, full.num_hidden_layers, total, scores)

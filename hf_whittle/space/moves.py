@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures.dimensions import LAYERS, Dimension
+from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
 from ..subnet import Kept, SubnetConfig, count, indices
 from .entries import Choices, Entries
 from .reach import Reach
@@ -41,7 +41,11 @@ class Draft:
         return cls(space, kept)
 
     def subnet(self) -> SubnetConfig:
-        return SubnetConfig(**{d.name: tuple(kept) if d.per_layer else kept for d, kept in self.kept.items()})
+        """The subnet, which does not name the vocabulary if that is whole."""
+        named = {d.name: tuple(kept) if d.per_layer else kept for d, kept in self.kept.items()}
+        if named.get(VOCABULARY.name) == self.space.full.vocab_size:
+            del named[VOCABULARY.name]
+        return SubnetConfig(**named)
 
     @property
     def layers(self) -> Kept:
@@ -141,7 +145,7 @@ class Moves:
 
     def _exchange_entries(self, draft: Draft) -> None:
         """Replace some kept entries of one dimension by as many others."""
-        dimension = self.rng.choice(self.space.named)
+        dimension = self.rng.choice([d for d in self.space.named if d is not VOCABULARY])
         if dimension.per_layer:
             self._change_layer(draft, dimension, lambda entries, kept: entries.exchange(self.rng, kept))
         else:

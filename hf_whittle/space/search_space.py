@@ -1,6 +1,7 @@
 """Search spaces: subnets of a super-network to sample, mutate and cross over within a bin."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -46,6 +47,8 @@ class SearchSpace(Sizes):
             its class allows.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, num_key_value_heads,
             num_key_value_groups, head_dim (`range`): allowed sizes, `None` where the architecture lacks the dimension.
+        vocab_sizes (`tuple[int, ...]`, *optional*): allowed sizes of the vocabulary; the whole one by default.
+        token_order (`tuple[int, ...]`, *optional*): token ids, of which the first are kept; ascending by default.
         importance (`ImportanceScores`, *optional*): scores by which fine-grained entries are chosen.
         temperature (`float`): how far a choice may stray from the scores; see `AnyEntries`.
     """
@@ -82,6 +85,8 @@ class SearchSpace(Sizes):
         num_key_value_heads: range | None = None,
         num_key_value_groups: range | None = None,
         head_dim: range | None = None,
+        vocab_sizes: Sequence[int] | None = None,
+        token_order: Sequence[int] | None = None,
     ) -> "SearchSpace":
         """Make a space of subnets of a super-network.
 
@@ -107,9 +112,14 @@ class SearchSpace(Sizes):
                 of them are kept.
             head_dim (`range`, *optional*): allowed numbers of channels of a head, all of them even; by default all
                 channels are kept.
+            vocab_sizes (`Sequence[int]`, *optional*): allowed sizes of the vocabulary, in any order; by default all
+                tokens are kept. Subnets of a size keep the same tokens.
+            token_order (`Sequence[int]`, *optional*): token ids, of which each subnet keeps the first, such as
+                `rank_tokens` gives; by default the order of ids.
 
         Raises:
-            SubnetError: if a range does not fit the super-network.
+            SubnetError: if a range does not fit the super-network, or a size of the vocabulary leaves out a special
+                token that its configuration names.
         """
         architecture, full = get_architecture(config), Shape.from_config(config)
         steps = {CHANNELS: max(1, full.hidden_size // 64), NEURONS: max(1, full.size(NEURONS) // 256)}
@@ -136,6 +146,8 @@ class SearchSpace(Sizes):
             stock_only=stock_only,
             importance=importance,
             temperature=temperature,
+            vocab_sizes=None if vocab_sizes is None else tuple(sorted(vocab_sizes)),
+            token_order=None if token_order is None else tuple(token_order),
             **{dimension.name: sizes for dimension, sizes in given.items()},
         )
 
@@ -206,7 +218,7 @@ class SearchSpace(Sizes):
 
     @cached_property
     def _choices(self) -> Choices:
-        return Choices(self.config, self.granularity, self.importance, self.temperature)
+        return Choices(self.config, self.granularity, self.importance, self.temperature, self.tokens)
 
 
 def _stock_step(architecture: Architecture, config: "PreTrainedConfig", least: int) -> int:

@@ -1,5 +1,6 @@
 """Sizes that the subnets of a space may have."""
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..architectures.dimensions import HEAD_CHANNELS, Dimension
+from ..architectures.dimensions import HEAD_CHANNELS, VOCABULARY, Dimension
 from ..architectures.registry import get_architecture, has_student_classes
 from ..architectures.table import Architecture
 from ..cost.polynomial import Polynomial
 from ..errors import BinError, SubnetError
-from ..subnet import DIMENSIONS, Shape, SubnetConfig
+from ..kept import is_number
+from ..models.token_ids import renumbered
+from ..subnet import DIMENSIONS, Shape, SubnetConfig, count
+from .entries import FirstTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -34,6 +38,8 @@ class Sizes:
             its class allows.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, num_key_value_heads,
             num_key_value_groups, head_dim (`range`): allowed sizes, `None` where the architecture lacks the dimension.
+        vocab_sizes (`tuple[int, ...]`, *optional*): allowed sizes of the vocabulary; the whole one by default.
+        token_order (`tuple[int, ...]`, *optional*): token ids, of which the first are kept; ascending by default.
 
     Raises:
         SubnetError: if a setting or a range does not fit the super-network.
@@ -50,6 +56,8 @@ class Sizes:
     num_key_value_heads: range | None = None
     num_key_value_groups: range | None = None
     head_dim: range | None = None
+    vocab_sizes: tuple[int, ...] | None = None
+    token_order: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.granularity not in ("coarse", "fine"):
@@ -67,7 +75,9 @@ class Sizes:
                 "class holds them: make the space with stock_only=True"
             )
         for dimension in DIMENSIONS:
-            self._check_range(dimension)
+            if dimension is not VOCABULARY:
+                self._check_range(dimension)
+        self._check_vocabulary()
         if self.stock_only and (HEAD_CHANNELS in self.named or getattr(self.config, "rotary_pairs", None) is not None):
             raise SubnetError(
                 "a stock model has heads of all channels: stock_only=True needs a super-network with whole heads and "
@@ -95,6 +105,31 @@ class Sizes:
                 f"{dimension.unit}, got {sizes}"
             )
 
+    def _check_vocabulary(self) -> None:
+        """Check sizes and order of tokens, and that every size keeps the special tokens of the model."""
+        sizes, order, most = self.sizes(VOCABULARY), self.token_order, self.config.vocab_size
+        numbers = all(map(is_number, sizes)) and all(map(is_number, order or ()))
+        if not numbers or not sizes or sorted({*sizes}) != list(sizes) or not 1 <= sizes[0] <= sizes[-1] <= most:
+            raise SubnetError(
+                f"vocab_sizes: sizes must be whole numbers within 1 to {most} that ascend, got {list(sizes)}"
+            )
+        needed = max((size for size in sizes if size < most), default=0)
+        if order is not None and (
+            len({*order}) < len(order) or not needed <= len(order) <= most or not 0 <= min(order) <= max(order) < most
+        ):
+            raise SubnetError(
+                f"token_order: expected at least {needed} ids of tokens, the largest size of a part of the vocabulary, "
+                f"each one once and below {most}, got {len(order)} ids"
+            )
+        for size in sizes:
+            if size < most:
+                renumbered(self.config.to_dict(), self.tokens.choose(None, size), most)
+
+    @cached_property
+    def tokens(self) -> FirstTokens:
+        """The way to choose tokens."""
+        return FirstTokens(self.config.vocab_size, self.token_order)
+
     @cached_property
     def architecture(self) -> Architecture:
         return get_architecture(self.config)
@@ -107,11 +142,13 @@ class Sizes:
     @cached_property
     def named(self) -> tuple[Dimension, ...]:
         """The dimensions that subnets of this space name: all but optional ones that are always whole."""
-        dimensions = self.architecture.dimensions
+        dimensions = (*self.architecture.dimensions, VOCABULARY)
         return tuple(d for d in dimensions if not d.is_optional or self.sizes(d)[0] < self.full.size(d))
 
-    def sizes(self, dimension: Dimension) -> range:
-        """Allowed sizes of a dimension that the architecture has."""
+    def sizes(self, dimension: Dimension) -> Any:
+        """Allowed sizes of a dimension that the architecture has, ascending: a range, or a tuple for the vocabulary."""
+        if dimension is VOCABULARY:
+            return (self.config.vocab_size,) if self.vocab_sizes is None else self.vocab_sizes
         return getattr(self, dimension.name)
 
     @property
@@ -122,8 +159,14 @@ class Sizes:
     def to_dict(self) -> dict[str, Any]:
         """Choices that define the space, for the record of a search."""
         chosen = {name: getattr(self, name) for name in ("granularity", "layer_wise", "stock_only")}
-        ranges = {dimension.name: self.sizes(dimension) for dimension in self.named}
+        ranges = {
+            dimension.name: getattr(self, dimension.name) for dimension in self.named if dimension is not VOCABULARY
+        }
         sizes = {name: [sizes.start, sizes[-1], sizes.step] for name, sizes in ranges.items()}
+        if VOCABULARY in self.named:
+            sizes["vocab_sizes"] = list(self.sizes(VOCABULARY))
+            order = None if self.token_order is None else repr(self.token_order).encode()
+            chosen["token_order"] = order and hashlib.sha256(order).hexdigest()[:16]
         return {**chosen, **sizes, "supernet": {dimension.name: self.full.size(dimension) for dimension in self.named}}
 
     def contains(self, subnet: SubnetConfig) -> bool:
@@ -138,6 +181,10 @@ class Sizes:
                 return False
         for dimension in subnet.dimensions:
             kept = subnet.kept(dimension)
+            if dimension is VOCABULARY:
+                if kept != self.tokens.choose(None, count(kept)):
+                    return False
+                continue
             if dimension.per_layer and not self.layer_wise and len({*kept}) > 1:
                 return False
             if self.granularity == "coarse" and not all(

@@ -35,9 +35,9 @@ def config(request):
 
 
 def subnets(config):
-    """Subnets of every kind, with and without optional dimensions."""
-    for seed, (layer_wise, names_optional) in enumerate(KINDS):
-        yield draw_subnet(config, seed, layer_wise=layer_wise, names_optional=names_optional)
+    """Subnets of every kind, with and without optional dimensions, the vocabulary among them."""
+    for seed, (layer_wise, optional) in enumerate(KINDS):
+        yield draw_subnet(config, seed, layer_wise=layer_wise, names_optional=optional, names_tokens=optional)
 
 
 def student(config, subnet, device="meta"):

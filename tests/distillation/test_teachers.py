@@ -34,7 +34,7 @@ from hf_whittle.distillation.teacher import load_teacher
 from hf_whittle.errors import StoreError, VocabularyError, WeightsError
 from hf_whittle.evaluation import cross_entropy, evaluating
 from hf_whittle.fingerprints import model_fingerprint
-from hf_whittle.loss.heads import output_layer
+from hf_whittle.models.heads import output_layer
 
 SHARDED = Path(__file__).with_name("sharded_training.py")
 

@@ -21,7 +21,8 @@ from ...files.atomic import atomic_path, remove_leftovers
 from ...files.paths import expanded
 from ...files.text import write_json
 from ...fingerprints import model_fingerprint
-from ...loss.heads import dense_targets, output_layer
+from ...loss.targets import dense_targets
+from ...models.heads import output_layer
 from ...models.placement import input_device, is_sharded
 from ...models.weights import check_no_subnet
 from ...processes import in_first, is_first, lock_in_first, own_device, own_share, wait_for_all

@@ -17,6 +17,7 @@ from ...architectures.dimensions import (
     Dimension,
 )
 from ...cost.bins import Bin
+from ...space.moves import Draft
 from ...space.search_space import SearchSpace
 from ...space.sizes import Frame
 from ...subnet import SubnetConfig
@@ -32,7 +33,7 @@ _OPTIONS = {
     HEAD_CHANNELS: "channel_options",
     NEURONS: "neuron_options",
 }
-"""The setting that says how many sizes of a dimension are tried."""
+"""The setting that says how many sizes of a dimension are tried; all of the vocabulary's are."""
 
 
 @dataclass
@@ -122,7 +123,8 @@ class AdditiveSearch(MultiFidelitySearch):
         return [one for one in found if one.size < full_size(space, one.dimension, one.layer)]
 
     def _tried(self, dimension: Dimension) -> list[int]:
-        return evenly_spread(self.space.sizes(dimension), getattr(self.config, _OPTIONS[dimension]))
+        sizes, option = self.space.sizes(dimension), _OPTIONS.get(dimension)
+        return list(sizes) if option is None else evenly_spread(sizes, getattr(self.config, option))
 
     def _with(self, replacement: Replacement) -> SubnetConfig:
         """The full super-network with one replacement."""
@@ -162,18 +164,18 @@ class AdditiveSearch(MultiFidelitySearch):
     def _assemble(self, frame: Frame, sizes: dict[tuple[Dimension, int], int]) -> SubnetConfig:
         """A subnet of these shared sizes, and of sizes by dimension and layer."""
         space, rng = self.space, self._breeder.rng
-        kept: dict[str, Any] = {LAYERS.name: sorted({layer for _, layer in sizes})}
+        draft = Draft(space, {LAYERS: sorted({layer for _, layer in sizes})})
         for dimension, size in zip(space.architecture.shared, frame, strict=True):
             if dimension in space.named:
-                kept[dimension.name] = space.entries(dimension).choose(rng, size)
+                draft.kept[dimension] = space.entries(dimension).choose(rng, size)
         for dimension in space.architecture.per_layer:
             by_layer = {layer: size for (of, layer), size in sizes.items() if of is dimension}
             if space.layer_wise:
                 chosen = [space.entries(dimension, layer).choose(rng, size) for layer, size in by_layer.items()]
             else:
                 chosen = [space.entries(dimension).choose(rng, next(iter(by_layer.values())))] * len(by_layer)
-            kept[dimension.name] = chosen
-        return SubnetConfig(**kept)
+            draft.kept[dimension] = chosen
+        return draft.subnet()
 
 
 def _others(frame: Frame) -> Frame:
