@@ -51,8 +51,8 @@ def test_ratio_is_of_the_cheapest_random_initialization_to_the_student():
     assert baseline(of_seed, 1000)[0] == DISTILLED and baseline(of_seed, 1000, distilled=False)[0] == STOCK
     # after 100 tokens, the distilled model has 4.5, for 500; the other takes 10 ** 2.5; the student starts there
     assert ratio(of_seed, 100, modules) == pytest.approx(np.full(1001, 10**2.5 / 100))
-    # both learning rates are charged; the distilled model had one
-    assert ratio(of_seed, 100, modules, sweeps=True) == pytest.approx(np.full(1001, 500 / 100))
+    # both learning rates and the shorter budget are charged; the distilled model had one rate
+    assert ratio(of_seed, 100, modules, sweeps=True) == pytest.approx(np.full(1001, (500 + 50) / 100))
     # without the teacher, random initialization has 4 after 1,000 tokens; the student is a quarter of the way
     with_teacher = ratio(of_seed, 1000, modules, teacher_training=900)
     assert with_teacher == pytest.approx(np.full(1001, 1000 / (1000**0.75 * 1900**0.25)))

@@ -33,14 +33,14 @@ class Curve:
         return dict(sorted({point["tokens"]: point for point in worst_first}.items()))
 
     def flops(self, sweeps: bool = False, extra: int = 0) -> list[int]:
-        """All FLOPs at each budget; with those of every learning rate tried at it, if `sweeps`."""
+        """All FLOPs at each budget; with those of every training of it and of shorter ones, if `sweeps`."""
         return [extra + (self._swept(tokens) if sweeps else total(point)) for tokens, point in self.best.items()]
 
     def _swept(self, tokens: int) -> int:
-        """FLOPs of a search and of healing once, and of all trainings of a budget."""
-        of_budget = [point["flops"] for point in self.points if point["tokens"] == tokens]
-        trainings = sum(flops.get(name, 0) for flops in of_budget for name in ("training", "teacher"))
-        return trainings + sum(cost for name, cost in of_budget[0].items() if name not in ("training", "teacher"))
+        """FLOPs of a search and of healing once, and of all trainings up to a budget, whose rates led to its own."""
+        until = [point["flops"] for point in self.points if point["tokens"] <= tokens]
+        trainings = sum(flops.get(name, 0) for flops in until for name in ("training", "teacher"))
+        return trainings + sum(cost for name, cost in until[0].items() if name not in ("training", "teacher"))
 
 
 def curves(points: Sequence[Point], seed: int) -> dict[str, Curve]:

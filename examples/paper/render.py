@@ -92,7 +92,8 @@ def _headline(results: dict[str, Any]) -> str:
             "",
             "R is the FLOPs of the cheapest random initialization to the perplexity that the best one has at the "
             "budget, over all FLOPs of the searched and healed student to the same, interpolated between trainings "
-            "with schedules of their own. With sweeps, every learning rate tried is charged to both. With the "
+            "with schedules of their own. With sweeps, every learning rate tried is charged to both, those of shorter "
+            "budgets too. With the "
             "teacher's training, that is charged to the student, and random initialization learns from text alone.",
             "",
             _ratios(of_seeds, modules),
