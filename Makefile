@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
+SIZE ?= cpu
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 # Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Each takes half of the tests and, when done, half of what the other has left.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Tests start many processes, which would all compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-kernels quality style bench gpu model-cards pages clean
+# Types are checked beside the tests, on a core that waits otherwise.
+MAKEFLAGS += --jobs=2
+
+.PHONY: demo test test-fast test-slow test-kernels quality style bench paper gpu model-cards pages clean
 
 demo: .venv/runs
 	$(BIN)/hf-whittle demo --output-dir $(OUTPUT)
 
-test: quality
+test: quality test-fast
+
+test-fast: .venv/installed
 	$(PYTEST)
 
 test-slow: .venv/installed
@@ -32,6 +41,10 @@ style: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
+
+# The experiments of docs/paper.md, on one core (SIZE=cpu) or on a GPU (SIZE=gpu); each goes on where it was interrupted.
+paper: .venv/installed
+	$(BIN)/python -m examples.paper --size $(SIZE)
 
 # On a GPU within six minutes, on a CPU with smaller sizes; the result is gpu.json.
 gpu: .venv/installed

@@ -34,6 +34,7 @@ MODULES = {
     "plan": "costs.md#the-plan-of-a-recipe",
     "recipe": "recipes.md",
     "run": "recipes.md",
+    "vocabulary": "vocabulary.md",
     "report": "report.md",
 }
 """Public modules whose names are imported from them, with the page about each."""

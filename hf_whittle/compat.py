@@ -361,6 +361,11 @@ def uncompiled(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled_in_place(module: Any) -> bool:
+    """Return whether `module.compile()` was called: `_compiled_call_impl`; torch has no public test for that."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
 def version_of(tensor: "torch.Tensor") -> int:
     """Return the number of changes to a tensor in place: `_version`; publicly, only comparing all values would do."""
     return tensor._version

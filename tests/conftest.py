@@ -85,11 +85,20 @@ REPEATING = re.compile(r"mistral|qwen2|qwen3|cohere|llama (multi-head|biases|eag
 """Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Leave kinds that repeat others to the slow tests."""
+    """Leave kinds that repeat others to the slow tests, and keep the tests of a module side by side.
+
+    pytest brings together tests of all modules that have a parameter of a session's fixture in common, so that the
+    fixtures of these modules would be made again and again.
+    """
+    places = {}
     for item in items:
+        places.setdefault(item.path, len(places))
         if hasattr(item, "callspec") and REPEATING.search(item.callspec.id):
             item.add_marker(pytest.mark.slow)
+    yield
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

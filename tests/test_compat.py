@@ -489,6 +489,14 @@ def test_compiled_model_leads_back_to_its_own():
         assert compat.uncompiled(compiled) is model and compat.uncompiled(model) is model
 
 
+def test_model_compiled_in_place_is_told():
+    model = nn.Linear(2, 2)
+    assert not compat.is_compiled_in_place(model)
+    with relies_on("torch", "nn.Module._compiled_call_impl"):
+        model.compile(backend="eager")
+        assert compat.is_compiled_in_place(model)
+
+
 def test_a_change_in_place_is_counted():
     tensor = torch.zeros(2, requires_grad=True)
     with relies_on("torch", "Tensor._version"):

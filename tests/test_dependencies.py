@@ -64,7 +64,7 @@ def test_what_is_declared_is_used():
 
 @pytest.mark.parametrize("folder", ["tests", "examples", "model_cards"])
 def test_what_tests_and_examples_import_is_declared(folder):
-    own = {path.stem.replace("_", "-") for path in (ROOT / "tests").rglob("*")}
+    own = {path.stem.replace("_", "-") for path in (ROOT / "tests").rglob("*")} | {"examples"}
     may = declared() | declared("bench") | OF_DEPENDENCIES.keys() | WITHOUT_EXTRA.keys()
     assert imported(folder) - own <= may
 

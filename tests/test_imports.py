@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "architectures": "compat errors",
     "files": "compat errors",
     "kept": "architectures errors",
+    "vocabulary": "errors files kept",
     "subnet": "architectures compat errors files kept",
     "plots": "architectures files subnet",
     "processes": "errors files",
@@ -47,11 +48,11 @@ MAY_IMPORT = {
     "training": "architectures checks compat cost data errors evaluation files fitness loss models processes progress "
     "record search space subnet",
     "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
-    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub loss models "
-    "processes progress record subnet training",
+    "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub kept loss models "
+    "processes progress record subnet training vocabulary",
     "recipe": "checks compat cost distillation errors experimental files fitness healing models search",
     "run": "architectures compat cost data distillation errors evaluation extraction files fingerprints fitness "
-    "healing hub importance models processes recipe record search space subnet training",
+    "healing hub importance models processes recipe record search space subnet training vocabulary",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet",
     "report": "architectures errors files healing hub record search subnet",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from benchmarks.ranking import candidates, toy
 from benchmarks.ranking.candidates import chosen, spread
-from benchmarks.ranking.correlation import kendall_tau, rank
+from benchmarks.ranking.correlation import rank
 from benchmarks.ranking.gradient_trace import GradientTrace, pearson
 from benchmarks.ranking.rows import Row, Rows
 from benchmarks.ranking.settings import Material
 from benchmarks.ranking.study import Study, costs, is_fitness, is_truth, ranks, truth_name
 from scipy.stats import kendalltau
 
+from examples.paper.intervals import kendall_tau
 from hf_whittle import EvolutionConfig, ParameterBin, SearchSpace, SubnetConfig
 from hf_whittle.cost import num_parameters
 

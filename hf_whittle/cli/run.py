@@ -85,10 +85,12 @@ def _ratios(results: dict[str, Any]) -> list[str]:
     if "student_flops" not in match:
         return ["", "The student did not reach the baseline's final perplexity within its tokens."]
     parts = ", ".join(f"{name} {value:.2e}" for name, value in match["student_flops"].items())
-    ratio = (
-        f"{match['tokens_ratio']:.1f} times fewer tokens" if "tokens_ratio" in match else "no training tokens at all"
-    )
-    return ["", f"The student matched the baseline with {ratio}; FLOPs ratio {match['flops_ratio']:.2f} ({parts})."]
+    ratio = f"FLOPs ratio {match['flops_ratio']:.2f}"
+    if "tokens_ratio" in match:
+        found = f"matched the baseline with {match['tokens_ratio']:.1f} times fewer training tokens; {ratio}"
+    else:  # a ratio of the baseline's budget and a constant
+        found = f"was as good as the baseline before any training, so that the {ratio} grows with the baseline's tokens"
+    return ["", f"The student {found} ({parts})."]
 
 
 def _count(number: int) -> str:

@@ -8,10 +8,11 @@ from transformers import TrainingArguments
 
 from ..checks import check_integers, check_numbers, check_positive
 from ..loss.divergences import DIVERGENCES, LossWeights
-from ..loss.fused import default_chunk_size
 from ..loss.hidden import HIDDEN_LOSSES
+from ..models.heads import default_chunk_size
 from ..training.arguments import check_arguments
 
+DROPPED_TOKENS = ("first_piece", "renormalized")
 NON_FINITE = ("stop", "skip")
 
 
@@ -41,6 +42,13 @@ class DistillationConfig(TrainingArguments):
         default=0.0, metadata={"help": "Weight of the loss between hidden states; needs the student's subnet."}
     )
     hidden_loss: str = field(default="mse", metadata={"help": f"One of {', '.join(HIDDEN_LOSSES)}."})
+    dropped_tokens: str = field(
+        default="first_piece",
+        metadata={
+            "help": "Probability of the teacher's tokens that a student with a smaller vocabulary lacks: first_piece "
+            "pushes it to the token with which the student begins to write them, renormalized leaves it out."
+        },
+    )
     loss_chunk_size: int | None = field(
         default=None,
         metadata={"help": "Tokens whose logits are held at a time; 256 on a CPU and 1024 elsewhere by default."},
@@ -73,6 +81,7 @@ class DistillationConfig(TrainingArguments):
         for name, allowed in (
             ("divergence", tuple(DIVERGENCES)),
             ("hidden_loss", HIDDEN_LOSSES),
+            ("dropped_tokens", DROPPED_TOKENS),
             ("non_finite_loss", NON_FINITE),
         ):
             if getattr(self, name) not in allowed:

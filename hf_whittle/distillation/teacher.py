@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..compat import set_commit_hash, shard_with_fsdp2
-from ..errors import VocabularyError
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of
-from ..loss.heads import dense_targets, output_layer
-from ..loss.targets import DenseTargets
+from ..loss.targets import DenseTargets, dense_targets
+from ..models.heads import output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
+from .vocabularies import TeacherVocabulary
 
 
 def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -40,39 +40,6 @@ def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = 
     teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
     set_commit_hash(teacher.config, commit_of(name, **options))
     return teacher
-
-
-def check_vocabulary(
-    student: Any,
-    teacher: Any,
-    student_tokenizer: PreTrainedTokenizerBase | None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
-) -> None:
-    """Raise `VocabularyError` unless student and teacher have the same tokens.
-
-    Vocabularies of different sizes are accepted if the tokenizers are given and equal: the rest is padding.
-    """
-    if student_tokenizer is not None and teacher_tokenizer is not None:
-        check_same_tokens(student_tokenizer, teacher_tokenizer)
-    elif student.vocab_size != teacher.vocab_size:
-        raise VocabularyError(
-            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}; if that "
-            "is padding, show that the tokens are the same with processing_class=... and teacher_tokenizer=...; else "
-            "use a teacher with the student's tokenizer"
-        )
-
-
-def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise `VocabularyError` unless two tokenizers have the same tokens under the same ids."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
-    different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
-    first = different[0]
-    raise VocabularyError(
-        f"student and teacher tokenizers differ in {len(different)} tokens, first {first!r}: student id "
-        f"{ours.get(first)}, teacher id {theirs.get(first)}; distillation needs the same tokenizer"
-    )
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
@@ -103,10 +70,11 @@ class Teacher:
     Args:
         model (`PreTrainedModel`): the teacher.
         accelerator (`Accelerator`): the trainer's accelerator.
+        vocabulary (`TeacherVocabulary`, *optional*): the teacher's ids and entries for a student of another vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
-        self._accelerator = accelerator
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocabulary: TeacherVocabulary | None = None):
+        self._accelerator, self._vocabulary = accelerator, vocabulary
         self._head = output_layer(model)
         self.model: Any = model
         self._run = _place(model, accelerator)  # the model, or its DeepSpeed engine
@@ -116,12 +84,15 @@ class Teacher:
         """Compute targets of all rows of a batch, in their order.
 
         Args:
-            inputs (`dict`): arguments of the model's forward, with `input_ids` of shape `(batch, length)`.
+            inputs (`dict`): arguments of the model's forward, with `input_ids` of the student, `(batch, length)`.
         """
         device = input_device(self.model)
         inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        if self._vocabulary is not None:
+            inputs["input_ids"] = self._vocabulary.read(inputs["input_ids"])
         with self._accelerator.autocast(), evaluating(self.model):
-            return dense_targets(self._run, self._head, **inputs)
+            targets = dense_targets(self._run, self._head, **inputs)
+        return targets if self._vocabulary is None else targets.restricted(self._vocabulary.restriction)
 
 
 _FORWARD_SECTIONS = ("zero_optimization", "bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size")

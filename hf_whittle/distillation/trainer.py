@@ -1,7 +1,9 @@
 """DistillationTrainer: a `Trainer` whose student learns from text and from a teacher."""
 
 import contextlib
+import math
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from transformers.utils import logging
 from ..compat import LORA_PREFIX
 from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
-from ..errors import NonFiniteLossError
+from ..errors import NonFiniteLossError, VocabularyError
 from ..evaluation import perplexity
 from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
@@ -27,12 +29,15 @@ from ..subnet import SubnetConfig
 from ..training.checkpoints import WholeCheckpoints
 from ..training.loss_in_head import LossInHead
 from ..training.precision import check_precision
+from ..vocabulary.token_bytes import token_bytes
+from ..vocabulary.vocabulary_map import VocabularyMap
 from .adapters import with_adapters
 from .config import DistillationConfig
 from .non_finite import advise, describe_batch, first_non_finite_weight, loss_without_gradient
 from .projections import TrainsProjections, hidden_loss_of
 from .store.reader import LogitStore
-from .teacher import Teacher, check_apart, check_vocabulary, load_teacher
+from .teacher import Teacher, check_apart, load_teacher
+from .vocabularies import TeacherVocabulary, match_vocabularies
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -47,7 +52,8 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
     If the output layers of student and teacher are plain matrices, the logits of a whole batch are never held, neither
     in training, with a teacher or without, nor in an evaluation without `compute_metrics`.
     Evaluation reports plain cross-entropy as `eval_loss` and its exponential as `eval_perplexity`, whatever the weights
-    of the training loss. Training logs both parts of the loss, tokens seen, tokens per second, and FLOPs including the
+    of the training loss, and `eval_bits_per_byte`, which compares models of different vocabularies, if the tokenizer is
+    given. Training logs both parts of the loss, tokens seen, tokens per second, and FLOPs including the
     teacher's. Saved models carry their lineage, and `push_to_hub` does the same as `push_subnet_to_hub`. Everything
     else is `transformers.Trainer`.
 
@@ -62,6 +68,9 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
         subnet (`SubnetConfig`, *optional*): subnet of the teacher that the student was extracted from, for
             `args.hidden_weight`; known for students from `extract_subnet`.
+        vocabulary (`VocabularyMap`, *optional*): the teacher's ids of a student's tokens, if it has a part of the
+            teacher's; known from tokenizers, or for students from `extract_subnet`. The teacher then reads the
+            student's tokens, and `args.dropped_tokens` says what becomes of the probability of all others.
         peft_config (`PeftConfig`, *optional*): trains adapters of the student instead of its weights; by default on all
             matrices of its layers.
         kwargs: further arguments of `Trainer`.
@@ -85,6 +94,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         data_collator: Any = None,
         *,
         subnet: SubnetConfig | None = None,
+        vocabulary: VocabularyMap | None = None,
         peft_config: "PeftConfig | None" = None,
         **kwargs: Any,
     ):
@@ -102,13 +112,14 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         end_group_at_exit()
         self._check_training(kwargs.get("optimizers"))
         self._sums = torch.zeros(4, device=self.args.device)  # since the last log: both parts, hidden loss, rows
+        self._evaluated = torch.zeros(2, dtype=torch.long, device=self.args.device)  # tokens, and their bytes of text
         self._chunk_size = args.chunk_size(self.args.device.type == "cpu")
         if not args.has_teacher:
             return
         if teacher_model is None:
             which = "beta" if args.beta > 0 else "hidden_weight"
             raise ValueError(f"{which} > 0 needs a teacher_model; give one, or set {which}=0 for plain pretraining")
-        self._set_teacher(teacher_model, teacher_tokenizer)
+        self._set_teacher(teacher_model, teacher_tokenizer, vocabulary)
         if args.hidden_weight > 0:
             student: Any = self.accelerator.unwrap_model(self.model)
             self._hidden = hidden_loss_of(student, self.teacher, subnet, args.hidden_loss).to(self.args.device)
@@ -131,6 +142,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         self,
         teacher: "PreTrainedModel | str | os.PathLike[str] | LogitStore",
         tokenizer: PreTrainedTokenizerBase | None,
+        vocabulary: VocabularyMap | None,
     ) -> None:
         student: Any = self.accelerator.unwrap_model(self.model)
         ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
@@ -151,9 +163,11 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
             options: Any = self.args.teacher_model_init_kwargs
             teacher = load_teacher(teacher, options)
         check_apart(student, teacher)
-        check_vocabulary(student.config, teacher.config, ours, tokenizer)
+        dropped = self.args.dropped_tokens
+        vocabulary = match_vocabularies(student, teacher, ours, tokenizer, vocabulary, dropped == "first_piece")
         self._recording.set_teacher(teacher)
-        self._teacher = Teacher(teacher, self.accelerator)
+        of_teacher = None if vocabulary is None else TeacherVocabulary.of(vocabulary, dropped)
+        self._teacher = Teacher(teacher, self.accelerator, of_teacher)
         self.teacher = self._teacher.model
 
     def compute_loss(
@@ -169,9 +183,33 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
             loss, outputs = self._distil(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss, outputs = self.text_loss(model, inputs, return_outputs, num_items_in_batch)
-            if model.training and not loss.isfinite().all():
+            if not model.training:
+                self._count_bytes(inputs)
+            elif not loss.isfinite().all():
                 loss = self._non_finite(loss, model, inputs, "from the student")
         return (loss, outputs) if return_outputs else loss
+
+    @cached_property
+    def _token_bytes(self) -> torch.Tensor | None:
+        """Bytes that each token of the student stands for, if its tokenizer is known and has such."""
+        if not isinstance(self.processing_class, PreTrainedTokenizerBase):
+            return None
+        with contextlib.suppress(VocabularyError):
+            return token_bytes(self.processing_class).to(self.args.device)
+        return None
+
+    def _count_bytes(self, inputs: dict[str, Any]) -> None:
+        """Count the tokens that a batch of an evaluation predicts, and their bytes."""
+        if self._token_bytes is not None and "labels" in inputs:
+            labels = labels_of_rows(inputs["labels"])
+            labels = labels[labels != IGNORED]
+            known = labels[labels < len(self._token_bytes)]
+            self._evaluated += torch.stack([torch.tensor(len(labels)).to(known), self._token_bytes[known].sum()])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does."""
+        self._evaluated.zero_()
+        return super().evaluate(*args, **kwargs)
 
     def _distil(
         self,
@@ -286,4 +324,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
                 self._sums.zero_()
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
+            tokens, bytes_of_text = self.accelerator.reduce(self._evaluated, "sum").tolist()
+            if bytes_of_text:
+                logs[name.removesuffix("loss") + "bits_per_byte"] = logs[name] * tokens / bytes_of_text / math.log(2)
         super().log(logs, *args, **kwargs)

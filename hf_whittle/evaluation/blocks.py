@@ -1,16 +1,16 @@
 """Evaluation of models on fixed blocks of tokens: checks of the blocks, and cross-entropy on them."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..compat import without_packing
 from ..errors import DataError, VocabularyError
+from ..models.evaluating import evaluating
+from ..models.heads import Head, default_chunk_size, head_of, in_place_of, known_output_layer
 from ..models.placement import input_device, is_sharded
 from ..progress import progress_bar
 
@@ -46,50 +46,33 @@ def cross_entropy(
         `float`: nats per predicted token.
     """
 
-    def loss(start: int, logits: torch.Tensor) -> torch.Tensor:
-        labels = input_ids[start : start + len(logits), 1:].to(logits.device)
-        return sum_over_blocks(lambda one, own: F.cross_entropy(one[:-1].float(), own, reduction="sum"), logits, labels)
+    def loss(block: int, first: int, logits: torch.Tensor) -> torch.Tensor:
+        labels = input_ids[block, first + 1 : first + 1 + len(logits)].to(logits.device)
+        return F.cross_entropy(logits[: len(labels)], labels, reduction="sum")
 
-    total = sum_over_batches(model, input_ids, batch_size, loss, is_spread=is_spread, progress=progress)
+    total = sums_of_blocks(model, input_ids, batch_size, loss, is_spread=is_spread, progress=progress).sum().item()
     return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
-def sum_over_batches(
+def sums_of_blocks(
     model: "PreTrainedModel",
     input_ids: Any,
     batch_size: int,
-    value: Callable[[int, torch.Tensor], torch.Tensor],
+    value: Callable[[int, int, torch.Tensor], torch.Tensor],
     *,
     is_spread: bool = False,
     progress: str | None = None,
-) -> float:
-    """Sum of `value(first_block, logits)` over the batches, in their order.
-
-    If `is_spread`, and for a sharded model, processes take the batches in turn, and all get the same sum.
-    """
-    values = over_batches(model, input_ids, batch_size, value, is_spread=is_spread, progress=progress)
-    return sum(values, torch.zeros((), dtype=torch.float64)).item()
-
-
-def over_batches(
-    model: "PreTrainedModel",
-    input_ids: Any,
-    batch_size: int,
-    value: Callable[[int, torch.Tensor], torch.Tensor],
-    *,
-    is_spread: bool = False,
-    progress: str | None = None,
-) -> list[torch.Tensor]:
-    """`value(first_block, logits)` of each batch, in their order, in double precision on the CPU.
+) -> torch.Tensor:
+    """Sum of a function of logits over the tokens of each block, `(blocks,)`, in double precision on the CPU.
 
     Args:
         model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
         input_ids (`torch.Tensor`): token ids `(blocks, block_size)`, or a sequence whose slices are such tensors.
         batch_size (`int`): blocks in a batch.
-        value (`Callable`): a function of the first block's number and the logits `(batch, block_size, vocabulary)`. Its
-            values have the same shape for all batches.
+        value (`Callable`): a function of a block's number, the position of a token in it and the logits of this and the
+            next tokens, `(tokens, vocabulary)`, in single precision. It gives the sum over these tokens.
         is_spread (`bool`, *optional*, defaults to `False`): whether processes take the batches in turn, as they do in
-            any case if the model is sharded; all get the values of all.
+            any case if the model is sharded; all get the sums of all.
         progress (`str`, *optional*): label of a progress bar.
     """
     if batch_size < 1:
@@ -99,51 +82,73 @@ def over_batches(
         torch.distributed.is_available() and torch.distributed.is_initialized() and (is_spread or is_sharded(model))
     )
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
-    values = []
+    sums = []
     with evaluating(model):
         rounds = range(0, len(starts), processes)
-        for first in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
-            start = starts[min(first + own, len(starts) - 1)]  # the last may be run again, since all processes must run
-            logits = next_token_logits(model, input_ids[start : start + batch_size])
-            values.append(value(start, logits))
+        for turn in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
+            start = starts[min(turn + own, len(starts) - 1)]  # the last may be run again, since all processes must run
+            of_batch = _sums_of_batch(model, input_ids[start : start + batch_size], start, value)
+            sums.append(F.pad(of_batch, (0, batch_size - len(of_batch))))
     if is_spread:
         from accelerate.utils import gather
 
-        of_turns = gather(torch.stack(values)).unflatten(0, (processes, -1)).transpose(0, 1)
-        values = list(of_turns.flatten(0, 1)[: len(starts)].unbind())
-    return [one.cpu().double() for one in values]
+        sums = list(gather(torch.stack(sums)).unflatten(0, (processes, -1)).transpose(0, 1).flatten(0, 1).unbind())
+    return torch.cat(sums)[: len(input_ids)].cpu().double()
 
 
-def sum_over_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum of `value` over the blocks of tensors, one at a time, so that no copy of all logits is made."""
-    return values_of_blocks(value, *tensors).sum()
+def _sums_of_batch(
+    model: "PreTrainedModel",
+    batch: torch.Tensor,
+    start: int,
+    value: Callable[[int, int, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Sums of the blocks of a batch, `start` the number of its first."""
+    sums: dict[int, Any] = dict.fromkeys(range(len(batch)), 0)
 
+    def add(block: int, first: int, logits: torch.Tensor) -> None:
+        part = value(start + block, first, logits)
+        sums[block] += part if part.device.type == "mps" else part.double()  # mps has no double precision
 
-def values_of_blocks(value: Callable[..., torch.Tensor], *tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """`value` of each block of tensors, one at a time, in double precision where the device has it."""
-    values = torch.stack([value(*of_block) for of_block in zip(*tensors, strict=True)])
-    return values if values.device.type == "mps" else values.double()  # mps has no double precision
+    read_logits(model, batch, add)
+    return torch.stack(list(sums.values()))
 
 
 @torch.no_grad()
-def next_token_logits(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=batch.to(input_device(model)), use_cache=False).logits
+def read_logits(model: "PreTrainedModel", batch: torch.Tensor, read: Callable[[int, int, torch.Tensor], None]) -> None:
+    """Run a model on a batch and show its logits to a function, those of some tokens of a block at a time.
 
+    They are computed chunk by chunk inside the model's forward. Only a model without a known output layer
+    (`known_output_layer`) computes all logits of the batch at once.
 
-@contextlib.contextmanager
-def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Put a model in evaluation mode inside the block, and every module back in its own mode after it.
-
-    Inside the block, bitsandbytes leaves 4-bit weights as they are, which it would otherwise pack with rounding.
+    Args:
+        model (`PreTrainedModel`): a causal language model, run in the mode that it is in.
+        batch (`torch.Tensor`): token ids `(blocks, block_size)`.
+        read (`Callable`): called with a block's number in the batch, the position of a token in it and the logits of
+            this and the next tokens, `(tokens, vocabulary)`, in single precision.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with without_packing(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    layer = known_output_layer(model)
+
+    def show(outputs: torch.Tensor, head: Head | None) -> None:
+        size = default_chunk_size(outputs.device.type == "cpu")
+        for block, of_block in enumerate(outputs):
+            for first in range(0, len(of_block), size):
+                chunk = of_block[first : first + size]
+                read(block, first, (chunk if head is None else head.logits(chunk)).float())
+
+    def run() -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=batch.to(input_device(model)), use_cache=False).logits
+        return logits
+
+    if layer is None:
+        show(run(), None)
+        return
+
+    def in_head(states: torch.Tensor) -> torch.Tensor:
+        show(states, head_of(layer))
+        return states[..., :1]  # which nobody reads
+
+    with in_place_of(layer, in_head):
+        run()
 
 
 def as_input_ids(blocks: "Dataset | torch.Tensor", vocab_size: int, *, ignore_labels: bool = False) -> torch.Tensor:

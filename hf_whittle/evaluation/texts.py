@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import DataError, VocabularyError
-from .blocks import over_batches, perplexity, values_of_blocks
+from .blocks import perplexity, sums_of_blocks
 from .windows import IGNORED, Windows, rolling_windows, whole_windows
 
 if TYPE_CHECKING:
@@ -222,15 +222,12 @@ def window_losses(
         )
     size = batch_size or default_batch_size(vocabulary, windows[:1].shape[1])
 
-    options: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
+    def loss(window: int, first: int, logits: torch.Tensor) -> torch.Tensor:
+        targets = windows.targets(slice(window, window + 1))[0, first : first + len(logits)].to(logits.device)
+        return F.cross_entropy(logits[: len(targets)], targets, ignore_index=IGNORED, reduction="sum")
 
-    def losses(start: int, logits: torch.Tensor) -> torch.Tensor:
-        targets = windows.targets(slice(start, start + len(logits))).to(logits.device)
-        rows = values_of_blocks(lambda own, target: F.cross_entropy(own.float(), target, **options), logits, targets)
-        return F.pad(rows, (0, size - len(rows)))
-
-    values = over_batches(model, windows, size, losses, is_spread=is_spread, progress=progress)
-    return torch.cat(values)[: len(windows)].tolist()
+    found: list[float] = sums_of_blocks(model, windows, size, loss, is_spread=is_spread, progress=progress).tolist()
+    return found
 
 
 def default_batch_size(vocabulary: int, length: int) -> int:

@@ -1,8 +1,8 @@
 """Zero-cost proxies: guesses of a subnet's quality from its weights, or from a few gradients.
 
 Each is a `Fitness` that any search can minimize: where more is better, it is the negative. They are experimental since
-all rank random draws no better than chance; the figures are Kendall's tau with perplexity (`docs/results.md`), where
-perplexity on a quarter of the tokens has 0.95.
+none ranks random draws as perplexity does: one is at chance, the others rank them in reverse. The figures are Kendall's
+tau with perplexity (`docs/results.md`), where perplexity on a quarter of the tokens has 0.95.
 """
 
 import copy

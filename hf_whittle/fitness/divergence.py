@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..cost.models import forward_flops_per_token
 from ..errors import VocabularyError
-from ..evaluation import evaluating, next_token_logits, sum_over_batches, sum_over_blocks
+from ..evaluation import evaluating, read_logits, sums_of_blocks
 from ..fingerprints import model_fingerprint
 from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
@@ -59,18 +59,19 @@ class KLDivergence(TokenFitness):
         self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
         with evaluating(teacher):
             self._targets = [
-                _in_half(one) for b in self.input_ids.split(batch_size) for one in next_token_logits(teacher, b)
+                of_block for batch in self.input_ids.split(batch_size) for of_block in _in_half(teacher, batch)
             ]
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         rows = self.rows(share)
         targets = [self._targets[row] for row in rows]
 
-        def divergence(start: int, logits: torch.Tensor) -> torch.Tensor:
-            return sum_over_blocks(_divergence, logits, targets[start : start + len(logits)])
+        def divergence(block: int, first: int, logits: torch.Tensor) -> torch.Tensor:
+            target = targets[block][first : first + len(logits)].to(logits.device).float()
+            return F.kl_div(logits.log_softmax(-1), target, reduction="sum", log_target=True)
 
         with self.supernet.active_subnet(subnet):
-            total = sum_over_batches(self.supernet, self.input_ids[rows], self.batch_size, divergence)
+            total = sums_of_blocks(self.supernet, self.input_ids[rows], self.batch_size, divergence).sum().item()
         return total / (len(rows) * self.input_ids.shape[1])
 
     @property
@@ -82,11 +83,12 @@ class KLDivergence(TokenFitness):
         return {**super().settings, "teacher": self._teacher}
 
 
-def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    target = target.to(logits.device).float()
-    return F.kl_div(logits.float().log_softmax(-1), target, reduction="sum", log_target=True)
+def _in_half(teacher: Any, batch: torch.Tensor) -> list[torch.Tensor]:
+    """Log-probabilities of each block in half precision, clamped to its range, below which probabilities are 0."""
+    parts: list[list[torch.Tensor]] = [[] for _ in batch]
 
+    def keep(block: int, first: int, logits: torch.Tensor) -> None:
+        parts[block].append(logits.log_softmax(-1).clamp(min=-6e4).half().cpu())
 
-def _in_half(logits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities in half precision; those below its range, whose probabilities are 0, are clamped."""
-    return logits.float().log_softmax(-1).clamp(min=-6e4).half().cpu()
+    read_logits(teacher, batch, keep)
+    return list(map(torch.cat, parts))

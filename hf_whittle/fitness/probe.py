@@ -17,8 +17,8 @@ from ..extraction.extraction import extract_subnet
 from ..fingerprints import fingerprint, model_fingerprint
 from ..loss.divergences import LossWeights
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import head_of, logit_scale, output_layer
-from ..loss.targets import DenseTargets, Head
+from ..loss.targets import DenseTargets
+from ..models.heads import Head, head_of, logit_scale, output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import check_no_subnet, check_plain_weights
 from ..subnet import SubnetConfig

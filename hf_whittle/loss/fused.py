@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..models.heads import Head
 from .divergences import IGNORED, DistillationLoss, LossWeights, naive_distillation_loss
-from .targets import DenseTargets, Head, SparseTargets, Targets
+from .targets import DenseTargets, SparseTargets, Targets
 
 _TILE_ENTRIES = 2**18  # per thread of a CPU and pass, to stay in its cache between operations
-
-
-def default_chunk_size(on_cpu: bool) -> int:
-    """Rows whose logits a loss holds at a time."""
-    return 256 if on_cpu else 1024
 
 
 def fused_distillation_loss(

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig
 
 from ..evaluation import cross_entropy
 from ..loss.fused import fused_distillation_loss
-from ..loss.heads import OutputLayer, dense_targets, head_of, in_place_of, logit_scale
-from ..loss.targets import SparseTargets, Targets
+from ..loss.targets import SparseTargets, Targets, dense_targets
+from ..models.heads import OutputLayer, head_of, in_place_of, logit_scale
 from .models import build
 from .rehearsal import Rehearsal, rehearse
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
-from ..distillation.teacher import check_same_tokens, load_teacher
+from ..distillation.teacher import load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
 from ..extraction.checkpoint import Checkpoint
 from ..files.sources import load_checkpoint, load_tokenizer, read_config
@@ -20,6 +20,7 @@ from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
+from ..vocabulary.vocabulary_map import check_same_tokens
 from .batches import shards_models
 from .text import Text
 

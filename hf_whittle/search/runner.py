@@ -56,7 +56,7 @@ def search_subnets(
         eval_dataset (`datasets.Dataset` or `torch.Tensor`): held-out blocks of tokens, `(blocks, block_size)`. Not
             needed if `fitness` is given.
         config (`SearchConfig`, *optional*): the algorithm and its settings; `AdditiveSearchConfig()` by default,
-            which found better subnets for fewer tokens than the paper's `EvolutionConfig()`.
+            which found subnets as good as those of the paper's `EvolutionConfig()` for fewer tokens.
         fitness (`Callable`, *optional*): function to minimize: a `Fitness`, or any function of a `SubnetConfig`;
             perplexity on `eval_dataset` by default. A value that is not finite counts as the worst. A function
             without a second argument, the share of the tokens, is always evaluated on all of them. With an

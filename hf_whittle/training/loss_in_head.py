@@ -8,9 +8,9 @@ from transformers import Trainer
 
 from ..compat import has_stock_loss
 from ..loss.divergences import DistillationLoss, LossWeights, labels_of_rows
-from ..loss.fused import default_chunk_size, fused_distillation_loss
-from ..loss.heads import OutputLayer, head_of, in_place_of, output_layer
-from ..loss.targets import Head, Targets
+from ..loss.fused import fused_distillation_loss
+from ..loss.targets import Targets
+from ..models.heads import Head, OutputLayer, default_chunk_size, head_of, in_place_of, output_layer
 
 _TEXT_ALONE = LossWeights(alpha=1.0, beta=0.0)
 

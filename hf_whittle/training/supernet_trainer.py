@@ -21,8 +21,8 @@ from ..errors import ArchitectureError, SubnetError
 from ..evaluation import perplexity
 from ..files.tokenizer import complete_tokenizer
 from ..loss.divergences import LossWeights, labels_of_rows
-from ..loss.heads import in_place_of
-from ..loss.targets import DenseTargets, Head
+from ..loss.targets import DenseTargets
+from ..models.heads import Head, in_place_of
 from ..models.supernet import SuperNetModel
 from ..models.weights import check_plain_weights
 from ..processes import end_group_at_exit

@@ -39,7 +39,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     recipe = Recipe.load(demo / "recipe.yaml", teacher=str(demo / "teacher"), output_dir=str(folder / "demo"))
     inputs = Inputs(recipe)
     count = STEPS * recipe.training_arguments(folder).per_device_train_batch_size
-    train, whole = inputs.blocks["train"].select(range(count)), inputs.load_teacher()
+    train, whole = inputs.blocks["train"].shuffle(seed=0).select(range(count)), inputs.load_teacher()
     teachers: dict[str, Any] = {"text alone": None, "whole distribution": whole}
     bytes_per_token: dict[str, float] = {}
     for name, options in STORES.items():

@@ -9,17 +9,16 @@ study. Searches and points are kept in `runs/`, so that an interrupted benchmark
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from examples.paper.limited import UpTo
 from hf_whittle import AdditiveSearchConfig, EvolutionConfig, search_subnets
 from hf_whittle.cost import num_parameters
-from hf_whittle.cost.bins import Bin
 from hf_whittle.fitness.base import Fitness
 from hf_whittle.fitness.probe import ProbeConfig
-from hf_whittle.search.algorithm import Candidate, Evaluation, SearchAlgorithm, SearchConfig
+from hf_whittle.search.algorithm import SearchConfig
 from hf_whittle.space.search_space import SearchSpace
 
 from .frontier import Points, described
@@ -41,39 +40,6 @@ EVOLUTION = EvolutionConfig(population_size=40, num_offspring=20, num_elites=8, 
 ADDITIVE = AdditiveSearchConfig(
     head_options=2, neuron_options=3, channel_options=3, score_share=0.5, shares=[0.25, 1.0], sizes=[16, 4], initial=1
 )
-
-
-@dataclass
-class UpTo(SearchConfig):
-    """A search that asks for no more candidates once those evaluated have spent some FLOPs."""
-
-    name = "up to some FLOPs"
-
-    search: SearchConfig
-    flops: float
-
-    def algorithm(self, space: SearchSpace, bin: Bin) -> SearchAlgorithm:
-        return _UpTo(self.search.algorithm(space, bin), self.flops)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"name": self.name, "search": self.search.settings, "flops": self.flops}
-
-
-class _UpTo(SearchAlgorithm):
-    def __init__(self, search: SearchAlgorithm, flops: float):
-        self.search, self.left = search, flops
-
-    @property
-    def max_evaluations(self) -> int:
-        return self.search.max_evaluations
-
-    def ask(self) -> list[Candidate]:
-        return self.search.ask() if self.left > 0 else []
-
-    def tell(self, evaluations: list[Evaluation]) -> None:
-        self.left -= sum(evaluation.flops for evaluation in evaluations)
-        self.search.tell(evaluations)
 
 
 def probe(material: Material) -> Fitness:

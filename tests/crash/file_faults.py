@@ -6,9 +6,11 @@ open file, and safetensors written from numpy.
 
 import builtins
 import functools
+import hashlib
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,6 +114,63 @@ class FileFaults:
             return _Appending(stream, functools.partial(self._happens, "append", inside, True)) if inside else stream
 
         return watched
+
+
+class FileStates(FileFaults):
+    """Copies the folder as a kill at each of the events would leave it, unless another would leave it the same.
+
+    Half of an addition to a file is left to a real kill, since the stream may hold what was added before.
+
+    Args:
+        folder (`Path`): folder to watch.
+        into (`Path`): folder of the copies.
+
+    Attributes:
+        states (`list[tuple[int, bool]]`): event and whether it is torn, of each copy and of additions that are torn.
+    """
+
+    def __init__(self, folder, into):
+        super().__init__(folder)
+        self.states = []
+        self._into, self._seen = into, set()
+
+    def copy_of(self, number, torn):
+        """The copy of a state."""
+        return self._into / f"{number}{' torn' if torn else ''}"
+
+    def finish(self):
+        self._copy_torn()
+
+    def _happens(self, kind, path, tearable=False):
+        if path is None:
+            return False
+        self._copy_torn()
+        self.events.append((kind, path, tearable))
+        self._copy(torn=False)
+        if kind == "append":
+            self.states.append((len(self.events) - 1, True))
+        return False
+
+    def _copy_torn(self):
+        """Copy the folder with half of the last event's file lost, which it has by now."""
+        if self.events and self.events[-1][2] and self.events[-1][0] != "append":
+            self._copy(torn=True)
+
+    def _copy(self, torn):
+        number = len(self.events) - 1
+        found = contents(self.folder)
+        path = self.events[number][1]
+        if torn and found.get(path) is not None:
+            found[path] = found[path][: len(found[path]) // 2]
+        digest = hashlib.sha256(repr(sorted((steady_name(name), data) for name, data in found.items())).encode())
+        if digest.digest() in self._seen:
+            return
+        self._seen.add(digest.digest())
+        self.states.append((number, torn))
+        copy = self.copy_of(number, torn)
+        shutil.copytree(self.folder, copy, symlinks=True)
+        if torn and found.get(path) is not None:
+            os.truncate(copy / path, len(found[path]))
 
 
 class _Appending:

@@ -1,8 +1,10 @@
 """Kill a program at every change of a file, resume it, and compare its files with those of an uninterrupted run.
 
-python kill_everywhere.py PROGRAM [--points N] [--processes 2]
+python kill_everywhere.py PROGRAM [--points N] [--processes 2] [--from-copies]
 
-Each run is a fork of this process, in which everything is imported and nothing was computed.
+Each run is a fork of this process, in which everything is imported and nothing was computed. With `--from-copies`, the
+program is not run up to each kill: it is resumed from copies of its folder that were made at each change of a file, as
+a kill would leave it, and only once from each two that are alike.
 """
 
 import argparse
@@ -26,7 +28,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 
 import killed_programs
 import torch
-from file_faults import KILLED, FileFaults, steady_name
+from file_faults import KILLED, FileFaults, FileStates, steady_name
 from fixtures_processes import free_port, rank_variables
 from killed_programs import PROGRAMS, outcome
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -35,19 +37,22 @@ from transformers import PreTrainedTokenizerFast
 TIMEOUT = 120
 
 
-def kill_everywhere(program, points=None, processes=1):
+def kill_everywhere(program, points=None, processes=1, from_copies=False):
     """Kill a program at `points` moments, evenly spread, or at all of them; returns a report."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         gc.freeze()  # imports are left out of the garbage collection that each training starts with
         _write_inputs(work / "inputs")
         never_stopped, events = _reference(work, program, processes, twice=points is None)
-        moments = [
-            (process, number, torn)
-            for process, own in enumerate(events)
-            for number, (_, _, tearable) in enumerate(own)
-            for torn in ((False, True) if tearable else (False,))
-        ]
+        if from_copies:
+            moments = [(0, number, torn) for number, torn in _copied_states(work, program)]
+        else:
+            moments = [
+                (process, number, torn)
+                for process, own in enumerate(events)
+                for number, (_, _, tearable) in enumerate(own)
+                for torn in ((False, True) if tearable else (False,))
+            ]
         tried = moments if points is None else [moments[i * len(moments) // points] for i in range(points)]
         started = time.perf_counter()
         failures = []
@@ -81,13 +86,23 @@ def _reference(work, program, processes, twice):
     return outcomes[0], [json.loads((work / f"events.{process}").read_text()) for process in range(processes)]
 
 
+def _copied_states(work, program):
+    """Run the program once more and copy its folder at each change; returns event and tearing of each state."""
+    assert _launch(work, program, _empty_folder(work), 1, {}, copy=True) == [0], _log(work)
+    return json.loads((work / "states.json").read_text())
+
+
 def _kill_and_resume(work, program, processes, kill, never_stopped):
-    """Kill a run and resume it; returns a description of the trouble, or `None`."""
+    """Kill a run, or take a copy of what a kill leaves, and resume; returns a description of the trouble or `None`."""
     process, number, torn = kill
     folder = _empty_folder(work)
-    codes = _launch(work, program, folder, processes, {process: (number, torn)})
-    if codes[process] != KILLED:
-        return f"it was not killed, but ended with {codes}: {_log(work)}"
+    copy = FileStates(folder, work / "states").copy_of(number, torn)
+    if copy.exists():
+        shutil.copytree(copy, folder, symlinks=True, dirs_exist_ok=True)
+    else:
+        codes = _launch(work, program, folder, processes, {process: (number, torn)})
+        if codes[process] != KILLED:
+            return f"it was not killed, but ended with {codes}: {_log(work)}"
     newest = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)  # all are whole
     if _launch(work, program, folder, processes, {}) != [0] * processes:
         return _log(work)
@@ -107,7 +122,7 @@ def _empty_folder(work):
     return folder
 
 
-def _launch(work, program, folder, processes, kills):
+def _launch(work, program, folder, processes, kills, copy=False):
     """Run the program in forks of this process; returns their exit codes. If one fails, the others are ended soon."""
     port, pids = free_port(), []
     for process in range(processes):
@@ -115,12 +130,14 @@ def _launch(work, program, folder, processes, kills):
         if pid == 0:
             if processes > 1:
                 os.environ |= rank_variables(process, port, processes)
-            _be_the_program(work, program, folder, process, kills.get(process, (None, False)))
+            kill = kills.get(process, (None, False))
+            faults = FileStates(folder, work / "states") if copy else FileFaults(folder, *kill)
+            _be_the_program(work, program, folder, process, faults)
         pids.append(pid)
     return _wait(pids)
 
 
-def _be_the_program(work, program, folder, process, kill):
+def _be_the_program(work, program, folder, process, faults):
     """Run the program, then end this process."""
     code = 1
     log = os.open(work / f"log.{process}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -128,11 +145,12 @@ def _be_the_program(work, program, folder, process, kill):
     os.dup2(log, 2)
     try:
         torch.set_num_threads(1)
-        faults = FileFaults(folder, *kill)
         faults.arm()
         resumed = PROGRAMS[program](folder, work / "inputs")
         faults.finish()
         (work / f"events.{process}").write_text(json.dumps(faults.events))
+        if isinstance(faults, FileStates):
+            (work / "states.json").write_text(json.dumps(faults.states))
         (work / "resumed").write_text(json.dumps(resumed))
         code = 0
     except BaseException:
@@ -187,5 +205,8 @@ if __name__ == "__main__":
     parser.add_argument("program", choices=[*killed_programs.PROGRAMS])
     parser.add_argument("--points", type=int, help="number of moments, all by default")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--from-copies", action="store_true", help="resume from copies of the folder, in one process")
     asked = parser.parse_args()
-    print(json.dumps(kill_everywhere(asked.program, asked.points, asked.processes), indent=1))
+    if asked.from_copies and asked.processes > 1:
+        parser.error("--from-copies is for one process")
+    print(json.dumps(kill_everywhere(**vars(asked)), indent=1))

@@ -40,7 +40,7 @@ def test_killed_at_some_moments(program, points):
     [("DistillationTrainer", None), ("SupernetTrainer", None), ("hf-whittle run", 40), ("store_targets", None)],
 )
 def test_killed_at_every_moment(program, points):
-    assert all_survive(kill(program, *(["--points", points] if points else [])))
+    assert all_survive(kill(program, "--from-copies", *(["--points", points] if points else [])))
 
 
 @pytest.mark.slow

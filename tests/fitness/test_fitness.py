@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from fixtures_search import StopsAt
+from small_models import make_other
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -236,8 +237,8 @@ def test_divergence_does_not_depend_on_the_batch_size(supernet, uneven_subnet, m
     assert KLDivergence(supernet, many_blocks, batch_size)(uneven_subnet) == pytest.approx(expected, rel=1e-4)
 
 
-def test_logits_of_the_teacher_are_held_one_batch_at_a_time(supernet, make_stock, many_blocks):
-    teacher, logits, held = make_stock(seed=1), [], []
+def test_whole_logits_of_a_teacher_without_a_table_are_held_one_batch_at_a_time(supernet, many_blocks):
+    teacher, logits, held = make_other(supernet.config.vocab_size), [], []
 
     def note(module, inputs, output):
         held.append(sum(reference() is not None for reference in logits))

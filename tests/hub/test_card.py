@@ -232,6 +232,14 @@ def test_a_match_that_was_not_reached_is_stated_and_not_counted(tmp_path):
     assert "This student did not reach it within its 5M tokens" in page and "times fewer" not in page
 
 
+@pytest.mark.parametrize("tokens", [0, 1_250_000])
+def test_a_match_says_what_its_flops_leave_out(tmp_path, tokens):
+    match = {**BASELINE["to_match"], "student_tokens": tokens}
+    _, page = card_of(tmp_path, RESULTS | BASELINE | {"to_match": match})
+    assert "The teacher's own training is not counted." in page
+    assert ("as good before any training, so that the ratio of these FLOPs grows" in page) == (tokens == 0)
+
+
 SEARCHED = (
     "The search, algorithm `{algorithm}` with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters in the "
     "coarse layer-wise space. The search read 233,472 tokens in all, at most 4,096 in an evaluation. It minimized "

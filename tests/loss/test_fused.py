@@ -174,7 +174,7 @@ def test_entries_with_the_rest_as_one_are_kl_of_merged_distributions(count):
     merged = [torch.cat([part, 1 - part.sum(-1, keepdim=True)], -1) for part in (q, targets.probabilities)]
     expected = (merged[1] * (merged[1] / merged[0]).log()).sum(-1)[labels != IGNORED].sum()
     torch.testing.assert_close(loss.divergence, expected)
-    assert loss.divergence <= fused(*parts, labels).divergence
+    assert loss.divergence <= fused(*parts, labels).divergence * (1 + 1e-12)  # of two routes
 
 
 def test_samples_give_the_gradient_of_the_whole_distribution_on_average():

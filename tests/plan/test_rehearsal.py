@@ -120,10 +120,16 @@ def build_parameters(config):
         return sum(parameter.numel() for parameter in build(config).parameters())
 
 
-def test_an_evaluation_holds_all_logits(step, tiny_config):
-    logits = 4 * LENGTH * tiny_config.vocab_size
-    assert step(per_device_eval_batch_size=2).evaluation(tiny_config) >= 2 * 2 * logits
-    assert cross_entropy_memory(tiny_config, 3, LENGTH) >= 2 * 3 * logits
+def test_an_evaluation_holds_logits_of_a_chunk_of_tokens(step, make_stock):
+    vocabulary = 5000  # so many that logits are most of the memory
+    chunk = 4 * LENGTH * vocabulary
+    config = make_stock(vocab_size=vocabulary).config
+    assert step(per_device_eval_batch_size=2).evaluation(config) >= 2 * chunk
+    few, many = (cross_entropy_memory(config, blocks, LENGTH) for blocks in (4, 8))
+    assert few >= 2 * chunk and many - few < chunk
+    capped = make_stock(model_type="gemma3_text", final_logit_softcapping=3.0, vocab_size=vocabulary).config
+    few, many = (cross_entropy_memory(capped, blocks, LENGTH) for blocks in (4, 8))
+    assert many - few >= 4 * chunk  # all logits of a batch
 
 
 def test_bytes_of_optimizers(step):

@@ -35,6 +35,8 @@ class StoreSettings:
         teacher (`str`): fingerprint of the teacher.
         tokenizer (`str`, *optional*): fingerprint of the tokenizer's vocabulary, if it is known.
         data (`str`): fingerprint of the blocks and their order.
+        vocabulary (`str`, *optional*): fingerprint of the map to the teacher's vocabulary, if the blocks have another,
+            and what became of the probability of dropped tokens.
 
     Raises:
         StoreError: if a number is out of range.
@@ -48,6 +50,7 @@ class StoreSettings:
     teacher: str
     tokenizer: str | None
     data: str
+    vocabulary: str | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "temperature", error=StoreError)
@@ -68,12 +71,15 @@ class StoreSettings:
 
     def to_dict(self) -> dict[str, Any]:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        if self.vocabulary is None:  # as in stores of earlier versions
+            del own["vocabulary"]
         return {"format": FORMAT, "kind": self.encoding.kind, **dataclasses.asdict(self.encoding), **own}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StoreSettings":
         kind = ENCODINGS[values["kind"]]
         encoding = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+        values = {"vocabulary": None, **values}
         return cls(encoding, **{field.name: values[field.name] for field in dataclasses.fields(cls)[1:]})
 
 

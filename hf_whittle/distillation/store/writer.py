@@ -21,12 +21,15 @@ from ...files.atomic import atomic_path, remove_leftovers
 from ...files.paths import expanded
 from ...files.text import write_json
 from ...fingerprints import model_fingerprint
-from ...loss.heads import dense_targets, output_layer
+from ...loss.targets import dense_targets
+from ...models.heads import output_layer
 from ...models.placement import input_device, is_sharded
 from ...models.weights import check_no_subnet
 from ...processes import in_first, is_first, lock_in_first, own_device, own_share, wait_for_all
 from ...progress import progress_bar
+from ...vocabulary.vocabulary_map import VocabularyMap
 from ..teacher import load_teacher
+from ..vocabularies import TeacherVocabulary, check_fits
 from .encodings import ENCODINGS, Samples, TopK
 from .files import (
     STORE_FILE,
@@ -62,6 +65,8 @@ def store_targets(
     batch_size: int = 8,
     blocks_per_shard: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    vocabulary: VocabularyMap | None = None,
+    dropped_tokens: Literal["first_piece", "renormalized"] = "first_piece",
     progress: bool = True,
 ) -> LogitStore:
     """Run a teacher over packed blocks and store its predictions after each of their tokens in a folder.
@@ -83,7 +88,11 @@ def store_targets(
         batch_size (`int`, *optional*, defaults to 8): blocks in a batch of the teacher.
         blocks_per_shard (`int`, *optional*): blocks in a file; as many as fill about 64 MB by default.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): its vocabulary's fingerprint is stored for
-            `LogitStore.check`.
+            `LogitStore.check`; the student's, if it has one of its own.
+        vocabulary (`VocabularyMap`, *optional*): the teacher's ids of the tokens of the blocks, for students that have
+            a part of its tokens; see `DistillationTrainer`.
+        dropped_tokens (`str`, *optional*, defaults to `"first_piece"`): as in `DistillationConfig`; no effect without
+            `vocabulary`.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Raises:
@@ -101,6 +110,10 @@ def store_targets(
     if is_sharded(model):
         raise StoreError("the teacher is sharded over processes, each of which runs it alone here; give it whole")
     size = model.config.vocab_size
+    of_teacher = None
+    if vocabulary is not None:
+        check_fits(vocabulary, len(vocabulary), size)
+        of_teacher, size = TeacherVocabulary.of(vocabulary, dropped_tokens), len(vocabulary)
     encoding = Samples(size, draws, seed) if kind == "sample" else TopK(size, min(k, size))
     digests, block_size = _digest_all(blocks, size)
     if blocks_per_shard is None:
@@ -114,13 +127,14 @@ def store_targets(
         teacher=model_fingerprint(model),
         tokenizer=None if tokenizer is None else vocabulary_fingerprint(tokenizer),
         data=short_hash(digests.tobytes()),
+        vocabulary=None if vocabulary is None else f"{vocabulary.fingerprint}, {dropped_tokens}",
     )
     folder = Path(expanded(output_dir))
     with lock_in_first(folder):
         in_first(lambda: _begin(folder, settings))
         shards = own_share(range(settings.num_shards))
         with evaluating(model), torch.no_grad():
-            writer = _ShardWriter(model, blocks, digests, settings, batch_size)
+            writer = _ShardWriter(model, blocks, digests, settings, batch_size, of_teacher)
             for shard in progress_bar(shards, desc="teacher", unit="shard", disable=not (progress and is_first())):
                 writer.write(shard, folder)
         wait_for_all()
@@ -160,8 +174,9 @@ class _ShardWriter:
         digests: np.ndarray,
         settings: StoreSettings,
         batch_size: int,
+        vocabulary: TeacherVocabulary | None,
     ):
-        self._teacher, self._blocks, self._digests = teacher, blocks, digests
+        self._teacher, self._blocks, self._digests, self._vocabulary = teacher, blocks, digests, vocabulary
         self._settings, self._encoding, self._batch_size = settings, settings.encoding, batch_size
         self._head = output_layer(teacher)
 
@@ -205,7 +220,11 @@ class _ShardWriter:
         """Yield the teacher's distribution after each token, at the temperature, `(n, V)` for n rows at a time."""
         size = self._encoding.vocab_size
         input_ids = input_ids.to(input_device(self._teacher))
+        if self._vocabulary is not None:
+            input_ids = self._vocabulary.read(input_ids)
         targets = dense_targets(self._teacher, self._head, input_ids=input_ids, use_cache=False)
+        if self._vocabulary is not None:
+            targets = targets.restricted(self._vocabulary.restriction)
         device = targets.hidden_states.device
         on_cpu = device.type in ("cpu", "mps")  # mps has no double precision
         chunk, tile = max(1, _CHUNK_ENTRIES // size), max(1, (_TILE_ENTRIES if on_cpu else _CHUNK_ENTRIES) // size)

@@ -5,18 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from examples.paper.intervals import kendall_tau
+
 REPEATS = 1000
 LEAST = 5  # subnets of a group that counts
 
 Values = Mapping[str, float]
 """Values of a subnet by name: the fitnesses, and the truth."""
-
-
-def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:
-    """Tau-b, which corrects for ties; 0 where one side is constant."""
-    signs = [np.sign(values[:, None] - values[None, :]) for values in (first, second)]
-    norm = np.sqrt((signs[0] ** 2).sum() * (signs[1] ** 2).sum())
-    return float((signs[0] * signs[1]).sum() / norm) if norm else 0.0
 
 
 def rank(groups: Mapping[str, Sequence[Values]], truth: str, reference: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Output layers: which of them the fused loss can stand in for."""
+"""Output layers: which of them a function can stand in for."""
 
 import pytest
 import torch
@@ -7,10 +7,11 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hf_whittle.architectures.registry import get_architecture
-from hf_whittle.loss import heads
 from hf_whittle.loss.divergences import LossWeights, naive_distillation_loss
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.heads import OutputLayer, dense_targets, head_of, in_place_of, output_layer
+from hf_whittle.loss.targets import dense_targets
+from hf_whittle.models import heads
+from hf_whittle.models.heads import OutputLayer, head_of, in_place_of, output_layer
 
 CONFIG = GPTNeoXConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
@@ -71,8 +72,8 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         from torch.distributed.fsdp import fully_shard
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
         from hf_whittle.loss.fused import fused_distillation_loss
-        from hf_whittle.loss.heads import head_of, in_place_of, output_layer
-        from hf_whittle.loss.targets import DenseTargets, Head
+        from hf_whittle.loss.targets import DenseTargets
+        from hf_whittle.models.heads import Head, head_of, in_place_of, output_layer
 
         warnings.simplefilter("ignore")
         store = f"file://{tempfile.mkdtemp()}/store"

@@ -1,4 +1,4 @@
-"""Run a function in place of the output layer, inside the forward pass of a causal language model."""
+"""The output layer of a causal language model, and a function that runs in its place inside the forward pass."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,16 +6,47 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..architectures.registry import get_architecture, is_known
-from ..compat import is_partitioned
-from ..evaluation import evaluating
-from ..models.elastic import ElasticLinear
-from .targets import DenseTargets, Head
+from ..compat import is_compiled_in_place, is_partitioned
+from .elastic import ElasticLinear
+from .evaluating import evaluating
+from .student import student_class
 
 _PLAIN = (nn.Linear.forward, ElasticLinear.forward)
 """Forward methods of linear layers and nothing else; FSDP2 makes a layer an instance of another class that has them."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output matrix: logits are `hidden_states @ weight.T + bias`.
+
+    Args:
+        weight (`torch.Tensor`): `(V, C)`.
+        bias (`torch.Tensor`, *optional*): `(V,)`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the vocabulary."""
+        return self.weight.shape[0]
+
+    def __getitem__(self, entries: torch.Tensor | slice) -> "Head":
+        """The head restricted to some entries."""
+        return Head(self.weight[entries], None if self.bias is None else self.bias[entries])
+
+    def first(self, size: int) -> "Head":
+        """The head restricted to the first `size` entries."""
+        return self if size >= self.size else self[:size]
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states `(N, C)`, on the device and in the type of the matrix."""
+        return F.linear(hidden_states.to(self.weight), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -40,28 +71,30 @@ def logit_scale(model: Any) -> float | None:
     return get_architecture(model.config).logit_factor(model.config) if _has_table(model) else 1.0
 
 
+def default_chunk_size(on_cpu: bool) -> int:
+    """Rows whose logits are held at a time."""
+    return 256 if on_cpu else 1024
+
+
 def output_layer(model: nn.Module) -> OutputLayer | None:
     """Return the linear layer that gives a model's logits; `None` if there is no such layer.
 
     There is none in a model that caps its logits, or scales them without a table that says so, or whose output layer
-    has adapters or is quantized. To find out, the model runs on two tokens; if DeepSpeed shards its weights, an
-    architecture with a table is trusted.
+    has adapters or is quantized. To find out, a model of a class that is not known runs on two tokens; if DeepSpeed
+    shards its weights, an architecture with a table is trusted.
 
     Args:
         model (`nn.Module`): the unwrapped model; all processes that hold shards of it must call this together.
     """
     whole: Any = model
-    head: Any = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
-    if getattr(type(head), "forward", None) not in _PLAIN:
-        return None
-    scale = logit_scale(whole)
-    if scale is None or (scale != 1 and head.bias is not None):
-        return None
-    layer = OutputLayer(head, scale)
-    if any(map(is_partitioned, whole.parameters())):
+    layer = _plain_layer(whole)
+    if layer is None or any(map(is_partitioned, whole.parameters())):
         return layer if _has_table(whole) else None
+    head = layer.module
     if head.weight.is_meta:  # offloaded: its weight is loaded only during its own forward
         return None
+    if _has_stock_forward(whole):
+        return layer
     seen: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
@@ -69,8 +102,39 @@ def output_layer(model: nn.Module) -> OutputLayer | None:
             logits = whole(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)).logits
     finally:
         hook.remove()
-    is_so = len(seen) == 1 and seen[0].shape == logits.shape and torch.equal((seen[0] * scale).to(logits), logits)
+    is_so = len(seen) == 1 and seen[0].shape == logits.shape and torch.equal((seen[0] * layer.scale).to(logits), logits)
     return layer if is_so else None
+
+
+def known_output_layer(model: Any) -> OutputLayer | None:
+    """Return the output layer of a model whose class is that of its table; `None` for any other.
+
+    The model is not run, as it is for `output_layer`. A compiled model has none either, which would be compiled again
+    for every function in place of its layer.
+    """
+    if is_compiled_in_place(model) or not _has_stock_forward(model):
+        return None
+    layer = _plain_layer(model)
+    return None if layer is None or layer.module.weight.is_meta else layer
+
+
+def _plain_layer(model: Any) -> OutputLayer | None:
+    """A model's output embeddings, if they are a linear layer and nothing caps what it gives."""
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if getattr(type(head), "forward", None) not in _PLAIN:
+        return None
+    scale = logit_scale(model)
+    return None if scale is None or (scale != 1 and head.bias is not None) else OutputLayer(head, scale)
+
+
+def _has_stock_forward(model: Any) -> bool:
+    """Whether a model runs the forward of its architecture's class, as super-networks and students do.
+
+    accelerate wraps that of a model that a device map has placed.
+    """
+    if not _has_table(model) or ("forward" in vars(model) and not getattr(model, "hf_device_map", None)):
+        return False
+    return getattr(type(model), "forward", None) is student_class(model.config).forward
 
 
 @contextlib.contextmanager
@@ -107,16 +171,3 @@ def head_of(layer: OutputLayer) -> Head:
         weight, bias = module.in_use("weight"), None if module.bias is None else module.in_use("bias")
     whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in (weight, bias)]
     return Head(*whole)
-
-
-def dense_targets(run: Callable[..., Any], layer: OutputLayer | None, **inputs: Any) -> DenseTargets:
-    """Run a teacher on a batch; targets of all rows, from hidden states if it has an output layer, else from logits.
-
-    Args:
-        run (`Callable`): the teacher, or a wrapper of it.
-        layer (`OutputLayer`, *optional*): its output layer, found by `output_layer`.
-        inputs: arguments of its forward.
-    """
-    with contextlib.nullcontext() if layer is None else in_place_of(layer, lambda hidden_states: hidden_states):
-        outputs = run(**inputs).logits.flatten(0, 1)
-    return DenseTargets(outputs, None if layer is None else head_of(layer))

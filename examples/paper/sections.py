@@ -1,0 +1,178 @@
+"""Sections of the page about healing, fitnesses, whole searches and spaces, and what all sections share."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_whittle.plots import in_units
+
+from .intervals import CEILING, Modules, interval, taus, total
+from .ratios import curves
+
+# Experiment 4
+
+
+def healing_section(results: dict[str, Any]) -> str:
+    points = results["points"]
+    modules = Modules(points)
+    seeds = sorted({point["seed"] for point in points if point["seed"] is not None})
+    budgets = sorted({point["tokens"] for point in points})
+    rows = []
+    for arm in dict.fromkeys(point["arm"] for point in points):
+        cells = []
+        for tokens in budgets:
+            found = [curves(points, seed)[arm].best.get(tokens) for seed in seeds if arm in curves(points, seed)]
+            known = [point for point in found if point is not None]
+            losses = [float(modules.losses(point)[0]) for point in known]
+            cells.append(
+                f"{math.exp(np.mean(losses)):.1f} ± {_spread(losses)}, {total(known[0]) / 1e12:.2f}" if known else ""
+            )
+        rows.append([arm, *cells])
+    names = ["no training" if tokens == 0 else f"{in_units(short(tokens))} tokens" for tokens in budgets]
+    return "\n".join(
+        [
+            "## Healing at equal FLOPs",
+            "",
+            "One subnet, four of six layers at three quarters of the width, as a slice and healed, then distilled: "
+            f"perplexity and all TFLOPs. {count(len(seeds), 'seed')} of calibration text and of the order of "
+            "training text; ± is half of the range over seeds.",
+            "",
+            table(["start: perplexity, TFLOPs", *names], rows),
+            "",
+        ]
+    )
+
+
+def _spread(losses: list[float]) -> str:
+    return f"{(math.exp(max(losses)) - math.exp(min(losses))) / 2:.1f}"
+
+
+# Experiment 3
+
+
+def ranking_section(results: dict[str, Any]) -> str:
+    subnets = results["subnets"]
+    names = list(subnets[0]["points"][0]["test"])
+    blocks = np.array([subnets[0]["points"][0]["test"][name][1] for name in names])
+    fitnesses = {name: np.array([row["fitnesses"][name] for row in subnets]) for name in subnets[0]["fitnesses"]}
+    columns: dict[str, Any] = {}
+    for start in ("sliced", "healed"):
+        for tokens in sorted({point["tokens"] for point in subnets[0]["points"]} - {0}):
+            ends = [
+                [_of(row["points"], start, tokens, order, names) for row in subnets]
+                for order in sorted({point["seed"] for point in subnets[0]["points"] if point["seed"] is not None})
+            ]
+            column = f"{start}, {in_units(short(tokens))} tokens"
+            columns[column] = taus(fitnesses, np.array(ends), blocks, "perplexity of the slice")
+    rows = [[name, *(_tau(column[name]) for column in columns.values())] for name in [*fitnesses, CEILING]]
+    return "\n".join(
+        [
+            "## Fitnesses that rank",
+            "",
+            f"{len(subnets)} coarse layer-wise subnets, drawn from the demo's bin and none left out, each trained as a "
+            "slice and healed on two orders of the text. Kendall's tau with perplexity after training, with 90% "
+            "intervals over subnets, orders and modules; in brackets, the difference from the perplexity of the slice "
+            "on the same draws.",
+            "",
+            table(["fitness", *columns], rows),
+            "",
+        ]
+    )
+
+
+def _of(points: Sequence[Any], start: str, tokens: int, order: int, names: Sequence[str]) -> list[float]:
+    of = next(p for p in points if (p["arm"], p["tokens"], p["seed"]) == (start, tokens, order))
+    return [of["test"][name][0] for name in names]
+
+
+def _tau(values: dict[str, Any]) -> str:
+    tau, low, high = values["tau"]
+    _, least, most = values["above_reference"]
+    return f"{tau:.2f} ({low:.2f} to {high:.2f}) [{least:+.2f} to {most:+.2f}]"
+
+
+def searches_section(results: dict[str, Any]) -> str:
+    points = results["points"]
+    modules = Modules(points)
+    arms = list(dict.fromkeys(point["arm"] for point in points))
+    seeds = sorted({point["seed"] for point in points})
+    budgets = sorted({point["tokens"] for point in points})
+    by_seed = {seed: curves(points, seed) for seed in seeds}
+    complete = [
+        seed for seed in seeds if all(arm in by_seed[seed] and budgets[-1] in by_seed[seed][arm].best for arm in arms)
+    ]
+    rows = []
+    for arm in arms:
+        cells = []
+        for tokens in budgets:
+            losses = [float(modules.losses(by_seed[seed][arm].best[tokens])[0]) for seed in complete]
+            cells.append(f"{math.exp(np.mean(losses)):.1f} ± {_spread(losses)}" if losses else "")
+        found = [row for row in results["searches"] if row["arm"] == arm]
+        flops = f"{np.mean([row['flops'] for row in found]) / 1e12:.2f}" if found else "0"
+        rows.append([arm, flops, f"{np.mean([row['evaluations'] for row in found]):.0f}" if found else "", *cells])
+    names = ["healed" if tokens == 0 else f"after {in_units(short(tokens))} tokens" for tokens in budgets]
+    return "\n".join(
+        [
+            "## Whole searches at equal cost",
+            "",
+            f"Perplexity of the student that each finds, mean of {count(len(complete), 'seed')}; ± is half of the "
+            "range. All are healed on 24,576 tokens and trained with one learning rate.",
+            "",
+            table(["search", "TFLOPs", "evaluations", *names], rows),
+            "",
+        ]
+    )
+
+
+# Experiment 2
+
+
+def spaces_section(results: dict[str, Any]) -> str:
+    searches = results["searches"]
+    shares = sorted({row["share"] for row in searches})
+    rows = []
+    for granularity in ("coarse", "fine"):
+        for layer_wise in (False, True):
+            cells = []
+            for share in shares:
+                own = [
+                    row["fitness"]
+                    for row in searches
+                    if (row["granularity"], row["layer_wise"], row["share"]) == (granularity, layer_wise, share)
+                ]
+                cells.append(f"{np.mean(own):.1f} ({min(own):.1f} to {max(own):.1f})" if own else "")
+            rows.append([f"{granularity}, {'layer-wise' if layer_wise else 'uniform'}", *cells])
+    seeds = len({row["seed"] for row in searches})
+    number = max(row["evaluations"] for row in searches)
+    return "\n".join(
+        [
+            "## Search spaces",
+            "",
+            f"Lowest perplexity of a slice on the 4,096 search tokens, after {number} evaluations of the paper's "
+            f"evolution, whose own number is 5,050: mean, lowest and highest of {count(seeds, 'seed')}.",
+            "",
+            table(["space", *(f"{share:.0%} of the parameters" for share in shares)], rows),
+            "",
+        ]
+    )
+
+
+def perplexity_of(modules: Modules, point: Any) -> str:
+    middle, low, high = (math.exp(value) for value in interval(modules.losses(point)))
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def short(tokens: int) -> float:
+    """Tokens rounded to two digits."""
+    return float(f"{tokens:.2g}")
+
+
+def count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
