@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _UNSORTED = (LAYERS, HEAD_CHANNELS, VOCABULARY)
-"""Dimensions whose order matters: layers follow each other, frequencies belong to channels, and ids to tokens."""
+"""Dimensions whose order matters: layers follow each other, rotary frequencies belong to channels, ids to tokens."""
 
 
 @dataclass(frozen=True)
