@@ -27,7 +27,7 @@ NAMES = (
     "busy",
     "crash",
 )
-BY_NAME = ("real_model", "recovery", "frontier", "whole_searches", "plan")
+BY_NAME = ("real_model", "recovery", "vocabulary", "frontier", "whole_searches", "plan")
 """Run by name alone, since they need a checkpoint, or 6 GB of memory (`plan`).
 
 `ranking`, which takes a day, has commands of its own.
