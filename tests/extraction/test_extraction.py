@@ -113,13 +113,13 @@ def split_padding(padded, whittle):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_padded_student_has_the_logits_of_the_whittle_one(variant_supernet, input_ids, seed):
-    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed))
+    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed), dtype=torch.float64)
     mask = torch.ones_like(input_ids)
     mask[1, :5] = 0
     for inputs in ({}, {"attention_mask": mask}):
         with torch.no_grad():
             ours, theirs = (model(input_ids=input_ids, **inputs).logits for model in (padded, whittle))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -129,8 +129,8 @@ def test_padded_student_of_each_architecture_has_the_logits_of_the_whittle_one(e
     room = draw_stock_subnet(config, seed)
     inner = draw_subnet(room.shape, seed + 5, names_optional=False)
     subnet = room.compose(inner.replaced({CHANNELS: room.shape.hidden_size}))
-    padded, whittle = padded_and_whittle(each_supernet, subnet)
-    torch.testing.assert_close(logits(padded, input_ids), logits(whittle, input_ids), rtol=0, atol=1e-5)
+    padded, whittle = padded_and_whittle(each_supernet, subnet, dtype=torch.float64)
+    torch.testing.assert_close(logits(padded, input_ids), logits(whittle, input_ids), rtol=0, atol=1e-9)
     assert padded.config.model_type == config.model_type != whittle.config.model_type
 
 
@@ -151,14 +151,14 @@ def test_padded_student_is_the_whittle_one_with_zeros_around(variant_supernet, s
 
 @pytest.mark.parametrize("seed", range(4))
 def test_padded_student_gives_the_same_logits_token_by_token(supernet, input_ids, seed):
-    padded, whittle = padded_and_whittle(supernet, draw_with_room(seed))
+    padded, whittle = padded_and_whittle(supernet, draw_with_room(seed), dtype=torch.float64)
     cache, steps = None, []
     with torch.no_grad():
         for token in input_ids.T:
             output = padded(input_ids=token[:, None], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             steps.append(output.logits)
-    torch.testing.assert_close(torch.cat(steps, dim=1), logits(whittle, input_ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(steps, dim=1), logits(whittle, input_ids), rtol=0, atol=1e-9)
 
 
 def test_padded_student_generates_the_same_tokens(supernet, input_ids):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_whittle import ImportanceScores, SearchSpace, SubnetConfig, extract_subnet, score_importance, sort_by_importance
-from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS
+from hf_whittle.architectures.dimensions import CHANNELS, HEAD_CHANNELS, HEADS, LAYERS, NEURONS, VOCABULARY
 from hf_whittle.architectures.registry import get_architecture
 from hf_whittle.errors import SubnetError
 from hf_whittle.importance.scores import CRITERIA
@@ -201,7 +201,7 @@ def test_scores_of_the_sorted_model_are_the_same_ones_in_descending_order(each_s
     before = scores_by(criterion, model, input_ids)
     sort_by_importance(model, before)
     after = scores_by(criterion, model, input_ids)
-    for dimension in Shape.from_config(model.config).dimensions:
+    for dimension in set(Shape.from_config(model.config).dimensions) - {VOCABULARY}:
         unsorted, now = before.of(dimension), after.of(dimension)
         for earlier, later in zip(unsorted, now, strict=True) if dimension.per_layer else [(unsorted, now)]:
             expected = earlier if dimension is HEAD_CHANNELS else np.sort(earlier)[::-1]
@@ -215,7 +215,7 @@ def test_sorting_twice_changes_nothing_the_second_time(each_supernet, input_ids)
     once = copy.deepcopy(model.state_dict())
     order = sort_by_importance(model, scores_by("magnitude", model, input_ids))
     for dimension in shape.dimensions:
-        if dimension is not HEAD_CHANNELS:
+        if dimension not in (HEAD_CHANNELS, VOCABULARY):
             assert order.of(dimension, 3) == tuple(range(shape.size(dimension, 3)))
     assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
 
@@ -227,9 +227,9 @@ def test_equal_scores_leave_entries_in_their_order():
     assert order.of(HEADS, 2) == tuple(range(4))
 
 
-def test_layers_and_channels_of_a_head_are_not_sorted(each_supernet):
+def test_layers_channels_of_a_head_and_tokens_are_not_sorted(each_supernet):
     order = Order.by(random_scores(Shape.from_config(each_supernet.config)))
-    assert order.of(LAYERS) is None and order.of(HEAD_CHANNELS) is None
+    assert all(order.of(dimension) is None for dimension in (LAYERS, HEAD_CHANNELS, VOCABULARY))
 
 
 # On disk
