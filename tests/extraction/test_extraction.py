@@ -113,13 +113,13 @@ def split_padding(padded, whittle):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_padded_student_has_the_logits_of_the_whittle_one(variant_supernet, input_ids, seed):
-    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed), dtype=torch.float64)
+    padded, whittle = padded_and_whittle(variant_supernet, draw_with_room(seed))
     mask = torch.ones_like(input_ids)
     mask[1, :5] = 0
     for inputs in ({}, {"attention_mask": mask}):
         with torch.no_grad():
             ours, theirs = (model(input_ids=input_ids, **inputs).logits for model in (padded, whittle))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(2))
