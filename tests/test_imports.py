@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models progress subnet",
     "record": "compat evaluation files healing subnet",
-    "extraction": "architectures compat cost errors evaluation files healing models record subnet",
+    "extraction": "architectures compat cost errors evaluation files healing models record subnet vocabulary",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes progress record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",

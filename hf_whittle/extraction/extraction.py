@@ -1,19 +1,18 @@
 """Extraction of a student from a super-network: the weights that a subnet keeps, in a model of their own."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from ..files.paths import expanded
-from ..files.tokenizer import make_tokenizer_portable
 from ..healing.config import HealingConfig
 from ..models.portable import check_generation_config
-from ..subnet import SubnetConfig, count
+from ..subnet import SubnetConfig
 from .checkpoint import Checkpoint
 from .folder import new_folder, save_student
 from .student import Extraction, Format, as_dtype, as_healing, extract_from_checkpoint, extract_from_memory
+from .tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +73,7 @@ def extract_subnet(
         subnet (`SubnetConfig`): the part of the model to keep.
         output_dir (`str` or `Path`, *optional*): new or empty folder to write the student to: weights, configurations,
             `subnet.json`, `results.json` (which says what the student was extracted from) and, from a checkpoint, its
-            tokenizer, unless tokens are left out. The folder appears whole or not at all.
+            tokenizer, with the tokens that are kept. The folder appears whole or not at all.
         format (`str`, *optional*, defaults to `"auto"`): `"stock"` for the stock class, `"whittle"` for a class of
             ours, whose layers may differ, `"auto"` for stock where that can hold the student. `"padded"` for the stock
             class, in which all layers get as many heads and neurons as the largest needs, the missing
@@ -105,6 +104,7 @@ def extract_subnet(
         OutputError: if `output_dir` is not empty or cannot be written.
         DataError: if the calibration text is missing or too short; `VocabularyError` if it is of another tokenizer, or
             has tokens that the student does not keep.
+        VocabularyError: if the kept tokens do not make a tokenizer, as `prune_tokenizer` says.
         HealingError: if hidden states on the calibration text contain NaN or Inf.
     """
     extraction = Extraction(subnet, format, as_dtype(dtype), as_healing(heal), calibration_dataset, progress)
@@ -142,10 +142,6 @@ def _from_checkpoint(
         return extract_from_checkpoint(checkpoint, extraction)
     check_generation_config(checkpoint.generation_config)
     with new_folder(output_dir, max_shard_size) as folder:
+        write_tokenizer(checkpoint, extraction.subnet, folder)
         save_student(extract_from_checkpoint(checkpoint, extraction), folder, max_shard_size)
-        is_whole = count(extraction.subnet.vocab_size or checkpoint.config.vocab_size) == checkpoint.config.vocab_size
-        for name, path in checkpoint.tokenizer_files.items() if is_whole else ():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        make_tokenizer_portable(folder)
     return output_dir

@@ -1,5 +1,6 @@
 """Extraction from files gives the student extracted from memory, and reads only weights that it keeps."""
 
+import dataclasses
 import filecmp
 import json
 import logging
@@ -31,8 +32,9 @@ from small_models import draw_stock_subnet, draw_subnet
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from hf_whittle import SubnetConfig, WhittleGPTNeoXForCausalLM, extract_subnet
-from hf_whittle.errors import CheckpointError
+from hf_whittle.errors import CheckpointError, VocabularyError
 from hf_whittle.extraction.checkpoint import Checkpoint
+from hf_whittle.vocabulary import rank_tokens
 
 # The same student as from memory
 
@@ -180,6 +182,27 @@ def test_tokenizer_files_of_every_name_are_copied(checkpoint, tmp_path):
     folder = extract(checkpoint, SUBNET, tmp_path / "out")
     assert {name: (folder / name).read_text() for name in names} == {name: f"the {name}" for name in names}
     assert not (folder / "README.md").exists()
+
+
+def test_tokenizer_of_a_student_has_the_tokens_that_are_kept(teacher_folder, tmp_path):
+    whole, text = AutoTokenizer.from_pretrained(teacher_folder), "The quick brown fox\x00 jumps over Ångström"
+    kept = tuple(sorted(rank_tokens(whole)[:280]))
+    folder = extract(teacher_folder, dataclasses.replace(SUBNET, vocab_size=kept), tmp_path / "out")
+    tokenizer, student = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert len(tokenizer) == student.config.vocab_size == 280
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert whole.convert_ids_to_tokens([kept[index] for index in ids]) == tokenizer.convert_ids_to_tokens(ids)
+    assert tokenizer.eos_token_id == student.config.eos_token_id == kept.index(whole.eos_token_id)
+
+
+def test_kept_tokens_that_make_no_tokenizer_leave_nothing(teacher_folder, tmp_path):
+    whole = AutoTokenizer.from_pretrained(teacher_folder)
+    letter = whole.convert_tokens_to_ids("e")
+    kept = tuple(index for index in range(len(whole)) if index != letter)
+    with pytest.raises(VocabularyError, match=r"the kept ids lack 1 of the .* tokens that always stay"):
+        extract(teacher_folder, dataclasses.replace(SUBNET, vocab_size=kept), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_student_generates_with_the_settings_of_the_checkpoint(checkpoint, tmp_path):
