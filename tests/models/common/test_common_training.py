@@ -131,16 +131,19 @@ def compiled():
     torch._dynamo.reset()
 
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-EACH = pytest.mark.parametrize(
-    "architecture",
-    [name if name in ("gpt_neox", "llama") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
-    indirect=True,
+FAST = ("gpt_neox", "llama")
+COMPILED = pytest.mark.parametrize(
+    ("architecture", "backend"),
+    [
+        *((name, "aot_eager") for name in FAST),
+        *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in ARCHITECTURES if name not in FAST),
+        *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in ("gpt_neox", "gemma3_text")),
+    ],
+    indirect=["architecture"],
 )
 
 
-@EACH
-@pytest.mark.parametrize("backend", BACKENDS)
+@COMPILED
 def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student, input_ids, compiled, backend):
     model = compiled(student, backend)
     output = model(input_ids, labels=input_ids, use_cache=False)
@@ -151,8 +154,7 @@ def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student,
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
 
-@EACH
-@pytest.mark.parametrize("backend", BACKENDS)
+@COMPILED
 def test_student_compiled_with_a_static_cache_generates_the_same_tokens(student, input_ids, compiled, backend):
     model = copy.deepcopy(student)
     model.forward = torch.compile(model.forward, fullgraph=True, backend=backend)
