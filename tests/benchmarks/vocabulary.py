@@ -8,6 +8,7 @@ compare with these at equal parameters. Environment variables are those of the r
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def measure() -> dict[str, Any]:
         kept = sorted(order[:size])
         subnet = SubnetConfig.full(teacher.config)
         if size < teacher.config.vocab_size:
-            subnet, read = SubnetConfig(**{**vars(subnet), "vocab_size": tuple(kept)}), prune_tokenizer(tokenizer, kept)
+            subnet, read = replace(subnet, vocab_size=tuple(kept)), prune_tokenizer(tokenizer, kept)
         else:
             read = tokenizer
         rows[f"{size:,} tokens"] = row = row_of(extract_subnet(teacher, subnet, dtype=torch.float32), read, texts)
