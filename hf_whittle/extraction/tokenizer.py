@@ -17,16 +17,15 @@ def write_tokenizer(checkpoint: Checkpoint, subnet: SubnetConfig, folder: Path) 
     Raises:
         VocabularyError: if the kept tokens do not make a tokenizer, as `prune_tokenizer` says.
     """
-    files = checkpoint.tokenizer_files
-    if count(subnet.vocab_size or checkpoint.config.vocab_size) == checkpoint.config.vocab_size:
+    files, kept = checkpoint.tokenizer_files, subnet.vocab_size
+    if kept is None or count(kept) == checkpoint.config.vocab_size:
         _copy(files, folder)
         make_tokenizer_portable(folder)
     elif files:
-        assert subnet.vocab_size is not None
         with tempfile.TemporaryDirectory() as whole:
             checkpoint.config.save_pretrained(whole)
             _copy(files, Path(whole))
-            save_tokenizer(prune_tokenizer(load_tokenizer(whole), subnet.vocab_size), folder)
+            save_tokenizer(prune_tokenizer(load_tokenizer(whole), kept), folder)
 
 
 def _copy(files: dict[str, Path], folder: Path) -> None:
