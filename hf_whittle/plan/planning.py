@@ -190,7 +190,7 @@ class _Planner:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args, own[name]) for name, args in arguments.items()]
         timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
-        how = self.memories.available, self.recipe, self.blocks
+        how = self.memories, self.fitnesses
         problems = (problem_of(each, *how, own.get(each.name)) for each in timed)
         return Plan(
             device=self.device,

@@ -160,13 +160,13 @@ def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> Teache
 
 
 def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
-    model, args = trainers.teacher, _arguments(trainers.inputs)
+    model = trainers.teacher
     input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
     how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)),
+        perplexity=perplexity(cross_entropy(model, input_ids, **how)),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
     )
