@@ -21,7 +21,7 @@ from .architectures.dimensions import (
     Dimension,
 )
 from .architectures.registry import get_architecture
-from .compat import layer_configs
+from .compat.transformers import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text

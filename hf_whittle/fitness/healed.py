@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..compat import uncompiled
+from ..compat.torch import uncompiled
 from ..cost.counts import flops_per_token
 from ..errors import WhittleError
 from ..evaluation import as_input_ids, cross_entropy, perplexity

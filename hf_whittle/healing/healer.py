@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..architectures.table import Weight
-from ..compat import attention_kernel, set_attention_kernel
+from ..compat.transformers import attention_kernel, set_attention_kernel
 from ..errors import DataError
 from ..evaluation import cross_entropy, perplexity
 from ..evaluation.batches import batches_fit, tokens_at_a_time

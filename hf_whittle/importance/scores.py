@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from ..architectures.dimensions import CHANNELS, LAYERS, Dimension
 from ..architectures.registry import get_architecture
-from ..compat import uncompiled
+from ..compat.torch import uncompiled
 from ..errors import CheckpointError, SubnetError
 from ..evaluation import as_input_ids
 from ..evaluation.batches import blocks_for

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..architectures.dimensions import CHANNELS
-from ..compat import forget_partitioning
+from ..compat.sharding import forget_partitioning
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, VocabularyError, WhittleError
 from ..extraction.checkpoint import Checkpoint

@@ -2,8 +2,8 @@
 
 Each is measured in a process of its own, from before the models are made to the end of the third step, or of an
 evaluation; that of a search is of the whole super-network, by perplexity, in a batch of the default size. Weights are
-random. The teacher, which is the super-network, has the shapes of the demo's, with a student of 880k parameters, or of Pythia-410M, with Pythia-160M
-as the student; blocks of the latter are short, so that it fits beside other jobs.
+random. The teacher, which is the super-network, has the shapes of the demo's, with a student of 880k parameters, or of
+Pythia-410M, with Pythia-160M as the student; blocks of the latter are short, so that it fits beside other jobs.
 
 The demo is measured twice: as it is, and with each tensor of 64 kB or more in memory of its own. The heap of the C
 library keeps holes between smaller tensors, which no plan of tensors knows of.
