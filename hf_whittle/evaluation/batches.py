@@ -65,12 +65,11 @@ def divided(lengths: Sequence[int], tokens: int) -> list[range]:
 
 
 @contextmanager
-def batches_fit(batch_size: int, option: str = "batch_size") -> Iterator[None]:
+def batches_fit(batch_size: int) -> Iterator[None]:
     """Say what to set where a device runs out of memory inside the block.
 
     Args:
         batch_size (`int`): blocks that are run at a time.
-        option (`str`, *optional*, defaults to `"batch_size"`): name of the setting.
 
     Raises:
         WhittleError: if it does.
@@ -78,5 +77,7 @@ def batches_fit(batch_size: int, option: str = "batch_size") -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = f"give {option}: {batch_size // 2}, or fewer" if batch_size > 1 else "one does not; use shorter blocks"
+        advice = (
+            f"give a batch_size of {batch_size // 2} or less" if batch_size > 1 else "one does not; use shorter blocks"
+        )
         raise WhittleError(f"{batch_size} blocks at a time do not fit into the device's memory; {advice}") from error
