@@ -186,8 +186,8 @@ def _head(model: Any) -> OutputLayer | None:
 
 def blocks_at_a_time(length: int, on_cpu: bool, evaluated: PreTrainedConfig | None) -> int:
     """Blocks of a length that a model is evaluated on at a time by default; without logits, if there is no model."""
-    has_all = evaluated is not None and get_architecture(evaluated).logit_factor(evaluated) is None
-    return max(1, tokens_at_a_time(on_cpu, evaluated.vocab_size if has_all else 0) // length)
+    in_chunks = evaluated is None or get_architecture(evaluated).logit_factor(evaluated) is not None
+    return max(1, tokens_at_a_time(on_cpu, 0 if in_chunks or evaluated is None else evaluated.vocab_size) // length)
 
 
 def cross_entropy_memory(
