@@ -24,14 +24,14 @@ _FULL = (None, "float32")
 
 
 def problem_of(
-    stage: StagePlan, memories: Memories, fitnesses: Fitnesses, args: "DistillationConfig | None" = None
+    stage: StagePlan, memories: Memories, fitnesses: Fitnesses | None, args: "DistillationConfig | None" = None
 ) -> Problem | None:
     """The problem of a stage that does not fit, with what to change; `None` if it fits.
 
     Args:
         stage (`StagePlan`): the stage.
         memories (`Memories`): memory of all stages, by which changes are tried.
-        fitnesses (`Fitnesses`): costs of fitnesses.
+        fitnesses (`Fitnesses`, *optional*): costs of fitnesses, if there is a search.
         args (`DistillationConfig`, *optional*): arguments, if the stage is a training.
     """
     if stage.memory.peak <= memories.available:
@@ -39,6 +39,7 @@ def problem_of(
     if args is not None:
         changes = _of_training(stage, memories, args)
     elif stage.name == "search":
+        assert fitnesses is not None
         changes = _of_search(stage, memories, fitnesses)
     else:
         changes = (_of_healing if stage.name == "healing" else _of_others)(stage, memories)
