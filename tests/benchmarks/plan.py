@@ -149,7 +149,7 @@ def _evaluate(name: str, blocks: int, _: Any) -> None:
     """Evaluate a super-network with random weights as a search does."""
     config = configs(name)[1]
     supernet = AutoSuperNetForCausalLM.from_config(config)
-    ids = torch.randint(config.vocab_size, (2 * blocks, SHAPES[name][1]["length"]))
+    ids = torch.randint(config.vocab_size, (blocks, SHAPES[name][1]["length"]))
     Perplexity(supernet, ids)(SubnetConfig.full(config))
 
 
