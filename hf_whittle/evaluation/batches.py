@@ -11,7 +11,7 @@ from ..models.heads import known_output_layer
 from ..models.placement import input_device
 
 ON_CPU, ON_ACCELERATOR = 4096, 16384
-"""Tokens of a batch by default. A CPU evaluates as many a second in any batch of 1,024 tokens or more."""
+"""Tokens of a batch by default. On a CPU, larger ones are no faster, by the benchmark `batches`."""
 LOGITS = 2**28
 """Most logits of a batch by default, if a model computes them all at once: a gigabyte in single precision."""
 
