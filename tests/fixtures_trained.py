@@ -13,7 +13,7 @@ TRAINED = {
     "sequential": {"use_parallel_residual": False},
     **{
         name: OTHERS[name]
-        for name in ("llama", "llama tied", "mistral", "qwen2", "qwen3", "gemma3", "gemma3 untied", "cohere untied")
+        for name in ("llama", "llama tied", "qwen3", "gemma3", "gemma3 untied", "cohere untied")
     },
 }
 """Settings of each, beside `small_models.TINY`."""

@@ -169,7 +169,8 @@ def _ratio(of_seeds: list[dict[str, Curve]], tokens: int, modules: Modules, **ho
     middle, low, high = interval(mean_over_seeds(ratios))
     if middle == 0:
         return f"not reached, n = {len(ratios)}"
-    return f"{middle:.2g} ({low:.2g} to {high:.2g}), n = {len(ratios)}"
+    spread = f" ({low:.2g} to {high:.2g})" if f"{low:.2g}" != f"{high:.2g}" else ""
+    return f"{middle:.2g}{spread}, n = {len(ratios)}"
 
 
 def _verdict(of_seeds: list[dict[str, Curve]], modules: Modules) -> str:
