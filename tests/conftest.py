@@ -82,7 +82,8 @@ def _randomize(model, seed):
 
 
 REPEATING = re.compile(
-    r"mistral|qwen2|qwen3|cohere|llama (tied|biases|scaled)|(gemma3|opt) untied|^(no attention bias|all channels rotated|eager)"
+    "mistral|qwen2|qwen3|cohere|llama (tied|biases|scaled)|(gemma3|opt) untied"
+    "|^(no attention bias|all channels rotated|eager)"
 )
 """Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
 

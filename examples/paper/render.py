@@ -23,6 +23,7 @@ from .sections import (
     healing_section,
     perplexity_of,
     ranking_section,
+    scalability_section,
     searches_section,
     short,
     spaces_section,
@@ -247,6 +248,7 @@ TITLES = {
     "ranking": "fitnesses that rank",
     "whole_searches": "whole searches at equal cost",
     "spaces": "search spaces",
+    "scalability": "search of super-networks of 6.9B and 12B",
 }
 """Experiments as the page names them."""
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -255,6 +257,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ranking": ranking_section,
     "whole_searches": searches_section,
     "spaces": spaces_section,
+    "scalability": scalability_section,
 }
 
 

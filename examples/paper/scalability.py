@@ -8,7 +8,7 @@ the best of a made-up fitness, after how many evaluations. And the FLOPs of whol
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ BINS = {"410M": (385e6, 426e6), "1B": (961e6, 1062e6), "2.8B": (2636e6, 2914e6)}
 SPACES = [(granularity, layer_wise) for granularity in ("coarse", "fine") for layer_wise in (False, True)]
 FIRST = 50
 """Candidates of the evolution's beginning and of each of its generations, the paper's numbers."""
+CODE = ("search", "space", "cost", "plan", "healing", "paper.scalability")
 SEARCH_TOKENS, CALIBRATION_TOKENS = 4096, 131_072
 
 
@@ -96,17 +97,20 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
     """Yield the results after each part."""
     is_tiny = lab.size.name == "tiny"
     results: dict[str, Any] = {"speed": [], "convergence": [], "plans": []}
+
+    def add(part: str, work: Callable[..., list[dict[str, Any]]], *arguments: Any) -> dict[str, Any]:
+        settings = {"part": part, "arguments": arguments}
+        facts = lab.cache.once("scalability", settings, CODE, lambda: {"rows": work(*arguments)})
+        results[part].extend(facts["rows"])
+        return results
+
     for name in SHAPES:
         for bin_name in BINS:
-            results["speed"].extend(_speed(name, bin_name, 5 if is_tiny else 550))
-            yield results
-    evaluations = 60 if is_tiny else 5050
+            yield add("speed", _speed, name, bin_name, 5 if is_tiny else 150)
     for seed in range(lab.size.repeats):
-        results["convergence"].extend(_convergence("Pythia-6.9B", "1B", evaluations, seed))
-        yield results
-    for bin_name in [] if is_tiny else BINS:
-        results["plans"].extend(_plans("Pythia-12B", bin_name))
-        yield results
+        yield add("convergence", _convergence, "Pythia-6.9B", "1B", 60 if is_tiny else 5050, seed)
+    for bin_name in () if is_tiny else BINS:
+        yield add("plans", _plans, "Pythia-12B", bin_name)
 
 
 def config_of(name: str) -> GPTNeoXConfig:
@@ -132,10 +136,9 @@ def _speed(name: str, bin_name: str, evaluations: int) -> list[dict[str, Any]]:
     config, rows = config_of(name), []
     for granularity, layer_wise in SPACES:
         space = SearchSpace.from_config(config, granularity, layer_wise)
-        worth, started = Worth(config, 0), time.process_time()
-        found = search_subnets(
-            None, space, bin=ParameterBin(*BINS[bin_name]), config=_evolution(evaluations), fitness=worth, progress=False
-        )
+        bin, worth, started = ParameterBin(*BINS[bin_name]), Worth(config, 0), time.process_time()
+        evolution = _evolution(evaluations)
+        found = search_subnets(None, space, bin=bin, config=evolution, fitness=worth, progress=False)
         seconds = time.process_time() - started - worth.seconds
         row = {"supernet": name, "bin": bin_name, "granularity": granularity, "layer_wise": layer_wise}
         rows.append({**row, "per_second": round(len(found.evaluations) / seconds, 1)})
