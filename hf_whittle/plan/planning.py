@@ -16,8 +16,8 @@ from ..errors import BinError, DataError, WhittleError
 from ..healing.config import HealingConfig
 from ..run.batches import check_batches, own_arguments, shards_models
 from ..run.inputs import load_config
-from ..run.preflight import check_vocabularies
 from ..run.search_inputs import make_space_of
+from ..run.vocabularies import check_vocabularies
 from ..subnet import SubnetConfig
 from .advice import in_words, problem_of
 from .blocks import Blocks
