@@ -296,6 +296,11 @@ class TrainingFacts(Facts):
         return next((point.perplexity for point in self.curve if point.step == step), None)
 
     @property
+    def first_bits_per_byte(self) -> float | None:
+        """Bits per byte before the training; `None` if they were not measured there."""
+        return next((point.bits_per_byte for point in self.curve if point.step == 0), None)
+
+    @property
     def final_bits_per_byte(self) -> float | None:
         """Bits per byte of the weights that were kept; `None` if they were not measured at their step."""
         step = self.steps if self.best_step is None else self.best_step

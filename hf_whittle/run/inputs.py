@@ -59,6 +59,12 @@ class Inputs:
         return load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher)
 
     @cached_property
+    def vocabulary(self) -> VocabularyMap | None:
+        """The map from the tokens of `tokenizer` to the teacher's; `None` if they are the same."""
+        found = VocabularyMap.between(self.tokenizer, self.teacher_tokenizer)
+        return None if found.is_identity else found
+
+    @cached_property
     def text(self) -> Text:
         """The text in tokens of the super-network, or of the student that is given."""
         name = self.recipe.origin
