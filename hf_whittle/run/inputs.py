@@ -22,6 +22,7 @@ from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
+from ..recipe.sections import BITS_PER_BYTE
 from ..subnet import Kept, count, indices
 from ..vocabulary import VocabularyMap, prune_tokenizer
 from .batches import shards_models
@@ -91,9 +92,9 @@ class Inputs:
         return self.text_of(kept).tokenizer()
 
     @property
-    def has_vocabularies(self) -> bool:
-        """Whether the student's vocabulary may be another than the teacher's."""
-        return self.recipe.space.vocab_sizes is not None or self.teacher_text is not self.text
+    def counts_bytes(self) -> bool:
+        """Whether models are compared in bits per byte: vocabularies differ, or the search minimizes these."""
+        return self.recipe.search.fitness == BITS_PER_BYTE or self.teacher_text is not self.text
 
     @property
     def blocks(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
         perplexity=perplexity(nats),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
-        bits_per_byte=bits_per_byte(nats, input_ids, inputs.teacher_tokenizer) if inputs.has_vocabularies else None,
+        bits_per_byte=bits_per_byte(nats, input_ids, inputs.teacher_tokenizer) if inputs.counts_bytes else None,
     )
 
 

@@ -161,7 +161,7 @@ class Training:
             in_first(lambda: keep(trainer.accelerator.unwrap_model(trainer.model), weights))
         teacher = inputs.teacher_config if args.has_teacher else None
         return replace(
-            training_facts(args, trainer.state, is_whole=checkpoint is None, of_bytes=inputs.has_vocabularies),
+            training_facts(args, trainer.state, is_whole=checkpoint is None, of_bytes=inputs.counts_bytes),
             parameters=num_parameters(student.config),  # its weights may be sharded
             targets=trainer.teacher.in_words if isinstance(trainer.teacher, LogitStore) else None,
             flops_per_token=training_cost(student.config, teacher, inputs.recipe.data.block_size),

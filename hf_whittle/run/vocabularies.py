@@ -60,7 +60,7 @@ def check_vocab_sizes(inputs: Inputs) -> None:
             ids would have to be read in another vocabulary.
         VocabularyError: if the tokenizer is of a kind that cannot be pruned.
     """
-    if not inputs.has_vocabularies:
+    if not inputs.counts_bytes:
         return
     token_bytes(inputs.teacher_tokenizer)  # raises if bytes of text cannot be counted
     encoded = [source.token_column for source in inputs.recipe.data.all_sources if source.token_column is not None]
