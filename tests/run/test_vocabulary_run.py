@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,17 @@ def test_probes_need_the_teachers_vocabulary(given, make):
     pruned = make("pruned", supernet=recipe.student, space={"vocab_sizes": None}, search=search)
     with pytest.raises(VocabularyError, match=r"has 300 entries, that of the super-network 270; .* search.fitness"):
         run(pruned, progress=False)
+
+
+@pytest.mark.slow
+def test_supernet_with_a_part_of_the_vocabulary_takes_any_fitness(given, make, tmp_path):
+    recipe, kept = given
+    whole = SubnetConfig.full(AutoConfig.from_pretrained(recipe.teacher))
+    supernet = extract_subnet(recipe.teacher, replace(whole, vocab_size=tuple(kept)), tmp_path / "supernet")
+    plain = {"space": {"vocab_sizes": None}, "search": {"fitness": "healed-perplexity"}, "baseline": False}
+    results = run(make("pruned", supernet=str(supernet), **plain), progress=False)
+    assert (results["vocabulary"]["size"], results["vocabulary"]["teacher_size"]) == (270, 300)
+    assert results["student"]["curve"][-1]["bits_per_byte"] > 0
 
 
 def test_extract_heals_on_the_tokens_that_are_kept(given, recipe, texts, tmp_path, capsys):
