@@ -12,15 +12,12 @@ from transformers import PreTrainedConfig
 from ..cost.counts import flops_per_token, num_parameters
 from ..distillation.store.encodings import Samples
 from ..distillation.store.files import STORE_FILE, StoreSettings, read_settings
-from ..errors import BinError, DataError, RecipeError, WhittleError
+from ..errors import BinError, DataError, WhittleError
 from ..healing.config import HealingConfig
 from ..run.batches import check_batches, own_arguments, shards_models
-from ..run.inputs import Inputs, load_config
-from ..run.search_inputs import make_space_of
-from ..run.vocabularies import check_vocab_sizes, check_vocabularies, token_order, tokens_per_byte
-from ..space.search_space import SearchSpace
+from ..run.inputs import load_config
+from ..run.vocabularies import check_vocabularies
 from ..subnet import SubnetConfig
-from ..vocabulary import rank_tokens
 from .advice import in_words, problem_of
 from .blocks import Blocks
 from .devices import Device, find_device, measure_device
@@ -34,6 +31,7 @@ from .searching import candidates_of, likely_flops, search_cost
 from .shares import replicated, sharded
 from .students import GivenStudent, Students
 from .training_memory import text_of
+from .vocabularies import Vocabularies
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -122,7 +120,11 @@ class _Planner:
 
     @cached_property
     def blocks(self) -> Blocks:
-        return Blocks.of(self.recipe, self._inputs if self.read_text else None)
+        return Blocks.of(self.recipe, self.vocabularies.inputs if self.read_text else None)
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        return Vocabularies(self.recipe, self.origin, self.read_text)
 
     @cached_property
     def students(self) -> Students:
@@ -130,50 +132,13 @@ class _Planner:
             if self.subnet is not None:
                 raise WhittleError("the recipe gives its student, which is planned as it is; leave the subnet out")
             return GivenStudent(self.origin, self.blocks.size)
-        space = make_space_of(self.origin, self.recipe.space, self._token_order)
-        bin = self.recipe.to_bin(self._tokens_per_byte(space) if self.recipe.needs_tokens_per_byte else None)
+        space, bin = self.vocabularies.space, self.vocabularies.bin
         space.reachable_pairs(bin)
         if self.subnet is not None:
             self.subnet.validate(self.origin)
             if not bin.contains(self.origin, self.subnet):
                 raise BinError(f"the given subnet lies outside the recipe's bin, {bin.low:g} to {bin.high:g} {bin.of}")
         return Students(space, bin, self.blocks.size, self.subnet)
-
-    @cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs(self.recipe)
-
-    @cached_property
-    def _token_order(self) -> list[int] | None:
-        """The order of tokens; that of merges if the text is not read, as the sizes alone count in a plan."""
-        if self.recipe.space.vocab_sizes is None:
-            return None
-        check_vocab_sizes(self._inputs)
-        return token_order(self._inputs) if self.read_text else rank_tokens(self._inputs.tokenizer)
-
-    def _tokens_per_byte(self, space: SearchSpace) -> dict[int, float]:
-        """Tokens for each byte of text, by the size of the vocabulary.
-
-        Raises:
-            RecipeError: if the text is not read.
-        """
-        if not self.read_text:
-            assert self.recipe.bin is not None
-            raise RecipeError(
-                f"bin.cost: {self.recipe.bin.cost} of a byte of text depend on how many tokens each of "
-                "space.vocab_sizes has for it: plan with --read-text (read_text=True), which counts them as the run "
-                "will, or bound parameters or weight_bytes"
-            )
-        return tokens_per_byte(self._inputs, space)
-
-    @cached_property
-    def _stretch(self) -> float:
-        """How many times the tokens of the whole vocabulary a search reads in its smallest; 1 if that is not known."""
-        if self.recipe.space.vocab_sizes is None or not self.read_text:
-            return 1.0
-        rates = self._tokens_per_byte(self.students.space)
-        whole = tokens_per_byte(self._inputs, make_space_of(self.origin, self.recipe.space))
-        return max(rates.values()) / max(whole.values())
 
     @cached_property
     def device(self) -> Device:
@@ -212,7 +177,7 @@ class _Planner:
             probe,
             bool(self.recipe.heal),
             shares,
-            self._stretch,
+            self.vocabularies.stretch,
         )
 
     def plan(self) -> Plan:
@@ -351,16 +316,6 @@ class _Planner:
             f"and each start of the run first reads about {tokens:,.0f} tokens of text to find the held-out blocks."
         )
 
-    def _note_on_vocabulary(self) -> str:
-        entries, whole = self.students.student_config.vocab_size, self.origin.vocab_size
-        note = (
-            f"Tokens of trainings are the student's own, of which the one planned has {entries:,} of {whole:,}, as has "
-            "the costliest of the bin."
-        )
-        if self.read_text:
-            return note
-        return f"{note} Evaluations of the search are counted in the whole vocabulary; --read-text counts each one's."
-
     def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
         hours = {stage.name: stage.hours or 0 for stage in stages}
         notes = []
@@ -373,7 +328,7 @@ class _Planner:
         elif not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
         if self.recipe.space.vocab_sizes is not None:
-            notes.append(self._note_on_vocabulary())
+            notes.append(self.vocabularies.note(self.students.student_config))
         models = {} if self.recipe.student else {"super-network": self.memories.loaded_supernet}
         if not self.recipe.is_one_model:
             models["teacher"] = self.memories.loaded_teacher
