@@ -145,7 +145,7 @@ def _gradients(fitnesses: Fitnesses, subject: Subject, share: float) -> int:
 _FLOPS: dict[str, Callable[[Fitnesses, Subject, float], int]] = {
     "perplexity": _forward,
     "kl": _forward,
-    "bits-per-byte": _forward,
+    "bits-per-byte": lambda own, subject, share: 2 * _forward(own, subject, share),  # windows overlap at the end
     "healed-perplexity": lambda own, subject, share: _forward(own, subject, share) + own._healed(subject),
     "probe": lambda own, subject, share: own._probed(subject, share),
     "importance": lambda own, subject, share: 0,
