@@ -53,8 +53,8 @@ class FitnessInputs(Protocol):
         """`ImportanceScores` of the super-network."""
 
     @property
-    def batch_size(self) -> int:
-        """Blocks evaluated at a time."""
+    def batch_size(self) -> int | None:
+        """Blocks evaluated at a time, where something says how many."""
 
     @property
     def memory(self) -> float | None:

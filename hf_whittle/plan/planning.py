@@ -201,8 +201,8 @@ class _Planner:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args, own[name]) for name, args in arguments.items()]
         timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
-        how = self.memories.available, self.recipe, self.blocks
-        problems = (problem_of(each, *how, own.get(each.name)) for each in timed)
+        fitnesses = None if self.recipe.student else self.fitnesses
+        problems = (problem_of(each, self.memories, fitnesses, own.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
             processes=self.processes,

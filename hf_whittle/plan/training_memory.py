@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..architectures.registry import get_architecture
 from ..evaluation import cross_entropy
+from ..evaluation.batches import tokens_at_a_time
 from ..loss.fused import fused_distillation_loss
 from ..loss.targets import DenseTargets, Restriction, SparseTargets, Targets, dense_targets
 from ..models.heads import OutputLayer, head_of, in_place_of, logit_scale
@@ -191,6 +193,12 @@ class Step:
 def _head(model: Any) -> OutputLayer | None:
     scale = logit_scale(model)
     return None if scale is None else OutputLayer(model.get_output_embeddings(), scale)
+
+
+def blocks_at_a_time(length: int, on_cpu: bool, evaluated: PreTrainedConfig | None) -> int:
+    """Blocks of a length that a model is evaluated on at a time by default; without logits, if there is no model."""
+    in_chunks = evaluated is None or get_architecture(evaluated).logit_factor(evaluated) is not None
+    return max(1, tokens_at_a_time(on_cpu, 0 if in_chunks or evaluated is None else evaluated.vocab_size) // length)
 
 
 def cross_entropy_memory(

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ..architectures.dimensions import CHANNELS
-from ..compat import forget_partitioning
+from ..compat.sharding import forget_partitioning
 from ..distillation.config import DistillationConfig
 from ..errors import RecipeError, WhittleError
 from ..extraction.checkpoint import Checkpoint

@@ -102,8 +102,8 @@ class SearchInputs:
         return self._inputs.text.training_blocks(number, by_source=False)
 
     @property
-    def batch_size(self) -> int:
-        """Blocks evaluated at a time."""
+    def batch_size(self) -> int | None:
+        """Blocks evaluated at a time, where the recipe says how many."""
         return self._inputs.recipe.search.batch_size
 
     @property

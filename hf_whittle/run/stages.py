@@ -162,10 +162,10 @@ def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> Teache
 
 
 def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
-    inputs, model, args = trainers.inputs, trainers.teacher, _arguments(trainers.inputs)
+    inputs, model = trainers.inputs, trainers.teacher
     input_ids = as_input_ids(inputs.teacher_text.blocks["test"], model.config.vocab_size)
     how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
-    nats = cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)
+    nats = cross_entropy(model, input_ids, **how)
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
