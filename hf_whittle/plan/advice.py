@@ -73,7 +73,7 @@ def _of_training(stage: StagePlan, memories: Memories, args: "DistillationConfig
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
         changes += _of_teacher(recipe)
-        if not recipe.data.streaming:  # a stream takes no store
+        if not recipe.data.streaming and recipe.space.vocab_sizes is None:  # else there is no store
             changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     if stage.processes > 1 and not shards_models(args):
         changes.append(f"{section}.fsdp: true, which spreads weights, gradients and optimizer over the processes")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _FREE = 0.95
 """Share of the free memory that moments may take."""
-SLICED = ("perplexity", "kl")
+SLICED = ("perplexity", "kl", "bits-per-byte")
 """Fitnesses that run the super-network alone, in its own precision."""
 
 

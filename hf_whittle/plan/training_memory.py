@@ -12,7 +12,7 @@ from ..architectures.registry import get_architecture
 from ..evaluation import cross_entropy
 from ..evaluation.batches import tokens_at_a_time
 from ..loss.fused import fused_distillation_loss
-from ..loss.targets import SparseTargets, Targets, dense_targets
+from ..loss.targets import DenseTargets, Restriction, SparseTargets, Targets, dense_targets
 from ..models.heads import OutputLayer, head_of, in_place_of, logit_scale
 from .models import build
 from .rehearsal import Rehearsal, rehearse
@@ -107,6 +107,8 @@ class Step:
                 before = rehearsal.held
                 with self.autocast():
                     targets = self._targets(of_teacher, input_ids)
+                    if isinstance(targets, DenseTargets) and teacher is not None:
+                        targets = self._restricted(targets, student.vocab_size, teacher.vocab_size)
                     total, activations, logits = self._loss(rehearsal, trained, targets, input_ids)
                 total.backward()
                 del total, targets
@@ -153,6 +155,15 @@ class Step:
             return SparseTargets(ids, ids.float(), tail=False, entropy=torch.zeros(len(ids)))
         with torch.no_grad():
             return dense_targets(teacher, _head(teacher), input_ids=input_ids, use_cache=False)
+
+    def _restricted(self, targets: DenseTargets, size: int, of_teacher: int) -> DenseTargets:
+        """Targets for a student whose vocabulary has `size` of the teacher's entries."""
+        if size >= of_teacher:
+            return targets
+        kept, dropped = torch.arange(size), torch.arange(size, of_teacher)
+        if self.args.dropped_tokens == "renormalized":
+            return targets.restricted(Restriction(kept))
+        return targets.restricted(Restriction(kept, dropped, torch.zeros_like(dropped)))
 
     def _hidden_states(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> int:
         """Bytes of the teacher's hidden states after the student's layers, if the student learns from them."""
