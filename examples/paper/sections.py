@@ -197,7 +197,7 @@ def _convergence(rows: Sequence[dict[str, Any]]) -> list[str]:
     for search in dict.fromkeys(row["search"] for row in rows):
         own = [row["best_after"] for row in rows if row["search"] == search]
         values = [[each[str(number)] for each in own if str(number) in each] for number in numbers]
-        cells.append([search, *(f"{np.mean(of):.2f} ({min(of):.2f} to {max(of):.2f})" if of else "" for of in values)])
+        cells.append([search, *map(_range, values)])
     seeds = len({row["seed"] for row in rows})
     return [
         f"The lowest value of a made-up fitness, in which layers, heads, neurons and channels have worths of their own "
@@ -208,6 +208,12 @@ def _convergence(rows: Sequence[dict[str, Any]]) -> list[str]:
         table(["search", *(f"{number:,} evaluations" for number in numbers)], cells),
         "",
     ]
+
+
+def _range(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return "none in the bin yet"
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
 
 
 def _plans(rows: Sequence[dict[str, Any]]) -> list[str]:
