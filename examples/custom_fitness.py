@@ -47,7 +47,7 @@ class NextTokenErrors(TokenFitness):
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:
         errors: list[torch.Tensor] = []
         with self.supernet.active_subnet(subnet):
-            for input_ids in self.input_ids[self.rows(share)].split(self.batch_size):
+            for input_ids in self.input_ids[self.rows(share)].split(self.blocks_at_a_time):
                 input_ids = input_ids.to(self.supernet.device)
                 predicted = self.supernet(input_ids=input_ids, use_cache=False).logits[:, :-1].argmax(-1)
                 errors.append((predicted != input_ids[:, 1:]).float().mean(1))

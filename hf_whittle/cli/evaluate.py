@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--batch-size",
         type=int,
-        help="windows or requests at a time (default: as make 4,096 tokens, or 16,384 on a GPU)",
+        help="windows or requests at a time (default: as make 4,096 tokens, or 16,384 on a GPU, fewer for tasks)",
     )
     how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision")
     how.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)")

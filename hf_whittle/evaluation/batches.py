@@ -77,7 +77,7 @@ def batches_fit(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = (
-            f"give a batch_size of {batch_size // 2} or less" if batch_size > 1 else "one does not; use shorter blocks"
-        )
-        raise WhittleError(f"{batch_size} blocks at a time do not fit into the device's memory; {advice}") from error
+        what, advice = f"{batch_size} blocks at a time do", f"give a batch_size of {batch_size // 2} or less"
+        if batch_size == 1:
+            what, advice = "a single block does", "use shorter blocks, or a device with more memory"
+        raise WhittleError(f"{what} not fit into the device's memory beside the rest; {advice}") from error

@@ -131,7 +131,9 @@ def _sums_of_batch(
             raise
     half = len(batch) // 2  # outside of the error, which keeps tensors
     warnings.warn(
-        f"{len(batch)} blocks do not fit into memory and are evaluated in halves; give batch_size: {half}", stacklevel=2
+        f"{len(batch)} blocks do not fit into memory and are evaluated in halves, of {half}; a smaller batch_size, "
+        "where it can be set, saves the attempt",
+        stacklevel=2,
     )
     parts = ((batch[:half], start), (batch[half:], start + half))
     return torch.cat([_sums_of_batch(model, part, first, value) for part, first in parts])

@@ -7,6 +7,7 @@ import torch
 
 from ..cost.counts import flops_per_token
 from ..evaluation import as_input_ids
+from ..evaluation.batches import blocks_for
 from ..fingerprints import fingerprint, model_fingerprint
 from ..models.placement import is_sharded
 from ..models.weights import check_plain_weights
@@ -98,6 +99,11 @@ class TokenFitness(Fitness):
     def rows(self, share: float) -> torch.Tensor:
         """Ascending indices of the blocks of a share of the tokens, at least one."""
         return self._order[: max(1, round(share * len(self._order)))].sort().values
+
+    @property
+    def blocks_at_a_time(self) -> int:
+        """Blocks in a batch all logits of which are in memory at once: `batch_size`, or a default for that."""
+        return self.batch_size or blocks_for(self.supernet, self.input_ids.shape[1], in_chunks=False)
 
     def tokens(self, share: float = 1.0) -> int:
         return len(self.rows(share)) * self.input_ids.shape[1]

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from ..cost.bins import ParameterBin
 from ..cost.counts import num_parameters
 from ..errors import BinError, RecipeError
+from ..evaluation.batches import ON_CPU
 from ..recipe.recipe import Recipe
 from ..recipe.sections import SpaceSection
 from ..run.inputs import load_config
@@ -133,6 +134,12 @@ def _batch(tokens: int, block_size: int) -> dict[str, int]:
     return {"per_device_train_batch_size": min(16, blocks), "gradient_accumulation_steps": max(1, blocks // 16)}
 
 
+def _half(values: dict[str, Any], section: dict[str, Any]) -> int:
+    """Half of the blocks that a section of a recipe runs at a time, at least one."""
+    blocks: int = section.get("batch_size") or ON_CPU // values["data"]["block_size"]
+    return max(1, blocks // 2)
+
+
 def _power_of_2(number: float) -> int:
     """The largest power of 2 that is not above a number."""
     return 1 << max(0, math.floor(math.log2(max(1.0, number))))
@@ -181,8 +188,8 @@ def _relieve(values: dict[str, Any], problem: Problem) -> None:
     elif problem.stage == "student" and "activation_checkpointing" not in training:
         training["activation_checkpointing"] = True
     elif problem.stage == "search" and values["search"].get("batch_size") != 1:
-        values["search"]["batch_size"] = values["search"].get("batch_size", 16) // 4
+        values["search"]["batch_size"] = _half(values, values["search"])
     elif problem.stage == "healing" and values.get("heal", {}).get("batch_size") != 1:
-        values["heal"] = {"batch_size": values.get("heal", {}).get("batch_size", 16) // 4}
+        values["heal"] = {"batch_size": _half(values, values.get("heal", {}))}
     else:
         values["teacher_options"] = {"dtype": "bfloat16"}  # of the super-network, too, which is the same model

@@ -49,7 +49,7 @@ def notes_of(
     elif not has_read_text:
         notes.append("The text is taken to be long enough for every split; --read-text counts it.")
     if recipe.space.vocab_sizes is not None:
-        notes.append(vocabularies.note(students.student_config))
+        notes.append(vocabularies.note(students.student_config, students.is_known))
     models = {} if recipe.student else {"super-network": memories.loaded_supernet}
     if not recipe.is_one_model:
         models["teacher"] = memories.loaded_teacher

@@ -71,11 +71,12 @@ class Vocabularies:
         most, of_whole = (max(tokens_per_byte(self.inputs, space).values()) for space in (self.space, whole))
         return most / of_whole
 
-    def note(self, student: PreTrainedConfig) -> str:
-        """The assumption about the vocabulary of the student that is planned."""
+    def note(self, student: PreTrainedConfig, is_known: bool) -> str:
+        """The assumption about the vocabulary of the student that is planned, which is known or the costliest."""
+        which = "the one planned" if is_known else "the one planned, as the costliest of the bin,"
         note = (
-            "Trainings read tokens of the student's own: the one planned, as the costliest of the bin, has "
-            f"{student.vocab_size:,} of {self.origin.vocab_size:,}."
+            f"Trainings read tokens of the student's own: {which} has {student.vocab_size:,} of "
+            f"{self.origin.vocab_size:,}."
         )
         if self.read_text:
             return note

@@ -95,7 +95,8 @@ class Recipe:
             return cls.from_dict(values)
         if values.get("bin") is None:
             return cls.from_dict({**values, "student": student})
-        return cls.from_dict(values).with_student(student)
+        store = values.get("teacher_store")  # of the student's tokens, which a search that may choose others refuses
+        return cls.from_dict({**values, "teacher_store": None}).with_student(student, store)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -118,10 +119,16 @@ class Recipe:
             recipe._check_training("baseline", recipe.baseline)
         return recipe
 
-    def with_student(self, student: str) -> "Recipe":
-        """The recipe of a student that is given: the same teacher, text and training, without a search."""
+    def with_student(self, student: str, store: str | None = None) -> "Recipe":
+        """The recipe of a student that is given: the same teacher, text and training, without a search.
+
+        Args:
+            student (`str`): the student.
+            store (`str`, *optional*): the store of targets for its tokens; that of this recipe by default.
+        """
         values = {name: value for name, value in self.to_dict().items() if name not in OF_SEARCH}
         values |= {"student": student, "teacher_options": dataclasses.asdict(self.teacher_loading)}
+        values["teacher_store"] = store or self.teacher_store
         return Recipe.from_dict(values)
 
     def _check_origin(self, values: dict[str, Any]) -> None:

@@ -65,8 +65,10 @@ def _headline(runs: Sequence[Run]) -> Section:
             rows = [(*row[:5], row[-1]) for row in rows]
         section.blocks.append(_without_run(Table(columns, rows, words=2), runs))
         section.blocks.append(Prose(_text(runs)))
-        about = [(run.results.vocabulary, _title(run, runs)) for run in runs]
-        section.blocks.extend(Prose(_of_vocabulary(facts), title) for facts, title in about if facts is not None)
+        for run in runs:
+            if (facts := run.results.vocabulary) is not None:
+                text = _of_vocabulary(facts, run.results.baseline is not None)
+                section.blocks.append(Prose(text, _title(run, runs)))
     matches = [row for run in runs for row in _matches(run)]
     if matches:
         columns = ["run", "model", "perplexity to match", "training tokens", "FLOPs", "FLOPs ratio"]
@@ -106,9 +108,10 @@ def _models(run: Run) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, training in run.trainings.items():
         first = training.curve[0]
-        after = training.final_perplexity if name == "student" else training.curve[-1].perplexity
+        is_student, last = name == "student", training.curve[-1]
+        after = training.final_perplexity if is_student else last.perplexity
         before = first.perplexity if first.step == 0 else None
-        bits = (training.first_bits_per_byte, training.final_bits_per_byte)
+        bits = (training.first_bits_per_byte, training.final_bits_per_byte if is_student else last.bits_per_byte)
         cells = map(_number, (training.parameters, before, after, *bits, training.tokens))
         rows.append((run.name, names[name], *cells))
     teacher = run.results.teacher
@@ -119,10 +122,11 @@ def _models(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
-def _of_vocabulary(facts: VocabularyFacts) -> str:
+def _of_vocabulary(facts: VocabularyFacts, has_baseline: bool) -> str:
     """The vocabularies of student and teacher, and what compares between them."""
+    which = "The student and the random initialization have" if has_baseline else "The student has"
     return (
-        f"The student and the random initialization have {facts.size:,} of the {facts.teacher_size:,} entries of the "
+        f"{which} {facts.size:,} of the {facts.teacher_size:,} entries of the "
         f"teacher's vocabulary: {facts.tokens_per_byte:.4g} tokens for each byte of text, where the teacher has "
         f"{facts.teacher_tokens_per_byte:.4g}. Between different vocabularies, only bits per byte compare."
     )

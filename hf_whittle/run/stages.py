@@ -184,11 +184,8 @@ def kept_tokens(ledger: Ledger) -> Kept | None:
 def vocabulary(trainers: Trainers, ledger: Ledger) -> VocabularyFacts:
     """The vocabularies of student and teacher, measured on the test text."""
 
-    def work() -> VocabularyFacts:
-        trainers.text.read()
-        return in_first(lambda: _vocabulary(trainers))
-
-    return ledger.once("vocabulary", VocabularyFacts, work)
+    trainers.text.read()
+    return ledger.once("vocabulary", VocabularyFacts, lambda: in_first(lambda: _vocabulary(trainers)))
 
 
 def _vocabulary(trainers: Trainers) -> VocabularyFacts:

@@ -411,6 +411,14 @@ def test_a_student_given_beside_the_file_replaces_its_search_and_the_teacher_is_
     assert recipe.teacher_loading.dtype == "bfloat16" and recipe.supernet_options.is_default
 
 
+def test_a_given_student_may_have_a_store_that_its_search_could_not_have(tmp_path):
+    search = {"space": {"vocab_sizes": [300]}, "search": {"fitness": "bits-per-byte"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(MINIMAL | search))
+    with pytest.raises(RecipeError, match="^teacher_store: a store has targets for the tokens of one vocabulary"):
+        Recipe.load(tmp_path / "recipe.yaml", teacher_store="targets")
+    assert Recipe.load(tmp_path / "recipe.yaml", student="a/b", teacher_store="targets").teacher_store == "targets"
+
+
 def test_a_missing_key_of_a_section_is_named():
     with pytest.raises(RecipeError, match=r"^bin: missing high; it needs low, high"):
         Recipe.from_dict(MINIMAL | {"bin": {"low": 1}})
