@@ -1,6 +1,7 @@
 """Plans of several processes: what each takes, and the time of all."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_advice_for_processes_is_in_the_keys_of_the_recipe(make):
     memory = Memory(weights=100, optimizer=200, gradients=100, activations=3200, peak=3600)
     stage = StagePlan("student", tokens=1, flops=1, is_bound=False, memory=memory, processes=2)
     own = own_arguments(recipe, recipe.output_dir, 2)
-    problem = problem_of(stage, 2000, recipe, None, own)
+    problem = problem_of(stage, SimpleNamespace(recipe=recipe, available=2000), None, own)
     assert "training.per_device_train_batch_size: 16 with gradient_accumulation_steps: 4" in problem.changes
     assert any(change.startswith("training.fsdp: true") for change in problem.changes)
 

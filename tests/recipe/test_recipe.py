@@ -414,7 +414,7 @@ def test_a_student_given_beside_the_file_replaces_its_search_and_the_teacher_is_
 def test_a_given_student_may_have_a_store_that_its_search_could_not_have(tmp_path):
     search = {"space": {"vocab_sizes": [300]}, "search": {"fitness": "bits-per-byte"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(MINIMAL | search))
-    with pytest.raises(RecipeError, match="^teacher_store: a store has targets for the tokens of one vocabulary"):
+    with pytest.raises(RecipeError, match=r"^teacher_store: a store has targets for the tokens of one vocabulary"):
         Recipe.load(tmp_path / "recipe.yaml", teacher_store="targets")
     assert Recipe.load(tmp_path / "recipe.yaml", student="a/b", teacher_store="targets").teacher_store == "targets"
 
