@@ -1,0 +1,76 @@
+"""A pretrained model, such as SmolLM2-135M: shares of its parameters, and vocabularies in each."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from hf_whittle import SubnetConfig
+from hf_whittle.cost import num_parameters
+from hf_whittle.data import load_documents
+from hf_whittle.data.text_files import find_files
+from hf_whittle.vocabulary import rank_tokens
+
+from ..recovery.rivals.cut import DEPTH
+from ..recovery.rows import load
+from ..recovery.students import Chooser, angular_distances, score
+from ..recovery.texts import CALIBRATION, MODEL, Case, real_case
+from .rows import Bench, Budget
+
+BUDGET = Budget(32_000, 100_000, block_size=512, batch_size=4, window=4096, learning_rate=3e-4)
+ALONE = (24_576, 12_288, 6_144, 3_072)
+"""Vocabularies of students that keep all else."""
+SIZES = (49_152, 12_288)
+SHARES = (0.65,)
+PIECE = 4_000
+"""Characters of a piece of text at most."""
+RANKED = 200
+"""Documents, evenly over the text, whose tokens are counted."""
+
+
+def measure() -> dict[str, Any] | None:
+    case = real_case()
+    if case is None:
+        return None
+    bench, chooser = _bench(case), _chooser(case)
+    full = SubnetConfig.full(bench.teacher.config)
+    rows = {"whole": bench.row(case.name, "whole", full, ("cut",))}
+    for share in SHARES:
+        for size in SIZES:
+            subnet = _cut(bench, chooser, share, size)
+            facts = {"layers": len(subnet.layers)}
+            name = f"{share:.0%}, {size:,} tokens"
+            rows[name] = facts | bench.row(case.name, name, subnet, ("healed", "distilled"))
+    for size in ALONE:
+        name = f"all layers, {size:,} tokens"
+        rows[name] = bench.row(case.name, name, bench.with_vocabulary(full, size), ("cut",))
+    return {"model": case.name, "texts": case.facts, "rows": rows}
+
+
+def _bench(case: Case) -> Bench:
+    tokenizer = AutoTokenizer.from_pretrained(os.environ[MODEL])
+    documents = load_documents(files=find_files(os.environ[CALIBRATION].split(os.pathsep)))["text"]
+    ranked = [documents[i * len(documents) // RANKED] for i in range(min(RANKED, len(documents)))]
+    pieces = [text[start : start + PIECE] for text in documents for start in range(0, len(text), PIECE)]
+    test = [tokenizer.decode(window) for window in case.windows]
+    return Bench(load(case.model), tokenizer, rank_tokens(tokenizer, ranked), pieces, test, BUDGET)
+
+
+def _chooser(case: Case) -> Chooser:
+    teacher = load(case.model)
+    scores = score(teacher, case.calibration, "importance", case.folder)
+    with torch.no_grad():
+        distances = angular_distances(teacher, case.calibration)
+    return Chooser(teacher.config, scores, distances)
+
+
+def _cut(bench: Bench, chooser: Chooser, share: float, size: int) -> SubnetConfig:
+    """The student of this size of the vocabulary with a share of all parameters, as nearly as whole layers allow."""
+    config = bench.teacher.config
+    whole, full = num_parameters(config), SubnetConfig.full(config)
+    of_vocabulary = num_parameters(config, bench.with_vocabulary(full, size))
+    cut = (of_vocabulary - share * whole) / whole
+    of_layer = (whole - num_parameters(config, full.with_layers(range(len(full.layers) - 1)))) / whole
+    subnet = full if cut < of_layer / 2 else chooser(DEPTH, cut)
+    return bench.with_vocabulary(subnet, size)
