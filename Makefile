@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= demo
 SIZE ?= cpu
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Modules are compiled as they are imported: most never are.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 # Two processes of one thread each: the models of the tests are so small that more threads would slow each other down.
 # Each takes half of the tests and, when done, half of what the other has left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -26,7 +27,7 @@ test-fast: .venv/installed
 test-slow: .venv/installed
 	$(PYTEST) -m slow
 
-# Numerical tests with the kernels of other CPUs, on one thread and on two.
+# Numerical tests with the kernels of other CPUs.
 test-kernels: .venv/installed
 	.ci/kernels $(BIN)/python
 

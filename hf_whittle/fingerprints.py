@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets.fingerprint import Hasher
 
-from .compat import find_file, tied_weights, uncompiled
+from .compat.torch import uncompiled
+from .compat.transformers import find_file, tied_weights
 from .files.paths import expanded
 from .models.placement import check_can_be_gathered, whole_tensor
 from .models.weights import full_config

@@ -21,7 +21,7 @@ from .architectures.dimensions import (
     Dimension,
 )
 from .architectures.registry import get_architecture
-from .compat import layer_configs
+from .compat.transformers import layer_configs
 from .errors import SubnetError
 from .files.sources import fetch_folder
 from .files.text import read_json, write_text
@@ -227,7 +227,7 @@ class SubnetConfig:
         """The same subnet with other entries of some dimensions."""
         return replace(self, **{dimension.name: entries for dimension, entries in kept.items()})
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A short name: the first 12 hexadecimal digits of the SHA-256 of its JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
@@ -308,7 +308,9 @@ class SubnetConfig:
 
     def to_json(self) -> str:
         """Return one line of JSON, the same bytes for equal subnets."""
-        return json.dumps(self.to_dict(), separators=(",", ":"))
+        texts: dict[int, str] = {}  # layers may share their entries, of which there are thousands
+        named = [f'"{name}":{_json(kept, texts)}' for name, kept in self.to_dict().items()]
+        return f"{{{','.join(named)}}}"
 
     @classmethod
     def from_json(cls, text: str) -> "SubnetConfig":
@@ -330,6 +332,20 @@ class SubnetConfig:
             CheckpointError: if it has no `subnet.json`, or cannot be found.
         """
         return cls.from_dict(read_json(fetch_folder(source, [SUBNET_FILE], **hub) / SUBNET_FILE))
+
+
+def _json(kept: Any, texts: dict[int, str]) -> str:
+    """JSON of a number, of indices, or of a list of these.
+
+    Args:
+        kept (`int`, `tuple` or `list`): what is written.
+        texts (`dict[int, str]`): JSON by the identity of what was written, to which this one's is added.
+    """
+    if isinstance(kept, list):
+        return f"[{','.join([_json(each, texts) for each in kept])}]"
+    if id(kept) not in texts:
+        texts[id(kept)] = json.dumps(kept, separators=(",", ":"))
+    return texts[id(kept)]
 
 
 def _shape(config: "PreTrainedConfig | Shape") -> Shape:

@@ -81,7 +81,10 @@ def _randomize(model, seed):
     return model.eval()
 
 
-REPEATING = re.compile(r"mistral|qwen2|qwen3|cohere|llama (multi-head|biases|eager|scaled)|gemma3 untied|opt untied")
+REPEATING = re.compile(
+    "mistral|qwen2|qwen3|cohere|llama (tied|biases|scaled)|(gemma3|opt) untied"
+    "|^(no attention bias|all channels rotated|eager)"
+)
 """Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
 
 

@@ -11,10 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 TRAINED = {
     "parallel": {},
     "sequential": {"use_parallel_residual": False},
-    **{
-        name: OTHERS[name]
-        for name in ("llama", "llama tied", "mistral", "qwen2", "qwen3", "gemma3", "gemma3 untied", "cohere untied")
-    },
+    **{name: OTHERS[name] for name in ("llama", "llama tied", "qwen3", "gemma3", "gemma3 untied", "cohere untied")},
 }
 """Settings of each, beside `small_models.TINY`."""
 

@@ -56,23 +56,18 @@ VARIANTS = {
 
 OTHERS = {
     "llama": {"model_type": "llama"},
-    "llama multi-head": {"model_type": "llama", "num_key_value_heads": 4},
     "llama tied": {"model_type": "llama", "tie_word_embeddings": True},
     "llama biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama scaled rotation": {"model_type": "llama", "rope_parameters": LLAMA3},
-    "llama eager": {"model_type": "llama", "attn_implementation": "eager"},
     "mistral": {"model_type": "mistral"},
     "qwen2": {"model_type": "qwen2"},
-    "qwen2 tied": {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False},
     "qwen3": {"model_type": "qwen3"},
-    "qwen3 biases": {"model_type": "qwen3", "attention_bias": True, "attn_implementation": "eager"},
     "gpt2": {"model_type": "gpt2"},
     "opt": {"model_type": "opt"},
     "opt untied": {"model_type": "opt", "tie_word_embeddings": False, "enable_bias": False},
     "cohere": {"model_type": "cohere"},
     "cohere head norms": {"model_type": "cohere", "use_qk_norm": True, "attention_bias": True},
     "cohere untied": {"model_type": "cohere", "tie_word_embeddings": False, "attn_implementation": "eager"},
-    "cohere scaled rotation": {"model_type": "cohere", "rope_parameters": STRETCHED},
     "gemma3": {"model_type": "gemma3_text"},
     "gemma3 untied": {"model_type": "gemma3_text", "tie_word_embeddings": False, "attn_implementation": "eager"},
 }

@@ -54,10 +54,10 @@ MAY_IMPORT = {
     "run": "architectures compat cost data distillation errors evaluation extraction files fingerprints fitness "
     "healing hub importance models processes recipe record search space subnet training vocabulary",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
-    "space subnet",
+    "space subnet vocabulary",
     "report": "architectures errors files healing hub record search subnet",
     "cli": "architectures compat cost data distillation errors evaluation extraction files healing hub plan processes "
-    "recipe record report run search subnet",
+    "recipe record report run search subnet vocabulary",
     "demo": "",
     "__main__": "cli",
 }

@@ -1,5 +1,6 @@
 """SubnetConfig: canonical form, JSON, composition, and the message of every error."""
 
+import json
 import pickle
 import re
 
@@ -77,6 +78,7 @@ def test_json_round_trips_byte_for_byte(subnet):
     again = SubnetConfig.from_json(text)
     assert again == subnet
     assert again.to_json().encode() == text.encode()
+    assert text == json.dumps(subnet.to_dict(), separators=(",", ":"))
     assert "\n" not in text
 
 

@@ -13,7 +13,7 @@ from .cache import environment
 from .lab import Lab
 from .sizes import SIZES, Size
 
-NAMES = ("headline", "healing", "ranking", "whole_searches", "spaces")
+NAMES = ("headline", "healing", "ranking", "whole_searches", "spaces", "scalability")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

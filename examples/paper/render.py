@@ -23,6 +23,7 @@ from .sections import (
     healing_section,
     perplexity_of,
     ranking_section,
+    scalability_section,
     searches_section,
     short,
     spaces_section,
@@ -169,7 +170,8 @@ def _ratio(of_seeds: list[dict[str, Curve]], tokens: int, modules: Modules, **ho
     middle, low, high = interval(mean_over_seeds(ratios))
     if middle == 0:
         return f"not reached, n = {len(ratios)}"
-    return f"{middle:.2g} ({low:.2g} to {high:.2g}), n = {len(ratios)}"
+    spread = f" ({low:.2g} to {high:.2g})" if f"{low:.2g}" != f"{high:.2g}" else ""
+    return f"{middle:.2g}{spread}, n = {len(ratios)}"
 
 
 def _verdict(of_seeds: list[dict[str, Curve]], modules: Modules) -> str:
@@ -246,6 +248,7 @@ TITLES = {
     "ranking": "fitnesses that rank",
     "whole_searches": "whole searches at equal cost",
     "spaces": "search spaces",
+    "scalability": "search of super-networks of 6.9B and 12B",
 }
 """Experiments as the page names them."""
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -254,6 +257,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ranking": ranking_section,
     "whole_searches": searches_section,
     "spaces": spaces_section,
+    "scalability": scalability_section,
 }
 
 

@@ -1,4 +1,4 @@
-"""Sections of the page about healing, fitnesses, whole searches and spaces, and what all sections share."""
+"""Sections of the page beside that of the headline, and what all sections share."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -157,6 +157,79 @@ def spaces_section(results: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+# Experiment 8
+
+
+def scalability_section(results: dict[str, Any]) -> str:
+    bins = list(dict.fromkeys(row["bin"] for row in results["speed"]))
+    spaces = list(dict.fromkeys((row["granularity"], row["layer_wise"]) for row in results["speed"]))
+    speed = {
+        (row["supernet"], row["bin"], row["granularity"], row["layer_wise"]): row["per_second"]
+        for row in results["speed"]
+    }
+    speeds = [
+        [f"{supernet}, {granularity}, {'layer-wise' if layer_wise else 'uniform'}"]
+        + [f"{speed[supernet, bin, granularity, layer_wise]:.3g}" for bin in bins]
+        for supernet in dict.fromkeys(row["supernet"] for row in results["speed"])
+        for granularity, layer_wise in spaces
+    ]
+    parts = [
+        "## Search of super-networks of 6.9B and 12B",
+        "",
+        "Candidates that an evolution proposes, checks, counts and records in a second of one core, in the paper's "
+        "bins, 5% around Pythia-410M, 1B and 2.8B. The model is not run.",
+        "",
+        table(["super-network, space", *bins], speeds),
+        "",
+        *_convergence(results["convergence"]),
+        *_plans(results["plans"]),
+    ]
+    return "\n".join(parts)
+
+
+def _convergence(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    numbers = sorted({int(number) for row in rows for number in row["best_after"]})
+    cells = []
+    for search in dict.fromkeys(row["search"] for row in rows):
+        own = [row["best_after"] for row in rows if row["search"] == search]
+        values = [[each[str(number)] for each in own if str(number) in each] for number in numbers]
+        cells.append([search, *map(_range, values)])
+    seeds = len({row["seed"] for row in rows})
+    return [
+        f"The lowest value of a made-up fitness, in which layers, heads, neurons and channels have worths of their own "
+        f"and neighboring layers need each other, in the coarse layer-wise space and the bin around Pythia-"
+        f"{rows[0]['bin']} of {rows[0]['supernet']}: mean, lowest and highest of {count(seeds, 'seed')}, each with "
+        "worths of its own. It tells how searches cope with so many dimensions, not how they do on a model.",
+        "",
+        table(["search", *(f"{number:,} evaluations" for number in numbers)], cells),
+        "",
+    ]
+
+
+def _range(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return "none in the bin yet"
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
+
+
+def _plans(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    cells = [
+        [row["search"], row["bin"], f"{row['evaluations']:,}", f"{(row['likely_flops'] or row['flops']) / 1e15:,.0f}"]
+        for row in rows
+    ]
+    return [
+        f"Whole searches of {rows[0]['supernet']} by `hf-whittle plan`, each candidate on 4,096 tokens, moments on "
+        "131,072. The FLOPs of healed perplexity count moments and the healing of each candidate.",
+        "",
+        table(["search", "bin", "evaluations at most", "PFLOPs"], cells),
+        "",
+    ]
 
 
 def perplexity_of(modules: Modules, point: Any) -> str:

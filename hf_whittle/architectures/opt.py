@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..compat import lacks_last_norm
+from ..compat.transformers import lacks_last_norm
 from ..errors import ArchitectureError
 from . import attention_per_head as per_head
 from .dimensions import CHANNELS, HEAD_CHANNELS, HEADS, NEURONS, POSITIONS, VOCABULARY

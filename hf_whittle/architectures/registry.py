@@ -4,7 +4,7 @@ import importlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..compat import first_layer
+from ..compat.transformers import first_layer
 from ..errors import ArchitectureError
 from .dimensions import HEAD_CHANNELS
 from .table import Architecture

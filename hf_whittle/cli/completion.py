@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ..compat import arguments_of
+from ..compat.others import arguments_of
 from .keys import TAKE_KEYS
 
 SHELLS = ("bash", "zsh")

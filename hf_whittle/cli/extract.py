@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> Outcome:
         format=options.format,
         dtype=options.dtype,
         heal=options.heal,
-        calibration_dataset=_blocks(options) if options.heal else None,
+        calibration_dataset=_blocks(options, subnet) if options.heal else None,
         max_shard_size=options.max_shard_size,
         revision=options.revision,
     )
@@ -123,8 +123,11 @@ def _check_options(options: argparse.Namespace) -> None:
             setattr(options, name, default)
 
 
-def _blocks(options: argparse.Namespace) -> "torch.Tensor":
-    """Pack blocks of the text; documents are drawn at random, and no more of them are tokenized than needed."""
+def _blocks(options: argparse.Namespace, subnet: "SubnetConfig") -> "torch.Tensor":
+    """Pack blocks of the text in tokens that the subnet keeps.
+
+    Documents are drawn at random, and no more of them are tokenized than needed.
+    """
     from itertools import islice
 
     import numpy as np
@@ -136,14 +139,19 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
     from ..extraction.checkpoint import Checkpoint
     from ..files.paths import expanded
     from ..files.sources import load_tokenizer
+    from ..subnet import count, indices
+    from ..vocabulary import prune_tokenizer
 
-    longest = Checkpoint(options.checkpoint, revision=options.revision).config.max_position_embeddings
+    config = Checkpoint(options.checkpoint, revision=options.revision).config
+    longest, vocab_size = config.max_position_embeddings, config.vocab_size
     size = min(1024, longest) if options.block_size is None else options.block_size
     if size > longest:
         raise DataError(
             f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}; use smaller blocks"
         )
-    tokenizer = load_tokenizer(expanded(options.checkpoint), revision=options.revision)
+    tokenizer, kept = load_tokenizer(expanded(options.checkpoint), revision=options.revision), subnet.vocab_size
+    if kept is not None and count(kept) < vocab_size:
+        tokenizer = prune_tokenizer(tokenizer, kept)
     documents = load_documents(
         options.dataset, options.files, options.dataset_config, options.split, text_column=options.text_column
     )
@@ -155,7 +163,8 @@ def _blocks(options: argparse.Namespace) -> "torch.Tensor":
             f"healing needs 2 blocks of {size} tokens or more, the text gives {len(rows)}; give more text or a smaller "
             "--block-size"
         )
-    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    return ids if kept is None else torch.tensor(indices(kept))[ids]  # ids of the checkpoint
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

@@ -178,11 +178,16 @@ def _making(folder: Path) -> Facts:
         )
     if results.teacher is not None and results.teacher.name:
         facts["teacher"] = results.teacher.name
+    if results.vocabulary is not None:
+        facts["vocabulary of student and teacher"] = f"{results.vocabulary.size:,}, {results.vocabulary.teacher_size:,}"
+        facts["tokens per byte"] = results.vocabulary.tokens_per_byte
     for name, training in (("trained", results.student), ("baseline trained", results.baseline)):
         if training is not None and training.tokens:
             facts[f"{name} on tokens"] = training.tokens
         if training is not None and training.final_perplexity is not None:
             facts[f"{name} to perplexity"] = training.final_perplexity
+        if training is not None and training.final_bits_per_byte is not None:
+            facts[f"{name} to bits per byte"] = training.final_bits_per_byte
     match = results.to_match
     if match is not None and match.flops_ratio is not None:
         facts["FLOPs ratio to match the baseline"] = match.flops_ratio

@@ -59,9 +59,28 @@ def summary(results: dict[str, Any]) -> str:
         _COLUMNS,
         ("teacher", _count(teacher["parameters"]), "", _perplexity(teacher), "", "", ""),
     ]
-    rows += [_row(name, results[name], match) for name in ("baseline", "student") if name in results]
+    trained = [name for name in ("baseline", "student") if name in results]
+    rows += [_row(name, results[name], match) for name in trained]
+    if "vocabulary" in results:
+        bits = [("bits per byte at the start", "at the end"), ("", _bits(teacher))]
+        bits += [(_bits(results[name]["curve"][0]), _bits(results[name]["curve"][-1])) for name in trained]
+        rows = [(*row[:4], *own, *row[4:]) for row, own in zip(rows, bits, strict=True)]
     header, *lines = aligned(rows)
-    return "\n".join([header, "-" * len(header), *lines, *_ratios(results)])
+    return "\n".join([header, "-" * len(header), *lines, *_vocabulary(results), *_ratios(results)])
+
+
+def _vocabulary(results: dict[str, Any]) -> list[str]:
+    """The vocabularies of student and teacher, if they may differ."""
+    found = results.get("vocabulary")
+    if found is None:
+        return []
+    which = "The student and the random initialization have" if "baseline" in results else "The student has"
+    return [
+        "",
+        f"{which} {_count(found['size'])} of the teacher's {_count(found['teacher_size'])} vocabulary entries: "
+        f"{found['tokens_per_byte']:.4g} tokens per byte, the teacher {found['teacher_tokens_per_byte']:.4g}. "
+        "Between different vocabularies, only bits per byte compare.",
+    ]
 
 
 def _row(name: str, training: dict[str, Any], match: dict[str, Any]) -> tuple[str, ...]:
@@ -99,3 +118,7 @@ def _count(number: int) -> str:
 
 def _perplexity(row: dict[str, Any]) -> str:
     return f"{row['perplexity']:.3f}"
+
+
+def _bits(row: dict[str, Any]) -> str:
+    return f"{row['bits_per_byte']:.4f}" if "bits_per_byte" in row else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
 from ..architectures.registry import get_architecture
 from ..architectures.table import Axis, Weight
-from ..compat import layer_configs
+from ..compat.transformers import layer_configs
 from ..errors import BinError
 from ..subnet import DIMENSIONS, Shape, SubnetConfig
 

@@ -11,7 +11,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 
-from ..compat import dataset_fingerprint
+from ..compat.others import dataset_fingerprint
 from ..errors import DataError
 from ..files.disk import disk_errors
 from ..files.paths import expanded

@@ -7,7 +7,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
-from ..compat import dataset_fingerprint, with_features
+from ..compat.others import dataset_fingerprint, with_features
 from ..errors import DataError
 from ..files.disk import disk_errors
 from .encoding import Encoder, TextEncoder, TokenEncoder

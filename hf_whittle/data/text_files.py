@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, config, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..compat import set_dataset_fingerprint
+from ..compat.others import set_dataset_fingerprint
 from ..errors import DataError
 from ..files.paths import expanded
 

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..compat import set_commit_hash, shard_with_fsdp2
+from ..compat.sharding import shard_with_fsdp2
+from ..compat.transformers import set_commit_hash
 from ..evaluation import evaluating
 from ..files.paths import expanded
 from ..files.sources import commit_of

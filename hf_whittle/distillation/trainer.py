@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..compat import LORA_PREFIX
+from ..compat.others import LORA_PREFIX
 from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import NonFiniteLossError, VocabularyError

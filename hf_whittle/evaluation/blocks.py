@@ -1,6 +1,7 @@
 """Evaluation of models on fixed blocks of tokens: checks of the blocks, and cross-entropy on them."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ..models.evaluating import evaluating
 from ..models.heads import Head, default_chunk_size, head_of, in_place_of, known_output_layer
 from ..models.placement import input_device, is_sharded
 from ..progress import progress_bar
+from .batches import divided, tokens_for
+from .windows import Windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +30,7 @@ def perplexity(loss: float) -> float:
 def cross_entropy(
     model: "PreTrainedModel",
     input_ids: torch.Tensor,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     *,
     is_spread: bool = False,
     progress: str | None = None,
@@ -37,7 +40,7 @@ def cross_entropy(
     Args:
         model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
         input_ids (`torch.Tensor`): token ids, `(blocks, block_size)`.
-        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        batch_size (`int`, *optional*): blocks evaluated at a time; see `sums_of_blocks`.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same model and
             divide the batches among them, as they do in any case if it is sharded.
         progress (`str`, *optional*): name of a progress bar; there is none without it.
@@ -57,7 +60,7 @@ def cross_entropy(
 def sums_of_blocks(
     model: "PreTrainedModel",
     input_ids: Any,
-    batch_size: int,
+    batch_size: int | None,
     value: Callable[[int, int, torch.Tensor], torch.Tensor],
     *,
     is_spread: bool = False,
@@ -67,33 +70,44 @@ def sums_of_blocks(
 
     Args:
         model (`PreTrainedModel`): a causal language model, run in evaluation mode and left as it was.
-        input_ids (`torch.Tensor`): token ids `(blocks, block_size)`, or a sequence whose slices are such tensors.
-        batch_size (`int`): blocks in a batch.
+        input_ids (`torch.Tensor`): token ids `(blocks, block_size)`, or `Windows`, whose slices are such tensors.
+        batch_size (`int`, *optional*): blocks in a batch; by default as many as make 4,096 tokens on a CPU and 16,384
+            on another device, and fewer for a model that computes all logits of a batch at once. A batch for which
+            memory is too small is halved, unless the model is sharded.
         value (`Callable`): a function of a block's number, the position of a token in it and the logits of this and the
             next tokens, `(tokens, vocabulary)`, in single precision. It gives the sum over these tokens.
         is_spread (`bool`, *optional*, defaults to `False`): whether processes take the batches in turn, as they do in
             any case if the model is sharded; all get the sums of all.
         progress (`str`, *optional*): label of a progress bar.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    starts = range(0, len(input_ids), batch_size)
+    batches = _batches(model, input_ids, batch_size)
     is_spread = (
         torch.distributed.is_available() and torch.distributed.is_initialized() and (is_spread or is_sharded(model))
     )
     processes, own = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if is_spread else (1, 0)
-    sums = []
+    sums, most = [], max(map(len, batches))
     with evaluating(model):
-        rounds = range(0, len(starts), processes)
+        rounds = range(0, len(batches), processes)
         for turn in progress_bar(rounds, progress or "", unit="batch", disable=progress is None or own > 0):
-            start = starts[min(turn + own, len(starts) - 1)]  # the last may be run again, since all processes must run
-            of_batch = _sums_of_batch(model, input_ids[start : start + batch_size], start, value)
-            sums.append(F.pad(of_batch, (0, batch_size - len(of_batch))))
+            batch = batches[min(turn + own, len(batches) - 1)]  # the last may run again, since all processes must run
+            of_batch = _sums_of_batch(model, input_ids[batch.start : batch.stop], batch.start, value)
+            sums.append(F.pad(of_batch, (0, most - len(of_batch))))
     if is_spread:
         from accelerate.utils import gather
 
         sums = list(gather(torch.stack(sums)).unflatten(0, (processes, -1)).transpose(0, 1).flatten(0, 1).unbind())
-    return torch.cat(sums)[: len(input_ids)].cpu().double()
+    return torch.cat([each[: len(batch)] for each, batch in zip(sums, batches, strict=False)]).cpu().double()
+
+
+def _batches(model: "PreTrainedModel", input_ids: Any, batch_size: int | None) -> list[range]:
+    """Numbers of the blocks of each batch."""
+    blocks = len(input_ids)
+    if batch_size is None:
+        lengths = input_ids.lengths if isinstance(input_ids, Windows) else [input_ids.shape[1]] * blocks
+        return divided(lengths, tokens_for(model))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    return [range(start, min(start + batch_size, blocks)) for start in range(0, blocks, batch_size)]
 
 
 def _sums_of_batch(
@@ -102,15 +116,25 @@ def _sums_of_batch(
     start: int,
     value: Callable[[int, int, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Sums of the blocks of a batch, `start` the number of its first."""
+    """Sums of the blocks of a batch, `start` the number of its first; in halves if the whole does not fit."""
     sums: dict[int, Any] = dict.fromkeys(range(len(batch)), 0)
 
     def add(block: int, first: int, logits: torch.Tensor) -> None:
         part = value(start + block, first, logits)
         sums[block] += part if part.device.type == "mps" else part.double()  # mps has no double precision
 
-    read_logits(model, batch, add)
-    return torch.stack(list(sums.values()))
+    try:
+        read_logits(model, batch, add)
+        return torch.stack(list(sums.values()))
+    except torch.OutOfMemoryError:
+        if len(batch) == 1 or is_sharded(model):  # whose other processes run the whole batch
+            raise
+    half = len(batch) // 2  # outside of the error, which keeps tensors
+    warnings.warn(
+        f"{len(batch)} blocks do not fit into memory and are evaluated in halves; give batch_size: {half}", stacklevel=2
+    )
+    parts = ((batch[:half], start), (batch[half:], start + half))
+    return torch.cat([_sums_of_batch(model, part, first, value) for part, first in parts])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..compat import divide_requests
+from ..compat.others import divide_requests
 from ..errors import DataError
 from .blocks import evaluating
 

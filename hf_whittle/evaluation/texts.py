@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 LONGEST = 2048
 """Most tokens of a window by default."""
-LOGITS = 2**28
-"""Most logits that a batch has by default: a gigabyte in single precision."""
-_MOST_WINDOWS = 64
 _TEXTS = 256  # tokenized at a time
 
 
@@ -156,7 +153,7 @@ def measure_texts(
             each and cuts them likewise, as for training.
         block_size (`int`, *optional*): most tokens of a window; the positions of the model, `LONGEST` at most, by
             default.
-        batch_size (`int`, *optional*): windows in a batch; as many as make `LOGITS` logits by default.
+        batch_size (`int`, *optional*): windows in a batch; see `sums_of_blocks`.
         add_special_tokens (`bool`, *optional*): whether the tokenizer adds its special tokens to documents; as it is
             set up to by default, which lm-evaluation-harness does.
         is_spread (`bool`, *optional*, defaults to `False`): whether all processes call this with the same arguments,
@@ -220,24 +217,14 @@ def window_losses(
             f"the text has token ids from {first} to {last}, the model's vocabulary has {vocabulary} entries; give the "
             "model's own tokenizer"
         )
-    size = batch_size or default_batch_size(vocabulary, windows[:1].shape[1])
 
     def loss(window: int, first: int, logits: torch.Tensor) -> torch.Tensor:
         targets = windows.targets(slice(window, window + 1))[0, first : first + len(logits)].to(logits.device)
         return F.cross_entropy(logits[: len(targets)], targets, ignore_index=IGNORED, reduction="sum")
 
-    found: list[float] = sums_of_blocks(model, windows, size, loss, is_spread=is_spread, progress=progress).tolist()
+    sums = sums_of_blocks(model, windows, batch_size, loss, is_spread=is_spread, progress=progress)
+    found: list[float] = sums.tolist()
     return found
-
-
-def default_batch_size(vocabulary: int, length: int) -> int:
-    """Windows of some length that make `LOGITS` logits, 64 at most.
-
-    Args:
-        vocabulary (`int`): entries of the vocabulary.
-        length (`int`): tokens of a window.
-    """
-    return max(1, min(_MOST_WINDOWS, LOGITS // (vocabulary * length)))
 
 
 def by_document(windows: Windows, nats: list[float], documents: int) -> tuple[tuple[float, int], ...]:

@@ -54,6 +54,11 @@ class Windows:
         return _padded(rows, IGNORED)
 
     @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each window's inputs."""
+        return [len(window.inputs) for window in self._windows]
+
+    @property
     def documents(self) -> list[int]:
         """Number of each window's document."""
         return [window.document for window in self._windows]

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from ..cost.counts import flops_per_token, num_parameters
 from ..errors import WhittleError
 from ..evaluation import evaluating
+from ..evaluation.batches import blocks_for
 from ..fingerprints import model_fingerprint
 from ..fitness.base import Fitness, TokenFitness
 from ..models.placement import is_sharded
@@ -111,6 +112,11 @@ def _retained(kept: Kept, scores: Any) -> float:
     return float(positive[list(indices(kept))].sum() / (positive.sum() or 1.0))
 
 
+def _at_a_time(proxy: TokenFitness) -> int:
+    """Blocks in a batch, all logits of which are in memory."""
+    return proxy.batch_size or blocks_for(proxy.supernet, proxy.input_ids.shape[1], in_chunks=False)
+
+
 class _GradientProxy(TokenFitness):
     """A proxy computed from the gradient of the loss on all tokens."""
 
@@ -127,7 +133,7 @@ class _GradientProxy(TokenFitness):
             _all_need_gradients(self.supernet),
             torch.enable_grad(),
         ):
-            for batch in input_ids.split(self.batch_size):
+            for batch in input_ids.split(_at_a_time(self)):
                 batch = batch.to(self.supernet.device)
                 loss = self.supernet(input_ids=batch, labels=batch, use_cache=False).loss * len(batch) / len(input_ids)
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -255,7 +261,7 @@ class JacobianCovariance(TokenFitness):
         _check_whole(self.supernet, self.name)
         jacobians = []
         with self.supernet.active_subnet(subnet), evaluating(self.supernet), torch.enable_grad():
-            for batch in self.input_ids[self.rows(share)].split(self.batch_size):
+            for batch in self.input_ids[self.rows(share)].split(_at_a_time(self)):
                 embeddings = self.supernet.get_input_embeddings()(batch.to(self.supernet.device)).detach()
                 embeddings.requires_grad_()
                 output = self.supernet(inputs_embeds=embeddings, use_cache=False).logits.sum()

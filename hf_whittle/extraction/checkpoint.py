@@ -12,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..architectures.registry import check_model_type
-from ..compat import find_file, set_commit_hash
+from ..compat.transformers import find_file, set_commit_hash
 from ..errors import CheckpointError, WeightsError
 from ..files.paths import expanded
 from ..files.sources import commit_of

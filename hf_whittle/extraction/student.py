@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from ..compat import attention_kernel, uncompiled
+from ..compat.torch import uncompiled
+from ..compat.transformers import attention_kernel
 from ..cost.counts import num_parameters
 from ..errors import DataError, SubnetError
 from ..evaluation import as_input_ids

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import commit_of_file, not_partitioned
+from ..compat.sharding import not_partitioned
+from ..compat.transformers import commit_of_file
 from ..errors import CheckpointError, WhittleError
 from .paths import expanded
 

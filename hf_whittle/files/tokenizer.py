@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CHAT_TEMPLATE_DIR
 
-from ..compat import find_file, template_names
+from ..compat.transformers import find_file, template_names
 from .paths import expanded
 from .text import read_json, write_json
 

@@ -37,7 +37,8 @@ class BitsPerByte(Fitness):
         tokenizer_of (`Callable`): gives the tokenizer of the tokens that a subnet keeps (`SubnetConfig.vocab_size`),
             and the super-network's for `None`. It is called once for each part of the vocabulary.
         block_size (`int`, *optional*): most tokens of a window; by default the positions of the model, 2,048 at most.
-        batch_size (`int`, *optional*, defaults to 16): windows evaluated at a time.
+        batch_size (`int`, *optional*): windows evaluated at a time; by default 4,096 tokens on a CPU, 16,384 on another
+            device.
 
     Raises:
         DataError: if there is no text, or the model has fewer positions.
@@ -53,7 +54,7 @@ class BitsPerByte(Fitness):
         tokenizer_of: TokenizerOf,
         *,
         block_size: int | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ):
         check_plain_weights(supernet, may_be_offloaded=True)
         self.supernet, self.batch_size = supernet, batch_size

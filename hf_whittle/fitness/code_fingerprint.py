@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compat import dataset_fingerprint
+from ..compat.others import dataset_fingerprint
 
 _INSTALLED = {"site-packages", "dist-packages"}  # of an environment, of the user or of the system
 _LIBRARIES = tuple({str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")})

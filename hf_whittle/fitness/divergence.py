@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from ..cost.models import forward_flops_per_token
 from ..errors import VocabularyError
 from ..evaluation import evaluating, read_logits, sums_of_blocks
+from ..evaluation.batches import batches_fit, blocks_for
 from ..fingerprints import model_fingerprint
 from ..models.weights import check_no_subnet
 from ..subnet import SubnetConfig
@@ -29,7 +30,8 @@ class KLDivergence(TokenFitness):
     Args:
         supernet (`SuperNetModel`): the super-network.
         blocks (`datasets.Dataset` or `torch.Tensor`): token ids, `(blocks, block_size)`.
-        batch_size (`int`, *optional*, defaults to 16): blocks evaluated at a time.
+        batch_size (`int`, *optional*): blocks evaluated at a time; by default 4,096 tokens on a CPU, 16,384 on another
+            device.
         teacher (`PreTrainedModel`, *optional*): model with the same vocabulary; the full super-network by default.
 
     Raises:
@@ -44,7 +46,7 @@ class KLDivergence(TokenFitness):
         self,
         supernet: "SuperNetModel",
         blocks: "Dataset | torch.Tensor",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         teacher: "PreTrainedModel | None" = None,
     ):
         super().__init__(supernet, blocks, batch_size)
@@ -57,9 +59,10 @@ class KLDivergence(TokenFitness):
             )
         self._teacher = model_fingerprint(teacher)
         self._teacher_flops = forward_flops_per_token(teacher, self.input_ids.shape[1])
-        with evaluating(teacher):
+        at_a_time = batch_size or blocks_for(teacher, self.input_ids.shape[1])
+        with evaluating(teacher), batches_fit(at_a_time):
             self._targets = [
-                of_block for batch in self.input_ids.split(batch_size) for of_block in _in_half(teacher, batch)
+                of_block for batch in self.input_ids.split(at_a_time) for of_block in _in_half(teacher, batch)
             ]
 
     def __call__(self, subnet: SubnetConfig, share: float = 1.0) -> float:

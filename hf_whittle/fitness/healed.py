@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..compat import uncompiled
+from ..compat.torch import uncompiled
 from ..cost.counts import flops_per_token
 from ..errors import WhittleError
 from ..evaluation import as_input_ids, cross_entropy, perplexity
@@ -46,7 +46,8 @@ class HealedPerplexity(TokenFitness):
         supernet (`SuperNetModel`): the super-network.
         blocks (`datasets.Dataset` or `torch.Tensor`): held-out token ids, `(blocks, block_size)`.
         calibration_blocks (`datasets.Dataset` or `torch.Tensor`): token ids of training text, to gather moments on.
-        batch_size (`int`, *optional*, defaults to 16): blocks in a forward pass.
+        batch_size (`int`, *optional*): blocks in a forward pass; by default 4,096 tokens on a CPU, 16,384 on another
+            device, and fewer where the activations of all layers would take more than a gigabyte.
         ridge (`float`, *optional*): strength of the regressions, relative to the mean square of each feature; by
             default three times the features per token.
         memory (`float`, *optional*): gigabytes that moments may take; by default 95% of what is free. With less, more
@@ -69,7 +70,7 @@ class HealedPerplexity(TokenFitness):
         supernet: "SuperNetModel",
         blocks: "Dataset | torch.Tensor",
         calibration_blocks: "Dataset | torch.Tensor",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         *,
         ridge: float | None = None,
         memory: float | None = None,

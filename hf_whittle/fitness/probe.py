@@ -140,7 +140,7 @@ class Probe(Fitness):
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(self.config.seed)
             self._train(student, self._steps(share))
-        return perplexity(cross_entropy(student, self.eval_ids, self.config.batch_size))
+        return perplexity(cross_entropy(student, self.eval_ids))
 
     def student(self, subnet: SubnetConfig) -> "PreTrainedModel":
         """Make the student to train; only parameters that require gradients are trained."""

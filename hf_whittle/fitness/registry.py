@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..models.supernet import SuperNetModel
+    from ..subnet import Kept
     from .base import Fitness
     from .healed import HealedPerplexity
     from .probe import ProbeConfig
@@ -36,6 +37,14 @@ class FitnessInputs(Protocol):
         """Held-out blocks that each candidate is evaluated on."""
 
     @property
+    def documents(self) -> "Sequence[str]":
+        """Held-out documents that a fitness of text evaluates each candidate on."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, and most tokens of a window of documents."""
+
+    @property
     def healing_blocks(self) -> "Dataset":
         """Training blocks that healing fits to."""
 
@@ -44,8 +53,8 @@ class FitnessInputs(Protocol):
         """`ImportanceScores` of the super-network."""
 
     @property
-    def batch_size(self) -> int:
-        """Blocks evaluated at a time."""
+    def batch_size(self) -> int | None:
+        """Blocks evaluated at a time, where something says how many."""
 
     @property
     def memory(self) -> float | None:
@@ -69,6 +78,9 @@ class FitnessInputs(Protocol):
 
     def training_blocks(self, number: int) -> "Dataset":
         """At most `number` training blocks, evenly over all of them; of any beginning, sources have their shares."""
+
+    def tokenizer_of(self, kept: "Kept | None") -> "PreTrainedTokenizerBase":
+        """The tokenizer of a part of the vocabulary, and the super-network's for `None`."""
 
     def fitness(self, name: str) -> "Fitness":
         """Another fitness made from the same inputs; each is made once."""
@@ -97,6 +109,13 @@ def _healed_perplexity(inputs: FitnessInputs) -> "HealedPerplexity":
     return HealedPerplexity(inputs.supernet, blocks, healing_blocks, inputs.batch_size, **how)
 
 
+def _bits_per_byte(inputs: FitnessInputs) -> "Fitness":
+    from .bits_per_byte import BitsPerByte
+
+    how: dict[str, Any] = {"block_size": inputs.block_size, "batch_size": inputs.batch_size}
+    return BitsPerByte(inputs.supernet, inputs.documents, inputs.tokenizer_of, **how)
+
+
 def _probe(inputs: FitnessInputs) -> "Fitness":
     from .healed import HealedPerplexity
     from .probe import Probe
@@ -118,13 +137,11 @@ FITNESSES: dict[str, MakeFitness] = {
     "perplexity": _perplexity,
     "kl": _divergence,
     "healed-perplexity": _healed_perplexity,
+    "bits-per-byte": _bits_per_byte,
     "probe": _probe,
     "staged": _staged,
 }
 """Functions that make each fitness of a recipe, by its name; `experimental.FITNESSES` has more in the same form."""
-
-OF_DOCUMENTS = ("bits-per-byte",)
-"""Fitnesses that read documents, which no recipe makes; a search in Python does."""
 
 LABELS = {
     "perplexity": "perplexity",

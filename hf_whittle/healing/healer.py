@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 import torch
 
 from ..architectures.table import Weight
-from ..compat import attention_kernel, set_attention_kernel
+from ..compat.transformers import attention_kernel, set_attention_kernel
 from ..errors import DataError
 from ..evaluation import cross_entropy, perplexity
+from ..evaluation.batches import batches_fit, tokens_at_a_time
 from ..models.single_layer import Embedding, SingleLayer
 from ..models.slicing import student_model
 from ..models.source import Source
@@ -56,6 +57,8 @@ class Healer:
             )
         self._source, self._config, self._subnet = teacher, teacher.config, subnet
         self._settings = settings
+        on_cpu = teacher.device.type == "cpu"
+        self._batch_size = settings.batch_size or max(1, tokens_at_a_time(on_cpu) // input_ids.shape[1])
         self._groups = projections(self._config)
         self._student_config = student_config(self._config, subnet)
         set_attention_kernel(self._student_config, attention_kernel(self._config))
@@ -79,7 +82,7 @@ class Healer:
         """
         copied = {name: tensor.to(torch.float32, copy=True) for name, tensor in sliced.items()}
         weights = StudentWeights(self._source, self._subnet, copied, self._settings.ridge)
-        with closing(self._of_teacher), closing(self._of_student):
+        with closing(self._of_teacher), closing(self._of_student), batches_fit(self._batch_size):
             self._heal(weights, progress)
         return weights
 
@@ -101,7 +104,7 @@ class Healer:
 
     def _batches(self) -> Iterator[tuple[range, bool]]:
         """Ranges of blocks that are run together, and whether they are held out."""
-        fitted, size = len(self.fitted), self._settings.batch_size
+        fitted, size = len(self.fitted), self._batch_size
         for start, end in ((0, fitted), (fitted, len(self._input_ids))):
             for first in range(start, end, size):
                 yield range(first, min(first + size, end)), start > 0

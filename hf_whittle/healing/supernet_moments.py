@@ -11,6 +11,7 @@ import torch
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
 from ..evaluation import evaluating
+from ..evaluation.batches import batches_fit, blocks_for
 from ..models.activations import recorded_activations
 from ..models.single_layer import SingleLayer
 from ..models.source import source_of
@@ -50,7 +51,7 @@ class SupernetMoments:
     Args:
         supernet (`SuperNetModel`): the super-network.
         input_ids (`torch.Tensor`): `(blocks, block_size)`.
-        batch_size (`int`): blocks in a forward pass.
+        batch_size (`int`, *optional*): blocks in a forward pass, at most; see `tokens_at_a_time`.
         progress (`bool`): whether to show a progress bar.
         memory (`float`, *optional*): gigabytes for the moments and their computation; by default 95% of what is free.
 
@@ -69,7 +70,7 @@ class SupernetMoments:
         self,
         supernet: "SuperNetModel",
         input_ids: torch.Tensor,
-        batch_size: int,
+        batch_size: int | None,
         progress: bool,
         memory: float | None = None,
     ):
@@ -82,7 +83,8 @@ class SupernetMoments:
         self._source = source_of(supernet)
         device, size = self._source.device, self.config.hidden_size
         blocks, length = input_ids.shape
-        self._blocks, self._batch_size = blocks, min(batch_size, blocks, blocks_in_batch(self.config, length))
+        at_a_time = batch_size or blocks_for(supernet, length, in_chunks=True)
+        self._blocks, self._batch_size = blocks, min(at_a_time, blocks, blocks_in_batch(self.config, length))
         in_batch, limit = self._batch_size * length, _limit(device, memory)
         self.max_gap = affordable_gap(self.config, in_batch, limit, str(device))
         left = limit - peak_bytes(self.config, in_batch, self.max_gap)
@@ -99,7 +101,7 @@ class SupernetMoments:
         self._weights = torch.ones(blocks, length, device=device)
         self._states = HiddenStatesFile((blocks * (len(self.layers) + 1), length, size), device, torch.bfloat16)
         description = f"moments, {self.bytes / 1e9:.1f} GB"
-        with evaluating(supernet), torch.no_grad():
+        with evaluating(supernet), torch.no_grad(), batches_fit(self._batch_size):
             for first in progress_bar(
                 range(0, blocks, self._batch_size), description, unit="batch", disable=not progress
             ):

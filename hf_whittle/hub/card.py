@@ -130,6 +130,9 @@ def _eval_results(student: StudentFolder, dataset: str | None) -> list[EvalResul
         is_held_out = results.teacher is not None and results.teacher.test_tokens is not None
         text = dataset or ("held-out text" if is_held_out else "evaluation data")
         measured.append(_eval_result(dataset or "text", text, "perplexity", round(perplexity, 4)))
+        bits = None if results.student is None else results.student.final_bits_per_byte
+        if bits is not None:
+            measured.append(_eval_result(dataset or "text", text, "bits_per_byte", round(bits, 6)))
     texts = () if results.evaluation is None else results.evaluation.texts
     measured += [result for text in texts for result in _text_results(text)]
     tasks = [

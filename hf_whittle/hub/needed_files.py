@@ -13,7 +13,7 @@ from transformers.utils import (
     logging,
 )
 
-from ..compat import relative_imports
+from ..compat.transformers import relative_imports
 from ..errors import CheckpointError
 from ..files.paths import is_local
 from ..models.portable import has_portable_names

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .. import __version__
-from ..compat import commit_info
+from ..compat.others import commit_info
 from ..errors import HubError
 from .faults import FAULTS, explained, in_brief, is_temporary, network_fault, retry_after, status_of
 from .secrets import Secrets

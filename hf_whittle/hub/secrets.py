@@ -7,7 +7,7 @@ from logging import LogRecord, getLogger
 
 from huggingface_hub import get_token
 
-from ..compat import HUB_LOGGERS
+from ..compat.others import HUB_LOGGERS
 
 
 class Secrets:

@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
-from ..compat import push_in_progress
+from ..compat.transformers import push_in_progress
 from ..files.atomic import remove_leftovers
 from ..files.locks import folder_lock
 from ..files.text import read_json, write_text

@@ -9,7 +9,7 @@ import torch
 
 from ..architectures.dimensions import HEAD_CHANNELS, LAYERS, VOCABULARY, Dimension
 from ..architectures.table import Axis
-from ..compat import uncompiled
+from ..compat.torch import uncompiled
 from ..errors import SubnetError
 from ..fingerprints import model_fingerprint
 from ..models.elastic import take

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..compat import version_of
+from ..compat.torch import version_of
 from ..errors import WeightsError
 from .placement import is_offloaded
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..compat import without_packing
+from ..compat.others import without_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..architectures.registry import get_architecture, is_known
-from ..compat import is_compiled_in_place, is_partitioned
+from ..compat.sharding import is_partitioned
+from ..compat.torch import is_compiled_in_place
 from .elastic import ElasticLinear
 from .evaluating import evaluating
 from .student import student_class

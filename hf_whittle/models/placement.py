@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device
+from ..compat.sharding import FSDP1_MARK, SHARD_ATTRIBUTES, execution_device
 from ..errors import WeightsError
 
 OFFLOADED = "is not in memory but offloaded; load the model without a device_map that offloads layers"

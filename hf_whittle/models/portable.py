@@ -6,7 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..architectures.registry import get_architecture, has_architecture, is_known, is_whittle
-from ..compat import add_renamings
+from ..compat.transformers import add_renamings
 from ..errors import CheckpointError
 from .students.whittle_configuration import OLDEST_TRANSFORMERS
 

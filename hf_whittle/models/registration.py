@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ..architectures.registry import ARCHITECTURES, get_architecture
-from ..compat import CONFIGURATION_AUTO, MODELING_AUTO
+from ..compat.transformers import CONFIGURATION_AUTO, MODELING_AUTO
 from .students import student_classes, student_config_class
 
 _OURS = "hf_whittle.models.students."

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import HEAD_CHANNELS, Dimension
 from ..architectures.registry import get_architecture, head_channels, rotated_channels
 from ..architectures.table import Axis
-from ..compat import first_layer
+from ..compat.transformers import first_layer
 from ..subnet import Kept, Shape, SubnetConfig, count, indices
 
 

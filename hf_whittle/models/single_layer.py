@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.dimensions import POSITIONS
 from ..architectures.registry import get_architecture
-from ..compat import attention_kernel, no_init_weights, set_attention_kernel
+from ..compat.transformers import attention_kernel, no_init_weights, set_attention_kernel
 from ..subnet import SubnetConfig
 from .activations import Activations, recorded_activations
 from .source import Source

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..compat import no_init_weights, set_attention_kernel
+from ..compat.transformers import no_init_weights, set_attention_kernel
 from ..errors import CheckpointError
 from ..progress import progress_bar
 from ..subnet import Shape, SubnetConfig

@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import check_model_type, get_architecture, is_whittle
 from ..architectures.table import Weight
-from ..compat import attention_kernel, set_attention_kernel, set_commit_hash, set_layer_index
+from ..compat.transformers import attention_kernel, set_attention_kernel, set_commit_hash, set_layer_index
 from ..errors import ArchitectureError, SubnetError, WeightsError
 from ..files.sources import commit_of
 from ..subnet import Shape, SubnetConfig

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..architectures.registry import ARCHITECTURES, check_model_type, get_architecture
-from ..compat import from_config, load_renamed_as
+from ..compat.transformers import from_config, load_renamed_as
 from .students import stock_class
 from .supernet import SuperNetModel, found_config
 

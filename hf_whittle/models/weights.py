@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig
 from ..architectures.dimensions import VOCABULARY
 from ..architectures.registry import get_architecture
 from ..architectures.table import Weight
-from ..compat import tied_weights, uncompiled, whole_shape
+from ..compat.sharding import whole_shape
+from ..compat.torch import uncompiled
+from ..compat.transformers import tied_weights
 from ..errors import ArchitectureError, CheckpointError, SubnetError, WeightsError
 from ..subnet import Shape, SubnetConfig
 from .placement import OFFLOADED, is_offloaded, is_shard, weights_of

@@ -1,12 +1,17 @@
 """Changes of a recipe that make a stage fit on a device."""
 
+import copy
 import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..healing.config import HealingConfig, held_out_blocks
+from ..healing.config import HealingConfig
 from ..run.batches import shards_models
-from .blocks import Blocks
 from .facts import Problem, StagePlan
+from .fitnesses import Fitnesses
+from .memory import Memories
 from .training_memory import text_of
 
 if TYPE_CHECKING:
@@ -19,25 +24,31 @@ _FULL = (None, "float32")
 
 
 def problem_of(
-    stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks, args: "DistillationConfig | None" = None
+    stage: StagePlan, memories: Memories, fitnesses: Fitnesses | None, args: "DistillationConfig | None" = None
 ) -> Problem | None:
     """The problem of a stage that does not fit, with what to change; `None` if it fits.
 
     Args:
         stage (`StagePlan`): the stage.
-        available (`int`): bytes of the device.
-        recipe (`Recipe`): the recipe.
-        blocks (`Blocks`): numbers of its blocks; a batch has no more.
+        memories (`Memories`): memory of all stages, by which changes are tried.
+        fitnesses (`Fitnesses`, *optional*): costs of fitnesses, if there is a search.
         args (`DistillationConfig`, *optional*): arguments, if the stage is a training.
     """
-    if stage.memory.peak <= available:
+    if stage.memory.peak <= memories.available:
         return None
     if args is not None:
-        changes = _of_training(stage, available, recipe, args)
+        changes = _of_training(stage, memories, args)
+    elif stage.name == "search":
+        assert fitnesses is not None
+        changes = _of_search(stage, memories, fitnesses)
     else:
-        of_stage = {"search": _of_search, "healing": _of_healing}.get(stage.name, _of_others)
-        changes = of_stage(stage, available, recipe, blocks)
-    return Problem(stage.name, stage.memory.peak, available, tuple(changes))
+        changes = (_of_healing if stage.name == "healing" else _of_others)(stage, memories)
+    return Problem(stage.name, stage.memory.peak, memories.available, tuple(changes))
+
+
+def _largest(below: int, fits: Callable[[int], bool]) -> int:
+    """Largest batch below a number that fits; 0 if none does."""
+    return bisect_left(range(1, below), True, key=lambda batch: not fits(batch))
 
 
 def _fitting(batch: int, of_batch: int, room: int) -> int:
@@ -45,12 +56,12 @@ def _fitting(batch: int, of_batch: int, room: int) -> int:
     return min(batch - 1, math.floor(batch * room / max(1, of_batch)))
 
 
-def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "DistillationConfig") -> list[str]:
+def _of_training(stage: StagePlan, memories: Memories, args: "DistillationConfig") -> list[str]:
+    recipe, available = memories.recipe, memories.available
     section = "baseline" if stage.name == "baseline" and isinstance(recipe.baseline, dict) else "training"
     memory, changes = stage.memory, []
     fixed = memory.weights + memory.optimizer
-    evaluated = _fitting(args.per_device_eval_batch_size, memory.evaluation, available - fixed)
-    if fixed + memory.evaluation > available and evaluated > 0:
+    if fixed + memory.evaluation > available and (evaluated := _evaluated(memories, args, available - fixed)):
         changes.append(f"{section}.per_device_eval_batch_size: {evaluated}")
     room = available - fixed - memory.gradients
     if memory.activations + memory.logits > room > 0:
@@ -62,12 +73,23 @@ def _of_training(stage: StagePlan, available: int, recipe: "Recipe", args: "Dist
         changes.append(f"{section}.optim: adamw_bnb_8bit, which takes {in_words(saved)} less")
     if args.has_teacher and recipe.teacher_store is None:
         changes += _of_teacher(recipe)
-        if not recipe.data.streaming:  # a stream takes no store
+        if not recipe.data.streaming and recipe.space.vocab_sizes is None:  # else there is no store
             changes.append("teacher_store, by hf-whittle store-logits: the teacher does not run beside the student")
     if stage.processes > 1 and not shards_models(args):
         changes.append(f"{section}.fsdp: true, which spreads weights, gradients and optimizer over the processes")
     alone = "" if room > 0 else f": weights, optimizer and gradients alone take {in_words(available - room)}"
     return [*changes, f"a smaller {'student' if recipe.student else 'bin'}, or a device with more memory{alone}"]
+
+
+def _evaluated(memories: Memories, args: "DistillationConfig", room: int) -> int:
+    """Largest batch whose evaluation takes at most `room` bytes; 0 if none does."""
+    changed = copy.copy(args)
+
+    def fits(batch: int) -> bool:
+        changed.per_device_eval_batch_size = batch
+        return memories.evaluation(changed) <= room
+
+    return _largest(args.per_device_eval_batch_size, fits)
 
 
 def _of_step(section: str, stage: StagePlan, room: int, args: "DistillationConfig", in_chunks: bool) -> list[str]:
@@ -91,24 +113,15 @@ def _of_step(section: str, stage: StagePlan, room: int, args: "DistillationConfi
     return changes
 
 
-def _smaller(parts: list[tuple[int, int, int]]) -> int:
-    """Largest batch with which every part fits; 0 if none does, or if each fits as it is.
+def _of_search(stage: StagePlan, memories: Memories, fitnesses: Fitnesses) -> list[str]:
+    recipe, memory, changes = memories.recipe, stage.memory, []
 
-    Args:
-        parts (`list`): of each part of the memory, the blocks in a batch, its bytes, and those that it may take.
-    """
-    return max(0, min((_fitting(*part) for part in parts if part[1] > part[2]), default=0))
+    def fits(batch: int) -> bool:
+        changed = replace(recipe, search=replace(recipe.search, batch_size=batch))
+        return replace(memories, recipe=changed).search(fitnesses).peak <= memories.available
 
-
-def _of_search(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
-    memory, changes, most = stage.memory, [], recipe.search.batch_size
-    room = available - memory.weights - memory.moments
-    if memory.moments:  # which are gathered before logits are made
-        gathered = (min(most, blocks.healing), memory.activations, room)
-        batch = _smaller([gathered, (min(most, blocks.search), memory.logits, room)])
-    else:
-        batch = _smaller([(min(most, blocks.search), memory.logits, room - memory.activations)])
-    if batch > 0:
+    blocks = memories.blocks
+    if batch := _largest(min(memories.in_search, max(blocks.search, blocks.healing)), fits):
         changes.append(f"search.batch_size: {batch}")
     if recipe.search.fitness == "kl":
         changes.append("data.search_tokens: fewer, or search.fitness: perplexity, which keeps no targets")
@@ -124,24 +137,24 @@ def _of_search(stage: StagePlan, available: int, recipe: "Recipe", blocks: Block
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
-def _of_healing(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
-    memory, room = stage.memory, available - stage.memory.weights
-    assert isinstance(recipe.heal, HealingConfig)
-    most, held_out = recipe.heal.batch_size, held_out_blocks(blocks.healing, recipe.heal.held_out)
-    fitted = (min(most, blocks.healing), memory.activations, room - memory.moments)
-    batch = _smaller([fitted, (min(most, held_out), memory.logits, room)])
-    changes = [f"heal.batch_size: {batch}"] if batch > 0 else []
-    if memory.weights < available:
+def _of_healing(stage: StagePlan, memories: Memories) -> list[str]:
+    recipe, settings = memories.recipe, memories.recipe.heal
+    assert isinstance(settings, HealingConfig)
+
+    def fits(batch: int) -> bool:
+        return memories.healing(replace(settings, batch_size=batch)).peak <= memories.available
+
+    batch = _largest(memories.in_healing(settings), fits)
+    changes = [f"heal.batch_size: {batch}"] if batch else []
+    if stage.memory.weights < memories.available:
         changes.append("heal: false")
     if recipe.supernet_loading.is_whole:
         changes.append("supernet_options.dtype: bfloat16: the student is then made from files, a layer at a time")
     return [*changes, "a smaller super-network, or a device with more memory"]
 
 
-def _of_others(stage: StagePlan, available: int, recipe: "Recipe", blocks: Blocks) -> list[str]:
-    changes = _of_teacher(recipe) if stage.memory.weights > available // 2 else []
-    if stage.name == "teacher" and stage.memory.weights < available:
-        changes.insert(0, "training.per_device_eval_batch_size: a smaller one")
+def _of_others(stage: StagePlan, memories: Memories) -> list[str]:
+    changes = _of_teacher(memories.recipe) if stage.memory.weights > memories.available // 2 else []
     return [*changes, "data.block_size: a smaller one", "a smaller teacher, or a device with more memory"]
 
 

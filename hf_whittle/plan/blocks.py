@@ -9,6 +9,7 @@ from ..errors import RecipeError
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
     from ..recipe.recipe import Recipe
+    from ..run.inputs import Inputs
 
 _STEPS_OF_TEXT = (
     "training.num_train_epochs makes the number of steps depend on the text: give training.max_steps, or --read-text "
@@ -35,13 +36,10 @@ class Blocks:
     train: int | None = None
 
     @classmethod
-    def of(cls, recipe: "Recipe", read_text: bool) -> "Blocks":
-        """The blocks of a recipe; without reading the text, it is taken to be long enough."""
+    def of(cls, recipe: "Recipe", inputs: "Inputs | None" = None) -> "Blocks":
+        """The blocks of a recipe; without inputs that read the text, it is taken to be long enough."""
         data = recipe.data
-        if read_text:
-            from ..run.inputs import Inputs
-
-            inputs = Inputs(recipe)
+        if inputs is not None:
             blocks = inputs.blocks
             train = None if data.streaming else len(blocks["train"])  # a stream never ends
             return cls(data.block_size, len(blocks["search"]), len(blocks["test"]), len(inputs.healing_blocks), train)

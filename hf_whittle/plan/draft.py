@@ -83,7 +83,7 @@ def draft_recipe(
         "output_dir": output_dir,
         "data": {**data, "block_size": size},
         "bin": _bin(config, target),
-        "search": {"batch_size": 16},
+        "search": {},
         "training": {"max_steps": 1000, **_batch(step, size), "learning_rate": rate},
         "baseline": False,
     }
@@ -180,11 +180,9 @@ def _relieve(values: dict[str, Any], problem: Problem) -> None:
         training |= {"per_device_train_batch_size": fitting, "per_device_eval_batch_size": min(8, fitting)}
     elif problem.stage == "student" and "activation_checkpointing" not in training:
         training["activation_checkpointing"] = True
-    elif problem.stage == "search" and values["search"]["batch_size"] > 1:
-        values["search"]["batch_size"] //= 4
-    elif problem.stage == "healing" and values.get("heal", {}).get("batch_size", 16) > 1:
+    elif problem.stage == "search" and values["search"].get("batch_size") != 1:
+        values["search"]["batch_size"] = values["search"].get("batch_size", 16) // 4
+    elif problem.stage == "healing" and values.get("heal", {}).get("batch_size") != 1:
         values["heal"] = {"batch_size": values.get("heal", {}).get("batch_size", 16) // 4}
-    elif problem.stage == "teacher" and training.get("per_device_eval_batch_size", 8) > 1:
-        training["per_device_eval_batch_size"] = 1
     else:
         values["teacher_options"] = {"dtype": "bfloat16"}  # of the super-network, too, which is the same model

@@ -1,5 +1,6 @@
 """Tokens and FLOPs of each fitness, as `Fitness` counts them, without a model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ class Fitnesses:
         probe (`ProbeConfig`, *optional*): settings of probes, where the fitness trains some.
         is_healed (`bool`): whether probes are healed first.
         shares (`tuple[float, ...]`): shares of the tokens that the search evaluates on.
+        stretch (`float`): how many times the tokens of the whole vocabulary documents have in others, at most.
     """
 
     config: PreTrainedConfig
@@ -59,6 +61,7 @@ class Fitnesses:
     probe: "ProbeConfig | None"
     is_healed: bool
     shares: tuple[float, ...] = ()
+    stretch: float = 1.0
 
     def heals(self, name: str) -> bool:
         """Whether a fitness heals candidates."""
@@ -116,7 +119,7 @@ class Fitnesses:
         return dict(zip(self.shares, STAGES, strict=True))[share]
 
     def _read(self, share: float) -> int:
-        return max(1, round(share * self.blocks.search)) * self.blocks.size
+        return math.ceil(max(1, round(share * self.blocks.search)) * self.blocks.size * self.stretch)
 
     def _trained(self, share: float) -> int:
         assert self.probe is not None
@@ -142,6 +145,7 @@ def _gradients(fitnesses: Fitnesses, subject: Subject, share: float) -> int:
 _FLOPS: dict[str, Callable[[Fitnesses, Subject, float], int]] = {
     "perplexity": _forward,
     "kl": _forward,
+    "bits-per-byte": lambda own, subject, share: 2 * _forward(own, subject, share),  # windows overlap at the end
     "healed-perplexity": lambda own, subject, share: _forward(own, subject, share) + own._healed(subject),
     "probe": lambda own, subject, share: own._probed(subject, share),
     "importance": lambda own, subject, share: 0,

@@ -16,7 +16,14 @@ from .facts import Memory
 from .fitnesses import Fitnesses
 from .loaded import Loaded, largest_layer, loaded
 from .students import Students
-from .training_memory import Step, StepMemory, cross_entropy_memory, optimizer_bytes, text_of
+from .training_memory import (
+    Step,
+    StepMemory,
+    blocks_at_a_time,
+    cross_entropy_memory,
+    optimizer_bytes,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
 _FREE = 0.95
 """Share of the free memory that moments may take."""
-SLICED = ("perplexity", "kl")
+SLICED = ("perplexity", "kl", "bits-per-byte")
 """Fitnesses that run the super-network alone, in its own precision."""
 
 
@@ -96,19 +103,39 @@ class Memories:
     def _gathered(self) -> int:
         """Tokens whose activations are gathered at a time."""
         most = blocks_in_batch(self.students.config, self.blocks.size)
-        return min(self.recipe.search.batch_size, self.blocks.healing, most) * self.blocks.size
+        return min(self._at_a_time(self.recipe.search.batch_size), self.blocks.healing, most) * self.blocks.size
+
+    def _at_a_time(self, chosen: int | None, evaluated: PreTrainedConfig | None = None) -> int:
+        """Blocks of a batch, whether the recipe says how many or not, of an evaluation or without logits."""
+        return chosen or blocks_at_a_time(self.blocks.size, self.on_cpu, evaluated)
+
+    @property
+    def in_search(self) -> int:
+        """Most blocks in a batch of the search."""
+        return self._at_a_time(self.recipe.search.batch_size)
+
+    def in_healing(self, settings: HealingConfig) -> int:
+        """Blocks in a batch of the healing."""
+        return min(self._at_a_time(settings.batch_size), self.blocks.healing)
+
+    def evaluation(self, args: "DistillationConfig") -> int:
+        """Bytes of an evaluation in a training, beside weights and optimizer."""
+        return Step(args, self.blocks.size, self.draws, self.on_cpu).evaluation(self.students.student_config)
 
     def teacher_evaluation(self) -> Memory:
-        """Memory of measuring the teacher's perplexity."""
+        """Memory of measuring the teacher's perplexity, by batches that are halved until they fit."""
         dtype, weights = self.loaded_teacher.dtype, self.loaded_teacher.on_device
-        batch = self.recipe.training_arguments(self.recipe.output_dir).per_device_eval_batch_size
-        logits = cross_entropy_memory(self.teacher, min(batch, self.blocks.test), self.blocks.size, dtype)
+        batch = min(self._at_a_time(None, self.teacher), self.blocks.test)
+        logits = cross_entropy_memory(self.teacher, batch, self.blocks.size, dtype)
+        while weights < self.available < weights + logits and batch > 1:
+            batch //= 2
+            logits = cross_entropy_memory(self.teacher, batch, self.blocks.size, dtype)
         return Memory(weights=weights, logits=logits, peak=weights + logits)
 
     def search(self, fitnesses: Fitnesses) -> Memory:
         """Memory of the search."""
         name, config = self.recipe.search.fitness, self.students.config
-        batch = min(self.recipe.search.batch_size, self.blocks.search)
+        batch = min(self._at_a_time(self.recipe.search.batch_size, config), self.blocks.search)
         dtype = self.loaded_supernet.dtype if name in SLICED else torch.float32
         logits = cross_entropy_memory(config, batch, self.blocks.size, dtype)
         weights = self._models if name in ("kl", "probe", "staged") else self.loaded_supernet.on_device
@@ -153,14 +180,14 @@ class Memories:
     def healing(self, settings: HealingConfig) -> Memory:
         """Memory of extracting the student and healing it."""
         config, held_out = self.students.config, max(1, held_out_blocks(self.blocks.healing, settings.held_out))
-        batch, features = min(settings.batch_size, self.blocks.healing), max(feature_widths(config))
+        batch, features = self.in_healing(settings), max(feature_widths(config))
         channels = config.hidden_size
         readers = len(projections(config)[0].readers) * (channels + 1) * (2 * channels + 1)
         moments = 8 * 2 * max(features**2 // 2 + features * channels, readers) + self._solving(features)
         activations = 4 * batch * self.blocks.size * (2 * features + 8 * channels)
-        logits = cross_entropy_memory(
-            self.students.student_config, min(settings.batch_size, held_out), self.blocks.size
-        )
+        student = self.students.student_config
+        judged = min(self._at_a_time(settings.batch_size, student), held_out)
+        logits = cross_entropy_memory(student, judged, self.blocks.size)
         weights = self._extracted_from + 3 * self._student  # as sliced, as healed, and the model that is judged
         peak = weights + max(moments + activations, logits)
         return Memory(weights=weights, moments=moments, activations=activations, logits=logits, peak=peak)
@@ -175,7 +202,7 @@ class Memories:
         step = Step(args, self.blocks.size, self.draws, self.on_cpu)
         teacher = self.teacher if args.has_teacher and self.draws is None else None
         found: StepMemory = step.memory(self.students.student_config, teacher, self.loaded_teacher.dtype)
-        evaluation = step.evaluation(self.students.student_config) if text_of(args.eval_strategy) != "no" else 0
+        evaluation = self.evaluation(args) if text_of(args.eval_strategy) != "no" else 0
         weights = self._student + (0 if teacher is None else self.loaded_teacher.on_device)
         optimizer = optimizer_bytes(args, self.students.parameters)
         return Memory(

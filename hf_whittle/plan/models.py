@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
 from ..architectures.registry import is_whittle
-from ..compat import attention_kernel, from_config, set_attention_kernel
+from ..compat.transformers import attention_kernel, from_config, set_attention_kernel
 from ..models.student import student_class, student_config
 from ..subnet import SubnetConfig
 

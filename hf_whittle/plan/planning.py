@@ -16,8 +16,7 @@ from ..errors import BinError, DataError, WhittleError
 from ..healing.config import HealingConfig
 from ..run.batches import check_batches, own_arguments, shards_models
 from ..run.inputs import load_config
-from ..run.preflight import check_vocabularies
-from ..run.search_inputs import make_space_of
+from ..run.vocabularies import check_vocabularies
 from ..subnet import SubnetConfig
 from .advice import in_words, problem_of
 from .blocks import Blocks
@@ -32,6 +31,7 @@ from .searching import candidates_of, likely_flops, search_cost
 from .shares import replicated, sharded
 from .students import GivenStudent, Students
 from .training_memory import text_of
+from .vocabularies import Vocabularies
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -120,7 +120,11 @@ class _Planner:
 
     @cached_property
     def blocks(self) -> Blocks:
-        return Blocks.of(self.recipe, self.read_text)
+        return Blocks.of(self.recipe, self.vocabularies.inputs if self.read_text else None)
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        return Vocabularies(self.recipe, self.origin, self.read_text)
 
     @cached_property
     def students(self) -> Students:
@@ -128,7 +132,7 @@ class _Planner:
             if self.subnet is not None:
                 raise WhittleError("the recipe gives its student, which is planned as it is; leave the subnet out")
             return GivenStudent(self.origin, self.blocks.size)
-        space, bin = make_space_of(self.origin, self.recipe.space), self.recipe.to_bin()
+        space, bin = self.vocabularies.space, self.vocabularies.bin
         space.reachable_pairs(bin)
         if self.subnet is not None:
             self.subnet.validate(self.origin)
@@ -166,7 +170,14 @@ class _Planner:
         probe = self.recipe.probe_config if search.has_probes else None
         shares = tuple(getattr(search.algorithm, "shares", ()))
         return Fitnesses(
-            self.origin, self.teacher, self.blocks, self.memories.max_gap, probe, bool(self.recipe.heal), shares
+            self.origin,
+            self.teacher,
+            self.blocks,
+            self.memories.max_gap,
+            probe,
+            bool(self.recipe.heal),
+            shares,
+            self.vocabularies.stretch,
         )
 
     def plan(self) -> Plan:
@@ -190,8 +201,8 @@ class _Planner:
             stages.insert(0, self._store(arguments["student"]))
         stages += [self._training(name, args, own[name]) for name, args in arguments.items()]
         timed = tuple(replace(stage, hours=stage.hours_on(self.device)) for stage in stages)
-        how = self.memories.available, self.recipe, self.blocks
-        problems = (problem_of(each, *how, own.get(each.name)) for each in timed)
+        fitnesses = None if self.recipe.student else self.fitnesses
+        problems = (problem_of(each, self.memories, fitnesses, own.get(each.name)) for each in timed)
         return Plan(
             device=self.device,
             processes=self.processes,
@@ -316,6 +327,8 @@ class _Planner:
             notes.append(self._note_on_stream())
         elif not self.read_text:
             notes.append("The text is taken to be long enough for every split; --read-text counts it.")
+        if self.recipe.space.vocab_sizes is not None:
+            notes.append(self.vocabularies.note(self.students.student_config))
         models = {} if self.recipe.student else {"super-network": self.memories.loaded_supernet}
         if not self.recipe.is_one_model:
             models["teacher"] = self.memories.loaded_teacher

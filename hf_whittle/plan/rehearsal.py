@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..compat import rehearsing
+from ..compat.torch import rehearsing
 
 _ROWS, _NUMBER, _INDEX = "aten::nonzero", "aten::_local_scalar_dense", "aten::index.Tensor"
 """Operations whose result depends on values."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig
 
-from ..architectures.dimensions import CHANNELS, LAYERS
+from ..architectures.dimensions import CHANNELS, LAYERS, VOCABULARY
 from ..cost.bins import Bin
 from ..cost.counts import flops_per_token, num_parameters
 from ..cost.polynomial import Polynomial, flops_polynomial, parameter_polynomial
@@ -136,7 +136,9 @@ class Students:
         space, last = self.space, self.config.num_hidden_layers
         kept: dict[str, Any] = {LAYERS.name: list(range(last - sizes.layers, last))}
         for dimension, size in zip(space.architecture.shared, sizes.frame, strict=True):
-            if dimension is CHANNELS or dimension in space.named:
+            if dimension is VOCABULARY:
+                kept[dimension.name] = space.tokens.choose(None, size)
+            elif dimension is CHANNELS or dimension in space.named:
                 kept[dimension.name] = size
         for dimension, total in zip(space.architecture.per_layer, sizes.totals, strict=True):
             kept[dimension.name] = spread(space.sizes(dimension), total, sizes.layers)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..architectures.registry import get_architecture
 from ..evaluation import cross_entropy
+from ..evaluation.batches import tokens_at_a_time
 from ..loss.fused import fused_distillation_loss
-from ..loss.targets import SparseTargets, Targets, dense_targets
+from ..loss.targets import DenseTargets, Restriction, SparseTargets, Targets, dense_targets
 from ..models.heads import OutputLayer, head_of, in_place_of, logit_scale
 from .models import build
 from .rehearsal import Rehearsal, rehearse
@@ -105,6 +107,8 @@ class Step:
                 before = rehearsal.held
                 with self.autocast():
                     targets = self._targets(of_teacher, input_ids)
+                    if isinstance(targets, DenseTargets) and teacher is not None:
+                        targets = self._restricted(targets, student.vocab_size, teacher.vocab_size)
                     total, activations, logits = self._loss(rehearsal, trained, targets, input_ids)
                 total.backward()
                 del total, targets
@@ -152,6 +156,15 @@ class Step:
         with torch.no_grad():
             return dense_targets(teacher, _head(teacher), input_ids=input_ids, use_cache=False)
 
+    def _restricted(self, targets: DenseTargets, size: int, of_teacher: int) -> DenseTargets:
+        """Targets for a student whose vocabulary has `size` of the teacher's entries."""
+        if size >= of_teacher:
+            return targets
+        kept, dropped = torch.arange(size), torch.arange(size, of_teacher)
+        if self.args.dropped_tokens == "renormalized":
+            return targets.restricted(Restriction(kept))
+        return targets.restricted(Restriction(kept, dropped, torch.zeros_like(dropped)))
+
     def _hidden_states(self, student: PreTrainedConfig, teacher: PreTrainedConfig | None) -> int:
         """Bytes of the teacher's hidden states after the student's layers, if the student learns from them."""
         if not self.args.hidden_weight or teacher is None:
@@ -180,6 +193,12 @@ class Step:
 def _head(model: Any) -> OutputLayer | None:
     scale = logit_scale(model)
     return None if scale is None else OutputLayer(model.get_output_embeddings(), scale)
+
+
+def blocks_at_a_time(length: int, on_cpu: bool, evaluated: PreTrainedConfig | None) -> int:
+    """Blocks of a length that a model is evaluated on at a time by default; without logits, if there is no model."""
+    in_chunks = evaluated is None or get_architecture(evaluated).logit_factor(evaluated) is not None
+    return max(1, tokens_at_a_time(on_cpu, 0 if in_chunks or evaluated is None else evaluated.vocab_size) // length)
 
 
 def cross_entropy_memory(

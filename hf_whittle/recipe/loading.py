@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..compat import check_quantizer, quantization_config
+from ..compat.transformers import check_quantizer, quantization_config
 from ..errors import RecipeError
 from ..files.paths import expanded
 

@@ -1,6 +1,7 @@
 """Recipes: one YAML file that tells `hf-whittle run` everything it needs, checked key by key."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ..healing.config import HealingConfig
 from .data import DataSection
 from .loading import LoadingSection
 from .parsing import parse
-from .sections import BinSection, SearchSection, SpaceSection
+from .sections import BITS_PER_BYTE, BinSection, SearchSection, SpaceSection
 from .training import parse_baseline, parse_training, training_arguments
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Recipe:
                 "data.streaming to false, or leave teacher_store out"
             )
         recipe._check_origin(values)
+        recipe._check_vocabularies()
         recipe._check_loading()
         recipe.training = parse_training(recipe.training)
         recipe._check_training("training", {})
@@ -139,6 +141,26 @@ class Recipe:
         if Path(self.student).is_dir() and Path(self.student).resolve() == Path(self.output_dir).resolve():
             raise RecipeError("output_dir: it is the folder of the student, which is kept; choose another one")
 
+    def _check_vocabularies(self) -> None:
+        """Check that subnets with other vocabularies can be compared, and read text."""
+        sizes, fitness = self.space.vocab_sizes, self.search.fitness
+        if sizes is not None and fitness != BITS_PER_BYTE:
+            raise RecipeError(
+                f"search.fitness: {fitness} compares predictions of the same tokens, and the subnets of "
+                f"space.vocab_sizes have tokens of their own; set fitness: {BITS_PER_BYTE}, or leave vocab_sizes out"
+            )
+        if sizes is not None and self.teacher_store is not None:
+            raise RecipeError(
+                "teacher_store: a store has targets for the tokens of one vocabulary, which the search is to choose; "
+                "leave it out, or search first, extract the student, and give it as student with a store of its own"
+            )
+        encoded = [source.token_column for source in self.data.all_sources if source.token_column is not None]
+        if encoded and fitness == BITS_PER_BYTE:
+            raise RecipeError(
+                f"data.token_column: fitness: {BITS_PER_BYTE} reads text, and {encoded[0]} holds token ids; give "
+                "text_column, or another fitness without space.vocab_sizes"
+            )
+
     def _check_loading(self) -> None:
         if self.student is None and self.supernet_loading.quantization_config is not None:
             section = "teacher" if self.supernet_options.is_default else "supernet"
@@ -158,10 +180,15 @@ class Recipe:
         """Whether the teacher is not the checkpoint that the student is, or is extracted from."""
         return self.student is not None or self.supernet is not None
 
-    def to_bin(self) -> "Bin":
-        """The bin of a recipe that searches."""
+    def to_bin(self, tokens_per_byte: Mapping[int, float] | None = None) -> "Bin":
+        """The bin of a recipe that searches; see `BinSection.to_bin`."""
         assert self.bin is not None
-        return self.bin.to_bin(self.data.block_size)
+        return self.bin.to_bin(self.data.block_size, tokens_per_byte)
+
+    @property
+    def needs_tokens_per_byte(self) -> bool:
+        """Whether its bin bounds costs of a text, which vocabularies of several sizes write in different tokens."""
+        return self.bin is not None and self.bin.is_of_text and len(self.space.vocab_sizes or ()) > 1
 
     @property
     def teacher_loading(self) -> LoadingSection:
@@ -217,6 +244,8 @@ class Recipe:
         values = {**dataclasses.asdict(self), "search": self.search.to_dict()}
         if isinstance(self.heal, HealingConfig) and self.heal.ridge is not None:
             values["heal"]["ridge"] = list(self.heal.ridge)
+        if self.space.vocab_sizes is None:
+            del values["space"]["vocab_sizes"]
         if self.student is not None:
             return {name: value for name, value in values.items() if name not in OF_SEARCH}
         return values

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ FITNESSES = OWN_FITNESSES | experimental.FITNESSES
 """How to make every fitness, by its name in a recipe."""
 PROBING = ("probe", "staged")
 """Fitnesses that train probes."""
+BITS_PER_BYTE = "bits-per-byte"
+"""The fitness that compares subnets with different vocabularies, on documents."""
 
 
 @dataclass
@@ -33,20 +35,35 @@ class BinSection:
     high: float
     cost: Literal["parameters", "parameters_without_embeddings", "flops", "weight_bytes", "kv_cache_bytes"] = field(
         default="parameters",
-        metadata={"help": "Cost to bound: FLOPs and cache bytes of a token, weights and cache in 16 bits."},
+        metadata={
+            "help": "Cost to bound: FLOPs and cache bytes of a token, or of a byte of text with several "
+            "space.vocab_sizes; weights and cache in 16 bits."
+        },
     )
 
     def __post_init__(self) -> None:
         self.to_bin(1)
 
-    def to_bin(self, block_size: int) -> Bin:
-        """The bin, for blocks of `block_size` tokens."""
+    @property
+    def is_of_text(self) -> bool:
+        """Whether the cost depends on how many tokens a text has."""
+        return self.cost in ("flops", "kv_cache_bytes")
+
+    def to_bin(self, block_size: int, tokens_per_byte: Mapping[int, float] | None = None) -> Bin:
+        """The bin, for blocks of `block_size` tokens.
+
+        Args:
+            block_size (`int`): tokens of a block.
+            tokens_per_byte (`Mapping[int, float]`, *optional*): tokens for each byte of text, by the size of the
+                vocabulary, if costs are to be those of a byte.
+        """
+        of_text: dict[str, Any] = {"tokens_per_byte": tokens_per_byte}
         bins: dict[str, Callable[[], Bin]] = {
             "parameters": lambda: ParameterBin(self.low, self.high),
             "parameters_without_embeddings": lambda: ParameterBin(self.low, self.high, embeddings=False),
-            "flops": lambda: FlopsBin(self.low, self.high, sequence_length=block_size),
+            "flops": lambda: FlopsBin(self.low, self.high, sequence_length=block_size, **of_text),
             "weight_bytes": lambda: WeightBytesBin(self.low, self.high),
-            "kv_cache_bytes": lambda: KVCacheBin(self.low, self.high),
+            "kv_cache_bytes": lambda: KVCacheBin(self.low, self.high, **of_text),
         }
         return bins[self.cost]()
 
@@ -69,6 +86,13 @@ class SpaceSection:
     )
     head_dim: list[int] | None = field(default=None, metadata={"help": "Channels of each head; all by default."})
     intermediate_size: list[int] | None = None
+    vocab_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Sizes of the vocabulary, as a plain list; all tokens by default. The run ranks the tokens by "
+            "their use on training text, and needs fitness: bits-per-byte."
+        },
+    )
     importance: Literal["magnitude", "activation", "taylor"] | None = field(
         default=None,
         metadata={"help": "Criterion of a fine-grained space's choice of entries; see importance/scores.py."},
@@ -81,12 +105,15 @@ class SpaceSection:
             raise ValueError("importance needs granularity: fine, a coarse space always keeps the first entries")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be a number from 0, got {self.temperature}")
+        sizes = self.vocab_sizes
+        if sizes is not None and (not sizes or min(sizes) < 1 or len({*sizes}) < len(sizes)):
+            raise ValueError(f"vocab_sizes must be different numbers of tokens, each at least 1, got {sizes}")
 
     def ranges(self) -> dict[str, range]:
         """The sizes given, as ranges."""
         ranges = {}
         for name, sizes in vars(self).items():
-            if isinstance(sizes, list):
+            if isinstance(sizes, list) and name != "vocab_sizes":
                 if len(sizes) != 3 or sizes[2] < 1:
                     raise ValueError(f"{name} must be [from, to, step] with a step of at least 1, got {sizes}")
                 ranges[name] = range(sizes[0], sizes[1] + 1, sizes[2])
@@ -104,7 +131,10 @@ class SearchSection:
         default="healed-perplexity",
         metadata={"help": "Fitness to minimize; perplexity is the paper's. See fitness/ and experimental/."},
     )
-    batch_size: int = field(default=16, metadata={"help": "Blocks evaluated at a time."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Blocks evaluated at a time; by default 4,096 tokens on a CPU, 16,384 on another device."},
+    )
     probe: dict[str, Any] = field(
         default_factory=dict,
         metadata={
@@ -113,7 +143,8 @@ class SearchSection:
     )
 
     def __post_init__(self) -> None:
-        check_integers(self, {"batch_size": 1})
+        if self.batch_size is not None:
+            check_integers(self, {"batch_size": 1})
         if self.probe and not self.has_probes:
             raise ValueError(f"probe has no effect with fitness: {self.fitness}; use fitness: probe or staged")
         if self.fitness == "staged":

@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import use_one_gpu
+from ..compat.transformers import use_one_gpu
 from ..errors import RecipeError
 from .parsing import parse_values
 

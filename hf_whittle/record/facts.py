@@ -77,12 +77,31 @@ class TeacherFacts(SourceFacts):
         perplexity (`float`, *optional*): its perplexity on the test text.
         test_tokens (`int`, *optional*): tokens of that text.
         precision (`str`, *optional*): precision in which it was run, if not single, such as `"bfloat16, 4 bits"`.
+        bits_per_byte (`float`, *optional*): its bits per byte of that text, if the student's vocabulary may be another.
     """
 
     parameters: int | None = None
     perplexity: float | None = None
     test_tokens: int | None = None
     precision: str | None = None
+    bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyFacts(Facts):
+    """The vocabularies of a student, and of the baseline, which has the same one, and of the teacher.
+
+    Args:
+        size (`int`): entries of the student's vocabulary.
+        teacher_size (`int`): entries of the teacher's.
+        tokens_per_byte (`float`): tokens of the student's for each byte of held-out text.
+        teacher_tokens_per_byte (`float`): tokens of the teacher's.
+    """
+
+    size: int
+    teacher_size: int
+    tokens_per_byte: float
+    teacher_tokens_per_byte: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +201,12 @@ class HealingFacts(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint(Facts):
-    """Held-out perplexity after some steps and, if they are counted, tokens."""
+    """Held-out perplexity after some steps and, if they are counted, tokens; with bits per byte, if these are asked."""
 
     step: int
     tokens: int | None = None
     perplexity: float
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +294,17 @@ class TrainingFacts(Facts):
         """Perplexity of the weights that were kept; `None` if it was not measured at their step."""
         step = self.steps if self.best_step is None else self.best_step
         return next((point.perplexity for point in self.curve if point.step == step), None)
+
+    @property
+    def first_bits_per_byte(self) -> float | None:
+        """Bits per byte before the training; `None` if they were not measured there."""
+        return next((point.bits_per_byte for point in self.curve if point.step == 0), None)
+
+    @property
+    def final_bits_per_byte(self) -> float | None:
+        """Bits per byte of the weights that were kept; `None` if they were not measured at their step."""
+        step = self.steps if self.best_step is None else self.best_step
+        return next((point.bits_per_byte for point in self.curve if point.step == step), None)
 
     @property
     def points(self) -> list[tuple[float, float]]:

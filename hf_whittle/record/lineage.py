@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from ..compat import has_loaded_weights
+from ..compat.transformers import has_loaded_weights
 from ..files.paths import expanded
 from ..files.text import read_json, write_json
 from ..healing.config import HEALING_FILE, HealingReport

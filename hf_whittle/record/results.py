@@ -17,6 +17,7 @@ from .facts import (
     SourceFacts,
     TeacherFacts,
     TrainingFacts,
+    VocabularyFacts,
 )
 from .files import RESULTS_FILE
 
@@ -31,6 +32,7 @@ class Results(Facts):
         search (`SearchFacts`, *optional*): the search that found it.
         healing (`HealingFacts`, *optional*): its healing.
         data (`DataFacts`, *optional*): its training text.
+        vocabulary (`VocabularyFacts`, *optional*): its vocabulary, if it may be another than the teacher's.
         teacher (`TeacherFacts`, *optional*): the model it learned from.
         student (`TrainingFacts`, *optional*): its size and training.
         baseline (`TrainingFacts`, *optional*): the training of the same architecture from random initialization.
@@ -44,6 +46,7 @@ class Results(Facts):
     search: SearchFacts | None = None
     healing: HealingFacts | None = None
     data: DataFacts | None = None
+    vocabulary: VocabularyFacts | None = None
     teacher: TeacherFacts | None = None
     student: TrainingFacts | None = None
     baseline: TrainingFacts | None = None

@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..compat import commit_hash
+from ..compat.transformers import commit_hash
 from ..files.paths import is_local
 from .facts import SourceFacts
 from .files import CARD_FILE

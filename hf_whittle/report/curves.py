@@ -82,11 +82,14 @@ def _hover(label: str, x: float, point: CurvePoint, axis: str) -> str:
 
 
 def _teachers(runs: Sequence[Run], furthest: float) -> Iterator[Any]:
-    """A line at the perplexity of each teacher; runs with the same one share it."""
+    """A line at the perplexity of each teacher that has the student's vocabulary; runs with the same one share it."""
     import plotly.graph_objects as go
 
     of_runs: dict[float, list[str]] = {}
     for run in runs:
+        vocabulary = run.results.vocabulary
+        if vocabulary is not None and vocabulary.size != vocabulary.teacher_size:
+            continue  # its perplexity is of other tokens
         if run.results.teacher is not None and run.results.teacher.perplexity is not None:
             of_runs.setdefault(run.results.teacher.perplexity, []).append(run.name)
     for perplexity, names in of_runs.items():

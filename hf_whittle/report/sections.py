@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from ..hub.card import opening
 from ..hub.wording import as_number, page_of
-from ..record.facts import Environment, SourceFacts
+from ..record.facts import Environment, SourceFacts, VocabularyFacts
 from .blocks import Code, Prose, Rows, Samples, Section, Table, Tiles
 from .costs import costs_figure, stage_costs
 from .curves import curve_figures
@@ -59,8 +59,14 @@ def _headline(runs: Sequence[Run]) -> Section:
     rows = [row for run in runs for row in _models(run)]
     if rows:
         columns = ["run", "model", "parameters", "perplexity before training", "perplexity after", "training tokens"]
+        if any(run.results.vocabulary for run in runs):
+            columns[5:5] = ["bits per byte before", "bits per byte after"]
+        else:
+            rows = [(*row[:5], row[-1]) for row in rows]
         section.blocks.append(_without_run(Table(columns, rows, words=2), runs))
         section.blocks.append(Prose(_text(runs)))
+        about = [(run.results.vocabulary, _title(run, runs)) for run in runs]
+        section.blocks.extend(Prose(_of_vocabulary(facts), title) for facts, title in about if facts is not None)
     matches = [row for run in runs for row in _matches(run)]
     if matches:
         columns = ["run", "model", "perplexity to match", "training tokens", "FLOPs", "FLOPs ratio"]
@@ -85,6 +91,9 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
         found.append(("teacher's perplexity", results.teacher.perplexity))
     if results.baseline is not None:
         found.append(("perplexity from random initialization", results.baseline.final_perplexity))
+    if results.vocabulary is not None and student is not None:
+        teacher = None if results.teacher is None else results.teacher.bits_per_byte
+        found += [("bits per byte", student.final_bits_per_byte), ("teacher's bits per byte", teacher)]
     tiles = [(name, as_number(value)) for name, value in found if value is not None]
     if results.to_match is not None and results.to_match.flops_ratio is not None:
         tiles.append(("FLOPs ratio to match random initialization", f"{results.to_match.flops_ratio:.3g}"))
@@ -92,20 +101,31 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
 
 
 def _models(run: Run) -> list[tuple[str, ...]]:
-    """For each model of a run its size, perplexities and training tokens."""
+    """For each model of a run its size, perplexities, bits per byte and training tokens."""
     names = {"student": "student", "random initialization": "same architecture, random initialization"}
     rows: list[tuple[str, ...]] = []
     for name, training in run.trainings.items():
         first = training.curve[0]
         after = training.final_perplexity if name == "student" else training.curve[-1].perplexity
         before = first.perplexity if first.step == 0 else None
-        cells = (_number(training.parameters), _number(before), _number(after), _number(training.tokens))
+        bits = (training.first_bits_per_byte, training.final_bits_per_byte)
+        cells = map(_number, (training.parameters, before, after, *bits, training.tokens))
         rows.append((run.name, names[name], *cells))
     teacher = run.results.teacher
     if rows and teacher is not None and teacher.perplexity is not None:
         name = "teacher" if teacher.precision is None else f"teacher ({teacher.precision})"
-        rows.append((run.name, name, _number(teacher.parameters), "", _number(teacher.perplexity), ""))
+        figures = map(_number, (teacher.parameters, None, teacher.perplexity, None, teacher.bits_per_byte, None))
+        rows.append((run.name, name, *figures))
     return rows
+
+
+def _of_vocabulary(facts: VocabularyFacts) -> str:
+    """The vocabularies of student and teacher, and what compares between them."""
+    return (
+        f"The student and the random initialization have {facts.size:,} of the {facts.teacher_size:,} entries of the "
+        f"teacher's vocabulary: {facts.tokens_per_byte:.4g} tokens for each byte of text, where the teacher has "
+        f"{facts.teacher_tokens_per_byte:.4g}. Between different vocabularies, only bits per byte compare."
+    )
 
 
 def _text(runs: Sequence[Run]) -> str:
@@ -116,6 +136,8 @@ def _text(runs: Sequence[Run]) -> str:
         words = f"Perplexity on {as_number(tokens)} held-out tokens that neither training nor the search saw."
     if len(about) > 1:
         words += " The runs differ in text, teacher or test tokens: their perplexities need not compare."
+    if len({run.results.vocabulary.size for run in runs if run.results.vocabulary}) > 1:
+        words += " The runs have different vocabularies: their perplexities do not compare, bits per byte do."
     return words
 
 

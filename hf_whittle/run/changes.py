@@ -100,6 +100,10 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
     sections["training"] = _training(sections["training"])
     if isinstance(sections["baseline"], dict):
         sections["baseline"] = _training(sections["baseline"], defaults={})
+    if recipe.importance_criterion != "taylor":  # whose scores depend on it, and nothing else
+        sections["search"].pop("batch_size", None)
+    if isinstance(sections["heal"], dict):
+        del sections["heal"]["batch_size"]
     sections["probe"] = None
     if recipe.search.has_probes:
         sections["probe"] = dataclasses.asdict(recipe.probe_config) | {"is_healed": bool(recipe.heal)}

@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from ..architectures.registry import check_model_type
 from ..distillation.teacher import load_teacher
 from ..errors import CheckpointError, DataError, VocabularyError
+from ..evaluation import as_input_ids
 from ..extraction.checkpoint import Checkpoint
 from ..files.sources import load_checkpoint, load_tokenizer, read_config
 from ..models.checkpoint_names import as_stored
@@ -20,7 +22,9 @@ from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..recipe.recipe import Recipe
-from ..vocabulary.vocabulary_map import check_same_tokens
+from ..recipe.sections import BITS_PER_BYTE
+from ..subnet import Kept, count, indices
+from ..vocabulary import VocabularyMap, prune_tokenizer
 from .batches import shards_models
 from .text import Text
 
@@ -34,24 +38,63 @@ class Inputs:
     """
 
     recipe: Recipe
+    _of_students: dict[Kept, Text] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the super-network, or of the student that is given.
 
         Raises:
-            VocabularyError: if the teacher has another one.
+            VocabularyError: if it has other tokens than the teacher's, or a part that `prune_tokenizer` did not make.
         """
         tokenizer = load_tokenizer(self.recipe.origin)
         if self.recipe.origin != self.recipe.teacher:
-            check_same_tokens(tokenizer, load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher))
+            VocabularyMap.between(tokenizer, self.teacher_tokenizer)
         return tokenizer
 
     @cached_property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the teacher."""
+        if self.recipe.origin == self.recipe.teacher:
+            return self.tokenizer
+        return load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher)
+
+    @cached_property
+    def vocabulary(self) -> VocabularyMap | None:
+        """The map from the tokens of `tokenizer` to the teacher's; `None` if they are the same."""
+        found = VocabularyMap.between(self.tokenizer, self.teacher_tokenizer)
+        return None if found.is_identity else found
+
+    @cached_property
     def text(self) -> Text:
-        """The text."""
+        """The text in tokens of the super-network, or of the student that is given."""
         name = self.recipe.origin
         return Text(self.recipe.data, lambda: self.tokenizer, lambda: int(load_config(name).vocab_size))
+
+    @cached_property
+    def teacher_text(self) -> Text:
+        """The text in the teacher's tokens."""
+        if self.teacher_tokenizer.get_vocab() == self.tokenizer.get_vocab():
+            return self.text
+        return Text(self.recipe.data, lambda: self.teacher_tokenizer, lambda: int(self.teacher_config.vocab_size))
+
+    def text_of(self, kept: Kept | None) -> Text:
+        """The text in tokens of a student that keeps a part of the super-network's vocabulary; all for `None`."""
+        if kept is None or count(kept) == self.origin_config.vocab_size:
+            return self.text
+        if kept not in self._of_students:
+            tokenizer = prune_tokenizer(self.tokenizer, kept)
+            self._of_students[kept] = Text(self.recipe.data, lambda: tokenizer, lambda: count(kept))
+        return self._of_students[kept]
+
+    def tokenizer_of(self, kept: Kept | None) -> PreTrainedTokenizerBase:
+        """The tokenizer of a student that keeps a part of the super-network's vocabulary; all for `None`."""
+        return self.text_of(kept).tokenizer()
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether models are compared in bits per byte: vocabularies differ, or the search minimizes these."""
+        return self.recipe.search.fitness == BITS_PER_BYTE or self.teacher_text is not self.text
 
     @property
     def blocks(self) -> dict[str, Any]:
@@ -65,8 +108,21 @@ class Inputs:
     @property
     def healing_blocks(self) -> Dataset:
         """Training blocks that healing fits to."""
+        return self._healing_blocks(self.text)
+
+    def healing_blocks_of(self, kept: Kept | None) -> Dataset | torch.Tensor:
+        """Training blocks that the healing of a student fits to: its tokens, by their ids in the super-network."""
+        text = self.text_of(kept)
+        return self._healing_blocks(text) if text is self.text else self.as_origin(self._healing_blocks(text), kept)
+
+    def as_origin(self, blocks: Dataset, kept: Kept | None) -> torch.Tensor:
+        """Map blocks of a student's tokens to their ids in the super-network, `(blocks, block_size)`."""
+        own: Sequence[int] = indices(self.origin_config.vocab_size if kept is None else kept)
+        return torch.tensor(own)[as_input_ids(blocks, len(own))]
+
+    def _healing_blocks(self, text: Text) -> Dataset:
         data = self.recipe.data
-        return self.training_blocks(max(2, data.calibration_tokens // data.block_size))
+        return text.training_blocks(max(2, data.calibration_tokens // data.block_size))
 
     @property
     def calibration_blocks(self) -> Dataset:

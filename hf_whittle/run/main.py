@@ -142,7 +142,9 @@ def _do_stages(inputs: Inputs, ledger: Ledger, progress: bool) -> Results:
     else:
         results = in_first(lambda: stages.take(inputs, ledger))
     results = replace(results, data=in_first(lambda: stages.data_facts(inputs)))
-    trainers = Trainers(inputs)
+    trainers = Trainers(inputs, None if recipe.student else in_first(lambda: stages.kept_tokens(ledger)))
+    if inputs.counts_bytes:
+        results = replace(results, vocabulary=stages.vocabulary(trainers, ledger))
     results = replace(results, teacher=stages.teacher(trainers, ledger, progress))
     student = stages.train_student(trainers, ledger, progress)
     results = replace(results, student=student, environment=student.environment)

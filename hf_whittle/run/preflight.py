@@ -20,16 +20,15 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
 )
 
 from ..architectures.dimensions import CHANNELS
-from ..compat import forget_partitioning
+from ..compat.sharding import forget_partitioning
 from ..distillation.config import DistillationConfig
-from ..errors import RecipeError, VocabularyError, WhittleError
+from ..errors import RecipeError, WhittleError
 from ..extraction.checkpoint import Checkpoint
 from ..extraction.extraction import extract_subnet
 from ..extraction.folder import without_bars
@@ -40,20 +39,22 @@ from ..healing.config import BasisName, HealingConfig
 from ..healing.parts import can_change_basis
 from ..models.portable import check_generation_config
 from ..models.source import Source, source_of
-from ..processes import first_on_each_machine, in_each, in_first, is_first, num_launched, wait_for_all
+from ..processes import in_first, is_first, num_launched, wait_for_all
 from ..recipe.recipe import Recipe
 from ..record.lineage import Lineage
 from ..space.search_space import SearchSpace
+from ..subnet import SubnetConfig
 from ..training.checkpoints import last_checkpoint
 from ..training.strategies import smallest_subnet
 from ..training.streaming import check_streaming
 from .batches import own_arguments, shards_models
 from .changes import has_begun
 from .inputs import Inputs, free_memory, load_config
-from .search_inputs import make_space
+from .search_inputs import make_bin, make_space
 from .stages import save_given
 from .text import spread
 from .trainers import Trainers, Weights, random_student, save_student, whole_weights
+from .vocabularies import check_vocab_sizes, check_vocabularies, in_tokens_of, token_order
 
 _TOKENS = 32  # in a block, unless targets come from a store of logits, which has those of whole blocks alone
 _BLOCKS = 8
@@ -66,11 +67,12 @@ def check_teacher(inputs: Inputs) -> None:
     Raises:
         RecipeError: if a model cannot be loaded as the recipe says.
         ArchitectureError: if the teacher is of an architecture without a table.
-        VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
+        VocabularyError: if its vocabulary does not fit the super-network's, and something is to learn from it.
     """
     check_loading(inputs.recipe)
     config = load_config(inputs.recipe.teacher)
     check_vocabularies(inputs.recipe, inputs.origin_config, config)
+    check_vocab_sizes(inputs)
 
 
 def check_loading(recipe: Recipe) -> None:
@@ -92,22 +94,6 @@ def check_loading(recipe: Recipe) -> None:
             )
 
 
-def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Find out whether the student and the search's probes can learn from the teacher.
-
-    Raises:
-        VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it.
-    """
-    size, beta = supernet.vocab_size, recipe.training_arguments(recipe.output_dir).beta
-    if recipe.search.has_probes:
-        beta = max(beta, recipe.probe_config.beta)
-    if teacher.vocab_size != size and beta > 0:
-        raise VocabularyError(
-            f"the vocabulary of the teacher {recipe.teacher} has {teacher.vocab_size} entries, that of the "
-            f"super-network {size}; use a teacher with the same vocabulary, or beta: 0"
-        )
-
-
 def preflight(inputs: Inputs, folder: Path) -> None:
     """Try in small every training of a run that has not begun, and everything it needs.
 
@@ -123,15 +109,16 @@ def preflight(inputs: Inputs, folder: Path) -> None:
     if not trainings:
         return
     if inputs.recipe.student is None:
-        preflight_search(inputs, folder)
+        space = preflight_search(inputs, folder)
     else:
+        space = None
         _read_text(inputs)
     small = folder / "stages" / _FOLDER
     with_teacher = in_first(lambda: not has_begun(folder, "teacher"))
     try:
         with disk_errors(folder), without_bars():
             in_first(lambda: _make_empty(small))
-            _try_all(inputs, trainings, small, with_teacher=with_teacher)
+            _try_all(inputs, space, trainings, small, with_teacher=with_teacher)
         wait_for_all()
     finally:
         if is_first():
@@ -140,15 +127,25 @@ def preflight(inputs: Inputs, folder: Path) -> None:
         free_memory()
 
 
-def preflight_search(inputs: Inputs, folder: Path) -> None:
-    """Read the text, and set up the search without starting it; errors as for `preflight`."""
+def preflight_search(inputs: Inputs, folder: Path) -> SearchSpace:
+    """Read the text, rank its tokens if the recipe gives sizes of the vocabulary, and set up the search.
+
+    The search is not started; errors as for `preflight`.
+
+    Returns:
+        `SearchSpace`: its space, without importance scores, which are expensive.
+    """
     _read_text(inputs)
-    in_first(lambda: _check_search(inputs, folder))
+    with _blamed("space", folder):
+        space = make_space(inputs, token_order(inputs, folder / "stages"))
+    in_first(lambda: _check_search(inputs, space, folder))
+    return space
 
 
 def _read_text(inputs: Inputs) -> None:
-    read = in_each if inputs.recipe.data.streaming else first_on_each_machine  # only a text that is loaded is cached
-    read(lambda: inputs.blocks)
+    inputs.text.read()
+    if inputs.teacher_text is not inputs.text:
+        inputs.teacher_text.read()
 
 
 def _make_empty(folder: Path) -> None:
@@ -164,19 +161,26 @@ def _to_begin(inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
     return trainings
 
 
-def _check_search(inputs: Inputs, folder: Path) -> None:
-    """Set up the search without starting it; its space has no importance scores, which are expensive."""
-    bin = inputs.recipe.to_bin()
+def _check_search(inputs: Inputs, space: SearchSpace, folder: Path) -> None:
+    """Set up the search without starting it."""
     with _blamed("search", folder):
-        space = make_space(inputs)
+        bin = make_bin(inputs, space)
         space.reachable_pairs(bin)
         inputs.recipe.search.algorithm.algorithm(space, bin)
 
 
-def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path, *, with_teacher: bool) -> None:
+def _try_all(
+    inputs: Inputs,
+    space: SearchSpace | None,
+    trainings: dict[str, dict[str, Any]],
+    folder: Path,
+    *,
+    with_teacher: bool,
+) -> None:
     """Try the student and its trainings; the memory of a teacher that is not the super-network is freed after it."""
-    trainers = Trainers(inputs, keeps_supernet=True)
-    in_first(lambda: _try_student(inputs, folder / "initial"))
+    subnet = None if space is None else smallest_subnet(space)
+    trainers = Trainers(inputs, None if subnet is None else subnet.vocab_size, keeps_supernet=True)
+    in_first(lambda: _try_student(inputs, space, subnet, folder / "initial"))
     if with_teacher:
         with _blamed("teacher_options", folder):
             _ = trainers.teacher  # whose perplexity is reported in any case
@@ -184,29 +188,37 @@ def _try_all(inputs: Inputs, trainings: dict[str, dict[str, Any]], folder: Path,
         _try_training(trainers, section, folder, overrides)
 
 
-def _try_student(inputs: Inputs, folder: Path) -> None:
+def _try_student(inputs: Inputs, space: SearchSpace | None, subnet: SubnetConfig | None, folder: Path) -> None:
     """Extract and heal a student, or take the one that is given, and leave it in a folder as a run does."""
-    if inputs.recipe.student is not None:
+    if space is None or subnet is None:
         with _blamed("student", folder):
             save_given(inputs, folder)
         return
-    heal, space = inputs.recipe.heal, make_space(inputs)
+    heal = inputs.recipe.heal
     with _blamed("heal", folder):
         source = _source(inputs)
         check_generation_config(source.generation_config)
         student: Any = extract_subnet(
             **inputs.source_of_students(),
-            subnet=smallest_subnet(space),
+            subnet=subnet,
             heal=heal,
-            calibration_dataset=_short(inputs.healing_blocks, _TOKENS) if heal else None,
+            calibration_dataset=_calibration(inputs, subnet) if heal else None,
             progress=False,
         )
         if isinstance(heal, HealingConfig):  # whether or not it helped so small a student
             basis = _basis_of_some_student(source, space, heal)
             student.healing = dataclasses.replace(student.healing, is_healed=True, basis=basis)
         student.save_pretrained(folder)
-        save_tokenizer(inputs.tokenizer, folder)
+        save_tokenizer(inputs.tokenizer_of(subnet.vocab_size), folder)
         Lineage.of(student).save(folder)
+
+
+def _calibration(inputs: Inputs, subnet: SubnetConfig) -> Dataset | torch.Tensor:
+    """Short blocks to heal a student on."""
+    if inputs.text_of(subnet.vocab_size) is inputs.text:
+        return _short(inputs.healing_blocks, _TOKENS)
+    blocks = in_tokens_of(inputs, subnet.vocab_size, _short(inputs.healing_blocks, 2 * _TOKENS), _TOKENS)
+    return inputs.as_origin(blocks, subnet.vocab_size)
 
 
 def _source(inputs: Inputs) -> Source:
@@ -228,23 +240,33 @@ def _try_training(trainers: Trainers, section: str, folder: Path, overrides: dic
     student: Any = AutoModelForCausalLM.from_pretrained(folder / "initial")
     if section == "baseline":
         student = random_student(student.config)
-    length = _TOKENS if inputs.recipe.teacher_store is None else None
-    blocks = {"train": _short(inputs.training_blocks(_BLOCKS), length), "test": _short(inputs.blocks["test"], length)}
+    blocks = _blocks(trainers)
     with _blamed(section, folder):
         args = _small_steps(inputs, folder / section, overrides)
         trainer = trainers.make(student, args, blocks, [_OneStep()])
         _without_loggers(trainer).train()
         weights, trained = whole_weights(trainer), trainer.accelerator.unwrap_model(trainer.model)
-        in_first(lambda: _save(trained, inputs, final, weights))
+        in_first(lambda: _save(trained, trainers, final, weights))
         if shards_models(args):  # DeepSpeed's arguments make one accelerator, and its models take one engine
-            args, trainers = _small_steps(inputs, folder / section, overrides), Trainers(inputs)
+            args, trainers = _small_steps(inputs, folder / section, overrides), Trainers(inputs, trainers.kept)
         again = trainers.make(AutoModelForCausalLM.from_pretrained(final), args, blocks, [_OneStep()])
         _without_loggers(again).train_from(in_first(lambda: last_checkpoint(folder / section)))
 
 
-def _save(student: PreTrainedModel, inputs: Inputs, folder: Path, weights: Weights) -> None:
+def _blocks(trainers: Trainers) -> dict[str, Dataset]:
+    """A few blocks of each split; only those of all tokens are packed already, so that others are made of them."""
+    inputs = trainers.inputs
+    splits = {"train": inputs.training_blocks(_BLOCKS), "test": inputs.blocks["test"]}
+    if trainers.text is not inputs.text:
+        long = {name: _short(blocks, 2 * _TOKENS) for name, blocks in splits.items()}
+        return {name: in_tokens_of(inputs, trainers.kept, blocks, _TOKENS) for name, blocks in long.items()}
+    length = _TOKENS if inputs.recipe.teacher_store is None else None
+    return {name: _short(blocks, length) for name, blocks in splits.items()}
+
+
+def _save(student: PreTrainedModel, trainers: Trainers, folder: Path, weights: Weights) -> None:
     """Leave a trained student in a folder as a run does, and read its tokenizer again."""
-    save_student(student, inputs.tokenizer, folder, weights)
+    save_student(student, trainers.tokenizer, folder, weights)
     Lineage.of(student).save(folder)
     AutoTokenizer.from_pretrained(folder)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cost.bins import Bin
 from ..fitness.base import Fitness
 from ..fitness.probe import ProbeConfig
 from ..healing.supernet_moments import USABLE, free_bytes
@@ -17,7 +18,9 @@ from ..models.supernet import SuperNetModel
 from ..processes import gathered, in_first, num_launched, num_on_machine
 from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
+from ..subnet import Kept
 from .inputs import Inputs
+from .vocabularies import search_documents, token_order, tokens_per_byte
 
 
 class SearchInputs:
@@ -25,7 +28,7 @@ class SearchInputs:
 
     Args:
         inputs (`Inputs`): the inputs of the run.
-        cache_dir (`Path`): folder that keeps importance scores.
+        cache_dir (`Path`): folder that keeps importance scores and the order of tokens.
         progress (`bool`): whether to show progress bars.
     """
 
@@ -33,12 +36,12 @@ class SearchInputs:
         self._inputs, self._cache_dir, self.progress = inputs, cache_dir, progress
         self._made: dict[str, Fitness] = {}
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
-        """The search space."""
-        section = self._inputs.recipe.space
+        """The search space; all processes ask for it."""
+        section, order = self._inputs.recipe.space, token_order(self._inputs, self._cache_dir)
         scores = self.importance if section.importance else None
-        return make_space(self._inputs, importance=scores, temperature=section.temperature)
+        return make_space(self._inputs, order, importance=scores, temperature=section.temperature)
 
     def fitness(self, name: str) -> Fitness:
         """The fitness of a name; each is made once."""
@@ -75,6 +78,20 @@ class SearchInputs:
         """Held-out blocks that each candidate is evaluated on."""
         return self._inputs.blocks["search"]
 
+    @cached_property
+    def documents(self) -> list[str]:
+        """Held-out documents that a fitness of text evaluates each candidate on."""
+        return search_documents(self._inputs)
+
+    def tokenizer_of(self, kept: Kept | None) -> PreTrainedTokenizerBase:
+        """The tokenizer of a part of the vocabulary, and the super-network's for `None`."""
+        return self._inputs.tokenizer_of(kept)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, and most tokens of a window of documents."""
+        return self._inputs.recipe.data.block_size
+
     @property
     def healing_blocks(self) -> Dataset:
         """Training blocks that healing fits to."""
@@ -85,8 +102,8 @@ class SearchInputs:
         return self._inputs.text.training_blocks(number, by_source=False)
 
     @property
-    def batch_size(self) -> int:
-        """Blocks evaluated at a time."""
+    def batch_size(self) -> int | None:
+        """Blocks evaluated at a time, where the recipe says how many."""
         return self._inputs.recipe.search.batch_size
 
     @property
@@ -116,14 +133,27 @@ class SearchInputs:
         return shares
 
 
-def make_space(inputs: Inputs, **importance: Any) -> SearchSpace:
-    """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature."""
-    return make_space_of(inputs.origin_config, inputs.recipe.space, **importance)
+def make_space(inputs: Inputs, order: Sequence[int] | None = None, **importance: Any) -> SearchSpace:
+    """The search space of a recipe; it chooses entries by importance if it gets scores and a temperature.
+
+    The vocabulary is whole unless an order of tokens is given.
+    """
+    return make_space_of(inputs.origin_config, inputs.recipe.space, order, **importance)
 
 
-def make_space_of(config: PreTrainedConfig, section: SpaceSection, **importance: Any) -> SearchSpace:
+def make_space_of(
+    config: PreTrainedConfig, section: SpaceSection, order: Sequence[int] | None = None, **importance: Any
+) -> SearchSpace:
     """The search space of a super-network's configuration and a recipe's section; see `make_space`."""
     sizes: dict[str, Any] = section.ranges()
+    if order is not None:
+        sizes |= {"vocab_sizes": section.vocab_sizes, "token_order": order}
     return SearchSpace.from_config(
         config, section.granularity, section.layer_wise, section.stock_only, **importance, **sizes
     )
+
+
+def make_bin(inputs: Inputs, space: SearchSpace) -> Bin:
+    """The bin of a recipe; of a byte of text, if its cost depends on how many tokens that has."""
+    needs = inputs.recipe.needs_tokens_per_byte
+    return inputs.recipe.to_bin(tokens_per_byte(inputs, space) if needs else None)

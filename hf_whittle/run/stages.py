@@ -19,20 +19,21 @@ from ..fitness.perplexity import Perplexity
 from ..healing.config import HEALING_FILE
 from ..processes import in_first
 from ..record.data import DataFacts, TextFacts, name_of_text
-from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts
+from ..record.facts import HealingFacts, SearchFacts, SourceFacts, TeacherFacts, TrainingFacts, VocabularyFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import checkpoint_facts, precision_of
 from ..search.facts import search_facts
 from ..search.result import SearchResult
 from ..search.runner import search_subnets
-from ..subnet import SUBNET_FILE
+from ..subnet import SUBNET_FILE, Kept, count
 from .changes import record_baseline
 from .inputs import Inputs
 from .ledger import Ledger, calibration_cost, healing_cost
-from .search_inputs import SearchInputs
+from .search_inputs import SearchInputs, make_bin
 from .trackers import report, search_rows
 from .trainers import Trainers, Training, Weights, random_student, save_student
+from .vocabularies import bits_per_byte, tokens_per_byte_of
 
 
 def search(inputs: Inputs, ledger: Ledger, progress: bool = True) -> SearchFacts:
@@ -53,11 +54,12 @@ def _describe(result: SearchResult, tokens_per_evaluation: int, inputs: Inputs, 
     if section.fitness == Perplexity.name:
         as_sliced = best.fitness
     else:
-        as_sliced = Perplexity(inputs.supernet, inputs.blocks["search"], section.batch_size)(result.best)
-    calibration = calibration_cost(inputs)
+        blocks = inputs.text_of(result.best.vocab_size).blocks["search"]
+        as_sliced = Perplexity(inputs.supernet, blocks, section.batch_size)(result.best)
+    calibration, facts = calibration_cost(inputs), search_facts(result)
     return replace(
-        search_facts(result),
-        tokens_per_evaluation=tokens_per_evaluation,
+        facts,
+        tokens_per_evaluation=max(tokens_per_evaluation, facts.tokens_per_evaluation),
         tokens=result.tokens + calibration["tokens"],
         flops=result.flops + calibration["flops"],
         perplexity=as_sliced,
@@ -72,7 +74,7 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
     result = search_subnets(
         inputs.supernet,
         space,
-        bin=recipe.to_bin(),
+        bin=make_bin(inputs, space),
         fitness=fitness,
         config=recipe.search.algorithm,
         output_dir=ledger.folder,
@@ -126,11 +128,11 @@ def extract(inputs: Inputs, ledger: Ledger, progress: bool = True) -> Path:
         **inputs.source_of_students(),
         subnet=subnet,
         heal=heal,
-        calibration_dataset=inputs.healing_blocks if heal else None,
+        calibration_dataset=inputs.healing_blocks_of(subnet.vocab_size) if heal else None,
         progress=progress,
     )
     with atomic_folder(folder) as temporary:
-        save_student(student, inputs.tokenizer, temporary)
+        save_student(student, inputs.tokenizer_of(subnet.vocab_size), temporary)
         subnet.save_pretrained(temporary)
         if heal:
             write_json(temporary / HEALING_FILE, student.healing.to_dict())
@@ -160,15 +162,43 @@ def teacher(trainers: Trainers, ledger: Ledger, progress: bool = True) -> Teache
 
 
 def _teacher(trainers: Trainers, progress: bool) -> TeacherFacts:
-    model, args = trainers.teacher, _arguments(trainers.inputs)
-    input_ids = as_input_ids(trainers.inputs.blocks["test"], model.config.vocab_size)
+    inputs, model = trainers.inputs, trainers.teacher
+    input_ids = as_input_ids(inputs.teacher_text.blocks["test"], model.config.vocab_size)
     how: dict[str, Any] = {"is_spread": True, "progress": "teacher" if progress else None}
+    nats = cross_entropy(model, input_ids, **how)
     return TeacherFacts(
         **checkpoint_facts(model.config).to_dict(),
         parameters=num_parameters(model.config),
-        perplexity=perplexity(cross_entropy(model, input_ids, args.per_device_eval_batch_size, **how)),
+        perplexity=perplexity(nats),
         test_tokens=input_ids.numel(),
         precision=precision_of(model),
+        bits_per_byte=bits_per_byte(nats, input_ids, inputs.teacher_tokenizer) if inputs.counts_bytes else None,
+    )
+
+
+def kept_tokens(ledger: Ledger) -> Kept | None:
+    """The part of the super-network's vocabulary that the subnet found by the search keeps; `None` for all of it."""
+    return SearchResult.load(ledger.folder).best.vocab_size
+
+
+def vocabulary(trainers: Trainers, ledger: Ledger) -> VocabularyFacts:
+    """The vocabularies of student and teacher, measured on the test text."""
+
+    def work() -> VocabularyFacts:
+        trainers.text.read()
+        return in_first(lambda: _vocabulary(trainers))
+
+    return ledger.once("vocabulary", VocabularyFacts, work)
+
+
+def _vocabulary(trainers: Trainers) -> VocabularyFacts:
+    inputs = trainers.inputs
+    whole = inputs.origin_config.vocab_size
+    return VocabularyFacts(
+        size=whole if trainers.kept is None else count(trainers.kept),
+        teacher_size=inputs.teacher_config.vocab_size,
+        tokens_per_byte=tokens_per_byte_of(trainers.text.blocks["test"], trainers.tokenizer),
+        teacher_tokens_per_byte=tokens_per_byte_of(inputs.teacher_text.blocks["test"], inputs.teacher_tokenizer),
     )
 
 
@@ -177,7 +207,7 @@ def train_student(trainers: Trainers, ledger: Ledger, progress: bool = True) -> 
 
     def keep(student: PreTrainedModel, weights: Weights) -> None:
         with atomic_folder(ledger.stages / "final", replace=True) as temporary:
-            save_student(student, trainers.inputs.tokenizer, temporary, weights)
+            save_student(student, trainers.tokenizer, temporary, weights)
             _copy_origin(ledger.stages / "initial", temporary)
 
     training = Training("student", trainers, ledger, progress)
@@ -185,7 +215,7 @@ def train_student(trainers: Trainers, ledger: Ledger, progress: bool = True) -> 
 
 
 def train_baseline(trainers: Trainers, ledger: Ledger, progress: bool = True) -> TrainingFacts:
-    """Pretrain the student's architecture from random initialization, on the same tokens."""
+    """Pretrain the student's architecture from random initialization, on the same text in the same tokens."""
     recipe = trainers.inputs.recipe
 
     def make() -> PreTrainedModel:

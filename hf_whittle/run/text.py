@@ -2,21 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data.documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents
+from ..data.documents import STANDARD_LIBRARY, documents_fingerprint, load_documents, split_documents, split_of
 from ..data.encoding import Encoder, TextEncoder, TokenEncoder
 from ..data.mixing import join_blocks, mix_blocks, mixture, shares
 from ..data.packing import pack_rows
 from ..data.streamed_documents import stream_documents, stream_fingerprint
 from ..data.streams import BlockStream, StreamedSource, held_out_blocks
+from ..processes import first_on_each_machine, in_each
 from ..recipe.data import DataSection, WeightedSource
+
+_DOCUMENTS = 16
+"""Documents of a sample, at least, if there are so many."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,47 @@ class Text:
             self._first[key] = train.first(number, by_source=by_source)
         return self._first[key]
 
+    def read(self) -> None:
+        """Read the blocks in every process, one on each machine before the others, which then find them in a cache."""
+        read = in_each if self.data.streaming else first_on_each_machine  # only a text that is loaded is cached
+        read(lambda: self.blocks)
+
+    def documents(self, split: str, tokens: int) -> list[str]:
+        """Documents of a split that have about so many tokens, drawn at random; the first ones of a stream.
+
+        Sources have their shares, and of a long document the beginning is taken, so that there are several.
+        """
+        parts = zip(self.data.all_sources, self._weights, strict=True)
+        longest, whole = max(self.data.block_size, tokens // _DOCUMENTS), sum(self._weights)
+        return [
+            text
+            for number, (source, weight) in enumerate(parts)
+            for text in self._beginnings(self._texts(number, source, split), tokens * weight / whole, longest)
+        ]
+
+    def _texts(self, number: int, source: WeightedSource, split: str) -> Iterator[str]:
+        """Documents of a split of a source."""
+        column = source.text_column
+        if not self.data.streaming:
+            rows = self._splits[number][split]
+            yield from (rows[row][column] for row in Random(0).sample(range(len(rows)), len(rows)))
+            return
+        key, stream = source.document_column or column, self._stream(source)
+        with stream.named_errors():
+            yield from (row[column] for row in stream.rows() if split_of(row[key], self.data.fractions) == split)
+
+    def _beginnings(self, texts: Iterator[str], tokens: float, longest: int) -> Iterator[str]:
+        """Beginnings of documents, until there are so many tokens."""
+        tokenizer: Any = self.tokenizer()
+        for text in texts:
+            if tokens <= 0:
+                return
+            found = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
+            taken = min(found, longest, math.ceil(tokens))
+            tokens -= taken
+            if taken:
+                yield text[: len(text) * taken // found]
+
     def fingerprint(self) -> str:
         """A hash of the text: of all of it, or of what tells a streamed one without reading it."""
         found = [self._fingerprint(source) for source in self.data.all_sources]
@@ -71,9 +118,19 @@ class Text:
         return TokenEncoder(self.vocab_size(), source.token_column, end, size)
 
     @cached_property
+    def _splits(self) -> list[dict[str, Dataset]]:
+        """The documents of each split, by source."""
+        found = []
+        for source in self.data.all_sources:
+            key = source.document_column or source.token_column or source.text_column
+            found.append(split_documents(load_documents(**_named(source)), self.data.fractions, key=key))
+        return found
+
+    @cached_property
     def _by_source(self) -> list[dict[str, Dataset]]:
         """All blocks of each split, by source."""
-        return [self._blocks_of(source) for source in self.data.all_sources]
+        parts = zip(self.data.all_sources, self._splits, strict=True)
+        return [self._blocks_of(source, splits) for source, splits in parts]
 
     @property
     def _weights(self) -> list[float]:
@@ -92,10 +149,9 @@ class Text:
             name: self._spread([each[name] for each in self._by_source], number) for name, number in held_out
         }
 
-    def _blocks_of(self, source: WeightedSource) -> dict[str, Dataset]:
+    def _blocks_of(self, source: WeightedSource, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """All blocks of each split of a source."""
-        encoder, documents = self._encoder(source), load_documents(**_named(source))
-        splits = split_documents(documents, self.data.fractions, key=source.document_column or encoder.column)
+        encoder = self._encoder(source)
         return {
             name: pack_rows(split, encoder, self.data.block_size, self.data.num_proc) for name, split in splits.items()
         }

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState
 
-from ..compat import reporting_callbacks
+from ..compat.transformers import reporting_callbacks
 from ..processes import is_first
 from ..search.result import SearchResult
 

@@ -19,12 +19,14 @@ from ..models.student import student_class
 from ..processes import any_process, in_first, shared
 from ..record.facts import TrainingFacts
 from ..record.training import training_facts
+from ..subnet import Kept
 from ..training.checkpoints import last_checkpoint
 from ..training.interruption import SaveOnInterrupt
 from ..training.progress import TrainingBar
 from .batches import own_arguments
 from .inputs import Inputs
 from .ledger import Ledger, training_cost
+from .text import Text
 from .trackers import tracked
 
 Weights = dict[str, Any] | None
@@ -37,11 +39,24 @@ class Trainers:
 
     Args:
         inputs (`Inputs`): the inputs of the run.
+        kept (`int` or `tuple[int, ...]`, *optional*): the student's part of the super-network's vocabulary; all by
+            default.
         keeps_supernet (`bool`, *optional*, defaults to `False`): whether the super-network is needed after them.
     """
 
     inputs: Inputs
+    kept: Kept | None = None
     keeps_supernet: bool = False
+
+    @property
+    def text(self) -> Text:
+        """The text in the student's tokens."""
+        return self.inputs.text_of(self.kept)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+        return self.text.tokenizer()
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
@@ -75,13 +90,19 @@ class Trainers:
         self, model: PreTrainedModel, args: DistillationConfig, blocks: dict[str, Dataset], callbacks: list[Any]
     ) -> DistillationTrainer:
         """The trainer of a model on the splits `train` and `test`."""
+        theirs = self.inputs.teacher_tokenizer
+        differs = (
+            theirs.get_vocab() != self.tokenizer.get_vocab()
+            or self.inputs.teacher_config.vocab_size != model.config.vocab_size
+        )
         return DistillationTrainer(
             model=model,
             teacher_model=self.targets if args.has_teacher else None,
             args=args,
             train_dataset=blocks["train"],
             eval_dataset=blocks["test"],
-            processing_class=self.inputs.tokenizer,
+            processing_class=self.tokenizer,
+            teacher_tokenizer=theirs if differs else None,
             callbacks=callbacks,
         )
 
@@ -140,7 +161,7 @@ class Training:
             in_first(lambda: keep(trainer.accelerator.unwrap_model(trainer.model), weights))
         teacher = inputs.teacher_config if args.has_teacher else None
         return replace(
-            training_facts(args, trainer.state, is_whole=checkpoint is None),
+            training_facts(args, trainer.state, is_whole=checkpoint is None, of_bytes=inputs.counts_bytes),
             parameters=num_parameters(student.config),  # its weights may be sharded
             targets=trainer.teacher.in_words if isinstance(trainer.teacher, LogitStore) else None,
             flops_per_token=training_cost(student.config, teacher, inputs.recipe.data.block_size),
@@ -148,7 +169,7 @@ class Training:
 
     def _trainer(self, student: PreTrainedModel, args: DistillationConfig) -> DistillationTrainer:
         bars = [TrainingBar(self.name)] if self.progress else []
-        trainer = self.trainers.make(student, args, self.trainers.inputs.blocks, [self._interruption, *bars])
+        trainer = self.trainers.make(student, args, self.trainers.text.blocks, [self._interruption, *bars])
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -155,7 +155,7 @@ class Reach:
         of_entries = np.array([prices.of(dimension) for dimension in (*self._enumerated, self._last)])
         costs = prices.base(of_layers[fits]) + every @ of_entries
         best = int(np.argmax(costs))
-        return Greatest(costs[best].item(), frame, int(of_layers[fits][best]), tuple(every[best].tolist()))
+        return Greatest(costs[best].item(), frame, int(of_layers[fits][best]), tuple(map(int, every[best])))
 
     def step(self, layers: Any) -> Any:
         """Distance between totals of the last dimension."""

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..compat import sorted_checkpoints
+from ..compat.transformers import sorted_checkpoints
 from ..errors import CheckpointError
 from ..files.atomic import put_in_place, remove_folder, remove_leftovers
 from ..files.disk import disk_errors

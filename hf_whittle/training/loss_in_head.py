@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from ..compat import has_stock_loss
+from ..compat.transformers import has_stock_loss
 from ..loss.divergences import DistillationLoss, LossWeights, labels_of_rows
 from ..loss.fused import fused_distillation_loss
 from ..loss.targets import Targets

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..architectures.registry import has_architecture
-from ..compat import LORA_PREFIX
+from ..compat.others import LORA_PREFIX
 from ..cost.counts import num_parameters
 from ..record.data import DataFacts
 from ..record.facts import AdapterFacts, TeacherFacts

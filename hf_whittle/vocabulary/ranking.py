@@ -3,7 +3,7 @@
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,9 @@ _OF_BYTES = 1e6
 """Minus the log-probability of a character that has no token of its own, in the choice of pieces."""
 
 
-def rank_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | None = None) -> list[int]:
+def rank_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | Mapping[int, int] | None = None
+) -> list[int]:
     """Order the tokens of a tokenizer so that the first `k` are complete for every `k` from `minimum_size` on.
 
     Tokens that always stay come first. The others follow in the order of their merges (of their probabilities, in a
@@ -25,7 +27,8 @@ def rank_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | None 
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): a fast tokenizer of BPE or Unigram.
-        texts (`Iterable[str]`, *optional*): texts like those that the tokenizer is for; some megabytes are enough.
+        texts (`Iterable[str]` or `Mapping[int, int]`, *optional*): texts like those that the tokenizer is for, or how
+            often each token occurs in them; some megabytes are enough.
 
     Returns:
         `list[int]`: the ids of all tokens.
@@ -40,7 +43,8 @@ def rank_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | None 
         known = set(first)
         order = sorted(structure.optional, key=lambda index: (structure.order[index], index))
         return [*first, *itertools.chain.from_iterable(structure.with_ancestors(index, known) for index in order)]
-    return [*first, *reversed(list(_Dropping(structure, count_tokens(tokenizer, texts))))]
+    counts = Counter(texts) if isinstance(texts, Mapping) else count_tokens(tokenizer, texts)
+    return [*first, *reversed(list(_Dropping(structure, counts)))]
 
 
 def count_tokens(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:

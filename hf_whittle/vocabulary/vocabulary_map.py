@@ -97,13 +97,6 @@ class VocabularyMap:
         return digest.hexdigest()
 
 
-def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise `VocabularyError` unless two tokenizers have the same tokens under the same ids."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours != theirs:
-        raise VocabularyError(_difference(ours, theirs))
-
-
 def _are_alike(student: Any, teacher: Any) -> bool:
     """Whether two tokenizers differ in nothing that decides on tokens but the tokens themselves."""
     ours, theirs = settings_of(student), settings_of(teacher)

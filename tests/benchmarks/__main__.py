@@ -9,6 +9,7 @@ from .measuring import environment
 
 NAMES = (
     "slices",
+    "batches",
     "compiled",
     "sampling",
     "distillation_loss",

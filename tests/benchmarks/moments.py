@@ -8,7 +8,7 @@ from transformers import GPTNeoXConfig, LlamaConfig
 
 from hf_whittle import SubnetConfig
 from hf_whittle.architectures.dimensions import NEURONS
-from hf_whittle.compat import no_init_weights
+from hf_whittle.compat.transformers import no_init_weights
 from hf_whittle.cost import num_parameters
 from hf_whittle.evaluation import cross_entropy
 from hf_whittle.fitness.healed import HealedPerplexity

@@ -1,14 +1,16 @@
 """Peak memory of distillation steps and of evaluations against the plan's, on a CPU in single precision.
 
-Each is measured in a process of its own, from before the models are made to the end of the third step. Weights are
-random. The teacher has the shapes of the demo's, with a student of 880k parameters, or of Pythia-410M, with Pythia-160M
-as the student; blocks of the latter are short, so that it fits beside other jobs.
+Each is measured in a process of its own, from before the models are made to the end of the third step, or of an
+evaluation; that of a search is of the whole super-network, by perplexity, in a batch of the default size. Weights are
+random. The teacher, which is the super-network, has the shapes of the demo's, with a student of 880k parameters, or of
+Pythia-410M, with Pythia-160M as the student; blocks of the latter are short, so that it fits beside other jobs.
 
 The demo is measured twice: as it is, and with each tensor of 64 kB or more in memory of its own. The heap of the C
 library keeps holes between smaller tensors, which no plan of tensors knows of.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig
 
 import hf_whittle
-from hf_whittle import DistillationConfig, DistillationTrainer
-from hf_whittle.plan.training_memory import Step, optimizer_bytes
+from hf_whittle import AutoSuperNetForCausalLM, DistillationConfig, DistillationTrainer, SubnetConfig
+from hf_whittle.fitness.perplexity import Perplexity
+from hf_whittle.plan.training_memory import Step, blocks_at_a_time, cross_entropy_memory, optimizer_bytes
 
 from .measuring import peak_memory
 
@@ -128,20 +131,39 @@ CASES: dict[str, dict[str, Any]] = {
 
 def _compare(name: str) -> dict[str, Any]:
     cases = CASES if name == "demo" else {"distillation": {}}
-    return {"batch": SHAPES[name][1], "cases": {case: _case(name, changes) for case, changes in cases.items()}}
+    measured = {case: _case(name, changes) for case, changes in cases.items()}
+    return {"batch": SHAPES[name][1], "cases": measured | {"search": {"evaluation": _search(name)}}}
+
+
+def _search(name: str) -> dict[str, Any]:
+    """Memory of an evaluation of a search."""
+    teacher, length = configs(name)[1], SHAPES[name][1]["length"]
+    blocks = blocks_at_a_time(length, True, teacher)
+    with torch.device("meta"):
+        weights = 4 * AutoModelForCausalLM.from_config(teacher).num_parameters()
+    plan = (weights + cross_entropy_memory(teacher, blocks, length)) / 2**20
+    return _stage(name, plan, partial(_evaluate, name, blocks)) | {"blocks": blocks}
+
+
+def _evaluate(name: str, blocks: int, _: Any) -> None:
+    """Evaluate a super-network with random weights as a search does."""
+    config = configs(name)[1]
+    supernet = AutoSuperNetForCausalLM.from_config(config)
+    ids = torch.randint(config.vocab_size, (blocks, SHAPES[name][1]["length"]))
+    Perplexity(supernet, ids)(SubnetConfig.full(config))
 
 
 def _case(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     plan = planned(name, **changes)
     stages = {"training": True} if changes else {"training": True, "evaluation": False}
-    return {stage: _stage(name, plan[stage], train, changes) for stage, train in stages.items()}
+    return {stage: _stage(name, plan[stage], partial(_work, name, train, changes)) for stage, train in stages.items()}
 
 
-def _stage(name: str, plan: float, train: bool, changes: dict[str, Any]) -> dict[str, Any]:
-    found = {"": peak_memory(_prepare, partial(_work, name, train, changes))}
+def _stage(name: str, plan: float, work: Callable[[Any], None]) -> dict[str, Any]:
+    found = {"": peak_memory(_prepare, work)}
     if name == "demo":
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # read by a process that starts
-        found["_without_holes"] = peak_memory(_prepare, partial(_work, name, train, changes))
+        found["_without_holes"] = peak_memory(_prepare, work)
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
     results: dict[str, Any] = {"planned_mb": round(plan)}
     for how, megabytes in found.items():

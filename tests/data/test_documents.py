@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from hf_whittle.compat import dataset_fingerprint
+from hf_whittle.compat.others import dataset_fingerprint
 from hf_whittle.data import STANDARD_LIBRARY, collate_blocks, load_documents, pack_documents, split_documents
 from hf_whittle.data.standard_library import HELD_OUT
 from hf_whittle.errors import DataError

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import hf_whittle
-from hf_whittle.compat import dataset_fingerprint
+from hf_whittle.compat.others import dataset_fingerprint
 from hf_whittle.data import documents_fingerprint, load_documents, pack_documents
 from hf_whittle.data.text_files import documents_from_files, files_digest
 from hf_whittle.errors import DataError

@@ -11,6 +11,8 @@ SCRIPT = Path(__file__).with_name("two_machines.py")
 CHECKPOINTS = ["checkpoint-2", "checkpoint-3"]
 RENAMED = "renamed: checkpoint-1 checkpoint-2 checkpoint-3"
 
+pytestmark = pytest.mark.slow
+
 
 def train(*arguments):
     """The last line that each of two processes prints."""
@@ -27,7 +29,6 @@ def test_a_folder_that_is_written_already_is_an_error_in_every_process(tmp_path)
             assert said.startswith("refused: ") and f"{tmp_path}/shared is being written by another" in said
 
 
-@pytest.mark.slow
 def test_on_a_shared_disk_the_first_process_alone_renames(tmp_path):
     """Another machine may see a folder under its old name for some seconds after it was renamed."""
     assert train(tmp_path, "shared") == [RENAMED, "renamed:"]
@@ -37,7 +38,6 @@ def test_on_a_shared_disk_the_first_process_alone_renames(tmp_path):
     assert train(tmp_path, "shared", "resume") == ["renamed: checkpoint-3", "renamed:"]
 
 
-@pytest.mark.slow
 def test_on_disks_of_their_own_each_machine_renames_what_it_has(tmp_path):
     assert train(tmp_path, "own") == [RENAMED, RENAMED]
     assert names(tmp_path / "machine-0") == CHECKPOINTS

@@ -6,6 +6,8 @@ import torch
 from fixtures_distillation import CASES, logged_numbers, make_trainer, projections
 from fixtures_processes import ENDED, on_two_processes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory):

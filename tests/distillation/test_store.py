@@ -281,6 +281,7 @@ def processes(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(processes, samples):
     folder, output = processes
     *killed, last = [tuple(map(int, line.split())) for line in output.splitlines()]
@@ -289,6 +290,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(processes, samples):
     assert contents(folder / "killed") == contents(samples.folder)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(processes, samples):
     assert contents(processes[0] / "two") == contents(samples.folder)
 

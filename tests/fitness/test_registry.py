@@ -8,7 +8,7 @@ import pytest
 import hf_whittle.fitness
 from hf_whittle import experimental
 from hf_whittle.fitness.base import Fitness
-from hf_whittle.fitness.registry import AXES, FITNESSES, LABELS, OF_DOCUMENTS, STAGES
+from hf_whittle.fitness.registry import AXES, FITNESSES, LABELS, STAGES
 
 
 def classes_below(kind):
@@ -22,11 +22,11 @@ def test_every_class_of_fitness_is_in_the_registry_of_its_package(package, regis
         importlib.import_module(module.name)
     classes = [each for each in classes_below(Fitness) if each.__module__.startswith(f"{package.__name__}.")]
     names = [each.name for each in classes if "name" in vars(each)]
-    assert sorted(name for name in names if name not in OF_DOCUMENTS) == sorted(registry)
+    assert sorted(names) == sorted(registry)
 
 
 def test_every_fitness_has_a_label_and_an_axis():
-    known = {*FITNESSES, *experimental.FITNESSES, *OF_DOCUMENTS}
+    known = {*FITNESSES, *experimental.FITNESSES}
     assert LABELS.keys() == AXES.keys() | {"staged"} == known
 
 

@@ -523,12 +523,15 @@ def test_anything_else_scored_has_another_file(supernet, make_stock, input_ids, 
         (make_stock(seed=1), input_ids, {}),
         (supernet, input_ids, {"criterion": "magnitude"}),
         (supernet, input_ids, {"layer_criterion": "removal"}),
-        (supernet, input_ids, {"batch_size": 2}),
+        (supernet, input_ids, {"criterion": "taylor"}),
+        (supernet, input_ids, {"criterion": "taylor", "batch_size": 2}),
     ]
     for number, (model, blocks, settings) in enumerate(others, start=1):
         cached = score(model, blocks, **settings, cache_dir=tmp_path)
         assert len(list(tmp_path.iterdir())) == number
         assert_same(cached, score(model, blocks, **settings))
+    score(supernet, input_ids, batch_size=2, cache_dir=tmp_path)  # on which the other criteria do not depend
+    assert len(list(tmp_path.iterdir())) == len(others)
 
 
 def test_saved_scores_load_as_the_same(supernet, uneven_student, input_ids, tmp_path):

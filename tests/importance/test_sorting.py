@@ -88,7 +88,7 @@ def exact_models(exact, stock, uneven_subnet):
 # The same function
 
 
-@pytest.mark.parametrize("criterion", [*CRITERIA, "random"])
+@pytest.mark.parametrize("criterion", ["activation", "random"])
 def test_sorted_model_computes_what_it_did(exact_variant, input_ids, criterion):
     model = copy.deepcopy(exact_variant)
     order = sort_by_importance(model, scores_by(criterion, model, input_ids))
@@ -145,7 +145,7 @@ def test_tied_model_stays_tied(make_stock, input_ids):
 # The best first
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_coarse_subnet_of_the_sorted_network_is_the_original_subnet_of_the_unsorted_one(
     exact_variant, draw, input_ids, seed
 ):
@@ -158,7 +158,7 @@ def test_coarse_subnet_of_the_sorted_network_is_the_original_subnet_of_the_unsor
     torch.testing.assert_close(*(logits(student, input_ids) for student in students), **close(model))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_fine_subnet_of_the_sorted_network_is_its_original_too(exact_variant, draw_within, input_ids, seed):
     model, shape = copy.deepcopy(exact_variant), Shape.from_config(exact_variant.config)
     order = sort_by_importance(model, random_scores(shape, seed))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures_slow import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import CALLS, EVERY, KINDS, PROMPTS, SEEDS, SOME, SPACES, TEXTS
@@ -28,9 +29,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 GRADIENTS_CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 TRAINED_CLOSE = {"rtol": 0, "atol": 1e-4}
 EQUAL = {"rtol": 0, "atol": 0}
-
-
-FEW = settings(max_examples=3)  # for each architecture and space
+FEW = settings(max_examples=2)  # for each architecture and space
 
 
 class Case:
@@ -66,7 +65,7 @@ def case(request, make_case):
     return make_case(*request.param)
 
 
-every_case = pytest.mark.parametrize("case", EVERY, ids=" ".join, indirect=True)
+every_case = pytest.mark.parametrize("case", slow_but(EVERY, *SOME), ids=" ".join, indirect=True)
 each_architecture = pytest.mark.parametrize(
     "case", [(model_type, "fine layer-wise") for model_type in KINDS], ids=KINDS, indirect=True
 )
@@ -133,7 +132,7 @@ def nonzero(tensors):
 
 
 @every_case
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(choice=SEEDS, seed=SEEDS, call=CALLS)
 def test_subnet_and_student_and_reloaded_student_give_the_same_outputs(case, choice, seed, call):
     supernet = case.supernet(choice)

@@ -218,6 +218,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_weights_gathered_from_shards(loaded_student, input_ids, tmp_path, run_python):
     name = type(loaded_student).__name__
     script = "import hf_whittle\n" + SHARDED

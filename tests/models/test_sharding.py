@@ -65,6 +65,7 @@ def test_fitnesses_of_empty_shards_run_together_or_are_refused(zero3, input_ids)
         Synflow(zero3)
 
 
+@pytest.mark.slow
 def test_models_that_torch_shards_are_recognized_and_evaluated_whole(run_python, supernet, tmp_path):
     """FSDP2, and FSDP1 with its flat and its original parameters, each on a group of one process."""
     supernet.save_pretrained(tmp_path)

@@ -93,6 +93,7 @@ def test_a_section_may_change_until_something_was_made_from_it(begun, there, sec
         {"baseline": False},
         {"teacher_options": {"dtype": "float32", "device_map": "auto", "max_memory": {"cpu": "8GB"}}},
         {"supernet_options": {"device_map": "cpu", "offload_folder": "elsewhere"}},
+        {"search": {**VALUES["search"], "batch_size": 2}},
     ],
     ids=str,
 )
@@ -146,3 +147,11 @@ def test_a_baseline_that_was_dropped_meanwhile_does_not_come_back_as_another(beg
     check_changes(folder, make(folder))
     with pytest.raises(OutputError, match="another baseline"):
         check_changes(folder, make(folder, baseline=CHANGES["baseline"]))
+
+
+def test_the_blocks_at_a_time_may_change_unless_scores_depend_on_them(begun):
+    files, search = FIXED["the student extracted"][1], {**VALUES["search"], "batch_size": 2}
+    check_changes(folder := begun(files, heal=True), make(folder, heal={"batch_size": 2}, search=search))
+    space = {"granularity": "fine", "importance": "taylor"}
+    with pytest.raises(OutputError, match="with another search;"):
+        check_changes(begun(files, space=space), make(folder, space=space, search=search))

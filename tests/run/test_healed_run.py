@@ -234,22 +234,23 @@ def test_card_of_a_healed_run_tells_how_it_was_found(healed):
     assert f"fell from {results['healing']['perplexity_before']:.4g} to" in page
 
 
-@pytest.mark.parametrize("is_parallel", [True, False])
+FEWER_CHANNELS = SubnetConfig(40, [0, 1, 3], [3, 2, 4], [128, 100, 200])
+
+
 @pytest.mark.parametrize(
-    "subnet",
+    ("subnet", "settings", "is_parallel"),
     [
-        SubnetConfig(40, [0, 1, 3], [3, 2, 4], [128, 100, 200]),
-        SubnetConfig(64, [0, 3], 4, 200),
-        SubnetConfig(64, [1, 3], 4, 200),
+        (FEWER_CHANNELS, {}, True),
+        (FEWER_CHANNELS, {}, False),
+        (FEWER_CHANNELS, {"basis": "channels"}, True),
+        (FEWER_CHANNELS, {"inputs": False}, False),
+        (FEWER_CHANNELS, {"outputs": False, "head": False}, True),
+        (SubnetConfig(64, [0, 3], 4, 200), {}, False),
+        (SubnetConfig(64, [1, 3], 4, 200), {"basis": "channels"}, False),
     ],
-    ids=["channels", "layers", "first layer"],
-)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"basis": "channels"}, {"inputs": False}, {"outputs": False, "head": False}],
     ids=str,
 )
-def test_cost_of_healing_is_what_it_computes_and_little_more(is_parallel, subnet, settings):
+def test_cost_of_healing_is_what_it_computes_and_little_more(subnet, settings, is_parallel):
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
     config = GPTNeoXConfig(**sizes, vocab_size=99, use_parallel_residual=is_parallel)
     config._attn_implementation = "eager"

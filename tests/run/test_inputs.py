@@ -16,6 +16,8 @@ from hf_whittle.errors import (
 )
 from hf_whittle.run import run
 from hf_whittle.run.changes import check_changes
+from hf_whittle.run.inputs import Inputs
+from hf_whittle.run.preflight import check_teacher
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_teacher_without_a_tokenizer_is_an_error(teacher_folder, texts, tmp_pa
 def test_a_separate_teacher_that_cannot_teach_is_found_before_the_search(teacher_folder, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     config = AutoConfig.from_pretrained(teacher_folder)
-    config.vocab_size += 20
+    config.vocab_size -= 20  # fewer than the tokenizer has
     other = make_other(len(tokenizer), tie_word_embeddings=True)
     teachers = {VocabularyError: AutoModelForCausalLM.from_config(config), ArchitectureError: other}
     for error, teacher in teachers.items():
@@ -96,6 +98,16 @@ def test_a_separate_teacher_that_cannot_teach_is_found_before_the_search(teacher
         with pytest.raises(error):
             run(recipe, progress=False)
         assert not (tmp_path / f"out-{error.__name__}" / "candidates.jsonl").is_file()
+
+
+def test_a_separate_teacher_may_pad_its_vocabulary(teacher_folder, texts, tmp_path):
+    config = AutoConfig.from_pretrained(teacher_folder)
+    config.vocab_size += 20
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "teacher")
+    inputs = Inputs(make_recipe(tmp_path / "teacher", texts, tmp_path / "run", supernet=str(teacher_folder)))
+    check_teacher(inputs)
+    assert inputs.vocabulary is None and not inputs.counts_bytes
 
 
 def test_an_output_folder_that_is_a_file_is_an_error(teacher_folder, texts, tmp_path):

@@ -82,6 +82,17 @@ def test_two_machines_give_the_run_of_one_process(make, by_one):
 
 
 @pytest.mark.slow
+def test_two_processes_choose_the_vocabulary_that_one_does(make):
+    sections = {"space": {"vocab_sizes": [280, 264]}, "search": {"fitness": "bits-per-byte"}}
+    one, two = make("one", **sections), make("two", **sections)
+    expected = run(one, progress=False)
+    on_two_processes(SCRIPT, saved(two))
+    results = json.loads((Path(two.output_dir) / "results.json").read_text())
+    assert_same_run(two, results, (expected, weights_of(one)))
+    assert results["vocabulary"] == expected["vocabulary"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("happens", "says", "checkpoint"),
     [("killed", "Signal 9", 2), ("interrupted", "interrupted; run the same command again to go on", 4)],

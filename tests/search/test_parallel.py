@@ -25,6 +25,7 @@ def on_one_process(tmp_path_factory):
     return files(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(on_one_process, tmp_path):
     output = on_two_processes(SCRIPT, tmp_path)  # `accelerate launch` starts several processes on accelerators alone
     assert output.count(ENDED) == 2  # maybe in one line

@@ -8,7 +8,7 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import settings_of
 from transformers import AutoConfig
@@ -71,6 +71,7 @@ def assert_walks_within(space, bin, seed):
 @each_architecture
 @each_kind
 @each_extra
+@settings(max_examples=6)
 @given(seed=SEEDS, width=st.sampled_from([0, 3, 500, 5000]))
 def test_samples_mutations_and_crossovers_lie_in_the_space_and_in_the_bin(model_type, kind, extra, seed, width):
     space = make_space(model_type, **kind, **extra)

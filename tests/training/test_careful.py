@@ -157,6 +157,7 @@ def test_a_search_whose_folder_cannot_be_written_fails_before_training(tmp_path)
         make_plain_trainer(tmp_path, [make_callback()]).train()
 
 
+@pytest.mark.slow
 def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_in(tmp_path, run_python):
     script = """
         import sys

@@ -3,15 +3,18 @@
 import copy
 
 import pytest
+from fixtures_slow import slow_but
 from small_models import draw_subnet
 from small_students import student_of, uneven_subnet_of
 from uneven_student import SETTINGS
 
 from hf_whittle.architectures.registry import ARCHITECTURES
 
-FIRST = ("gpt_neox", "llama", "gemma3_text")
-"""With attention of its own, with stock layers alone, and with layers of two types; all others are like one of them."""
-EACH = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+FIRST = ("gpt_neox", "gemma3_text")
+"""With attention of its own, and with stock layers of two types."""
+REPEATED = ("mistral", "qwen2")
+"""Those whose students are built of what those of llama, gemma3_text and qwen3 are built of."""
+EACH = slow_but([name for name in ARCHITECTURES if name not in REPEATED], *FIRST)
 
 
 @pytest.fixture(scope="module", params=EACH)
