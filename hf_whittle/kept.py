@@ -1,5 +1,6 @@
 """Kept entries of a dimension."""
 
+import json
 from collections.abc import Iterable
 from itertools import groupby
 from numbers import Integral
@@ -122,3 +123,17 @@ def from_runs(runs: list[Any]) -> list[Any]:
             raise SubnetError(f"a run of indices is a list of its first and last, got {run!r}")
         found += range(run[0], run[1] + 1) if isinstance(run, list) else [run]
     return found
+
+
+def json_of(kept: Any, texts: dict[int, str]) -> str:
+    """JSON of kept entries, or of a list of these.
+
+    Args:
+        kept (`int`, `tuple` or `list`): what is written.
+        texts (`dict[int, str]`): JSON by the identity of what was written, to which this one's is added.
+    """
+    if isinstance(kept, list):
+        return f"[{','.join([json_of(each, texts) for each in kept])}]"
+    if id(kept) not in texts:
+        texts[id(kept)] = json.dumps(kept, separators=(",", ":"))
+    return texts[id(kept)]

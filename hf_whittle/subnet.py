@@ -36,6 +36,7 @@ from .kept import (
     from_runs,
     indices,
     is_number,
+    json_of,
 )
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ class SubnetConfig:
     def to_json(self) -> str:
         """Return one line of JSON, the same bytes for equal subnets."""
         texts: dict[int, str] = {}  # layers may share their entries, of which there are thousands
-        named = [f'"{name}":{_json(kept, texts)}' for name, kept in self.to_dict().items()]
+        named = [f'"{name}":{json_of(kept, texts)}' for name, kept in self.to_dict().items()]
         return f"{{{','.join(named)}}}"
 
     @classmethod
@@ -332,20 +333,6 @@ class SubnetConfig:
             CheckpointError: if it has no `subnet.json`, or cannot be found.
         """
         return cls.from_dict(read_json(fetch_folder(source, [SUBNET_FILE], **hub) / SUBNET_FILE))
-
-
-def _json(kept: Any, texts: dict[int, str]) -> str:
-    """JSON of a number, of indices, or of a list of these.
-
-    Args:
-        kept (`int`, `tuple` or `list`): what is written.
-        texts (`dict[int, str]`): JSON by the identity of what was written, to which this one's is added.
-    """
-    if isinstance(kept, list):
-        return f"[{','.join([_json(each, texts) for each in kept])}]"
-    if id(kept) not in texts:
-        texts[id(kept)] = json.dumps(kept, separators=(",", ":"))
-    return texts[id(kept)]
 
 
 def _shape(config: "PreTrainedConfig | Shape") -> Shape:

@@ -1,7 +1,6 @@
 """The plan of a recipe, from configurations alone."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..run.batches import check_batches, own_arguments, shards_models
 from ..run.inputs import load_config
 from ..run.vocabularies import check_vocabularies
 from ..subnet import SubnetConfig
-from .advice import in_words, problem_of
+from .advice import problem_of
 from .blocks import Blocks
 from .devices import Device, find_device, measure_device
 from .disk import Disk
@@ -27,6 +26,7 @@ from .fitnesses import Fitnesses
 from .healing import most_healing_flops
 from .loaded import Loaded, largest_layer
 from .memory import SLICED, Memories
+from .notes import notes_of
 from .searching import candidates_of, likely_flops, search_cost
 from .shares import replicated, sharded
 from .students import GivenStudent, Students
@@ -216,6 +216,20 @@ class _Planner:
             notes=tuple(self._notes(timed)),
         )
 
+    def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
+        hours = {stage.name: stage.hours or 0 for stage in stages}
+        return notes_of(
+            self.recipe,
+            self.students,
+            self.blocks,
+            self.memories,
+            self.vocabularies,
+            hours,
+            has_store=self.store is not None,
+            has_read_text=self.read_text,
+            processes=self.processes,
+        )
+
     @cached_property
     def _disk(self) -> Disk:
         return Disk(self.students, self.blocks)
@@ -308,57 +322,10 @@ class _Planner:
             processes=self.processes,
         )
 
-    def _note_on_stream(self) -> str:
-        data, size = self.recipe.data, self.blocks.size
-        tokens = max(number * size / data.fractions[name] for name, number in data.held_out.items())
-        return (
-            "The text is streamed: a training reads the tokens above, from the start again where the text is shorter, "
-            f"and each start of the run first reads about {tokens:,.0f} tokens of text to find the held-out blocks."
-        )
-
-    def _notes(self, stages: tuple[StagePlan, ...]) -> list[str]:
-        hours = {stage.name: stage.hours or 0 for stage in stages}
-        notes = []
-        if self.processes > 1:
-            notes.append("Memory is that of each process; hours leave out what processes send to one another.")
-        if not self.students.is_known:
-            notes.append("The student is planned as the costliest of its bin; --subnet plans a known one.")
-        if self.recipe.data.streaming:
-            notes.append(self._note_on_stream())
-        elif not self.read_text:
-            notes.append("The text is taken to be long enough for every split; --read-text counts it.")
-        if self.recipe.space.vocab_sizes is not None:
-            notes.append(self.vocabularies.note(self.students.student_config))
-        models = {} if self.recipe.student else {"super-network": self.memories.loaded_supernet}
-        if not self.recipe.is_one_model:
-            models["teacher"] = self.memories.loaded_teacher
-        notes += [note for name, model in models.items() for note in _notes_of(name, model)]
-        if self.recipe.teacher_store is not None and self.store is None:
-            notes.append("The store does not exist; hf-whittle store-logits writes it before the run.")
-        if hours.get("search", 0) > hours["student"]:
-            notes.append(
-                "The search takes longer than the training: fewer data.search_tokens or generations, or a smaller "
-                "search.score_share, shorten it."
-            )
-        return notes
-
 
 def _precision(model: Loaded, is_run: bool = True) -> str:
     """Precision of the products of a stage that runs a loaded model, or else one in single precision."""
     return "bf16" if is_run and model.is_in_16_bits else "fp32"
-
-
-def _notes_of(name: str, model: Loaded) -> Iterator[str]:
-    """What a plan does not know about a loaded model."""
-    if not model.is_known:
-        yield f"The bits of the {name}'s quantizer are not known; it is planned as if it were not quantized."
-    if not model.on_device:
-        yield f"The {name} lies and runs on the CPU; the hours are those of the device."
-    if model.offloaded:
-        yield (
-            f"{in_words(model.offloaded)} of the {name} do not lie on the device and are copied there in each forward "
-            "pass; the hours leave that out."
-        )
 
 
 def _evaluations(args: "DistillationConfig", steps: int) -> int:
