@@ -21,8 +21,12 @@ from .rows import Bench, Budget
 BUDGET = Budget(32_000, 100_000, block_size=512, batch_size=4, window=4096, learning_rate=3e-4)
 ALONE = (24_576, 12_288, 6_144)
 """Vocabularies of students that keep all else."""
-SIZES = (49_152, 12_288)
-SHARES = (0.65,)
+BOTH = ("healed", "distilled")
+EQUAL = {(0.65, 49_152): BOTH, (0.65, 12_288): BOTH, (0.895, 49_152): ("healed",)}
+"""Stages of students that lose layers, by share of all parameters and size of the vocabulary.
+
+The last has the parameters of all layers with the largest of `ALONE`.
+"""
 PIECE = 4_000
 """Characters of a piece of text at most."""
 TESTED = 16
@@ -39,12 +43,10 @@ def measure() -> dict[str, Any]:
     (bench, held_out), chooser = _bench(case), _chooser(case)
     full = SubnetConfig.full(bench.teacher.config)
     rows = {"whole": bench.row(case.name, "whole", full, ("cut",))}
-    for share in SHARES:
-        for size in SIZES:
-            subnet = _cut(bench, chooser, share, size)
-            facts = {"layers": len(subnet.layers)}
-            name = f"{share:.0%}, {size:,} tokens"
-            rows[name] = facts | bench.row(case.name, name, subnet, ("healed", "distilled"))
+    for (share, size), stages in EQUAL.items():
+        subnet = _cut(bench, chooser, share, size)
+        name = f"{share:.0%}, {size:,} tokens"
+        rows[name] = {"layers": len(subnet.layers)} | bench.row(case.name, name, subnet, stages)
     for size in ALONE:
         name = f"all layers, {size:,} tokens"
         rows[name] = bench.row(case.name, name, bench.with_vocabulary(full, size), ("cut",))
