@@ -19,13 +19,13 @@ from ..recovery.texts import CALIBRATION, MODEL, Case, real_case
 from .rows import Bench, Budget
 
 BUDGET = Budget(32_000, 100_000, block_size=512, batch_size=4, window=4096, learning_rate=3e-4)
-ALONE = (24_576, 12_288, 6_144)
-"""Vocabularies of students that keep all else."""
+ALONE, ALONE_ON_OWN_TEXT = (24_576,), (24_576, 12_288)
+"""Vocabularies of students that keep all else, judged on the test text and on text like that of the calibration."""
 BOTH = ("healed", "distilled")
 EQUAL = {(0.65, 49_152): BOTH, (0.65, 12_288): BOTH, (0.895, 49_152): ("healed",)}
 """Stages of students that lose layers, by share of all parameters and size of the vocabulary.
 
-The last has the parameters of all layers with the largest of `ALONE`.
+The last has as many parameters as all layers have with the vocabulary in `ALONE`.
 """
 PIECE = 4_000
 """Characters of a piece of text at most."""
@@ -52,7 +52,7 @@ def measure() -> dict[str, Any]:
         rows[name] = bench.row(case.name, name, bench.with_vocabulary(full, size), ("cut",))
     own = {}
     bench.test = held_out
-    for size in (bench.teacher.config.vocab_size, *ALONE):
+    for size in (bench.teacher.config.vocab_size, *ALONE_ON_OWN_TEXT):
         name = f"own text, all layers, {size:,} tokens"
         own[name] = bench.row(case.name, name, bench.with_vocabulary(full, size), ("cut",))
     return {"model": case.name, "texts": case.facts, "rows": rows, "rows_on_own_text": own}
