@@ -43,7 +43,7 @@ for name, arguments in json.load(open(sys.argv[1])).items():
     else:
         assert main(arguments) == (130 if name == "interrupted" else 0), name
 """
-BAR = re.compile(r"[\w ]*: +\d+%\|.*\]|[\w ]+: \d+ examples \[.*\]|\s*\d+%\|.*\]|\x1b\[A")
+BAR = re.compile(r"[\w ]*: +\d+%\|.*\]|[\w ]+: \d+ examples \[.*\]|\s*\d+%\|.*\]|\x1b\[A|search: \d+ of .* left.*")
 SAID = {
     "interrupted": [
         "Interrupted: saving a checkpoint after this step. Press Ctrl-C again to stop at once.",
@@ -55,7 +55,7 @@ SAID = {
 
 
 def by_command(output):
-    """Lines of each command that are neither empty nor the state of a bar."""
+    """Lines of each command that are neither empty nor the state of a bar, as a long search tells it."""
     found = {}
     for part in output.split("=== ")[1:]:
         name, _, said = part.partition("\n")

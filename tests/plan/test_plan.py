@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from fixtures_slow import slow_but
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_whittle import SearchResult, SubnetConfig
@@ -165,7 +166,7 @@ def test_weights_that_do_not_fit_are_named_as_the_reason(recipe, plan):
     assert problems["healing"].changes[-1] == "a smaller super-network, or a device with more memory"
 
 
-@pytest.mark.parametrize("name", ["student", "baseline"])
+@pytest.mark.parametrize("name", slow_but(["student", "baseline"], "student"))
 def test_the_change_of_a_batch_makes_it_fit(make, name):
     training = {"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1}
     peaks = {
@@ -246,7 +247,9 @@ def test_the_change_of_an_evaluation_makes_it_fit(make):
         assert (peak <= device.memory) == does_fit
 
 
-@pytest.mark.parametrize("stage, section", [("search", "search"), ("healing", "heal")])
+@pytest.mark.parametrize(
+    "stage, section", [("search", "search"), pytest.param("healing", "heal", marks=pytest.mark.slow)]
+)
 def test_the_change_of_blocks_at_a_time_makes_it_fit(make, recipe, stage, section):
     """Logits in chunks do not grow with it, and a batch that is larger than the text has blocks does not count."""
     data = {**vars(recipe.data), "search_tokens": 256, "calibration_tokens": 512}
