@@ -105,6 +105,11 @@ class Inputs:
         """At most `number` training blocks; see `Text.training_blocks`."""
         return self.text.training_blocks(number)
 
+    @cached_property
+    def search_documents(self) -> list[str]:
+        """Held-out documents of a search, of about as many tokens as the blocks of one; they are read once."""
+        return self.text.documents("search", self.recipe.data.search_tokens)
+
     @property
     def healing_blocks(self) -> Dataset:
         """Training blocks that healing fits to."""

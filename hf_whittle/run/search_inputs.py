@@ -20,7 +20,7 @@ from ..recipe.sections import FITNESSES, SpaceSection
 from ..space.search_space import SearchSpace
 from ..subnet import Kept
 from .inputs import Inputs
-from .vocabularies import search_documents, token_order, tokens_per_byte
+from .vocabularies import token_order, tokens_per_byte
 
 
 class SearchInputs:
@@ -78,10 +78,10 @@ class SearchInputs:
         """Held-out blocks that each candidate is evaluated on."""
         return self._inputs.blocks["search"]
 
-    @cached_property
+    @property
     def documents(self) -> list[str]:
         """Held-out documents that a fitness of text evaluates each candidate on."""
-        return search_documents(self._inputs)
+        return self._inputs.search_documents
 
     def tokenizer_of(self, kept: Kept | None) -> PreTrainedTokenizerBase:
         """The tokenizer of a part of the vocabulary, and the super-network's for `None`."""

@@ -183,7 +183,6 @@ def kept_tokens(ledger: Ledger) -> Kept | None:
 
 def vocabulary(trainers: Trainers, ledger: Ledger) -> VocabularyFacts:
     """The vocabularies of student and teacher, measured on the test text."""
-
     trainers.text.read()
     return ledger.once("vocabulary", VocabularyFacts, lambda: in_first(lambda: _vocabulary(trainers)))
 

@@ -108,14 +108,9 @@ def _ranked(inputs: Inputs, path: Path | None) -> list[int]:
     return order
 
 
-def search_documents(inputs: Inputs) -> list[str]:
-    """Held-out documents of a search, of about as many tokens as the blocks of one."""
-    return inputs.text.documents("search", inputs.recipe.data.search_tokens)
-
-
 def tokens_per_byte(inputs: Inputs, space: SearchSpace) -> dict[int, float]:
     """Tokens for each byte of a search's documents, by the size of the vocabulary."""
-    documents = search_documents(inputs)
+    documents = inputs.search_documents
     bytes_of_text = sum(map(count_bytes, documents))
     found = {}
     for size in space.sizes(VOCABULARY):
