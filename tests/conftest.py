@@ -32,6 +32,7 @@ os.environ.update(
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import contextlib
 import copy
 import gc
 import re
@@ -51,6 +52,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from hf_whittle import AutoSuperNetForCausalLM, SubnetConfig
 from hf_whittle.architectures.registry import ARCHITECTURES
+from hf_whittle.compat.transformers import attention_kernel
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("whittle", deadline=None, derandomize=True, database=None, max_examples=15)
@@ -163,46 +165,66 @@ def make_supernet():
     return build
 
 
+@contextlib.contextmanager
+def shared(model):
+    """A model of many tests: a test that changes it copies it first, or others fail, far away and in some orders."""
+
+    def settings():
+        return {**model.config.to_dict(), "kernel": attention_kernel(model.config)}
+
+    before, weights = settings(), {name: weight.clone() for name, weight in model.state_dict().items()}
+    yield model
+    assert settings() == before, "a test changed the configuration of a shared model"
+    changed = [name for name, weight in model.state_dict().items() if not torch.equal(weight, weights[name])]
+    assert not changed, "a test changed weights of a shared model"
+
+
 @pytest.fixture(scope="session")
 def stock(make_stock):
-    return make_stock()
+    with shared(make_stock()) as model:
+        yield model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny_config(stock):
-    return stock.config
+    """A configuration of `stock` that a test may change, as some functions of transformers do."""
+    return copy.deepcopy(stock.config)
 
 
 @pytest.fixture(scope="session")
 def supernet(stock, make_supernet):
-    """The super-network of `stock`; tests that change its weights copy it first."""
-    return make_supernet(stock)
+    """The super-network of `stock`."""
+    with shared(make_supernet(stock)) as model:
+        yield model
 
 
 @pytest.fixture(scope="session", params=VARIANTS.values(), ids=VARIANTS)
 def variant_supernet(request, make_stock, make_supernet):
     """A super-network of each variant of GPT-NeoX."""
-    return make_supernet(make_stock(**request.param))
+    with shared(make_supernet(make_stock(**request.param))) as model:
+        yield model
 
 
 @pytest.fixture(scope="session", params=ALL_VARIANTS.values(), ids=ALL_VARIANTS)
 def any_supernet(request, make_stock, make_supernet):
     """A super-network of each variant of every architecture."""
-    return make_supernet(make_stock(**request.param))
+    with shared(make_supernet(make_stock(**request.param))) as model:
+        yield model
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def each_supernet(request, make_stock, make_supernet):
     """A super-network of each architecture."""
-    return make_supernet(make_stock(model_type=request.param))
+    with shared(make_supernet(make_stock(model_type=request.param))) as model:
+        yield model
 
 
 @pytest.fixture(scope="session", params=SPACES.values(), ids=SPACES)
-def space(request, tiny_config):
+def space(request, stock):
     """The four search spaces of the tiny model."""
     from hf_whittle import SearchSpace
 
-    return SearchSpace.from_config(tiny_config, **request.param)
+    return SearchSpace.from_config(stock.config, **request.param)
 
 
 @pytest.fixture(scope="session")
