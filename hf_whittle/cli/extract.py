@@ -139,7 +139,8 @@ def _blocks(options: argparse.Namespace, subnet: "SubnetConfig") -> "torch.Tenso
     from ..extraction.checkpoint import Checkpoint
     from ..files.paths import expanded
     from ..files.sources import load_tokenizer
-    from ..subnet import count, indices
+    from ..models.token_ids import origin_ids
+    from ..subnet import count
     from ..vocabulary import prune_tokenizer
 
     config = Checkpoint(options.checkpoint, revision=options.revision).config
@@ -163,8 +164,7 @@ def _blocks(options: argparse.Namespace, subnet: "SubnetConfig") -> "torch.Tenso
             f"healing needs 2 blocks of {size} tokens or more, the text gives {len(rows)}; give more text or a smaller "
             "--block-size"
         )
-    ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-    return ids if kept is None else torch.tensor(indices(kept))[ids]  # ids of the checkpoint
+    return origin_ids(torch.from_numpy(np.asarray(rows, dtype=np.int64)), kept)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

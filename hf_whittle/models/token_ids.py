@@ -90,3 +90,13 @@ def student_ids(input_ids: "torch.Tensor", kept: Kept | None, vocab_size: int) -
             "student's tokenizer, and give the super-network's ids of these tokens"
         )
     return found
+
+
+def origin_ids(own_ids: "torch.Tensor", kept: Kept | None) -> "torch.Tensor":
+    """Ids in the super-network of tokens that are given by their ids in a student; the reverse of `student_ids`.
+
+    Args:
+        own_ids (`torch.Tensor`): ids of the student.
+        kept (`int` or `tuple[int, ...]`, *optional*): kept tokens; all if `None`.
+    """
+    return own_ids if kept is None else own_ids.new_tensor(indices(kept))[own_ids]

@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
 from ..architectures.registry import is_whittle
-from ..compat.transformers import attention_kernel, from_config, set_attention_kernel
+from ..compat.transformers import attention_kernel, from_config, no_init_weights, set_attention_kernel
 from ..models.student import student_class, student_config
 from ..subnet import SubnetConfig
 
@@ -42,9 +42,10 @@ def build(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
     config = copy.deepcopy(config)
     if attention_kernel(config) != "eager":
         set_attention_kernel(config, _FUSED)
-    if is_whittle(config.model_type):
-        return from_config(student_class(config), config, dtype=dtype)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with no_init_weights():
+        if is_whittle(config.model_type):
+            return from_config(student_class(config), config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def shallow(config: PreTrainedConfig, subnet: SubnetConfig) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,9 +20,10 @@ from ..models.checkpoint_names import as_stored
 from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
 from ..models.supernets import AutoSuperNetForCausalLM
+from ..models.token_ids import origin_ids
 from ..recipe.recipe import Recipe
 from ..recipe.sections import BITS_PER_BYTE
-from ..subnet import Kept, count, indices
+from ..subnet import Kept, count
 from ..vocabulary import VocabularyMap, prune_tokenizer
 from .batches import shards_models
 from .text import Text
@@ -122,8 +122,8 @@ class Inputs:
 
     def as_origin(self, blocks: Dataset, kept: Kept | None) -> torch.Tensor:
         """Map blocks of a student's tokens to their ids in the super-network, `(blocks, block_size)`."""
-        own: Sequence[int] = indices(self.origin_config.vocab_size if kept is None else kept)
-        return torch.tensor(own)[as_input_ids(blocks, len(own))]
+        own = as_input_ids(blocks, self.origin_config.vocab_size if kept is None else count(kept))
+        return origin_ids(own, kept)
 
     def _healing_blocks(self, text: Text) -> Dataset:
         data = self.recipe.data

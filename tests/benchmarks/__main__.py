@@ -25,6 +25,7 @@ NAMES = (
     "healed_recovery",
     "search_fitness",
     "demo_budgets",
+    "demo_vocabulary",
     "busy",
     "crash",
 )

@@ -64,14 +64,15 @@ def _bench(case: Case) -> tuple[Bench, list[str]]:
     documents = load_documents(files=find_files(os.environ[CALIBRATION].split(os.pathsep)))["text"]
     counted = [i * len(documents) // RANKED for i in range(min(RANKED, len(documents)))]
     order = rank_tokens(tokenizer, [documents[place] for place in counted])
-    others = [piece for place in sorted({*range(len(documents))} - {*counted}) for piece in _pieces(documents[place])]
+    others = [piece for place in sorted({*range(len(documents))} - {*counted}) for piece in in_pieces(documents[place])]
     own = [others[i * len(others) // TESTED] for i in range(TESTED)]
     test = [tokenizer.decode(window) for window in case.windows]
-    pieces = [piece for text in documents for piece in _pieces(text)]
+    pieces = [piece for text in documents for piece in in_pieces(text)]
     return Bench(load(case.model), tokenizer, order, pieces, test, BUDGET), own
 
 
-def _pieces(text: str) -> list[str]:
+def in_pieces(text: str) -> list[str]:
+    """A text in pieces of at most `PIECE` characters."""
     return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
 
 

@@ -18,7 +18,7 @@ from hf_whittle.data import pack_documents
 from hf_whittle.evaluation import as_input_ids
 from hf_whittle.evaluation.texts import measure_texts
 from hf_whittle.files.text import read_json, write_json
-from hf_whittle.subnet import indices
+from hf_whittle.models.token_ids import origin_ids
 from hf_whittle.vocabulary import prune_tokenizer
 
 RUNS = Path(__file__).parents[1] / "runs" / "vocabulary"
@@ -56,6 +56,7 @@ class Bench:
         pieces (`Sequence[str]`): training text.
         test (`Sequence[str]`): texts that are judged.
         budget (`Budget`): the budget.
+        dropped_tokens (`str`, *optional*): what becomes of the probability of tokens that a student lacks.
     """
 
     teacher: Any
@@ -64,6 +65,7 @@ class Bench:
     pieces: Sequence[str]
     test: Sequence[str]
     budget: Budget
+    dropped_tokens: str = DistillationConfig.dropped_tokens
 
     def kept(self, size: int) -> tuple[int, ...] | None:
         """Ids of the tokens that a vocabulary of this size keeps; `None` if all."""
@@ -94,6 +96,7 @@ class Bench:
     def row(self, folder: str, name: str, subnet: SubnetConfig, stages: Sequence[str]) -> dict[str, Any]:
         """Bits per byte of a student after some of the stages `"cut"`, `"healed"` and `"distilled"`."""
         settings = {"subnet": subnet.to_dict(), "stages": list(stages), "budget": asdict(self.budget)}
+        settings |= {"dropped_tokens": self.dropped_tokens}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         path = RUNS / folder / f"{name}-{digest}.json"
         if not path.is_file():
@@ -109,9 +112,7 @@ class Bench:
         student = extract_subnet(self.teacher, subnet, dtype=torch.float32)
         row: dict[str, Any] = {"parameters": student.num_parameters(), **self._judged(student, tokenizer, "cut")}
         if "healed" in stages:
-            ids = as_input_ids(healing, len(tokenizer))
-            if subnet.vocab_size is not None:
-                ids = torch.tensor(indices(subnet.vocab_size))[ids]
+            ids = origin_ids(as_input_ids(healing, len(tokenizer)), subnet.vocab_size)
             config = HealingConfig(batch_size=self.budget.batch_size)
             student = extract_subnet(
                 self.teacher, subnet, dtype=torch.float32, heal=config, calibration_dataset=ids, progress=False
@@ -142,6 +143,7 @@ class Bench:
                 max_steps=steps,
                 per_device_train_batch_size=budget.batch_size,
                 learning_rate=budget.learning_rate,
+                dropped_tokens=self.dropped_tokens,
                 lr_scheduler_type="cosine",
                 warmup_steps=max(1, steps // 10),
                 logging_strategy="no",
