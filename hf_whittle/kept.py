@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from itertools import groupby
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 from .architectures.dimensions import Dimension
 from .errors import SubnetError
@@ -22,6 +22,11 @@ class Ascending(tuple[int, ...]):
 def count(kept: Kept) -> int:
     """Return the number of kept entries."""
     return kept if isinstance(kept, int) else len(kept)
+
+
+def is_part(kept: Kept | None, total: int) -> TypeGuard[Kept]:
+    """Whether kept entries are a part of the `total` entries of a dimension; all are kept for `None`."""
+    return kept is not None and count(kept) < total
 
 
 def indices(kept: Kept) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def make_trainer(folder, callbacks=(), model=None, **changes):
 
 
 def make_callback(**changes):
-    return SubnetSearchCallback(BIN, **{"eval_dataset": make_blocks(6, seed=2), "config": CONFIG, **changes})
+    return SubnetSearchCallback(**{"bin": BIN, "eval_dataset": make_blocks(6, seed=2), "config": CONFIG, **changes})
 
 
 if __name__ == "__main__":

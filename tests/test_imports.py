@@ -34,25 +34,26 @@ MAY_IMPORT = {
     "models": "architectures compat errors files progress subnet",
     "fingerprints": "compat files models",
     "data": "compat errors files fingerprints",
-    "evaluation": "compat data errors files models progress subnet",
+    "evaluation": "compat data errors files models progress subnet vocabulary",
     "cost": "architectures compat errors evaluation files models progress subnet",
     "importance": "architectures compat errors evaluation files fingerprints models progress subnet",
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models progress subnet",
     "record": "compat evaluation files healing subnet",
-    "extraction": "architectures compat cost errors evaluation files healing models record subnet vocabulary",
+    "extraction": "architectures compat cost errors evaluation files healing kept models record subnet vocabulary",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes progress record space subnet",
     "experimental": "cost errors evaluation fingerprints fitness importance models search space subnet",
     "training": "architectures checks compat cost data errors evaluation files fitness loss models processes progress "
     "record search space subnet",
-    "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training",
+    "hub": "architectures compat cost data errors files fitness healing models plots record search subnet training "
+    "vocabulary",
     "distillation": "architectures checks compat cost data errors evaluation files fingerprints hub kept loss models "
     "processes progress record subnet training vocabulary",
     "recipe": "checks compat cost distillation errors experimental files fitness healing models search",
     "run": "architectures compat cost data distillation errors evaluation extraction files fingerprints fitness "
-    "healing hub importance models processes recipe record search space subnet training vocabulary",
+    "healing hub importance kept models processes recipe record search space subnet training vocabulary",
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet vocabulary",
     "report": "architectures errors files healing hub record search subnet",

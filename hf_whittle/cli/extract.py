@@ -140,8 +140,7 @@ def _blocks(options: argparse.Namespace, subnet: "SubnetConfig") -> "torch.Tenso
     from ..files.paths import expanded
     from ..files.sources import load_tokenizer
     from ..models.token_ids import origin_ids
-    from ..subnet import count
-    from ..vocabulary import prune_tokenizer
+    from ..vocabulary.of_model import tokenizer_of_subnet
 
     config = Checkpoint(options.checkpoint, revision=options.revision).config
     longest, vocab_size = config.max_position_embeddings, config.vocab_size
@@ -150,9 +149,8 @@ def _blocks(options: argparse.Namespace, subnet: "SubnetConfig") -> "torch.Tenso
         raise DataError(
             f"--block-size {size} exceeds the {longest} positions of {options.checkpoint}; use smaller blocks"
         )
-    tokenizer, kept = load_tokenizer(expanded(options.checkpoint), revision=options.revision), subnet.vocab_size
-    if kept is not None and count(kept) < vocab_size:
-        tokenizer = prune_tokenizer(tokenizer, kept)
+    whole, kept = load_tokenizer(expanded(options.checkpoint), revision=options.revision), subnet.vocab_size
+    tokenizer = tokenizer_of_subnet(whole, kept, vocab_size)
     documents = load_documents(
         options.dataset, options.files, options.dataset_config, options.split, text_column=options.text_column
     )

@@ -199,12 +199,17 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
         return None
 
     def _count_bytes(self, inputs: dict[str, Any]) -> None:
-        """Count the tokens that a batch of an evaluation predicts, and their bytes."""
+        """Count the tokens that an evaluation predicts in the batches of all processes, and their bytes.
+
+        Blocks that are read twice, since the last batches are filled up, count once, as in the loss.
+        """
         if self._token_bytes is not None and "labels" in inputs:
-            labels = labels_of_rows(inputs["labels"])
-            labels = labels[labels != IGNORED]
-            known = labels[labels < len(self._token_bytes)]
-            self._evaluated += torch.stack([torch.tensor(len(labels)).to(known), self._token_bytes[known].sum()])
+            labels = inputs["labels"][:, 1:]
+            counts = labels != IGNORED
+            known = counts & (labels < len(self._token_bytes))
+            sizes = self._token_bytes[labels.where(known, 0)] * known
+            of_blocks = torch.stack([counts.sum(1), sizes.sum(1)], 1)
+            self._evaluated += self.accelerator.gather_for_metrics(of_blocks).sum(0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer` does."""
@@ -324,7 +329,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
                 self._sums.zero_()
         for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
             logs[name.removesuffix("loss") + "perplexity"] = perplexity(logs[name])
-            tokens, bytes_of_text = self.accelerator.reduce(self._evaluated, "sum").tolist()
+            tokens, bytes_of_text = self._evaluated.tolist()
             if bytes_of_text:
                 logs[name.removesuffix("loss") + "bits_per_byte"] = logs[name] * tokens / bytes_of_text / math.log(2)
         super().log(logs, *args, **kwargs)

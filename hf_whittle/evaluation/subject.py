@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
-from ..errors import CheckpointError, SubnetError, VocabularyError, WhittleError
+from ..errors import CheckpointError, SubnetError, WhittleError
 from ..files.paths import expanded
 from ..files.sources import fetch_folder, load_checkpoint, load_tokenizer
 from ..files.text import read_json
@@ -18,6 +18,7 @@ from ..models.placement import is_placed
 from ..models.supernets import AutoSuperNetForCausalLM
 from ..models.weights import load_whole
 from ..subnet import SubnetConfig
+from ..vocabulary.of_model import check_has_tokens, tokenizer_of_subnet
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Subject:
 
     Args:
         model (`PreTrainedModel`): the model, on its device.
-        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer; a subnet's has the tokens that the subnet keeps.
     """
 
     model: PreTrainedModel
@@ -55,7 +56,7 @@ def loaded_subject(
         CheckpointError: if it cannot be read, is not whole, has no tokenizer, or is an adapter of a model that is not
             there.
         SubnetError: if the subnet does not fit it, or it is an adapter.
-        VocabularyError: if the tokenizer has more tokens than the model.
+        VocabularyError: if the tokenizer has more tokens than the model, or the tokens that a subnet keeps make none.
         ImportError: if it is an adapter, and peft is not installed.
         WhittleError: if there is no such device.
     """
@@ -74,7 +75,10 @@ def loaded_subject(
             model = _load_model(source, dtype, **hub)
         else:
             model = load_checkpoint(AutoSuperNetForCausalLM.from_pretrained, source, dtype=dtype, **hub)
-    _check_vocabulary(model, tokenizer, source)
+    check_has_tokens(model.config.vocab_size, tokenizer, f"the tokenizer of {source}")
+    if subnet is not None:
+        subnet.validate(model.config)
+        tokenizer = tokenizer_of_subnet(tokenizer, subnet.vocab_size, model.config.vocab_size)
     model = model if is_placed(model) else model.to(place)
     with contextlib.nullcontext() if subnet is None else model.active_subnet(subnet):
         yield Subject(model, tokenizer)
@@ -145,11 +149,3 @@ def _with_adapter(source: str, config: dict[str, Any], hub: dict[str, Any], dtyp
         return model, load_tokenizer(source, **hub)
     except (CheckpointError, ValueError):
         return model, load_tokenizer(expanded(base))
-
-
-def _check_vocabulary(model: Any, tokenizer: Any, source: str) -> None:
-    if len(tokenizer) > model.config.vocab_size:
-        raise VocabularyError(
-            f"the tokenizer of {source} has {len(tokenizer)} tokens, the model only {model.config.vocab_size} "
-            "embeddings; use the model's own tokenizer"
-        )

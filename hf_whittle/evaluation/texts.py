@@ -83,6 +83,20 @@ class Measured:
         return self.nats / self.predicted * self.tokens
 
 
+def some_texts(texts: Iterable[str]) -> list[str]:
+    """Those texts that are not empty.
+
+    Raises:
+        DataError: if there are none, or the texts are one string.
+    """
+    if isinstance(texts, str):
+        raise DataError("the texts are one string, each character of which would be a text; give a list of texts")
+    found = [text for text in texts if text]
+    if not found:
+        raise DataError("there is no text to evaluate on: every document is empty")
+    return found
+
+
 def count_words(text: str) -> int:
     """Number of words of a text as lm-evaluation-harness counts them: parts that white space separates."""
     return len(re.split(r"\s+", text))
@@ -161,7 +175,7 @@ def measure_texts(
         progress (`str`, *optional*): label of a progress bar.
 
     Raises:
-        DataError: if there is no text or less than a window, the protocol is unknown, or a window does not fit into the
+        DataError: if there is no text or less than a window, the texts are one string, the protocol is unknown, or a window does not fit into the
             model's positions.
         VocabularyError: if the tokenizer has tokens that the model has not.
     """
@@ -169,9 +183,7 @@ def measure_texts(
     size = checked_block_size(config, block_size)
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    found = [text for text in texts if text]
-    if not found:
-        raise DataError("there is no text to evaluate on: every document is empty")
+    found = some_texts(texts)
     windows, tokens = PROTOCOLS[protocol](tokenizer, found, size, add_special_tokens)
     nats = window_losses(model, windows, batch_size, is_spread=is_spread, progress=progress)
     is_by_document = protocol == "documents"

@@ -8,8 +8,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ..cost.counts import flops_per_token
-from ..errors import DataError
-from ..evaluation.texts import checked_block_size, count_bytes, encode_texts, prefix_token, window_losses
+from ..evaluation.texts import (
+    checked_block_size,
+    count_bytes,
+    encode_texts,
+    prefix_token,
+    some_texts,
+    window_losses,
+)
 from ..evaluation.windows import Window, Windows, rolling_windows
 from ..fingerprints import model_fingerprint, tokenizer_fingerprint
 from ..models.placement import is_sharded
@@ -41,7 +47,7 @@ class BitsPerByte(Fitness):
             device.
 
     Raises:
-        DataError: if there is no text, or the model has fewer positions.
+        DataError: if there is no text, the documents are one string, or the model has fewer positions.
         WeightsError: if the super-network's weights are quantized or adapted.
     """
 
@@ -58,9 +64,7 @@ class BitsPerByte(Fitness):
     ):
         check_plain_weights(supernet, may_be_offloaded=True)
         self.supernet, self.batch_size = supernet, batch_size
-        self.documents = [document for document in documents if document]
-        if not self.documents:
-            raise DataError("there is no text to evaluate on; give documents that are not empty")
+        self.documents = some_texts(documents)
         self.block_size = checked_block_size(supernet.full_config, block_size)
         self._tokenizer_of = tokenizer_of
         self._bytes = list(map(count_bytes, self.documents))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -27,6 +29,7 @@ from ..record.results import Results
 from ..record.source import with_license
 from ..search.result import CANDIDATES_FILE, SEARCH_FILE
 from ..subnet import SUBNET_FILE
+from ..vocabulary.of_model import check_has_tokens
 from .card import PICTURES, SubnetModelCardData, is_as_rendered, render_card
 from .lm_eval import LM_EVAL_FILE, reduced
 from .needed_files import needed_files
@@ -109,12 +112,15 @@ def publication_of_folder(
 
     Raises:
         CheckpointError: if the folder holds no student, or one without whole weights in safetensors.
+        VocabularyError: if its tokenizer has more tokens than the student.
         DataError: if `lm_eval` has not written that file.
     """
     folder = Path(expanded(folder)).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a student")
     names = [*needed_files(folder, repo_id), *_other_files(folder)]
+    if CONFIG_NAME in names:
+        _check_tokenizer(folder)
     student = StudentFolder.load(folder, lm_eval=lm_eval)
     student = replace(student, lineage=_licensed(student.lineage, token))
     files: dict[str, Content] = {name: folder / name for name in names}
@@ -123,6 +129,18 @@ def publication_of_folder(
         files[LM_EVAL_FILE] = _as_json(reduced(lm_eval or folder / LM_EVAL_FILE))
     card = _card(folder, replace(student, files=frozenset(files)), repo_id, card_data)
     return Publication({**files, CARD_FILE: card.encode()})
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise `VocabularyError` if a student's folder has a fast tokenizer with more tokens than the student."""
+    size, file = read_values(folder / CONFIG_NAME).get("vocab_size"), folder / FULL_TOKENIZER_FILE
+    if size is None or not file.is_file():
+        return
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    except Exception as error:  # tokenizers: raises no other
+        raise CheckpointError(f"{file} is damaged: {error}; save the tokenizer again") from error
+    check_has_tokens(size, tokenizer, f"the tokenizer in {folder}")
 
 
 def _other_files(folder: Path) -> Iterator[str]:

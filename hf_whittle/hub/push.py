@@ -86,6 +86,7 @@ def push_subnet_to_hub(
         HubError: if the Hub refuses or cannot be reached, or the repository holds another architecture. Nothing is
             published then.
         CheckpointError: if the folder holds no whole student, or the adapters' student is not on the Hub.
+        VocabularyError: if the tokenizer has more tokens than the student.
         ValueError: if arguments contradict each other.
     """
     if create_pr and revision not in (None, "main"):

@@ -21,6 +21,7 @@ from ..record.results import Results
 from ..search.facts import search_facts
 from ..search.result import SEARCH_FILE, SearchResult
 from ..subnet import SubnetConfig
+from ..vocabulary.of_model import check_has_tokens
 from .card import SubnetModelCardData, is_as_rendered, render_card
 from .student_folder import StudentFolder
 
@@ -44,7 +45,12 @@ def save_student(
         search_result (`SearchResult`, *optional*): the search that found it, with its archive and pictures.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): its tokenizer.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): most bytes of a file of weights.
+
+    Raises:
+        VocabularyError: if the tokenizer has more tokens than the student; nothing is written then.
     """
+    if tokenizer is not None:
+        check_has_tokens(student.config.vocab_size, tokenizer, "the tokenizer that is given")
     folder = Path(expanded(folder))
     make_portable(student)
     with using_cache(student.config):

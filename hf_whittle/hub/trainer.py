@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
@@ -22,6 +23,7 @@ from ..record.files import CARD_FILE
 from ..record.lineage import Lineage
 from ..training.careful import CarefulTrainer
 from ..training.recording import RecordTraining
+from ..vocabulary.of_model import check_has_tokens
 from .card import SubnetModelCardData
 from .publication import publication_of_folder
 from .push import check_architecture, publish
@@ -48,7 +50,10 @@ class PublishingTrainer(CarefulTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self._recording = RecordTraining()
         super().__init__(*args, **kwargs)
-        make_portable(self.accelerator.unwrap_model(self.model))
+        student: Any = self.accelerator.unwrap_model(self.model)
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            check_has_tokens(student.config.vocab_size, self.processing_class, "processing_class")
+        make_portable(student)
         self.add_callback(self._recording)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

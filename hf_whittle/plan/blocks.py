@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
+from ..subnet import Kept
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -24,7 +25,8 @@ class Blocks:
     Args:
         size (`int`): tokens of a block.
         search (`int`): blocks that candidates are evaluated on.
-        test (`int`): blocks that an evaluation reads.
+        test (`int`): blocks that an evaluation of the student reads.
+        of_teacher (`int`): blocks that the evaluation of the teacher reads.
         healing (`int`): blocks that healing fits to.
         train (`int`, *optional*): blocks of the training text; unknown unless the text was read.
     """
@@ -32,19 +34,34 @@ class Blocks:
     size: int
     search: int
     test: int
+    of_teacher: int
     healing: int
     train: int | None = None
 
     @classmethod
-    def of(cls, recipe: "Recipe", inputs: "Inputs | None" = None) -> "Blocks":
-        """The blocks of a recipe; without inputs that read the text, it is taken to be long enough."""
+    def of(cls, recipe: "Recipe") -> "Blocks":
+        """The blocks of a recipe whose text is not read, and taken to be long enough."""
         data = recipe.data
-        if inputs is not None:
-            blocks = inputs.blocks
-            train = None if data.streaming else len(blocks["train"])  # a stream never ends
-            return cls(data.block_size, len(blocks["search"]), len(blocks["test"]), len(inputs.healing_blocks), train)
-        healing = max(2, data.calibration_tokens // data.block_size)
-        return cls(data.block_size, data.held_out["search"], data.held_out["test"], healing)
+        search, test = data.held_out["search"], data.held_out["test"]
+        return cls(data.block_size, search, test, test, max(2, data.calibration_tokens // data.block_size))
+
+    @classmethod
+    def read(cls, inputs: "Inputs", kept: Kept | None) -> "Blocks":
+        """The blocks of a recipe's text, which is read in the tokens of each model.
+
+        Args:
+            inputs (`Inputs`): the inputs.
+            kept (`int` or `tuple[int, ...]`, *optional*): tokens that the student keeps; all if `None`.
+        """
+        data, own = inputs.recipe.data, inputs.text_of(kept).blocks
+        return cls(
+            size=data.block_size,
+            search=len(inputs.blocks["search"]),
+            test=len(own["test"]),
+            of_teacher=len(inputs.teacher_text.blocks["test"]),
+            healing=len(inputs.healing_blocks_of(kept)),
+            train=None if data.streaming else len(own["train"]),  # a stream never ends
+        )
 
     def steps(self, args: "DistillationConfig") -> int:
         """Optimizer steps of a training.

@@ -125,7 +125,7 @@ class Memories:
     def teacher_evaluation(self) -> Memory:
         """Memory of measuring the teacher's perplexity, by batches that are halved until they fit."""
         dtype, weights = self.loaded_teacher.dtype, self.loaded_teacher.on_device
-        batch = min(self._at_a_time(None, self.teacher), self.blocks.test)
+        batch = min(self._at_a_time(None, self.teacher), self.blocks.of_teacher)
         logits = cross_entropy_memory(self.teacher, batch, self.blocks.size, dtype)
         while weights < self.available < weights + logits and batch > 1:
             batch //= 2

@@ -120,7 +120,9 @@ class _Planner:
 
     @cached_property
     def blocks(self) -> Blocks:
-        return Blocks.of(self.recipe, self.vocabularies.inputs if self.read_text else None)
+        if not self.read_text:
+            return Blocks.of(self.recipe)
+        return Blocks.read(self.vocabularies.inputs, self.students.kept_tokens)
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
@@ -131,14 +133,14 @@ class _Planner:
         if self.recipe.student is not None:
             if self.subnet is not None:
                 raise WhittleError("the recipe gives its student, which is planned as it is; leave the subnet out")
-            return GivenStudent(self.origin, self.blocks.size)
+            return GivenStudent(self.origin, self.recipe.data.block_size)
         space, bin = self.vocabularies.space, self.vocabularies.bin
         space.reachable_pairs(bin)
         if self.subnet is not None:
             self.subnet.validate(self.origin)
             if not bin.contains(self.origin, self.subnet):
                 raise BinError(f"the given subnet lies outside the recipe's bin, {bin.low:g} to {bin.high:g} {bin.of}")
-        return Students(space, bin, self.blocks.size, self.subnet)
+        return Students(space, bin, self.recipe.data.block_size, self.subnet)
 
     @cached_property
     def device(self) -> Device:
@@ -266,7 +268,7 @@ class _Planner:
         return StagePlan("healing", blocks * size, flops, True, memory, self.students.parameters, disk=disk)
 
     def _teacher(self) -> StagePlan:
-        tokens = self.blocks.test * self.blocks.size
+        tokens = self.blocks.of_teacher * self.blocks.size
         flops = tokens * flops_per_token(self.teacher, sequence_length=self.blocks.size)
         memory, precision = self.memories.teacher_evaluation(), _precision(self.memories.loaded_teacher)
         how: dict[str, Any] = {"precision": precision, "processes": self.processes}

@@ -16,7 +16,7 @@ from ..cost.polynomial import Polynomial, flops_polynomial, parameter_polynomial
 from ..models.student import student_config
 from ..space.reach import Greatest, Reach
 from ..space.search_space import SearchSpace
-from ..subnet import SubnetConfig
+from ..subnet import Kept, SubnetConfig
 
 _FRAMES = 8
 """Groups of the shared sizes for which a bound is computed."""
@@ -66,6 +66,14 @@ class Students:
         if self.subnet is not None:
             return num_parameters(self.config, self.subnet)
         return int(self.reach.greatest(parameter_polynomial(self.config)).cost)
+
+    @cached_property
+    def kept_tokens(self) -> Kept | None:
+        """Tokens that the student keeps; else the smallest vocabulary of the bin, in which a text has the most tokens."""
+        if self.subnet is not None:
+            return self.subnet.vocab_size
+        place = self.space.architecture.shared.index(VOCABULARY)
+        return self.space.tokens.choose(None, min(frame[place] for frame, _ in self.reach.pairs))
 
     def flops(self, length: int) -> int:
         """FLOPs of a forward pass of the student, per token, at most."""

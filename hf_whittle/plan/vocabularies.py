@@ -79,5 +79,6 @@ class Vocabularies:
             f"{self.origin.vocab_size:,}."
         )
         if self.read_text:
-            return note
+            longest = "" if is_known else " Blocks of text are counted in the smallest vocabulary of the bin."
+            return note + longest
         return f"{note} The search is counted in tokens of the whole vocabulary; --read-text counts each one's."

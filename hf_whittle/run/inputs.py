@@ -12,10 +12,11 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from ..architectures.registry import check_model_type
 from ..distillation.teacher import load_teacher
-from ..errors import CheckpointError, DataError, VocabularyError
+from ..errors import CheckpointError, DataError
 from ..evaluation import as_input_ids
 from ..extraction.checkpoint import Checkpoint
 from ..files.sources import load_checkpoint, load_tokenizer, read_config
+from ..kept import is_part
 from ..models.checkpoint_names import as_stored
 from ..models.placement import is_placed
 from ..models.supernet import SuperNetModel
@@ -24,7 +25,8 @@ from ..models.token_ids import origin_ids
 from ..recipe.recipe import Recipe
 from ..recipe.sections import BITS_PER_BYTE
 from ..subnet import Kept, count
-from ..vocabulary import VocabularyMap, prune_tokenizer
+from ..vocabulary import VocabularyMap
+from ..vocabulary.of_model import check_has_tokens, tokenizer_of_subnet
 from .batches import shards_models
 from .text import Text
 
@@ -80,11 +82,12 @@ class Inputs:
 
     def text_of(self, kept: Kept | None) -> Text:
         """The text in tokens of a student that keeps a part of the super-network's vocabulary; all for `None`."""
-        if kept is None or count(kept) == self.origin_config.vocab_size:
+        whole = self.origin_config.vocab_size
+        if not is_part(kept, whole):
             return self.text
         if kept not in self._of_students:
-            tokenizer = prune_tokenizer(self.tokenizer, kept)
-            self._of_students[kept] = Text(self.recipe.data, lambda: tokenizer, lambda: count(kept))
+            tokenizer, size = tokenizer_of_subnet(self.tokenizer, kept, whole), count(kept)
+            self._of_students[kept] = Text(self.recipe.data, lambda: tokenizer, lambda: size)
         return self._of_students[kept]
 
     def tokenizer_of(self, kept: Kept | None) -> PreTrainedTokenizerBase:
@@ -151,11 +154,7 @@ class Inputs:
         config = load_config(name)
         with contextlib.suppress(CheckpointError):  # weights that are not in safetensors are as the configuration says
             config = as_stored(config, Checkpoint(name))
-        if len(self.tokenizer) > config.vocab_size:
-            raise VocabularyError(
-                f"the tokenizer of {name} has {len(self.tokenizer)} tokens, the model only "
-                f"{config.vocab_size} embeddings; use the model's own tokenizer"
-            )
+        check_has_tokens(config.vocab_size, self.tokenizer, f"the tokenizer of {name}")
         longest = config.max_position_embeddings
         if block_size > longest:
             raise DataError(f"block_size {block_size} exceeds the {longest} positions of {name}; use smaller blocks")

@@ -82,12 +82,7 @@ def search_subnets(
     config = config or AdditiveSearchConfig()
     _check_space(space, getattr(fitness, "supernet", None) if supernet is None else supernet)
     bins = [bin] if isinstance(bin, Bin) else list(bin)
-    if len({each.cost(space.config) for each in bins}) != 1:
-        raise BinError(
-            f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
-        )
-    for each in bins:
-        space.reachable_pairs(each)  # raises before anything is evaluated or written
+    check_bins(space, bins)  # before anything is evaluated or written
     if fitness is None:
         from ..fitness.perplexity import Perplexity
 
@@ -99,7 +94,7 @@ def search_subnets(
                 "AutoSuperNetForCausalLM.from_pretrained"
             )
         fitness = Perplexity(supernet, eval_dataset, batch_size=batch_size)
-    _check_fitness(space, fitness)
+    check_fitness(space, fitness)
     settings = _settings(space, bins, config, fitness)
     workers = Workers(fitness)
     workers.check_same(settings)
@@ -126,7 +121,17 @@ def _check_space(space: SearchSpace, supernet: Any) -> None:
         )
 
 
-def _check_fitness(space: SearchSpace, fitness: Any) -> None:
+def check_bins(space: SearchSpace, bins: Sequence[Bin]) -> None:
+    """Raise `BinError` if bins bound different costs, or no subnet of the space lies in one of them."""
+    if len({each.cost(space.config) for each in bins}) != 1:
+        raise BinError(
+            f"give one bin, or several of the same cost, got {[each.to_dict() for each in bins]}; search each by itself"
+        )
+    for each in bins:
+        space.reachable_pairs(each)
+
+
+def check_fitness(space: SearchSpace, fitness: Any) -> None:
     """Raise `SubnetError` if subnets have different vocabularies and are evaluated on the same token ids."""
     if VOCABULARY in space.named and getattr(fitness, "reads_token_ids", False):
         sizes = " or ".join(map(str, space.sizes(VOCABULARY)))

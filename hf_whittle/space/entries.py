@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from ..architectures.dimensions import LAYERS, VOCABULARY, Dimension
-from ..kept import Ascending, Kept
+from ..kept import Ascending, Kept, canonical
 from ..subnet import Shape
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class FirstTokens:
         if self._order is None or size == self.total:
             return size
         if size not in self._known:
-            self._known[size] = Ascending(sorted(self._order[:size]))
+            self._known[size] = canonical(Ascending(sorted(self._order[:size])), VOCABULARY.name)
         return self._known[size]
 
     def resize(self, rng: Random, kept: Kept, size: int) -> Kept:

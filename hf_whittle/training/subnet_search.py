@@ -23,7 +23,7 @@ from ..processes import lock_in_first, wait_for_all
 from ..search.algorithm import SearchConfig
 from ..search.algorithms.additive import AdditiveSearchConfig
 from ..search.result import SearchResult
-from ..search.runner import search_subnets
+from ..search.runner import check_bins, check_fitness, search_subnets
 from ..space.search_space import SearchSpace
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
 
     Raises:
         ArchitectureError: at the start of training, if the model is not a super-network.
-        BinError, DataError, OutputError: at the start of training, if bin, text or folder would make a search fail;
-            one subnet of each bin is evaluated to find out.
+        BinError, DataError, OutputError, SubnetError: at the start of training, if bin, text, folder or space would
+            make a search fail; one subnet of each bin is evaluated to find out.
         ValueError: if `when` is unknown.
     """
 
@@ -144,7 +144,9 @@ class SubnetSearchCallback(TrainerCallback, ExportableState):
         space, bins = self._space_of(supernet), [self._bin] if isinstance(self._bin, Bin) else list(self._bin)
         config = self._config or AdditiveSearchConfig()
         with _random_states_kept():
+            check_bins(space, bins)
             fitness = self._fitness_of(supernet)
+            check_fitness(space, fitness)
             for bin in bins:
                 config.algorithm(space, bin)
                 fitness(space.sample(random.Random(0), bin))

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..architectures.dimensions import VOCABULARY
 from ..checks import check_integers, check_numbers, check_positive
 from ..cost.bins import Bin, ParameterBin
 from ..cost.counts import training_flops_per_token
@@ -128,7 +129,7 @@ class SupernetTrainer(LossInHead, WholeCheckpoints):
         ArchitectureError: if the model is not a super-network.
         WeightsError: if its weights are quantized or offloaded.
         BinError: if no subnet of the space lies in a bin.
-        SubnetError: if the search space is made for another super-network.
+        SubnetError: if the search space is made for another super-network, or its subnets keep parts of the vocabulary.
         ValueError: if a feature of `Trainer` is used that is not supported.
     """
 
@@ -160,6 +161,12 @@ class SupernetTrainer(LossInHead, WholeCheckpoints):
         self.search_space = search_space or SearchSpace.from_config(config, layer_wise=True)
         if Shape.from_config(self.search_space.config) != Shape.from_config(config):
             raise SubnetError("the search space is for another super-network; make one from this model's config")
+        if VOCABULARY in self.search_space.named:
+            sizes = " or ".join(map(str, self.search_space.sizes(VOCABULARY)))
+            raise SubnetError(
+                f"subnets of the search space have vocabularies of {sizes} tokens, and all would be trained on the same "
+                "token ids; make the space without vocab_sizes, of a super-network extracted with the tokens to keep"
+            )
         self._bins = (bin,) if isinstance(bin, Bin) else tuple(bin or ())
         for one in self._bins:
             self.search_space.reachable_pairs(one)

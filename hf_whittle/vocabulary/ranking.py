@@ -35,7 +35,7 @@ def rank_tokens(
 
     Raises:
         VocabularyError: if the tokenizer is of a kind that cannot be pruned.
-        DataError: if the texts are empty.
+        DataError: if the texts are empty, or one string.
     """
     structure = Structure.of(tokenizer)
     first = sorted(structure.required)
@@ -43,22 +43,26 @@ def rank_tokens(
         known = set(first)
         order = sorted(structure.optional, key=lambda index: (structure.order[index], index))
         return [*first, *itertools.chain.from_iterable(structure.with_ancestors(index, known) for index in order)]
-    counts = Counter(texts) if isinstance(texts, Mapping) else count_tokens(tokenizer, texts)
+    counts = _counted(tokenizer, texts)
     return [*first, *reversed(list(_Dropping(structure, counts)))]
 
 
-def count_tokens(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
-    """Count the occurrences of each token in texts, without special tokens around them.
+def _counted(tokenizer: Any, texts: Iterable[str] | Mapping[int, int]) -> Counter[int]:
+    """Occurrences of each token: those given, or those in texts, without special tokens around them.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, or the texts are one string.
     """
-    counts: Counter[int] = Counter()
-    remaining = iter(texts)
-    while some := list(itertools.islice(remaining, _TEXTS)):
-        for encoding in tokenizer.backend_tokenizer.encode_batch(some, add_special_tokens=False):
-            counts.update(encoding.ids)
-    if not counts:
+    if isinstance(texts, str):
+        raise DataError("texts is one string, each character of which would be a text; give a list of texts")
+    if isinstance(texts, Mapping):
+        counts = Counter(texts)
+    else:
+        counts, remaining = Counter(), iter(texts)
+        while some := list(itertools.islice(remaining, _TEXTS)):
+            for encoding in tokenizer.backend_tokenizer.encode_batch(some, add_special_tokens=False):
+                counts.update(encoding.ids)
+    if not any(counts.values()):
         raise DataError("there is no text to rank tokens by; give texts, or leave them out to rank by merges")
     return counts
 

@@ -177,6 +177,11 @@ def test_a_store_of_the_teachers_vocabulary_is_an_error(tmp_path, tokenizers):
         make_trainer(tmp_path, tokenizers[0], teacher=store)
 
 
+def test_the_whole_tokenizer_is_not_one_of_the_student(tmp_path, tokenizers):
+    with pytest.raises(VocabularyError, match="^processing_class has 11 tokens, the model only 7 embeddings"):
+        make_trainer(tmp_path, tokenizers[1], beta=0.0)
+
+
 # Bits per byte
 
 

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from fixtures_evaluation import SUBNET, TEXTS
 from transformers import AutoModelForCausalLM
 
-from hf_whittle import push_subnet_to_hub
+from hf_whittle import extract_subnet, push_subnet_to_hub
 from hf_whittle.errors import CheckpointError, SubnetError, VocabularyError, WhittleError
 from hf_whittle.evaluation import measure_texts
 from hf_whittle.evaluation.subject import loaded_subject
+from hf_whittle.vocabulary import closed
 
 
 def perplexity_of(name, **options):
@@ -23,6 +25,14 @@ def test_a_subnet_of_the_supernetwork_is_the_student(teacher_folder, student_fol
     as_subnet = perplexity_of(teacher_folder, subnet=SUBNET)
     assert as_subnet == pytest.approx(perplexity_of(student_folder), rel=1e-6)
     assert as_subnet != pytest.approx(perplexity_of(teacher_folder), rel=0.01)
+
+
+def test_a_subnet_reads_text_in_the_tokens_that_it_keeps(teacher_folder, tokenizer, tmp_path):
+    subnet = replace(SUBNET, vocab_size=tuple(closed(tokenizer, range(0, 300, 2))))
+    student = extract_subnet(teacher_folder, subnet, tmp_path / "student")
+    assert perplexity_of(teacher_folder, subnet=subnet) == pytest.approx(perplexity_of(student), rel=1e-5)
+    with pytest.raises(VocabularyError, match=r"the kept ids lack .* tokens that always stay"):
+        perplexity_of(teacher_folder, subnet=replace(SUBNET, vocab_size=20))
 
 
 def test_an_adapter_is_evaluated_on_its_student(adapter_folder, student_folder):

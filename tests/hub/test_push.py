@@ -144,6 +144,25 @@ def test_arguments_that_do_not_go_together_are_an_error(hub, stock_folder, token
     assert not hub.repos
 
 
+def test_a_tokenizer_with_tokens_that_the_student_lacks_is_an_error(hub, tokenizer, tmp_path):
+    config = AutoConfig.for_model("llama", **settings_of("llama", vocab_size=280))
+    student = AutoModelForCausalLM.from_config(config)
+    message = "has 300 tokens, the model only 280 embeddings; use the model's own tokenizer, which prune_tokenizer"
+    with pytest.raises(VocabularyError, match=message):
+        push_subnet_to_hub(student, "me/student", tokenizer=tokenizer)
+    with pytest.raises(VocabularyError, match=message):
+        save_student(student, tmp_path / "student", tokenizer=tokenizer)
+    assert not (tmp_path / "student").exists()
+    save_student(student, tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    with pytest.raises(VocabularyError, match=message):
+        push_subnet_to_hub(tmp_path / "student", "me/student")
+    (tmp_path / "student" / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is damaged: .*; save the tokenizer again"):
+        push_subnet_to_hub(tmp_path / "student", "me/student")
+    assert not hub.repos
+
+
 # Repositories that hold something
 
 

@@ -174,7 +174,11 @@ def test_recipe_that_cannot_work_is_refused(make, sections, message):
 @pytest.mark.parametrize("size", [200, 301])
 def test_size_that_no_tokenizer_has_is_refused_before_any_text_is_read(make, size, monkeypatch):
     wrong = make("sizes", space={"vocab_sizes": [size, 264]})
-    monkeypatch.setattr(hf_whittle.run.text.Text, "blocks", None)
+
+    def read(text):
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr(hf_whittle.run.text.Text, "blocks", property(read))
     with pytest.raises(RecipeError, match=rf"^space.vocab_sizes: .* can have 257 tokens, .* to 300, .*; got {size}$"):
         run(wrong, progress=False)
 
@@ -253,6 +257,16 @@ def test_plan_counts_tokens_of_the_students_vocabulary(make):
     plan = plan_recipe(one, "t4")
     assert plan.stage("student").tokens == 6 * 2 * 32
     assert any("has 264 of 300" in note and "--read-text" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("sizes", [[264], [280, 264]])
+def test_plan_of_epochs_counts_blocks_in_the_students_tokens(make, tmp_path, sizes):
+    training = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2}
+    recipe = make("epochs", space={"vocab_sizes": sizes}, training=training)
+    plan, inputs = plan_recipe(recipe, "t4", read_text=True), Inputs(recipe)
+    own = inputs.text_of(SearchInputs(inputs, tmp_path, progress=False).space.tokens.choose(None, 264)).blocks["train"]
+    assert {plan.stage(name).tokens for name in ("student", "baseline")} == {32 * len(own)}
+    assert len(own) > len(inputs.blocks["train"])
 
 
 def test_plan_of_a_bin_of_text_needs_the_text(make, tmp_path):

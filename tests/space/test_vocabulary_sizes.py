@@ -66,6 +66,8 @@ def test_other_tokens_make_another_space():
     assert space.to_dict()["vocab_sizes"] == [20, 60, 99] and space.to_dict() != other.to_dict()
     full = SubnetConfig.full(space.config)
     assert space.contains(full.replaced({VOCABULARY: sorted(ORDER[:20])}))
+    first = make_space(token_order=[*range(19, -1, -1), *range(20, 99)])
+    assert first.tokens.choose(None, 20) == 20 and first.contains(full.replaced({VOCABULARY: 20}))
     for tokens in (20, 21, sorted(ORDER[1:21])):
         assert not space.contains(full.replaced({VOCABULARY: tokens}))
 

@@ -13,6 +13,7 @@ from fixtures_training import BIN, CONFIG, make_blocks, make_callback, make_supe
 from transformers import GPTNeoXForCausalLM, TrainerCallback
 
 from hf_whittle import (
+    FlopsBin,
     GPTNeoXSuperNetForCausalLM,
     HealedPerplexity,
     KLDivergence,
@@ -27,7 +28,7 @@ from hf_whittle import (
     SubnetSearchCallback,
     search_subnets,
 )
-from hf_whittle.errors import ArchitectureError
+from hf_whittle.errors import ArchitectureError, BinError, SubnetError
 from hf_whittle.training.subnet_search import FOLDER
 
 
@@ -195,6 +196,16 @@ def test_model_that_is_no_super_network_is_an_error(tmp_path):
     message = "SubnetSearchCallback needs a super-network to search, got a GPTNeoXForCausalLM"
     with pytest.raises(ArchitectureError, match=message):
         make_trainer(tmp_path, [make_callback()], model=model).train()
+
+
+def test_search_that_would_be_refused_is_refused_before_training(tmp_path):
+    trainer = make_trainer(tmp_path, [make_callback(space={"vocab_sizes": [20, 61]})])
+    with pytest.raises(SubnetError, match="vocabularies of 20 or 61 tokens, and perplexity on fixed token ids does not"):
+        trainer.train()
+    trainer = make_trainer(tmp_path, [make_callback(bin=[BIN, FlopsBin(1, 1e9, 16)])])
+    with pytest.raises(BinError, match="give one bin, or several of the same cost"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_unknown_time_is_an_error():

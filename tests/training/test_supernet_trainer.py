@@ -435,6 +435,12 @@ def test_space_of_another_model_is_refused(args, supernet):
         SupernetTrainer(make_supernet(), args, search_space=SearchSpace.from_config(supernet.config))
 
 
+def test_space_of_several_vocabularies_is_refused(args):
+    space = SearchSpace.from_config((model := make_supernet()).config, vocab_sizes=[20, model.config.vocab_size])
+    with pytest.raises(SubnetError, match=r"vocabularies of 20 or \d+ tokens.* make the space without vocab_sizes"):
+        SupernetTrainer(model, args, search_space=space)
+
+
 def test_bin_out_of_reach_is_refused(args):
     with pytest.raises(BinError, match="no subnet of this space lies in the bin"):
         SupernetTrainer(make_supernet(), args, bin=ParameterBin(1, 2))

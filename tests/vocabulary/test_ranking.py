@@ -65,5 +65,11 @@ def test_the_token_of_least_use_goes_first_and_counts_for_its_parts_then():
 
 
 def test_no_texts_are_an_error():
-    with pytest.raises(DataError, match="there is no text to rank tokens by; give texts, or leave them out"):
-        rank_tokens(make_tokenizer("gpt2"), iter([]))
+    for texts in (iter([]), {}, {5: 0}):
+        with pytest.raises(DataError, match="there is no text to rank tokens by; give texts, or leave them out"):
+            rank_tokens(make_tokenizer("gpt2"), texts)
+
+
+def test_one_string_is_an_error():
+    with pytest.raises(DataError, match="texts is one string, .*; give a list of texts"):
+        rank_tokens(make_tokenizer("gpt2"), TEXT)
