@@ -57,8 +57,8 @@ MAY_IMPORT = {
     "plan": "architectures compat cost distillation errors evaluation fitness healing loss models recipe run search "
     "space subnet vocabulary",
     "report": "architectures errors files healing hub record search subnet",
-    "cli": "architectures compat cost data distillation errors evaluation extraction files healing hub plan processes "
-    "recipe record report run search subnet vocabulary",
+    "cli": "architectures compat cost data distillation errors evaluation extraction files healing hub models plan "
+    "processes recipe record report run search subnet vocabulary",
     "demo": "",
     "__main__": "cli",
 }

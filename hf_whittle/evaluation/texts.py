@@ -175,8 +175,8 @@ def measure_texts(
         progress (`str`, *optional*): label of a progress bar.
 
     Raises:
-        DataError: if there is no text or less than a window, the texts are one string, the protocol is unknown, or a window does not fit into the
-            model's positions.
+        DataError: if there is no text or less than a window, the texts are one string, the protocol is unknown, or a
+            window does not fit into the model's positions.
         VocabularyError: if the tokenizer has tokens that the model has not.
     """
     config: Any = model.config

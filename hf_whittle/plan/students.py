@@ -69,7 +69,7 @@ class Students:
 
     @cached_property
     def kept_tokens(self) -> Kept | None:
-        """Tokens that the student keeps; else the smallest vocabulary of the bin, in which a text has the most tokens."""
+        """Tokens that the student keeps, or else those of the smallest vocabulary of the bin, with the longest text."""
         if self.subnet is not None:
             return self.subnet.vocab_size
         place = self.space.architecture.shared.index(VOCABULARY)

@@ -164,8 +164,8 @@ class SupernetTrainer(LossInHead, WholeCheckpoints):
         if VOCABULARY in self.search_space.named:
             sizes = " or ".join(map(str, self.search_space.sizes(VOCABULARY)))
             raise SubnetError(
-                f"subnets of the search space have vocabularies of {sizes} tokens, and all would be trained on the same "
-                "token ids; make the space without vocab_sizes, of a super-network extracted with the tokens to keep"
+                f"subnets of the search space have vocabularies of {sizes} tokens, and would all be trained on the "
+                "same token ids; make it without vocab_sizes, of a super-network extracted with the tokens to keep"
             )
         self._bins = (bin,) if isinstance(bin, Bin) else tuple(bin or ())
         for one in self._bins:

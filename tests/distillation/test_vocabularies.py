@@ -143,9 +143,10 @@ def test_the_record_of_another_teacher_is_an_error():
         match_vocabularies(student, make_model(2, vocab_size=3), None, None, needs_pieces=False)
 
 
-def test_the_teachers_tokenizer_for_the_student_is_an_error(tmp_path, tokenizers):
-    with pytest.raises(VocabularyError, match=r"have 11 tokens of the student .* vocabulary has 7 entries"):
-        make_trainer(tmp_path, tokenizers[1], tokenizers[1])
+@pytest.mark.parametrize("beta", [0.8, 0.0], ids=["distilled", "trained"])
+def test_the_teachers_tokenizer_for_the_student_is_an_error(tmp_path, tokenizers, beta):
+    with pytest.raises(VocabularyError, match=r"^processing_class has 11 tokens, the model only 7 embeddings"):
+        make_trainer(tmp_path, tokenizers[1], tokenizers[1], beta=beta)
 
 
 def test_an_unknown_way_is_an_error(tmp_path):
@@ -175,11 +176,6 @@ def test_a_store_of_the_teachers_vocabulary_is_an_error(tmp_path, tokenizers):
     store = store_targets(make_model(2, vocab_size=SIZE), blocks(), tmp_path / "store", progress=False)
     with pytest.raises(StoreError, match="for a vocabulary of 11 entries, the student has 7"):
         make_trainer(tmp_path, tokenizers[0], teacher=store)
-
-
-def test_the_whole_tokenizer_is_not_one_of_the_student(tmp_path, tokenizers):
-    with pytest.raises(VocabularyError, match="^processing_class has 11 tokens, the model only 7 embeddings"):
-        make_trainer(tmp_path, tokenizers[1], beta=0.0)
 
 
 # Bits per byte

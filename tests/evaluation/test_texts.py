@@ -114,7 +114,7 @@ def test_words_are_parts_between_white_space():
 
 
 def test_what_cannot_be_measured_is_said(model, tokenizer, make_stock):
-    with pytest.raises(DataError, match="the texts are one string, .*; give a list of texts"):
+    with pytest.raises(DataError, match=r"the texts are one string, .*; give a list of texts"):
         measure_texts(model, tokenizer, TEXTS[0])
     with pytest.raises(DataError, match="no text to evaluate on: every document is empty"):
         measure_texts(model, tokenizer, ["", ""])

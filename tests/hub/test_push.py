@@ -10,7 +10,8 @@ import yaml
 from fixtures_run import make_recipe, write_modules
 from huggingface_hub import CommitInfo, ModelCard
 from safetensors.torch import load
-from transformers import AutoModelForCausalLM, GPT2Config
+from small_models import settings_of
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from hf_whittle import (
     GPTNeoXSuperNetForCausalLM,
@@ -22,7 +23,7 @@ from hf_whittle import (
     save_student,
 )
 from hf_whittle.cli import main
-from hf_whittle.errors import HubError, RecipeError
+from hf_whittle.errors import CheckpointError, HubError, RecipeError, VocabularyError
 from hf_whittle.files.text import write_json, write_text
 from hf_whittle.hub.publication import publication_of_folder
 from hf_whittle.hub.push import settings_of_sizes

@@ -437,7 +437,7 @@ def test_space_of_another_model_is_refused(args, supernet):
 
 def test_space_of_several_vocabularies_is_refused(args):
     space = SearchSpace.from_config((model := make_supernet()).config, vocab_sizes=[20, model.config.vocab_size])
-    with pytest.raises(SubnetError, match=r"vocabularies of 20 or \d+ tokens.* make the space without vocab_sizes"):
+    with pytest.raises(SubnetError, match=r"vocabularies of 20 or \d+ tokens.* make it without vocab_sizes"):
         SupernetTrainer(model, args, search_space=space)
 
 

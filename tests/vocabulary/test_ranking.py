@@ -71,5 +71,5 @@ def test_no_texts_are_an_error():
 
 
 def test_one_string_is_an_error():
-    with pytest.raises(DataError, match="texts is one string, .*; give a list of texts"):
+    with pytest.raises(DataError, match=r"texts is one string, .*; give a list of texts"):
         rank_tokens(make_tokenizer("gpt2"), TEXT)
