@@ -38,6 +38,7 @@ import gc
 import re
 import subprocess
 import textwrap
+from collections import Counter
 from random import Random
 from types import SimpleNamespace
 
@@ -92,16 +93,20 @@ REPEATING = re.compile(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Leave kinds that repeat others to the slow tests, and keep the tests of a module side by side.
+    """Leave kinds that repeat others to the slow tests, and further cases where there are many; keep modules together.
 
     pytest brings together tests of all modules that have a parameter of a session's fixture in common, so that the
     fixtures of these modules would be made again and again.
     """
-    places = {}
+    places, fast = {}, Counter()
     for item in items:
         places.setdefault(item.path, len(places))
         if hasattr(item, "callspec") and REPEATING.search(item.callspec.id):
             item.add_marker(pytest.mark.slow)
+        if (limit := item.get_closest_marker("slow_after")) and not item.get_closest_marker("slow"):
+            fast[item.function] += 1
+            if fast[item.function] > limit.args[0]:
+                item.add_marker(pytest.mark.slow)
     yield
     items.sort(key=lambda item: places[item.path])
 
@@ -170,7 +175,9 @@ def shared(model):
     """A model of many tests: a test that changes it copies it first, or others fail, far away and in some orders."""
 
     def settings():
-        return {**model.config.to_dict(), "kernel": attention_kernel(model.config)}
+        values = model.config.to_dict()
+        written = {"architectures": None, "dtype": values["dtype"] or "float32"}  # as by save_pretrained
+        return {**values, **written, "kernel": attention_kernel(model.config)}
 
     before, weights = settings(), {name: weight.clone() for name, weight in model.state_dict().items()}
     yield model

@@ -130,6 +130,7 @@ def test_threads_wait_briefly_unless_the_user_says_how_they_wait(given):
     assert environment == (given or {"GOMP_SPINCOUNT": SPINS})
 
 
+@pytest.mark.slow
 def test_bars_of_other_libraries_are_seldom_where_stderr_is_no_terminal(run_python):
     script = """
         import contextlib, io, os, sys
@@ -147,6 +148,7 @@ def test_bars_of_other_libraries_are_seldom_where_stderr_is_no_terminal(run_pyth
     assert float(SECONDS_OF_BARS) == LINES_EVERY
 
 
+@pytest.mark.slow
 def test_how_threads_wait_is_said_before_torch_is_imported():
     code = """
 import os, sys
@@ -352,6 +354,7 @@ def test_summary_of_a_student_that_matched_without_training(recipe_file, run_giv
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_installed_command_exits_as_main_does(recipe_file):
     command = [str(Path(sys.executable).with_name("hf-whittle")), "run", str(recipe_file.with_name("none.yaml"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -416,6 +419,7 @@ def test_extract_takes_format_type_and_size_of_files(extract, teacher_folder, tm
     assert len(files) > 1 and f"weights in {len(files)} files" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_extract_heals_on_text(extract, texts, capsys):
     assert extract("--heal", "--files", f"{texts}/*.txt", "--block-size", 32, "--calibration-tokens", 500) == 0
     report = json.loads(Path("out", "healing.json").read_text())

@@ -54,12 +54,14 @@ def test_every_command_can_be_asked_for_json():
     assert set(commands) == set(COMMANDS) and without == []
 
 
+@pytest.mark.slow
 def test_search(ask):
     said = ask("search", "recipe.yaml")
     assert said["output_dir"] == "searched"
     assert said["search"] == json.loads(Path("searched/stages/search.json").read_text())
 
 
+@pytest.mark.slow
 def test_search_in_words_says_what_is_next(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     assert main(["search", "recipe.yaml", "--output-dir", "other", "--search.seed", "3"]) == 0

@@ -52,16 +52,19 @@ def imported(folder, at_module_level=False):
     return {DISTRIBUTIONS.get(head, head.replace("_", "-")) for head in heads} - {"hf-whittle"}
 
 
+@pytest.mark.slow
 def test_what_the_package_imports_is_declared():
     extras = set().union(*(declared(extra) for extra in ("adapters", "completion", "eval", "report", "search")))
     assert imported("hf_whittle") - declared() - WITHOUT_EXTRA.keys() == extras
     assert not imported("hf_whittle", at_module_level=True) - declared()
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_used():
     assert declared() <= imported("hf_whittle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["tests", "examples", "model_cards"])
 def test_what_tests_and_examples_import_is_declared(folder):
     own = {path.stem.replace("_", "-") for path in (ROOT / "tests").rglob("*")} | {"examples"}

@@ -18,6 +18,7 @@ def material(make_stock, make_supernet, sample_text):
     return Material(supernet, text[:8], text[8:24], text[:0], text[:0], text[24:], "")
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_healing_of_the_teacher_and_of_training(material):
     config, length = material.supernet.full_config, material.train.shape[1]
     subnet = SubnetConfig.full(config).replaced({CHANNELS: 24})

@@ -141,11 +141,13 @@ def test_direction_of_imports(room):
             assert {name.split(".")[0] for name in own_imports_of(module)} <= {room, *MAY_IMPORT[room].split()}, module
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     graph = {module: own_imports_of(module) - {module} for module in FILES}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
 
 
+@pytest.mark.slow
 def test_a_trainer_of_students_loads_neither_pictures_nor_recipes_nor_search_algorithms(run_python):
     script = """
         import sys
@@ -178,6 +180,7 @@ def test_names_that_a_script_imports_exist(script):
                 assert hasattr(module, alias.name) or name.removeprefix("hf_whittle.") in FILES, f"there is no {name}"
 
 
+@pytest.mark.slow
 def test_any_module_of_transformers_can_be_imported_next_and_students_are_registered(run_python):
     script = """
         import hf_whittle

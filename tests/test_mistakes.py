@@ -190,6 +190,7 @@ def test_every_command_has_its_mistakes():
     assert MISTAKES.keys() == COMMANDS.keys()
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 @pytest.mark.parametrize("command", MISTAKES)

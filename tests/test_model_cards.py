@@ -38,12 +38,14 @@ def test_there_are_cards_of_a_stock_a_layer_wise_and_a_recovered_student():
     assert len([page for page in pages.values() if "LoRA adapters" in page]) >= 1
 
 
+@pytest.mark.slow
 def test_a_page_is_the_one_rendered_now(folder, rendered):
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in rendered.iterdir()}
     assert (folder / "README.md").read_text("utf-8") == (rendered / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_pictures_are_those_drawn_now(folder, rendered):
     pictures = sorted(path.name for path in folder.glob("*.png"))
     assert {"search.png", "architecture.png", "training.png"} <= set(pictures)

@@ -146,6 +146,7 @@ def test_every_page_is_on_the_page_of_pages():
     assert {page for page in pages if f"]({page})" not in listed} == set()
 
 
+@pytest.mark.slow
 def test_messages_that_are_answered_are_raised():
     texts = set()
     for path in (ROOT / "hf_whittle").rglob("*.py"):

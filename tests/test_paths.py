@@ -46,6 +46,7 @@ def subnet(tiny_config, draw):
     return draw(SearchSpace.from_config(tiny_config), 0)
 
 
+@pytest.mark.slow
 def test_students(place, stock, subnet, tmp_path):
     stock.save_pretrained(tmp_path / ODD / "teacher")
     subnet.save_pretrained(place("subnet"))
@@ -90,6 +91,7 @@ def test_scores(place, stock, input_ids, tmp_path):
     assert ImportanceScores.load(place("scores.safetensors")).settings == scores.settings
 
 
+@pytest.mark.slow
 def test_teachers_stores_and_trainings(place, stock, input_ids, tmp_path):
     stock.save_pretrained(tmp_path / ODD / "teacher")
     assert torch.equal(next(load_teacher(place("teacher")).parameters()), next(stock.parameters()))

@@ -90,6 +90,7 @@ def commands(teacher_folder, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_commands_print_nothing_but_messages_for_the_user(commands, tmp_path):
     (tmp_path / "commands.json").write_text(json.dumps(commands))

@@ -136,6 +136,7 @@ def study(supernet, tmp_path, monkeypatch):
     return Study(setting, Rows(tmp_path / "rows.jsonl"))
 
 
+@pytest.mark.slow
 def test_study_goes_on_from_its_rows(study):
     again = Study(study.setting, study.rows)
     for part in (study, again):

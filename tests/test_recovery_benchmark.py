@@ -63,6 +63,7 @@ def narrow(teacher):
     return full.replaced({NEURONS: neurons})
 
 
+@pytest.mark.slow_after(12)
 @pytest.mark.parametrize("name", [name for name in RIVALS if "ours" not in name])
 def test_an_uncut_model_stays_as_it_is(teacher, text, name):
     cut = Cut(teacher, SubnetConfig.full(teacher.config), text)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from fixtures_processes import on_two_processes
 
 from hf_whittle.files.locks import folder_lock
@@ -31,6 +32,7 @@ OF_EACH = {
 }
 
 
+@pytest.mark.slow
 def test_both_processes_have_the_outcome_of_one(tmp_path):
     with folder_lock(tmp_path):
         output = on_two_processes(Path(__file__).with_name("work_in_processes.py"), tmp_path)

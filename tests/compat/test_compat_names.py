@@ -66,6 +66,7 @@ def own_classes():
                 yield found
 
 
+@pytest.mark.slow
 def test_every_private_method_that_is_overridden_is_listed():
     known = {foreign.name for foreign in (*compat.OVERRIDDEN, *compat.TRAVELING)}
     written = {name for _, tree in sources() for name in defined_names(tree)}  # others are made by metaclasses
@@ -103,6 +104,7 @@ def used_names(tree):
                 yield from (each.value for each in node.args if isinstance(each, ast.Constant))
 
 
+@pytest.mark.slow
 def test_no_private_name_of_a_library_is_used_elsewhere():
     known = {name for foreign in compat.OVERRIDDEN for name in (foreign.name, *foreign.parameters)}
     known |= OWN_MARKS | {name for _, tree in sources() for name in defined_names(tree)}
@@ -113,6 +115,7 @@ def test_no_private_name_of_a_library_is_used_elsewhere():
         assert not others, f"{module} uses {others}: give it a function in compat/"
 
 
+@pytest.mark.slow
 def test_only_documented_modules_are_imported_elsewhere():
     traveling = PUBLIC_MODULES | {foreign.owner for foreign in compat.TRAVELING}
     for module, tree in sources():

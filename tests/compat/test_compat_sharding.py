@@ -5,6 +5,7 @@ Others of DeepSpeed: `tests/distillation/sharded_training.py`.
 
 import importlib
 
+import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from relying import relies_on
@@ -20,6 +21,7 @@ def test_offloaded_module_names_its_device():
         assert execution_device(add_hook_to_module(nn.Linear(1, 1), AlignDevicesHook(device))) is device
 
 
+@pytest.mark.slow
 def test_a_teacher_is_sharded_without_an_optimizer(run_python, tmp_path):
     script = """
         import sys
@@ -39,6 +41,7 @@ def test_a_teacher_is_sharded_without_an_optimizer(run_python, tmp_path):
         assert run_python(script, tmp_path) == "True\n"
 
 
+@pytest.mark.slow
 def test_shards_of_fsdp1_bear_marks(run_python, tmp_path):
     script = """
         import sys

@@ -75,6 +75,7 @@ def test_mutants_leave_the_bin_of_another_cost_for_their_own(bin, cost):
     assert all(bin.contains(CONFIG, space.mutate(SubnetConfig.full(CONFIG), rng, bin)) for _ in range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bin", [FlopsBin(30_000, 34_000, sequence_length=8), KVCacheBin(64, 96)], ids=["FLOPs", "cache"]
 )

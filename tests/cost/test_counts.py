@@ -79,6 +79,7 @@ def spaces(config):
     yield SearchSpace.from_config(config, "fine", stock_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", slow_but(range(3), 0))
 def test_parameters_are_those_of_the_student(model, draw, seed):
     for space in spaces(model.config):
@@ -129,6 +130,7 @@ def paper_bins():
         yield ParameterBin(0.95 * PYTHIA[size][1], 1.05 * PYTHIA[size][1])
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("size", ["6.9b", "12b"])
 @pytest.mark.parametrize("layer_wise", [False, True])
 @pytest.mark.parametrize("granularity", ["coarse", "fine"])
@@ -184,6 +186,7 @@ def measured_flops(student, input_ids, backward=False):
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", slow_but(range(2), 0))
 def test_flops_are_those_that_pytorch_counts(model, draw, input_ids, seed):
     for space in spaces(model.config):
@@ -213,6 +216,7 @@ def test_flops_of_the_whole_model_need_no_subnet(model, input_ids):
     assert flops_per_token(model.config, sequence_length=12) * input_ids.numel() == measured_flops(student, input_ids)
 
 
+@pytest.mark.slow
 def test_training_flops_are_those_of_a_forward_and_a_backward_pass(model, draw, input_ids):
     for space in spaces(model.config):
         subnet = draw(space, 2)

@@ -137,6 +137,7 @@ def test_too_few_subnets_to_fit_are_an_error(supernet, space):
         LatencyModel.fit(supernet, space, subnets=8, progress=False)
 
 
+@pytest.mark.slow
 def test_device_dtype_and_setting_are_kept_with_the_model(supernet, space):
     model = LatencyModel.fit(supernet, space, subnets=16, repeats=1, sequence_length=8, phase="decode", progress=False)
     assert (model.dtype, model.batch_size, model.sequence_length, model.phase) == ("float32", 1, 8, "decode")
@@ -159,6 +160,7 @@ def test_saved_model_of_an_older_version_is_an_error_that_says_to_fit_again(poly
         LatencyModel.load(tmp_path / "latency.json")
 
 
+@pytest.mark.slow
 def test_latency_of_grouped_queries_is_fitted_by_their_terms(make_stock, make_supernet, monkeypatch):
     def measure(model, **settings):
         shape = Shape.from_config(model.config)

@@ -26,6 +26,7 @@ def all_survive(report):
     return report["survived"] == report["tried"] > 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("program", "points"),
     [("DistillationTrainer", 3), ("store_targets", 4)],

@@ -56,6 +56,7 @@ def in_child(folder, work, faults, found=None):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("name", WORK)
 def test_killed_at_every_moment_it_is_the_old_or_the_new(tmp_path, name, torn):

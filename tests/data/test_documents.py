@@ -57,6 +57,7 @@ def test_text_may_be_in_another_column(documents, tokenizer):
     assert np.array_equal(blocks["input_ids"], cut(stream_of(TEXTS, tokenizer), 8))
 
 
+@pytest.mark.slow
 def test_blocks_do_not_depend_on_the_number_of_processes(tokenizer):
     documents = Dataset.from_dict({"text": [f"document {i} " * (i % 11) for i in range(300)]})
     one, three = (pack_documents(documents, tokenizer, 32, num_proc=num_proc) for num_proc in (None, 3))
@@ -149,6 +150,7 @@ def test_folder_of_a_saved_dataset_is_one(tmp_path, documents):
     assert load_documents(str(tmp_path / "saved")).to_dict() == documents.to_dict()
 
 
+@pytest.mark.slow
 def test_standard_library_has_unique_names_and_no_tests():
     documents = load_documents(STANDARD_LIBRARY)
     names = documents["name"][:]
@@ -159,6 +161,7 @@ def test_standard_library_has_unique_names_and_no_tests():
     assert "class JSONDecoder" in json_decoder
 
 
+@pytest.mark.slow
 def test_held_out_modules_of_the_standard_library_are_stable():
     documents = load_documents(STANDARD_LIBRARY)
     before = names_of(split_documents(documents, HELD_OUT, key="name"))

@@ -92,6 +92,7 @@ def rows_of(blocks):
     return np.asarray(blocks["input_ids"]).tolist()
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_has_the_documents_of_the_loaded_text_and_resumes_at_any(folder, kind):
     expected = load_documents(**named(folder, kind))["text"][:]
@@ -108,6 +109,7 @@ def test_a_stream_has_the_documents_of_the_loaded_text_and_resumes_at_any(folder
         assert [row["text"] for row in again] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "text"])
 def test_blocks_of_a_stream_are_those_of_the_loaded_text(folder, kind, tokenizer):
     splits = split_documents(load_documents(**named(folder, kind)), FRACTIONS)
@@ -248,6 +250,7 @@ def test_a_source_that_ends_leaves_its_share_of_the_first_blocks_to_others(token
     assert sorted(rows_of(BlockStream(sources, SIZE).first(10**6))) == sorted(itertools.chain(*expected))
 
 
+@pytest.mark.slow
 def test_packed_ids_are_taken_as_they_are(tokenizer):
     blocks = pack_documents(Dataset.from_dict({"text": TEXTS}), tokenizer, SIZE)
     rows = Dataset.from_dict({"ids": rows_of(blocks), "other": ["x"] * len(blocks)})
@@ -259,6 +262,7 @@ def test_packed_ids_are_taken_as_they_are(tokenizer):
     assert rows_of(held_out_blocks(source, {"test": 10**6}, SIZE)["test"]) == splits["test"]["ids"][:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [True, False])
 def test_tokenized_documents_are_packed_as_text_is(tokenizer, ends):
     end = [tokenizer.eos_token_id] if ends else []
@@ -328,6 +332,7 @@ def test_a_row_that_cannot_be_read_names_its_source(tmp_path, tokenizer):
         BlockStream([source], SIZE).first(10**6)
 
 
+@pytest.mark.slow
 def test_a_stream_of_the_hub_resumes_and_is_told_by_its_commit(hub, tmp_path):
     api = HfApi()
     api.create_repo("me/text", repo_type="dataset")

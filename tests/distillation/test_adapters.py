@@ -12,6 +12,7 @@ from hf_whittle import DistillationTrainer, SubnetConfig, extract_subnet
 from hf_whittle.architectures.registry import get_architecture
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("name", ["stock", "whittle"])
 def test_adapters_of_each_architecture_are_on_all_matrices_of_layers_and_merge(each_supernet, tmp_path, name):
     config = each_supernet.config
@@ -98,6 +99,7 @@ def test_checkpoint_holds_the_adapters_alone_and_loads_on_the_student(tmp_path):
     torch.testing.assert_close(probe(loaded), probe(trainer.model))
 
 
+@pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(tmp_path):
     whole = adapted(tmp_path / "whole", max_steps=4)
     whole.train()

@@ -125,6 +125,7 @@ def test_frequencies_of_many_draws_are_the_probabilities(tmp_path, probabilities
     assert deviation.abs().max() < 5 and 0.9 < deviation.square().mean() < 1.1
 
 
+@pytest.mark.slow
 def test_gradient_of_samples_is_that_of_the_teacher_on_average(probabilities, logits):
     p, encoding = probabilities[:2].flatten(0, 1).float(), Samples(VOCABULARY)
     rounds, mean, values = 300, 0, []
@@ -460,6 +461,7 @@ def by_command(recipe_file, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_command_stores_what_a_recipe_trains_on(recipe_file, by_command, tmp_path):
     recipe, stored = recipe_file[1], LogitStore(by_command)
     assert not Path(recipe.output_dir).exists()
@@ -471,6 +473,7 @@ def test_command_stores_what_a_recipe_trains_on(recipe_file, by_command, tmp_pat
     assert contents(stored.folder) == contents(again.folder)
 
 
+@pytest.mark.slow
 def test_command_keeps_the_likeliest_entries(recipe_file, tmp_path, capsys):
     arguments = ["--output-dir", str(tmp_path), "--kind", "top-k", "--k", "16", "--batch-size", "16"]
     assert main(["store-logits", str(recipe_file[0]), *arguments]) == 0
@@ -490,6 +493,7 @@ def test_command_says_in_a_line_what_is_wrong(recipe_file, by_command, tmp_path,
     assert "unknown key 'teachr'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_store_that_another_process_writes_is_an_error(tmp_path, run_python):
     script = """
         import sys

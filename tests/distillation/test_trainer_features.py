@@ -33,6 +33,7 @@ def logged(trainer, name):
     return [row[name] for row in trainer.state.log_history if name in row]
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_fused_and_naive_train_alike(tmp_path, divergence):
     fused, naive = (make_trainer(tmp_path, divergence=divergence, loss_chunk_size=5) for _ in range(2))
@@ -254,6 +255,7 @@ def test_streamed_blocks_are_those_of_a_dataset():
     assert [block["input_ids"].tolist() for block in stream()] == [block["input_ids"].tolist() for block in whole]
 
 
+@pytest.mark.slow
 def test_stream_resumes_exactly(tmp_path):
     def trainer(folder, **changes):
         args = make_arguments(DistillationConfig, folder, max_steps=6, train_sampling_strategy="random", **changes)

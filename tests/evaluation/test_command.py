@@ -56,6 +56,7 @@ def test_perplexity_is_printed_and_recorded(evaluate, student, text_files):
     assert text["word_perplexity"] > text["perplexity"] > 1 and text["bytes"] == len("".join(TEXTS).encode())
 
 
+@pytest.mark.slow
 def test_the_card_has_texts_and_tasks(evaluate, student, text_files, task_folder):
     pytest.importorskip("lm_eval", reason="tasks need lm-eval: pip install 'hf_whittle[eval]'")
     tasks = ("--tasks", "local_choices", "--include-path", task_folder)
@@ -74,6 +75,7 @@ def test_the_card_has_texts_and_tasks(evaluate, student, text_files, task_folder
     assert sum(name == "local_choices" for name, _ in measured) == len({row.metric for row in results.tasks})
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_replaces_the_first_of_the_same_text(evaluate, student, text_files):
     for pattern, protocol in (("*.txt", "documents"), ("[01].txt", "documents"), ("*.txt", "documents")):
         evaluate(student, "--files", f"{text_files}/{pattern}", "--protocol", protocol)

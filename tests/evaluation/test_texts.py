@@ -33,6 +33,7 @@ def loss_one_by_one(model, ids, prefix, size):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 64])
 def test_every_token_of_a_document_is_predicted_once(model, tokenizer, size):
     found = measure_texts(model, tokenizer, TEXTS, block_size=size, batch_size=3)

@@ -106,6 +106,7 @@ def make(name, supernet, input_ids, **options):
     return {"magnitude": WeightMagnitude, "synflow": Synflow}[name](supernet)
 
 
+@pytest.mark.slow_after(9)
 @each_proxy
 @pytest.mark.parametrize("seed", range(2))
 def test_proxy_of_a_subnet_is_that_of_its_student(supernet, space, draw, input_ids, name, seed):
@@ -120,6 +121,7 @@ def test_proxy_is_that_of_the_student_for_every_kind_of_super_network(variant_su
     assert make(name, variant_supernet, input_ids)(uneven_subnet) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow_after(9)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", [name for name in ORACLES if name != "synflow"])
 def test_proxy_is_that_of_the_student_for_every_architecture(each_supernet, draw_within, input_ids, name, seed):
@@ -339,6 +341,7 @@ def search(supernet, space, proxy, folder=None):
     )
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize(
     ("name", "tokens"),
     [("magnitude", 0), ("gradient norm", 36), ("snip", 36), ("synflow", 1), ("jacobian covariance", 36)],
@@ -383,6 +386,7 @@ def test_flops_of_jacobians_are_those_of_a_backward_pass_to_the_embeddings_alone
     assert JacobianCovariance(supernet, input_ids).flops(subnet) == counter.get_total_flops()
 
 
+@pytest.mark.slow_after(9)
 @each_proxy
 def test_weights_that_contain_nan_count_as_worst_in_a_search(supernet, space, input_ids, name):
     broken = copy.deepcopy(supernet)

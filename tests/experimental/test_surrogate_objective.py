@@ -21,6 +21,7 @@ def search(space=SPACE, kind=SurrogateObjectiveConfig, **settings):
     return search_subnets(None, space, bin=BIN, config=config, fitness=toy_fitness, progress=False)
 
 
+@pytest.mark.slow
 def test_search_beats_as_many_random_draws():
     found = search(inner_generations=4)
     assert len(found.evaluations) == 70
@@ -28,11 +29,13 @@ def test_search_beats_as_many_random_draws():
     assert found.best_evaluation.fitness < np.median(by_chance)
 
 
+@pytest.mark.slow
 def test_later_batches_are_better_than_the_first():
     fitness = [evaluation.fitness for evaluation in search(inner_generations=4).evaluations]
     assert np.median(fitness[30:]) < np.quantile(fitness[:30], 0.1)
 
 
+@pytest.mark.slow
 def test_one_inner_generation_is_the_surrogate_as_a_filter():
     assert search(inner_generations=1).evaluations == search(kind=SurrogateSearchConfig).evaluations
     assert search(inner_generations=2).evaluations != search(inner_generations=1).evaluations
@@ -47,6 +50,7 @@ def test_every_candidate_is_new_and_lies_in_the_bin(granularity, layer_wise):
     assert all(space.contains(subnet) and BIN.contains(CONFIG, subnet) for subnet in subnets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_same_seed_gives_the_same_search_and_another_one_another(model):
     settings = {"model": model, "evaluations": 50, "inner_generations": 4}

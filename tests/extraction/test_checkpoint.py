@@ -45,6 +45,7 @@ def test_student_says_which_checkpoint_it_was_extracted_from(saved, tmp_path):
     assert results == {"supernet": {"name": saved.name}, "student": {"parameters": parameters}}
 
 
+@pytest.mark.slow_after(3)
 def test_student_from_files_is_that_from_memory_bit_for_bit(kind, space, draw, tmp_path):
     subnet = draw(space, 1)
     expected = extract(AutoModelForCausalLM.from_pretrained(kind[0]), subnet, tmp_path / "from memory")
@@ -52,12 +53,14 @@ def test_student_from_files_is_that_from_memory_bit_for_bit(kind, space, draw, t
         assert_same_files(extract(folder, subnet, tmp_path / f"from files {position}"), expected)
 
 
+@pytest.mark.slow_after(3)
 def test_student_that_is_not_written_is_the_same(kind, uneven_subnet):
     expected = extract(AutoModelForCausalLM.from_pretrained(kind[0]), uneven_subnet)
     for folder in kind:
         assert_same_student(extract(str(folder), uneven_subnet), expected)
 
 
+@pytest.mark.slow_after(3)
 def test_every_kind_of_model_and_a_saved_super_network(any_supernet, tmp_path):
     any_supernet.save_pretrained(tmp_path / "supernet")
     config, stock = any_supernet.config, AutoModelForCausalLM.from_pretrained(tmp_path / "supernet")
@@ -109,6 +112,7 @@ def test_padded_student_of_uneven_layers(stock, saved, tmp_path):
     assert_same_files(extract(saved, subnet, tmp_path / "from files", format="padded"), expected)
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("seed", range(3))
 def test_student_of_a_student_is_that_of_the_composed_subnet(stock, space, draw, draw_within, tmp_path, seed):
     outer = draw(space, seed)
@@ -141,6 +145,7 @@ def test_student_is_in_evaluation_mode_and_trainable(saved, uneven_subnet):
 # Files of the student
 
 
+@pytest.mark.slow
 def test_written_student_loads_and_gives_the_same_logits(stock, saved, uneven_subnet, input_ids, tmp_path):
     for subnet, model_class in ((uneven_subnet, WhittleGPTNeoXForCausalLM), (SUBNET, GPTNeoXForCausalLM)):
         reloaded = AutoModelForCausalLM.from_pretrained(extract(saved, subnet, tmp_path / subnet.digest))

@@ -101,6 +101,7 @@ def grow(disk, kilobytes):
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_fills_up_repeatedly_gives_the_same_student(
     small_disk, teacher_folder, tmp_path, monkeypatch
 ):

@@ -103,6 +103,7 @@ def test_a_tokenizer_with_other_tokens_gets_none_of_these_files(teacher, draw, t
     assert not [name for name in MODELS if (tmp_path / "student" / name).exists()]
 
 
+@pytest.mark.slow
 def test_checkpoints_and_runs_have_all_of_them(teacher, draw, tmp_path):
     from datasets import Dataset
 

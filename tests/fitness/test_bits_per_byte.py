@@ -113,6 +113,7 @@ def test_a_search_chooses_the_vocabulary(supernet, fitness, config):
     assert len(fitness._encoded) <= 3
 
 
+@pytest.mark.slow
 def test_additive_search_scores_every_vocabulary(supernet, fitness):
     config = AdditiveSearchConfig(head_options=1, neuron_options=1, channel_options=1, answers=2, generations=0)
     space = make_space(supernet)

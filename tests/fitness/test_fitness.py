@@ -306,6 +306,7 @@ def stages(supernet, many_blocks):
     }
 
 
+@pytest.mark.slow
 def test_share_selects_a_stage_and_all_of_its_tokens(stages, uneven_subnet):
     staged = StagedFitness(stages)
     for share, stage in stages.items():
@@ -358,6 +359,7 @@ def test_share_without_a_stage_is_an_error(stages, uneven_subnet):
             ask(0.0625)
 
 
+@pytest.mark.slow
 def test_search_by_stages_is_resumed_to_the_same_bytes_and_counts_each_stage(supernet, stages, tmp_path):
     space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)
 

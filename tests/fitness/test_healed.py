@@ -129,6 +129,7 @@ def test_outputs_of_a_layer_are_least_squares_of_those_of_the_super_network(vari
     close(sum(p.bias for p in (own.attention.dense, own.mlp.dense_4h_to_h) if p.bias is not None), expected[:, 46])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reached", [1, 2])
 def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(supernet, text, reached):
     memory = (peak_bytes(supernet.config, 16, reached) + 1) / 1e9
@@ -151,6 +152,7 @@ def test_outputs_over_a_longer_gap_are_least_squares_of_predicted_hidden_states(
     close(own.mlp.dense_4h_to_h.weight, expected[:, 32:62], IN_FILE)
 
 
+@pytest.mark.slow
 def test_values_do_not_depend_on_which_predictions_are_kept(supernet, text):
     memory = (peak_bytes(supernet.config, 16, 1) + 1) / 1e9
     few, many = (HealedPerplexity(supernet, text[1][:8], text[0][:16], 1, memory=memory) for _ in range(2))
@@ -340,6 +342,7 @@ def trained(request, make_supernet):
     return make_supernet(stock), calibration, other
 
 
+@pytest.mark.slow
 def test_full_trained_subnet_stays_what_it_is(trained):
     supernet, calibration, other = trained
     fitness = HealedPerplexity(supernet, other, calibration)
@@ -348,6 +351,7 @@ def test_full_trained_subnet_stays_what_it_is(trained):
         torch.testing.assert_close(student(other).logits, supernet(other).logits, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_healing_regains_what_slices_of_trained_models_lose(trained):
     supernet, calibration, other = trained
     fitness, plain = HealedPerplexity(supernet, other, calibration), Perplexity(supernet, other)
@@ -376,6 +380,7 @@ def test_healing_regains_what_slices_of_trained_models_lose(trained):
     assert sum(still_lost.values()) < 0.8 * sum(lost.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_healed_perplexity_is_that_of_its_student_and_better(variant_supernet, sample_text, draw, seed):
     calibration, other = sample_text(variant_supernet, 96).split([64, 32])
@@ -388,6 +393,7 @@ def test_healed_perplexity_is_that_of_its_student_and_better(variant_supernet, s
     assert type(student) is type(extract_subnet(variant_supernet, subnet))
 
 
+@pytest.mark.slow
 def test_most_subnets_are_better_than_unhealed_and_nearly_what_healing_layer_by_layer_gives(
     supernet, text, healed, draw_within
 ):
@@ -494,6 +500,7 @@ def test_flops_of_a_sequential_super_network_are_those_of_two_groups_of_writers(
     assert healed.healing_flops(subnet) == 3 * writers + own + READING + of_basis(3 * (heads + neurons)) + judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize("layers", [3, [1, 2, 4]])
 def test_flops_of_healing_are_those_computed(make_stock, make_supernet, sample_text, is_parallel, layers):
@@ -509,6 +516,7 @@ def test_flops_of_healing_are_those_computed(make_stock, make_supernet, sample_t
     assert healed.healing_flops(subnet) == pytest.approx(counter.get_total_flops() + solved, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_flops_of_healing_in_another_basis_are_not_below_those_computed(make_stock, make_supernet, sample_text, tied):
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "vocab_size": 5000}
@@ -595,6 +603,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_search_is_resumed_to_the_same_bytes(supernet, text, tmp_path, config):
     space = SearchSpace.from_config(supernet.config, "fine", layer_wise=True)

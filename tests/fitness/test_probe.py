@@ -87,6 +87,7 @@ def assert_trained(student, expected, value, blocks):
     assert value == pytest.approx(perplexity_of(expected, blocks), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 4])
 def test_probe_is_a_training_loop_by_hand(supernet, text, uneven_subnet, trained, steps):
     blocks, other = text
@@ -167,6 +168,7 @@ def test_capped_logits_of_the_super_network_are_an_error(make_stock, make_supern
         Probe(supernet, *text, SHORT)
 
 
+@pytest.mark.slow
 def test_share_is_that_of_the_steps(supernet, text, trained):
     blocks, other = text
     probe = Probe(supernet, blocks, other, ProbeConfig(steps=4, batch_size=6))
@@ -176,6 +178,7 @@ def test_share_is_that_of_the_steps(supernet, text, trained):
         assert probe.tokens(share) == steps * 6 * 16 + 16 * 16
 
 
+@pytest.mark.slow
 def test_probe_starts_from_healed_weights(supernet, text, trained):
     blocks, other = text
     healing = HealedPerplexity(supernet, other, blocks)
@@ -188,6 +191,7 @@ def test_probe_starts_from_healed_weights(supernet, text, trained):
     assert value < Probe(supernet, blocks, other, SHORT)(SUBNET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("healed", [False, True])
 def test_same_subnet_gives_the_same_value_and_the_super_network_stays(make_stock, make_supernet, text, healed):
     blocks, other = text

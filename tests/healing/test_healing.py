@@ -204,6 +204,7 @@ def test_channels_apart_are_those_scaled_unlike_most(scale, expected):
     assert apart(torch.tensor(scale)).tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [0, 2, 16, 20])
 def test_tied_students_keep_channels_where_too_many_are_apart(make_stock, sample_text, scaled):
     teacher = make_stock(model_type="llama", tie_word_embeddings=True)
@@ -270,6 +271,7 @@ def test_outputs_of_a_layer_are_least_squares_of_the_hidden_states_before_the_ne
     torch.testing.assert_close(states(student, other)[1], expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequential_model(
     make_supernet, make_stock, sample_text
 ):
@@ -295,6 +297,7 @@ def test_outputs_of_attention_and_then_of_the_mlp_are_least_squares_in_a_sequent
     torch.testing.assert_close(found, found_by_formula, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant_supernet", [{}, {"use_parallel_residual": False}, {"attention_bias": False}], indirect=True
 )
@@ -320,6 +323,7 @@ GROUPED = SubnetConfig(
 """Of heads of 8 channels, keeps the rotary pairs of channels 0 and 4, 2 and 6, 3 and 7."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_grouped_queries_are_healed_to_least_squares_of_the_hidden_states(
     make_stock, make_supernet, sample_text, model_type
@@ -350,6 +354,7 @@ def test_grouped_queries_are_healed_to_least_squares_of_the_hidden_states(
     torch.testing.assert_close(found, predicted(x, target, of, reached), rtol=0, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "cohere"])
 def test_inputs_without_a_bias_are_least_squares_without_a_constant(make_stock, make_supernet, sample_text, model_type):
     supernet = make_supernet(make_stock(model_type=model_type))
@@ -404,10 +409,12 @@ def assert_healed(supernet, subnet, text):
     assert perplexity_of(healed, other) < perplexity_of(unhealed, other)
 
 
+@pytest.mark.slow
 def test_healed_student_of_every_space_is_better_on_other_text(supernet, text, space, draw):
     assert_healed(supernet, draw(space, 0), text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_healed_student_of_every_kind_of_model_is_better_on_other_text(variant_supernet, variant_text, draw, seed):
     granularity = ("coarse", "fine")[seed]
@@ -415,6 +422,7 @@ def test_healed_student_of_every_kind_of_model_is_better_on_other_text(variant_s
     assert_healed(variant_supernet, draw(space, seed), variant_text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_but([name for name in TRAINED if name not in ("parallel", "sequential")], "llama")
 )
@@ -463,6 +471,7 @@ def test_student_of_every_architecture_is_never_worse_on_the_held_out_text(
     assert student.healing.is_healed or assert_same_weights(student, unhealed) is None
 
 
+@pytest.mark.slow
 def test_every_part_of_healing_helps(supernet, text, uneven_subnet):
     calibration, other = text
     steps = [
@@ -507,6 +516,7 @@ def test_one_or_two_channels_without_biases_or_with_tied_embeddings_are_no_worse
     assert report.is_healed == (report.perplexity_after < report.perplexity_before)
 
 
+@pytest.mark.slow
 def test_full_subnet_stays_what_it_is(any_supernet, sample_text):
     full = SubnetConfig.full(any_supernet.config)
     student = heal(any_supernet, full, sample_text(any_supernet, 40))
@@ -516,6 +526,7 @@ def test_full_subnet_stays_what_it_is(any_supernet, sample_text):
     assert_same_weights(student, extract_subnet(any_supernet, full))
 
 
+@pytest.mark.slow
 def test_layer_that_reads_nothing_is_healed(make_stock, make_supernet, text):
     supernet = make_supernet(make_stock(attention_bias=False))
     with torch.no_grad():
@@ -524,6 +535,7 @@ def test_layer_that_reads_nothing_is_healed(make_stock, make_supernet, text):
         assert math.isfinite(heal(supernet, subnet, text[0]).healing.perplexity_after)
 
 
+@pytest.mark.slow
 def test_student_of_a_student_is_healed(supernet, text, uneven_subnet, tmp_path):
     calibration, other = text
     student = heal(supernet, uneven_subnet, calibration)
@@ -535,6 +547,7 @@ def test_student_of_a_student_is_healed(supernet, text, uneven_subnet, tmp_path)
     assert_same_weights(heal(tmp_path, subnet, calibration), again, FITTED_CLOSE)
 
 
+@pytest.mark.slow
 def test_vocabulary_of_fifty_thousand_is_healed(make_stock, make_supernet, sample_text):
     supernet = make_supernet(
         make_stock(vocab_size=50304, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
@@ -547,6 +560,7 @@ def test_vocabulary_of_fifty_thousand_is_healed(make_stock, make_supernet, sampl
 # Types and formats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_teacher_of_any_type_gives_a_healed_student_of_it(supernet, text, uneven_subnet, dtype):
     calibration, other = text
@@ -565,6 +579,7 @@ def test_type_asked_for_is_that_of_the_student(supernet, text, uneven_subnet):
     assert student.healing.is_healed
 
 
+@pytest.mark.slow
 def test_every_format_holds_the_same_healed_student(supernet, text):
     students = {name: heal(supernet, STOCK, text[0], format=name) for name in ("auto", "stock", "whittle", "padded")}
     assert_same_weights(students["stock"], students["auto"])
@@ -576,6 +591,7 @@ def test_every_format_holds_the_same_healed_student(supernet, text):
         torch.testing.assert_close(found, logits[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padded_student_with_uneven_layers_computes_what_the_plain_one_does(supernet, text):
     subnet = SubnetConfig(24, [0, 2, 4], [[1, 3], 3, [2]], [40, [*range(3, 50, 2)], 64])
     padded, plain = (heal(supernet, subnet, text[0], format=name) for name in ("padded", "auto"))
@@ -584,6 +600,7 @@ def test_padded_student_with_uneven_layers_computes_what_the_plain_one_does(supe
         torch.testing.assert_close(padded(text[1]).logits, plain(text[1]).logits, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one file", "shards", "new names"])
 def test_student_from_disk_is_that_from_memory(supernet, text, uneven_subnet, tmp_path, name):
     supernet.save_pretrained(tmp_path, max_shard_size="20KB" if name == "shards" else "1GB")
@@ -600,6 +617,7 @@ def test_student_from_disk_is_that_from_memory(supernet, text, uneven_subnet, tm
     assert_same_weights(from_disk, from_memory, FITTED_CLOSE)
 
 
+@pytest.mark.slow
 def test_student_of_every_architecture_from_disk_is_that_from_memory(each_supernet, each_text, draw_within, tmp_path):
     subnet = draw_within(each_supernet.config, 5)
     each_supernet.save_pretrained(tmp_path / "whole")
@@ -614,6 +632,7 @@ def test_student_of_every_architecture_from_disk_is_that_from_memory(each_supern
         torch.testing.assert_close(loaded(each_text[1]).logits, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dataset_and_tensor_and_default_settings_are_the_same(supernet, text):
     blocks = Dataset.from_dict({"input_ids": text[0].tolist()})
     default = extract_subnet(supernet, STOCK, heal=True, calibration_dataset=blocks, progress=False)
@@ -623,6 +642,7 @@ def test_dataset_and_tensor_and_default_settings_are_the_same(supernet, text):
 # The folder
 
 
+@pytest.mark.slow
 def test_same_call_gives_the_same_bytes_and_the_folder_the_student(supernet, text, uneven_subnet, tmp_path):
     student = heal(supernet, uneven_subnet, text[0])
     for name in ("first", "second"):
@@ -661,6 +681,7 @@ def test_head_is_fitted_if_it_shall_be(supernet, text, size, head):
     assert any(fit["weights"] == "lm_head" for fit in fits) == head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_parallel", [True, False])
 def test_layers_are_healed_on_what_the_healed_layers_before_them_compute(
     make_stock, make_supernet, sample_text, is_parallel
@@ -677,6 +698,7 @@ def test_layers_are_healed_on_what_the_healed_layers_before_them_compute(
     assert (last_layer(10) - last_layer(60)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_give_nearly_the_same_student(supernet, text, uneven_subnet):
     single, half = (heal(supernet, uneven_subnet, text[0], bf16=bf16) for bf16 in (False, True))
     assert not all(map(torch.equal, single.parameters(), half.parameters()))
@@ -714,6 +736,7 @@ def test_super_network_and_random_numbers_stay_and_no_memory_is_shared(make_stoc
 # Memory
 
 
+@pytest.mark.slow
 def test_weights_of_the_teacher_are_read_from_disk_a_layer_at_a_time(make_stock, text, tmp_path, monkeypatch):
     stock = make_stock(num_hidden_layers=12)
     stock.save_pretrained(tmp_path)
@@ -733,6 +756,7 @@ def test_weights_of_the_teacher_are_read_from_disk_a_layer_at_a_time(make_stock,
     assert layer < most <= 2 * layer + embedding
 
 
+@pytest.mark.slow
 def test_hidden_states_are_in_files_and_no_tensor_holds_those_of_the_whole_text(supernet, text, monkeypatch):
     blocks, largest, call = text[0], 0, SingleLayer.recorded
 
@@ -764,6 +788,7 @@ def test_hidden_states_are_read_as_they_were_written(dtype):
     file.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::ResourceWarning")
 def test_files_are_closed(supernet, text):
     heal(supernet, STOCK, text[0][:4])

@@ -20,6 +20,7 @@ def commits(hub):
     return hub.commits("me/archive", type="dataset")
 
 
+@pytest.mark.slow
 def test_an_archive_is_published_in_one_commit(any_hub, found):
     commit = push_search_archive(found, "me/archive", private=True)
     assert set(published(any_hub)) == FILES
@@ -29,6 +30,7 @@ def test_an_archive_is_published_in_one_commit(any_hub, found):
     assert push_search_archive(found, "me/archive").oid == commit.oid and len(commits(any_hub)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn_before")
 def test_a_folder_is_published_as_the_search_in_memory_is(hub, found, tmp_path):
     found.save(tmp_path)

@@ -540,6 +540,7 @@ def test_the_snippet_of_a_llama_student_runs(make_stock, tokenizer, tmp_path, ca
     assert capsys.readouterr().out.startswith("The")
 
 
+@pytest.mark.slow
 def test_a_picture_of_every_dimension_is_drawn(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 64}
     plot_architecture(LLAMA, sizes, tmp_path / "main.png")

@@ -247,6 +247,7 @@ EXTRACTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extracted", EXTRACTIONS.values(), ids=EXTRACTIONS)
 def test_license_and_language_are_those_of_the_commit_of_the_base_model(hub, base, tmp_path, warnings, extracted):
     last = hub.add_commit(base, {"README.md": b"---\nlicense: mit\n---\n"})
@@ -284,6 +285,7 @@ def test_a_card_is_rendered_for_the_repository_unless_it_was_changed_by_hand(hub
 # Paths and tokens
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("base")
 def test_the_folder_of_a_run_is_published_without_a_path_of_this_machine(hub, teacher_folder, tmp_path):
     known = {"teacher": teacher_folder, "texts": write_modules(tmp_path / "texts"), "output_dir": tmp_path / "out"}

@@ -96,6 +96,7 @@ def titles(hub, **where):
 # Faults that pass, and faults that do not
 
 
+@pytest.mark.slow_after(7)
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_push_goes_on_after_a_fault_that_passes(hub, push, client, waits, logs, phase, trouble):
@@ -109,6 +110,7 @@ def test_a_push_goes_on_after_a_fault_that_passes(hub, push, client, waits, logs
     assert "/api/models/me/student" in logs()
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "verifying"])  # a file sent once is known
 def test_a_fault_that_stays_is_an_error_and_a_later_push_needs_no_repair(
@@ -222,6 +224,7 @@ def test_a_commit_of_somebody_else_in_between_is_an_error(hub, push, monkeypatch
 # Tokens
 
 
+@pytest.mark.slow_after(8)
 @pytest.mark.parametrize(
     "token, message",
     [

@@ -91,6 +91,7 @@ def test_students_load_elsewhere_as_they_were(
     assert hub.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn_before")
 def test_a_subnet_and_a_search_are_read_back(hub, teacher_folder, found, uneven_student, input_ids):
     """With hf_whittle, no remote code is needed; another student is extracted with the search that is read back."""
@@ -132,6 +133,7 @@ def trainer(hub, teacher_folder, stock_student, tokenizer, tmp_path):
     return trainer
 
 
+@pytest.mark.slow
 def test_adapters_are_published_as_adapters_and_load(hub, trainer, tokenizer, input_ids):
     for _ in range(2):
         push_subnet_to_hub(trainer.model, "me/adapters", tokenizer=tokenizer)
@@ -161,6 +163,7 @@ def test_adapters_that_were_merged_are_published_as_a_stock_model(hub, trainer, 
     torch.testing.assert_close(logits_of(merged, input_ids), trained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_adapters_take_the_place_of_a_whole_model_only_if_they_load_there(hub, trainer, stock_folder):
     push_subnet_to_hub(stock_folder, "me/other")
     push_subnet_to_hub(trainer.model, "me/other", overwrite=True)
@@ -175,6 +178,7 @@ def test_adapters_take_the_place_of_a_whole_model_only_if_they_load_there(hub, t
     assert hub.commits("me/student") == before and ("model", "me/adapters") not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_student_trained_on_from_the_hub_keeps_the_files_about_its_making(hub, teacher_folder, found, tokenizer):
     student = extract_subnet(teacher_folder, found.best)
     push_subnet_to_hub(student, "me/student", search_result=found, tokenizer=tokenizer)

@@ -116,6 +116,7 @@ STUDENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, more", STUDENTS.values(), ids=STUDENTS)
 def test_the_end_of_a_training_is_one_commit(hub, teacher, make_trainer, options, more):
     settings = {"hub_model_id": REPO, "save_strategy": "steps", "save_steps": 2}
@@ -128,6 +129,7 @@ def test_the_end_of_a_training_is_one_commit(hub, teacher, make_trainer, options
     assert len(AutoTokenizer.from_pretrained(REPO)) == 300
 
 
+@pytest.mark.slow
 def test_the_card_has_the_logged_values(hub, teacher, make_trainer):
     student = extract_subnet(teacher, **HEALED)
     trainer = make_trainer(student, eval_strategy="steps", eval_steps=2, alpha=0.3, hub_model_id=REPO)
@@ -153,6 +155,7 @@ def test_the_card_has_the_logged_values(hub, teacher, make_trainer):
     assert card.data.eval_results[0].metric_value == pytest.approx(evaluations[-1]["perplexity"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_card_names_the_model_that_the_student_was_extracted_from(hub, teacher_folder, make_trainer, monkeypatch):
     files = {path.name: path.read_bytes() for path in teacher_folder.iterdir()}
     hub.add_repo("me/teacher", files | {CARD: b"---\nlicense: mit\n---\n"}, private=True)
@@ -166,6 +169,7 @@ def test_the_card_names_the_model_that_the_student_was_extracted_from(hub, teach
     assert (card_of(hub).data.base_model, card_of(hub).data.license) == ("me/teacher", "mit")
 
 
+@pytest.mark.slow
 def test_adapters_of_an_extracted_student_are_published_once_they_are_merged(hub, make_trainer, caplog, tmp_path):
     trainer = trained(make_trainer(peft_config=LoraConfig(r=2), **SAVING))
     assert "not published, training goes on: the adapters in" in caplog.text
@@ -183,6 +187,7 @@ def test_adapters_of_an_extracted_student_are_published_once_they_are_merged(hub
     assert_same_weights(published(), trainer.model)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_student_on_the_hub_are_published_as_such(hub, student, make_trainer):
     push_subnet_to_hub(student, "me/base")
     trainer = make_trainer(AutoModelForCausalLM.from_pretrained("me/base"), peft_config=LoraConfig(r=2), **SAVING)
@@ -197,6 +202,7 @@ def test_adapters_of_a_student_on_the_hub_are_published_as_such(hub, student, ma
     torch.testing.assert_close(logits_of(loaded), logits_of(trainer.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_every_strategy_publishes_at_its_times(hub, make_trainer, tmp_path, strategy):
     trainer = trained(make_trainer(hub_strategy=strategy, save_total_limit=1, **SAVING))
@@ -214,6 +220,7 @@ def test_every_strategy_publishes_at_its_times(hub, make_trainer, tmp_path, stra
     assert "\n# student\n" in card_of(hub).text
 
 
+@pytest.mark.slow
 def test_training_resumes_from_the_checkpoint_on_the_hub(hub, make_trainer, teacher, tmp_path):
     settings = {"hub_strategy": "all_checkpoints", "eval_strategy": "steps", "eval_steps": 2}
     whole = trained(make_trainer(**settings, **SAVING))
@@ -236,6 +243,7 @@ def jobs(monkeypatch):
     return jobs
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_be_removed_before_it_is_published(any_hub, make_trainer, jobs, tmp_path):
     trained(make_trainer(save_total_limit=1, **SAVING))
     assert not (tmp_path / "out" / "checkpoint-2").exists() and titles(any_hub) == []
@@ -253,6 +261,7 @@ def test_while_a_push_is_under_way_no_other_begins_unless_asked_for(hub, make_tr
     assert len(jobs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"status": 403}, {"drop": True, "times": 5}], ids=str)
 def test_a_failing_hub_does_not_stop_a_training(hub, make_trainer, caplog, tmp_path, fault):
     trainer = make_trainer(**SAVING)
@@ -265,6 +274,7 @@ def test_a_failing_hub_does_not_stop_a_training(hub, make_trainer, caplog, tmp_p
     assert not list((tmp_path / "out").glob(".push-*"))
 
 
+@pytest.mark.slow
 def test_another_architecture_is_an_error_before_training(hub, teacher, make_trainer):
     push_subnet_to_hub(extract_subnet(teacher, SubnetConfig(16, [0, 2], 2, 32)), REPO)
     with pytest.raises(HubError, match=r"of another architecture \(num_hidden_layers 2, the student has 3\)"):
@@ -273,6 +283,7 @@ def test_another_architecture_is_an_error_before_training(hub, teacher, make_tra
     assert len(titles(hub)) == 2 and json.loads(hub.files(REPO)["config.json"])["num_hidden_layers"] == 3
 
 
+@pytest.mark.slow
 def test_the_same_architecture_is_published_again(hub, teacher, make_trainer):
     subnet = STUDENTS["heterogeneous"][0]["subnet"]
     push_subnet_to_hub(extract_subnet(teacher, subnet), REPO)
@@ -289,6 +300,7 @@ def test_arguments_of_a_push_take_precedence(hub, make_trainer):
     assert titles(hub, revision="trial") == ["First"] and titles(hub) == []
 
 
+@pytest.mark.slow
 def test_training_arguments_of_the_hub_have_effect(hub, make_trainer, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     trainer = make_trainer(hub_token=WRITE, hub_private_repo=True, hub_revision="trial", **SAVING)
@@ -297,6 +309,7 @@ def test_training_arguments_of_the_hub_have_effect(hub, make_trainer, monkeypatc
     assert len(titles(hub, revision="trial")) == 3
 
 
+@pytest.mark.slow
 def test_a_token_that_may_not_write_leaves_the_student_in_its_folder(hub, make_trainer, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", READ)
     with pytest.raises(HubError, match="the token has no right to write to the model me/student"):
@@ -308,6 +321,7 @@ def test_a_token_that_may_not_write_leaves_the_student_in_its_folder(hub, make_t
     assert trainer.push_to_hub(token=WRITE).commit_message == "End of training"
 
 
+@pytest.mark.slow
 def test_the_token_is_in_no_log_and_published_nowhere(hub, make_trainer, caplog):
     caplog.set_level("DEBUG")
     trainer = make_trainer(hub_token=WRITE, hub_strategy="all_checkpoints", **SAVING)
@@ -323,6 +337,7 @@ def test_only_the_first_process_publishes(hub, make_trainer, monkeypatch):
     assert trainer.push_to_hub() is None and not hub.requests
 
 
+@pytest.mark.slow
 def test_a_card_written_by_hand_is_published_as_it_is(hub, make_trainer, tmp_path):
     trainer = trained(make_trainer(**PUBLISHING))
     trainer.create_model_card("en", license="mit", tags=["tiny"], dataset="someone/text")

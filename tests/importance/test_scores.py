@@ -212,6 +212,7 @@ def test_magnitude_is_the_norm_of_the_rows_and_columns_of_an_entry(stock, input_
     assert scores.layers[2] == norm(layer.values())
 
 
+@pytest.mark.slow
 def test_every_magnitude_is_the_norm_of_what_a_gate_leaves(model, input_ids):
     offset = OFFSET.get(model.config.model_type, 0)
     for dimension, layer, values in of_entries(score(model, input_ids, "magnitude", "magnitude")):
@@ -235,6 +236,7 @@ def slopes(model, batch, dimension, layer, entries):
     return torch.autograd.grad(loss, gates)[0]
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_taylor_is_the_mean_over_batches_of_the_squared_slope_along_a_gate(model, input_ids, batch_size):
     batches = torch.split(input_ids, batch_size)
@@ -342,6 +344,7 @@ def loss_of(model, input_ids):
         return model(input_ids, labels=input_ids).loss.item()
 
 
+@pytest.mark.slow
 def test_removal_is_how_much_worse_the_student_without_the_layer_is(kind, input_ids):
     scores = score(kind, input_ids, layer_criterion="removal", batch_size=2)
     for layer in range(5):
@@ -514,6 +517,7 @@ def test_without_the_cache_the_model_is_run_again(supernet, input_ids, tmp_path,
         score(supernet, input_ids)
 
 
+@pytest.mark.slow
 def test_anything_else_scored_has_another_file(supernet, make_stock, input_ids, tmp_path):
     others = [
         (supernet, input_ids, {}),

@@ -88,6 +88,7 @@ def exact_models(exact, stock, uneven_subnet):
 # The same function
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("criterion", ["activation", "random"])
 def test_sorted_model_computes_what_it_did(exact_variant, input_ids, criterion):
     model = copy.deepcopy(exact_variant)
@@ -145,6 +146,7 @@ def test_tied_model_stays_tied(make_stock, input_ids):
 # The best first
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("seed", range(2))
 def test_coarse_subnet_of_the_sorted_network_is_the_original_subnet_of_the_unsorted_one(
     exact_variant, draw, input_ids, seed

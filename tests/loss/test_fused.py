@@ -87,6 +87,7 @@ def test_naive_and_chunked_logits_are_the_formula_too(weights):
         torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 def test_gradient_is_that_of_finite_differences(weights):
     *parts, labels = tensors(torch.float64)
@@ -177,6 +178,7 @@ def test_entries_with_the_rest_as_one_are_kl_of_merged_distributions(count):
     assert loss.divergence <= fused(*parts, labels).divergence * (1 + 1e-12)  # of two routes
 
 
+@pytest.mark.slow
 def test_samples_give_the_gradient_of_the_whole_distribution_on_average():
     *parts, labels = tensors(torch.float64)
     p = torch.softmax(logits_of(*parts[3:]).detach() / 0.9, -1)

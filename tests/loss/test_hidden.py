@@ -81,6 +81,7 @@ def test_projections_learn_and_are_in_the_checkpoint_but_not_in_the_student(tmp_
     assert not (tmp_path / "final" / "hidden_projections.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(tmp_path):
     whole = trainer_with(tmp_path / "whole", max_steps=4, optim="adamw_torch")
     whole.train()
@@ -146,6 +147,7 @@ def test_projection_starts_as_the_choice_of_channels():
     assert torch.equal(loss.projections[0].weight, torch.eye(5)[:, :3])
 
 
+@pytest.mark.slow
 def test_student_healed_into_principal_components_has_no_channels_to_compare(tmp_path):
     teacher = make_model(seed=2, layers=3)
     blocks = torch.stack([block["input_ids"] for block in make_blocks()])

@@ -124,6 +124,7 @@ def resolved(request, make_checkpoint):
     return make_checkpoint(change, saved=saved, **stated)
 
 
+@pytest.mark.slow_after(3)
 def test_every_reader_makes_the_same_model_as_transformers(resolved, input_ids):
     expected = GPTNeoXForCausalLM.from_pretrained(resolved)
     tensors = {id(parameter): parameter.numel() for parameter in expected.parameters()}
@@ -154,6 +155,7 @@ def test_slices_are_the_students_from_memory_and_from_disk(resolved, input_ids):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_healing_from_memory_and_from_disk_is_the_same(resolved, input_ids):
     blocks = torch.cat([input_ids, input_ids.flip(0)])
     settings = {"heal": HealingConfig(ridge=(0.1,)), "calibration_dataset": blocks, "progress": False}

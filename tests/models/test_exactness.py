@@ -131,6 +131,7 @@ def nonzero(tensors):
 # Forward
 
 
+@pytest.mark.slow
 @every_case
 @settings(max_examples=3)
 @given(choice=SEEDS, seed=SEEDS, call=CALLS)
@@ -185,6 +186,7 @@ def greedy_without_cache(model, input_ids, new_tokens):
     return input_ids
 
 
+@pytest.mark.slow
 @FEW
 @given(choice=SEEDS, seed=SEEDS, call=PROMPTS)
 def test_greedy_tokens_of_a_subnet_are_its_students_and_those_of_each_row_alone_without_a_cache(
@@ -246,6 +248,7 @@ def train(model, input_ids):
         optimizer.step()
 
 
+@pytest.mark.slow
 @FEW
 @given(choice=SEEDS, seed=SEEDS, input_ids=TEXTS)
 def test_trained_subnet_is_the_trained_student_and_the_weights_outside_it_stay(case, choice, seed, input_ids):
@@ -281,6 +284,7 @@ def test_subnet_in_training_drops_what_its_student_drops(case, choice, seed, inp
     assert any(not torch.equal(dropped, kept) for dropped, kept in states)
 
 
+@pytest.mark.slow_after(3)
 @FEW
 @given(choice=SEEDS, seed=SEEDS, input_ids=TEXTS, use_reentrant=st.booleans())
 def test_checkpointed_gradients_of_a_subnet_are_its_students_with_and_without(
@@ -324,6 +328,7 @@ def rounding(expected):
     return {"rtol": 0, "atol": 8 * torch.finfo(expected.dtype).eps * expected.abs().max().item()}
 
 
+@pytest.mark.slow
 @FEW
 @given(choice=SEEDS, seed=SEEDS, call=PROMPTS, dtype=HALVES)
 def test_subnet_in_half_precision_equals_its_student(case, choice, seed, call, dtype):
@@ -338,6 +343,7 @@ def test_subnet_in_half_precision_equals_its_student(case, choice, seed, call, d
     torch.testing.assert_close(of_subnet, of_student, **rounding(of_student))
 
 
+@pytest.mark.slow_after(3)
 @FEW
 @given(choice=SEEDS, seed=SEEDS, input_ids=TEXTS, dtype=HALVES)
 def test_student_in_half_precision_survives_a_reload_in_single_precision(case, choice, seed, input_ids, dtype):
@@ -354,6 +360,7 @@ def test_student_in_half_precision_survives_a_reload_in_single_precision(case, c
 # Subnets of subnets
 
 
+@pytest.mark.slow_after(3)
 @FEW
 @given(choice=SEEDS, seed=SEEDS, inner_seed=SEEDS, call=CALLS)
 def test_subnet_of_a_subnet_is_the_composed_subnet(case, choice, seed, inner_seed, call):
@@ -384,6 +391,7 @@ def stock_on_the_weights_of(supernet):
     return stock.eval()
 
 
+@pytest.mark.slow
 @each_architecture
 @settings(max_examples=6)
 @given(choice=SEEDS, call=CALLS)
@@ -404,6 +412,7 @@ def test_full_subnet_is_the_stock_model_bit_by_bit(case, choice, call):
     assert_same_outputs(run(student, **inputs), expected, **CLOSE)
 
 
+@pytest.mark.slow
 @each_architecture
 @settings(max_examples=6)
 @given(choice=SEEDS, call=PROMPTS)
@@ -430,6 +439,7 @@ def memory(model):
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 
 
+@pytest.mark.slow
 @FEW
 @given(choice=SEEDS, seed=SEEDS)
 def test_students_share_no_memory_with_their_super_network_or_each_other(case, choice, seed):
@@ -441,6 +451,7 @@ def test_students_share_no_memory_with_their_super_network_or_each_other(case, c
     assert len(set.union(*taken)) == sum(map(len, taken))
 
 
+@pytest.mark.slow_after(3)
 @FEW
 @given(choice=SEEDS, seed=SEEDS, cut_seed=SEEDS, input_ids=TEXTS)
 def test_extraction_inside_a_block_is_that_outside_and_leaves_the_subnet_active(

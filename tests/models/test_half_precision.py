@@ -45,6 +45,7 @@ FITNESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FITNESSES.values(), ids=FITNESSES)
 def test_fitness_is_near_that_in_single_precision(trained, pair, make):
     found, expected = (make(model, *trained[2:])(trained[1]) for model in pair)

@@ -64,6 +64,7 @@ def test_loss_in_place_of_the_output_layer_is_that_of_scaled_logits(make_stock, 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_not(run_python):
     """Norm and head share a unit, as accelerate shards them; the group has one process."""
     script = """

@@ -421,6 +421,7 @@ def online(run_python, hub_cache):
     return json.loads(run_python(ONLINE, TOKEN, hub_cache).splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "loader"), LOADERS)
 def test_token_is_sent_and_stays_out_of_the_error(online, kind, loader):
     attempt = online[loader.__name__]["token"]
@@ -522,6 +523,7 @@ def elsewhere(bare_python, supernet, uneven_subnet, input_ids, tmp_path_factory)
     return found | {"uneven": uneven, "logits": torch.load(uneven / "logits.pt")}
 
 
+@pytest.mark.slow
 def test_uneven_student_runs_by_its_own_code_where_hf_whittle_is_not_installed(elsewhere, student, input_ids):
     assert elsewhere["classes"]["student"] == ["WhittleGPTNeoXForCausalLM", "transformers_modules"]
     assert elsewhere["layers"] == [[2, 40], [4, 24], [1, 64]]

@@ -99,6 +99,7 @@ def assert_same_weights(found, expected):
     assert ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values()))
 
 
+@pytest.mark.slow
 def test_fitnesses_are_those_of_the_model_in_memory(offloaded, whole, subnet):
     for make in (
         Perplexity,
@@ -128,6 +129,7 @@ def test_slices_leave_nothing_in_memory(offloaded, subnet):
         assert kept_of_offloaded(offloaded) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("healing", [{}, HEALING], ids=["sliced", "healed"])
 def test_student_is_that_of_the_model_in_memory(offloaded, whole, subnet, healing):
     found, expected = (extract_subnet(model, subnet, **healing) for model in (offloaded, whole))
@@ -135,6 +137,7 @@ def test_student_is_that_of_the_model_in_memory(offloaded, whole, subnet, healin
     assert_same_weights(found, expected)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("criterion", ["activation", "magnitude"])
 def test_importance_is_that_of_the_model_in_memory(offloaded, whole, criterion):
     options = {"criterion": criterion, "layer_criterion": "removal", "progress": False}

@@ -229,6 +229,7 @@ def test_weights_gathered_from_shards(loaded_student, input_ids, tmp_path, run_p
 # Names that are read
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("name", [IN_FILES, IN_MODELS])
 @pytest.mark.parametrize("kind", [DistillationTrainer, Trainer])
 def test_training_resumes_under_either_name(student, tmp_path, kind, name):
@@ -434,6 +435,7 @@ def test_extraction_from_disk_writes_such_a_tokenizer(teacher_folder, tmp_path):
 # Modeling code that travels with a student
 
 
+@pytest.mark.slow
 def test_version_that_cannot_hold_a_student_is_told_what_it_needs(supernet, tmp_path, run_python):
     extract_subnet(supernet, UNEVEN).save_pretrained(tmp_path)
     script = """

@@ -54,6 +54,7 @@ def test_slice_is_the_student_that_stock_transformers_load(supernet, granularity
         torch.testing.assert_close(logits(supernet, input_ids), logits(student, input_ids), **CLOSE)
 
 
+@pytest.mark.slow
 def test_checkpoint_is_loaded_healed_and_sorted_as_those_of_other_architectures(supernet, sample_text, tmp_path):
     supernet.save_pretrained(tmp_path)
     loaded = hf_whittle.AutoSuperNetForCausalLM.from_pretrained(tmp_path)

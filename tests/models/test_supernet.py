@@ -222,6 +222,7 @@ def test_forward_that_goes_through_the_layers_any_way_runs_the_subnet(through, s
     torch.testing.assert_close(logits(model, input_ids), logits(stock, input_ids), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["Llama", *(pytest.param(way, marks=pytest.mark.slow) for way in ("iterated", "indexed"))]
 )

@@ -49,6 +49,7 @@ def all_but_tokens(config, kept):
     return SubnetConfig.full(config).replaced({VOCABULARY: kept})
 
 
+@pytest.mark.slow_after(7)
 @pytest.mark.parametrize("model_type, tied", TIED)
 @pytest.mark.parametrize("granularity", ["coarse", "fine"])
 def test_slice_and_student_are_one_model(make, model_type, tied, granularity):
@@ -110,6 +111,7 @@ def test_a_padded_student_of_a_part_of_the_vocabulary(make):
     torch.testing.assert_close(run(padded, own_ids(TOKENS)), run(own, own_ids(TOKENS)), **CLOSE)
 
 
+@pytest.mark.slow
 def test_a_subnet_of_a_subnet_is_the_composed_one(make):
     supernet = make("qwen3")
     outer = draw_subnet(supernet.config, 5).replaced({VOCABULARY: TOKENS})
@@ -160,6 +162,7 @@ def healed_by_layers(source, subnet, input_ids):
     return Healer(source, subnet, settings, input_ids).heal(sliced).tensors
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("by", ["layers", "moments"])

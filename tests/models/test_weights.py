@@ -136,6 +136,7 @@ def test_vocabulary_stays_while_a_subnet_is_active(model, input_ids):
 # Types and devices
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [torch.float16, "bfloat16", "auto"])
 def test_slices_in_other_types_are_their_students(saved, input_ids, name, dtype):
@@ -188,6 +189,7 @@ FITNESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(FITNESSES, "snip"))
 def test_fitness_of_a_compiled_super_network_is_that_of_the_one_it_wraps(model, input_ids, name):
     plain, compiled = (FITNESSES[name](each, input_ids) for each in (model, torch.compile(model, backend="eager")))

@@ -119,6 +119,7 @@ def test_a_model_without_a_place_on_the_device_runs_on_the_cpu(config, options):
     assert loaded(config, LoadingSection(**options), LARGE, on_cpu=True).on_device > 0
 
 
+@pytest.mark.slow
 def test_stages_hold_the_models_they_need_as_they_are_loaded(make, recipe, plan, teacher_folder):
     half = plan_recipe(make(teacher_options={"dtype": "bfloat16"}))
     assert half.stage("teacher").memory.weights == 2 * plan.teacher
@@ -133,6 +134,7 @@ def test_stages_hold_the_models_they_need_as_they_are_loaded(make, recipe, plan,
     assert two.stage("student").memory == one.stage("student").memory
 
 
+@pytest.mark.slow
 def test_notes_say_what_the_plan_does_not_know(make):
     options = {"device_map": {"gpt_neox": 0, "lm_head": "disk"}, "offload_folder": "somewhere"}
     teacher = {"dtype": "auto", "device_map": "cpu"}
@@ -144,6 +146,7 @@ def test_notes_say_what_the_plan_does_not_know(make):
     assert "The bits of the teacher's quantizer are not known; it is planned as if it were not quantized." in notes
 
 
+@pytest.mark.slow
 def test_precision_of_weights_is_advised_where_models_do_not_fit(make, plan):
     small = replace(plan.device, memory=plan.stage("teacher").memory.weights)
     changes = {each.stage: " ".join(each.changes) for each in plan_recipe(make(), small).problems}
@@ -153,6 +156,7 @@ def test_precision_of_weights_is_advised_where_models_do_not_fit(make, plan):
     assert not any("dtype: bfloat16" in change for problem in half for change in problem.changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_store_is_advised_where_a_recipe_may_have_one(make, recipe, plan, streaming):
     small = replace(plan.device, memory=plan.stage("student").memory.weights)

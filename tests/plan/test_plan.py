@@ -42,6 +42,7 @@ def flops_of(training):
     return training["tokens"] * sum(training["flops_per_token"].values())
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_run(plan, results):
     search, healing = results["search"], results["healing"]
     assert plan.stage("search").tokens == search["tokens"]
@@ -72,6 +73,7 @@ def test_flops_of_a_known_student_are_those_of_the_run(planned_for_found, result
         assert stage.flops == flops_of(results[name]) and not stage.is_bound
 
 
+@pytest.mark.slow
 def test_the_costs_of_the_only_subnet_of_a_bin_are_known(make):
     search = {"algorithm": "random", "evaluations": 1, "fitness": "perplexity", "batch_size": 4}
     recipe = make(**ONE, search=search, heal=False, baseline=False)
@@ -82,6 +84,7 @@ def test_the_costs_of_the_only_subnet_of_a_bin_are_known(make):
     assert plan.student == results["student"]["parameters"]
 
 
+@pytest.mark.slow
 def test_steps_of_epochs_need_the_text(make):
     recipe = make(training={"num_train_epochs": 2, "per_device_train_batch_size": 4})
     with pytest.raises(RecipeError, match=r"give training\.max_steps, or --read-text"):
@@ -90,6 +93,7 @@ def test_steps_of_epochs_need_the_text(make):
     assert tokens == 2 * len(Inputs(recipe).blocks["train"]) * recipe.data.block_size
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_stream_come_from_its_steps(make, recipe, plan):
     data = recipe.to_dict()["data"] | {"streaming": True}
     streamed = [plan_recipe(make(data=data), read_text=read_text) for read_text in (False, True)]
@@ -99,18 +103,21 @@ def test_the_tokens_of_a_stream_come_from_its_steps(make, recipe, plan):
         assert not any("--read-text" in note for note in other.notes)
 
 
+@pytest.mark.slow
 def test_importance_scores_are_counted(make, recipe, plan):
     space = {"granularity": "fine", "layer_wise": True, "importance": "taylor"}
     scored = plan_recipe(make(space=space)).stage("search")
     assert scored.tokens - plan.stage("search").tokens == recipe.data.search_tokens
 
 
+@pytest.mark.slow
 def test_a_teacher_of_its_own_takes_the_place_of_the_super_network(make, plan, teacher_folder):
     apart = plan_recipe(make(supernet=str(teacher_folder)))
     for name in ("search", "healing", "teacher", "student", "baseline"):
         assert apart.stage(name).memory == plan.stage(name).memory
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_written_yet_is_a_stage(make, plan, tmp_path):
     stored = plan_recipe(make(teacher_store=str(tmp_path / "store")))
     store, student = stored.stage("store"), stored.stage("student")
@@ -119,6 +126,7 @@ def test_a_store_that_is_not_written_yet_is_a_stage(make, plan, tmp_path):
     assert any("hf-whittle store-logits writes it" in note for note in stored.notes)
 
 
+@pytest.mark.slow
 def test_a_store_saves_no_time_where_nothing_learns_from_the_teacher(make, tmp_path):
     training = {"max_steps": 6, "per_device_train_batch_size": 2, "beta": 0.0}
     plain = plan_recipe(make(training=training))
@@ -126,6 +134,7 @@ def test_a_store_saves_no_time_where_nothing_learns_from_the_teacher(make, tmp_p
     assert stored.stage("student").hours == plain.stage("student").hours
 
 
+@pytest.mark.slow
 def test_other_devices_are_told_the_time_that_they_take(make, tmp_path):
     recipe = make(teacher_store=str(tmp_path / "store"))
     on_h100 = summary(plan_recipe(recipe, "h100", utilization=0.5))
@@ -133,6 +142,7 @@ def test_other_devices_are_told_the_time_that_they_take(make, tmp_path):
     assert f", l4 {expected}," in on_h100
 
 
+@pytest.mark.slow
 def test_hours_are_flops_at_the_rate_of_the_device(recipe):
     half, all_of_it = (plan_recipe(recipe, "h100", utilization=share) for share in (0.5, 1.0))
     assert half.hours == pytest.approx(2 * all_of_it.hours)
@@ -141,6 +151,7 @@ def test_hours_are_flops_at_the_rate_of_the_device(recipe):
     assert stage.hours == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_mixed_precision_runs_at_the_rate_of_bf16(make):
     plan = plan_recipe(make(training={"max_steps": 6, "bf16": True}), "h100", utilization=1.0)
     stage = plan.stage("student")
@@ -148,6 +159,7 @@ def test_mixed_precision_runs_at_the_rate_of_bf16(make):
     assert stage.hours == pytest.approx((stage.flops + stage.other_flops) / DEVICES["h100"].bf16 / 3600)
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_fit_says_what_to_change(make):
     recipe = make(training={"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1})
     needed = plan_recipe(recipe).stage("student").memory.peak
@@ -158,6 +170,7 @@ def test_a_stage_that_does_not_fit_says_what_to_change(make):
     assert all(word in changes for word in ("training.bf16: true", "activation_checkpointing: true", "adamw_bnb_8bit"))
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_named_as_the_reason(recipe, plan):
     device = dataclasses.replace(DEVICES["t4"], memory=plan.stage("student").memory.weights)
     problems = {problem.stage: problem for problem in plan_recipe(recipe, device).problems}
@@ -166,6 +179,7 @@ def test_weights_that_do_not_fit_are_named_as_the_reason(recipe, plan):
     assert problems["healing"].changes[-1] == "a smaller super-network, or a device with more memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["student", "baseline"], "student"))
 def test_the_change_of_a_batch_makes_it_fit(make, name):
     training = {"max_steps": 6, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 1}
@@ -198,6 +212,7 @@ def test_errors(make, changes, options, error, message):
         plan_recipe(make(**changes), **options)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_another_vocabulary_is_an_error(make, recipe, teacher_folder, tmp_path):
     config = AutoConfig.from_pretrained(teacher_folder)
     config.vocab_size -= 1
@@ -209,6 +224,7 @@ def test_a_teacher_with_another_vocabulary_is_an_error(make, recipe, teacher_fol
     plan_recipe(make(**apart, training={"max_steps": 2, "beta": 0.0}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings, number",
     [
@@ -235,6 +251,7 @@ def test_blocks_longer_than_positions_are_an_error(make, recipe):
         plan_recipe(make(data=data))
 
 
+@pytest.mark.slow
 def test_the_change_of_an_evaluation_makes_it_fit(make):
     training = {"max_steps": 6, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 16}
     few = plan_recipe(make(training={**training, "per_device_eval_batch_size": 4})).stage("student").memory
@@ -247,6 +264,7 @@ def test_the_change_of_an_evaluation_makes_it_fit(make):
         assert (peak <= device.memory) == does_fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, section", [("search", "search"), pytest.param("healing", "heal", marks=pytest.mark.slow)]
 )
@@ -281,6 +299,7 @@ def test_the_command_prints_tables_and_json(recipe, plan, tmp_path, capsys):
     assert values["stages"][0]["flops"] == plan.stage("search").flops
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_subnet_from_its_file_or_folder(recipe, planned_for_found, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
@@ -290,6 +309,7 @@ def test_the_command_takes_a_subnet_from_its_file_or_folder(recipe, planned_for_
         assert f"A student of {planned_for_found.student:,} parameters" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_measures_this_machine(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_whittle.plan.devices.SECONDS", 0.0)
     path = tmp_path / "recipe.yaml"

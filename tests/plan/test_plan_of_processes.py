@@ -23,6 +23,7 @@ def plans(make):
     return plan_recipe(recipe), plan_recipe(recipe, processes=2), plan_recipe(half)
 
 
+@pytest.mark.slow
 def test_processes_divide_the_time_of_all_that_they_do_together(plans):
     one, two, _ = plans
     for stage in one.stages:
@@ -51,6 +52,7 @@ def test_sharded_weights_are_divided_beside_the_layers_that_run():
     assert in_evaluation.peak == 270 + 200 + 900
 
 
+@pytest.mark.slow
 def test_fsdp_takes_less_of_each_device_than_ddp(make):
     fsdp = {**TRAINING, "fsdp": True, "fsdp_config": {"version": 2}}
     plain, shared = (plan_recipe(make(training=each, baseline=False), processes=6) for each in (TRAINING, fsdp))

@@ -89,6 +89,7 @@ def test_activations_are_what_autograd_saves(make_stock, settings):
     assert counted == pytest.approx(held, rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_follows_its_settings(step, tiny_config):
     plain, twice = (step(per_device_train_batch_size=batch).memory(tiny_config, tiny_config) for batch in (4, 8))
     assert twice.activations == pytest.approx(2 * plain.activations, rel=0.05)
@@ -105,6 +106,7 @@ def test_memory_of_a_step_follows_its_settings(step, tiny_config):
     assert on_gpu.memory(tiny_config, tiny_config).logits > plain.logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but([*VARIANTS, *OTHERS], "eager", "gemma3", "llama"))
 def test_students_of_every_architecture_are_rehearsed(step, make_stock, name):
     config = make_stock(**{**VARIANTS, **OTHERS}[name]).config
@@ -120,6 +122,7 @@ def build_parameters(config):
         return sum(parameter.numel() for parameter in build(config).parameters())
 
 
+@pytest.mark.slow
 def test_an_evaluation_holds_logits_of_a_chunk_of_tokens(step, make_stock):
     vocabulary = 5000  # so many that logits are most of the memory
     chunk = 4 * LENGTH * vocabulary

@@ -25,6 +25,7 @@ def drawn(students, number=200):
     return [students.space.sample(rng, students.bin) for _ in range(number)]
 
 
+@pytest.mark.slow
 def test_parameters_and_flops_are_the_most_in_the_bin(students):
     for subnet in drawn(students):
         assert num_parameters(students.config, subnet) <= students.parameters <= students.bin.high
@@ -33,6 +34,7 @@ def test_parameters_and_flops_are_the_most_in_the_bin(students):
     assert students.bin.contains(students.config, students.costliest)
 
 
+@pytest.mark.slow
 def test_healing_is_bounded(students):
     settings = HealingConfig()
 

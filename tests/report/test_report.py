@@ -70,6 +70,7 @@ def one(folder):
     return run
 
 
+@pytest.mark.slow
 def test_page_has_the_facts_of_every_section(copy_of):
     folder = copy_of("demo")
     save_samples(folder, [Sample(prompt="def f", continuation="(x): return x")])
@@ -91,6 +92,7 @@ def test_page_has_the_facts_of_every_section(copy_of):
         assert fact in page.text, fact
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_and_runs_only_its_own_scripts(copy_of):
     page, _ = page_of(copy_of("demo"))
     assert not {"img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
@@ -102,6 +104,7 @@ def test_page_loads_nothing_and_runs_only_its_own_scripts(copy_of):
     assert "default-src 'none'" in policy and "unsafe" not in policy.partition("script-src")[2]
 
 
+@pytest.mark.slow
 def test_names_in_the_files_of_a_folder_are_text_alone(copy_of):
     folder = copy_of("demo", NASTY.replace("/", ""))
     results = json.loads((folder / "results.json").read_text())
@@ -179,6 +182,7 @@ def test_missing_plotly_is_said_before_anything_is_read(monkeypatch, tmp_path):
         write_report([tmp_path / "nowhere"])
 
 
+@pytest.mark.slow
 def test_only_an_earlier_report_is_replaced(copy_of, tmp_path):
     folder, other = copy_of("demo-lora"), tmp_path / "notes.html"
     other.write_text("<h1>my notes</h1>")
@@ -192,6 +196,7 @@ def test_only_an_earlier_report_is_replaced(copy_of, tmp_path):
     assert not list(tmp_path.glob("_partial*"))
 
 
+@pytest.mark.slow
 def test_command_prints_where_the_page_is(copy_of, capsys, monkeypatch, tmp_path):
     copy_of("demo-lora")
     monkeypatch.chdir(tmp_path)
@@ -201,6 +206,7 @@ def test_command_prints_where_the_page_is(copy_of, capsys, monkeypatch, tmp_path
     assert "nowhere is not a folder" in capsys.readouterr().err and not (tmp_path / "other.html").exists()
 
 
+@pytest.mark.slow
 def test_runs_are_compared_side_by_side(copy_of):
     folders = [copy_of("demo"), copy_of("demo-stock"), copy_of("demo", "again/demo")]
     page, _ = page_of(*folders)
@@ -214,6 +220,7 @@ def test_runs_are_compared_side_by_side(copy_of):
     assert "need not compare" not in page.text
 
 
+@pytest.mark.slow
 def test_perplexities_of_other_text_are_said_not_to_compare(copy_of):
     folders = [copy_of("demo"), copy_of("demo-stock")]
     results = json.loads((folders[1] / "results.json").read_text())
@@ -223,6 +230,7 @@ def test_perplexities_of_other_text_are_said_not_to_compare(copy_of):
     assert "The runs differ in text, teacher or test tokens: their perplexities need not compare." in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "demo-stock", "demo-lora"])
 def test_headline_has_the_words_of_the_model_card(name, copy_of):
     page, _ = page_of(copy_of(name))
@@ -330,6 +338,7 @@ def test_samples_are_read_as_they_were_saved(tmp_path):
     assert load_samples(tmp_path / "samples.json") == samples and load_samples(tmp_path / "none.json") == []
 
 
+@pytest.mark.slow
 def test_prompts_are_continued_by_the_students(teacher_folder, tmp_path):
     folder = tmp_path / "student"
     folder.mkdir()

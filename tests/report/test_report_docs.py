@@ -20,6 +20,7 @@ def runs(copy_of, tmp_path, monkeypatch):
     return [copy_of("demo"), copy_of("demo-stock")]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("command", [each for each in COMMANDS if "--prompt" not in each])
 def test_commands_of_the_page_write_a_report(command, tmp_path):

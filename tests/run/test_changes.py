@@ -69,6 +69,7 @@ def begun(tmp_path):
     return leave
 
 
+@pytest.mark.slow_after(25)
 @pytest.mark.parametrize("there", FIXED)
 @pytest.mark.parametrize("section", CHANGES)
 def test_a_section_may_change_until_something_was_made_from_it(begun, there, section):

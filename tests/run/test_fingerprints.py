@@ -85,6 +85,7 @@ EXCHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", EXCHANGED)
 def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
     recipe = make(supernet=str(make.home / "net"))
@@ -95,6 +96,7 @@ def test_a_run_whose_inputs_were_exchanged_is_not_gone_on_with(make, what):
         run(recipe, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
     recipe = make()
     begin(recipe)
@@ -103,6 +105,7 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
         run(recipe, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_whose_inputs_were_copied_and_put_back_goes_on(make):
     recipe = make()
     begin(recipe)
@@ -116,12 +119,14 @@ def test_a_run_whose_inputs_were_copied_and_put_back_goes_on(make):
     assert (make.home / "out" / "candidates.jsonl").read_bytes() == searched
 
 
+@pytest.mark.slow
 def test_inputs_may_change_before_anything_is_done(make):
     check_inputs(make.home / "out", Inputs(make()))
     exchange_text(make.home)
     assert begin(make()).evaluations > 0
 
 
+@pytest.mark.slow
 def test_a_store_of_another_teacher_is_refused(make, tmp_path):
     inputs = Inputs(make())
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):

@@ -59,6 +59,7 @@ def trained(given):
     return run(given, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_but(SUBNETS, "whittle"))
 def test_it_is_the_student_that_a_trainer_makes(make_given, trained, given, kind, tmp_path):
     recipe = given if kind == "whittle" else make_given(kind)

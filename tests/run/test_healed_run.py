@@ -77,6 +77,7 @@ def test_baseline_is_trained_with_its_own_settings_and_a_probe_with_those_of_tra
     assert recipe.probe_config.learning_rate == rate
 
 
+@pytest.mark.slow
 def test_a_baseline_that_is_trained_is_not_passed_off_as_another(healed):
     recipe, folder = healed[0], Path(healed[0].output_dir)
     with pytest.raises(OutputError, match="holds the run of a recipe with another baseline"):
@@ -122,6 +123,7 @@ def test_cost_of_a_search_in_stages_counts_what_prepared_it_once(healed):
     assert results["search"]["flops"] == result.flops > (1024 + steps) * flops_per_token(config, sequence_length=32)
 
 
+@pytest.mark.slow
 def test_a_student_that_healing_does_not_help_starts_as_sliced(healed_recipe, healed, tmp_path, monkeypatch):
     heal = student_module.heal_weights
 
@@ -146,6 +148,7 @@ def test_healing_is_part_of_the_cost_of_the_student(healed):
         assert results["to_match"]["student_flops"]["healing"] == results["healing"]["flops"]
 
 
+@pytest.mark.slow
 def test_healing_and_probes_read_training_text_alone(healed, tmp_path):
     inputs = Inputs(healed[0])
     probe = SearchInputs(inputs, tmp_path, progress=False).fitness("probe")
@@ -155,6 +158,7 @@ def test_healing_and_probes_read_training_text_alone(healed, tmp_path):
     assert len(read) > 16 and read <= rows["train"] and not read & (rows["search"] | rows["test"])
 
 
+@pytest.mark.slow
 def test_moments_are_freed_after_the_search(healed_recipe, tmp_path, monkeypatch):
     made, gather = [], SupernetMoments.__init__
 
@@ -176,6 +180,7 @@ def test_a_probe_takes_the_loss_of_the_training_unless_the_recipe_says_otherwise
     assert (config.alpha, config.beta, config.temperature, config.steps) == (0.5, 0.25, 1.5, 7)
 
 
+@pytest.mark.slow
 def test_a_probe_learns_from_the_teacher_of_the_recipe(healed_recipe, teacher_folder, tmp_path):
     changes = {"supernet": str(teacher_folder), "teacher": str(tmp_path / "teacher")}
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder)
@@ -198,6 +203,7 @@ def test_a_probe_whose_teacher_cannot_teach_is_found_before_the_search(healed_re
         run(healed_recipe(tmp_path / "run", **changes, search=search), progress=False)
 
 
+@pytest.mark.slow
 def test_too_little_text_for_a_probe_is_an_error(healed_recipe, tmp_path):
     search = {"algorithm": "random", "evaluations": 1, "fitness": "probe", "probe": {"steps": 1000}}
     with pytest.raises(DataError, match="1000 steps of 16 blocks need 16000 blocks of text to train on, got"):
@@ -237,6 +243,7 @@ def test_card_of_a_healed_run_tells_how_it_was_found(healed):
 FEWER_CHANNELS = SubnetConfig(40, [0, 1, 3], [3, 2, 4], [128, 100, 200])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subnet", "settings", "is_parallel"),
     [
@@ -264,6 +271,7 @@ def test_cost_of_healing_is_what_it_computes_and_little_more(subnet, settings, i
     assert counted <= healing_flops(config, subnet, student.healing.to_dict(), 32) <= 1.4 * counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["principal", "channels"])
 def test_cost_of_healing_with_tied_embeddings_is_what_it_computes(basis):
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}

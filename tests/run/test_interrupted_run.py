@@ -17,6 +17,7 @@ from hf_whittle.fitness.perplexity import Perplexity
 from hf_whittle.run import run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_ctrl_c")
 @pytest.mark.parametrize(
     "broken",
@@ -48,6 +49,7 @@ def test_a_stock_baseline_goes_on_to_the_same_one(teacher_folder, texts, tmp_pat
     assert got["baseline"]["curve"][-1] == expected["baseline"]["curve"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_ctrl_c")
 @pytest.mark.parametrize(
     "broken",
@@ -77,6 +79,7 @@ def test_training_may_be_mended_after_the_search_and_the_search_is_kept(
     assert again["student"]["steps"] == 2 and again["search"]["subnet"] == results["search"]["subnet"]
 
 
+@pytest.mark.slow
 def test_no_room_for_an_optimizer_is_one_error_and_the_same_command_goes_on(recipe, same_recipe, results, monkeypatch):
     """A file of more than 100 kB is refused by the system itself while a checkpoint is written."""
     monkeypatch.setattr(hf_whittle.run.main, "preflight", lambda *_: None)  # which would find out

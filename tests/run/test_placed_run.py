@@ -48,6 +48,7 @@ def make(teacher_folder, texts, tmp_path):
     return lambda **changes: make_recipe(teacher_folder, texts, tmp_path / "run", **changes)
 
 
+@pytest.mark.slow
 def test_run_in_half_precision_is_near_that_in_single_precision(make, results):
     recipe = make(teacher_options={"dtype": "bfloat16"})
     found = run(recipe, progress=False)
@@ -77,6 +78,7 @@ def test_candidates_of_a_super_network_on_disk_are_those_of_one_in_memory(make, 
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_quantized_teacher_beside_a_super_network_on_disk(make, results, teacher_folder, tmp_path):
     options = {"dtype": "bfloat16", "device_map": DISK, "offload_folder": str(tmp_path / "offload")}
     recipe = make(supernet_options=options, teacher_options=FOUR_BITS)

@@ -47,6 +47,7 @@ LATE = {
 }
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("late", LATE)
 def test_what_training_would_stumble_over_is_found_before_the_search(teacher_folder, texts, tmp_path, late):
     training, message = LATE[late]
@@ -61,11 +62,13 @@ def test_a_dimension_that_the_architecture_lacks_is_an_error_before_the_text_is_
     assert not (tmp_path / "run" / "inputs.json").exists()
 
 
+@pytest.mark.slow
 def test_the_baseline_is_tried_with_its_own_settings(teacher_folder, texts, tmp_path):
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run", baseline=True)
     fails_early(dataclasses.replace(recipe, baseline={"report_to": "wandb"}), RecipeError, "^baseline: .*wandb")
 
 
+@pytest.mark.slow
 def test_a_mended_recipe_runs_in_the_same_folder(teacher_folder, texts, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(RecipeError, match="wandb"):
@@ -73,18 +76,21 @@ def test_a_mended_recipe_runs_in_the_same_folder(teacher_folder, texts, tmp_path
     assert run(make_recipe(teacher_folder, texts, folder), progress=False)["student"]["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_healing_that_training_cannot_go_with_is_found_before_the_search(texts, tmp_path):
     sections = {"bin": {"low": 800e3, "high": 880e3}, "training": {"hidden_weight": 1.0}, "heal": True}
     recipe = make_recipe(DEMO_TEACHER, texts, tmp_path / "run", **sections)
     fails_early(recipe, SubnetError, r"heal it with HealingConfig\(basis='channels'\)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heal", [False, HealingConfig(basis="channels")])
 def test_a_student_of_channels_learns_hidden_states(teacher_folder, texts, tmp_path, heal):
     recipe = make_recipe(teacher_folder, texts, tmp_path / "run", training={"hidden_weight": 1.0})
     assert run(dataclasses.replace(recipe, heal=heal), progress=False)["student"]["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_tied_basis_that_training_cannot_go_with_is_found_before_the_search(
     teacher_folder, make_stock, texts, tmp_path
 ):
@@ -105,6 +111,7 @@ def test_a_generation_configuration_that_cannot_be_saved_is_found_before_the_sea
     fails_early(recipe, CheckpointError, "generation configuration contradicts itself, .*temperature.*Correct")
 
 
+@pytest.mark.slow
 def test_a_store_of_another_temperature_is_found_before_the_search(teacher_folder, texts, tmp_path):
     recipe = make_recipe(teacher_folder, texts, tmp_path / "other", training={"temperature": 2.0})
     recipe.save(tmp_path / "recipe.yaml")
@@ -131,6 +138,7 @@ def test_a_stages_folder_in_the_way_is_found_before_the_search(teacher_folder, t
         run(make_recipe(teacher_folder, texts, tmp_path / "run"), progress=False)
 
 
+@pytest.mark.slow
 def test_what_is_tried_leaves_no_trace(teacher_folder, texts, tmp_path, monkeypatch):
     """The student is the one of a run without it, to the bit."""
     sections = {"heal": True, "data": {"calibration_tokens": 256}, "training": {"max_steps": 2}}
@@ -151,6 +159,7 @@ def test_what_is_tried_leaves_no_trace(teacher_folder, texts, tmp_path, monkeypa
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_it_costs_a_few_passes_over_a_few_tokens(teacher_folder, texts, tmp_path):
     data = {"block_size": 64}
     training = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 9, "max_steps": 1000}
@@ -166,6 +175,7 @@ def test_it_costs_a_few_passes_over_a_few_tokens(teacher_folder, texts, tmp_path
     assert 4 * 32 <= sum(shape.numel() for shape in read) <= 4 * 32 + 8
 
 
+@pytest.mark.slow
 def test_a_separate_teacher_does_not_stay_in_memory_for_the_search(teacher_folder, texts, tmp_path, monkeypatch):
     teacher, loaded, load = shutil.copytree(teacher_folder, tmp_path / "teacher"), [], Inputs.load_teacher
 

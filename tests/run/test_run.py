@@ -82,6 +82,7 @@ def test_search_facts_are_those_of_the_search(folder, recipe, results):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitness", slow_but(FITNESSES, "perplexity", "healed-perplexity", "staged", "importance"))
 def test_search_by_any_fitness_finds_its_best_and_says_its_perplexity(recipe, tmp_path, fitness):
     section = {"algorithm": "random", "evaluations": 3, "fitness": fitness, "batch_size": 4}
@@ -199,6 +200,7 @@ def test_published_student_uses_its_cache(folder):
     assert json.loads((folder / "config.json").read_text())["use_cache"] is True
 
 
+@pytest.mark.slow
 def test_environment_is_that_of_the_training_when_run_again(recipe, results, monkeypatch):
     monkeypatch.setattr(
         hf_whittle.record.training, "environment", lambda device: Environment(hardware="another machine")
@@ -217,6 +219,7 @@ def test_tokens_are_those_seen_where_the_last_batch_of_an_epoch_is_short(teacher
     assert run(recipe, progress=False)["student"]["tokens"] == seen
 
 
+@pytest.mark.slow
 def test_student_learns_from_stored_logits_as_from_the_teacher(recipe, results, texts, teacher_folder, tmp_path):
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
@@ -229,6 +232,7 @@ def test_student_learns_from_stored_logits_as_from_the_teacher(recipe, results, 
     assert [point["perplexity"] for point in curve] == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_writes_is_an_error_and_nothing_of_it_changes(same_recipe, run_python, tmp_path):
     script = """
         import sys

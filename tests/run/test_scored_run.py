@@ -36,6 +36,7 @@ def scored_results(scored_recipe):
     return run(scored_recipe, progress=False)
 
 
+@pytest.mark.slow
 def test_student_of_a_search_by_importance_lies_in_the_bin_of_flops(scored_recipe, scored_results):
     student = AutoModelForCausalLM.from_pretrained(scored_recipe.output_dir, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -67,6 +68,7 @@ def test_cost_of_a_search_by_importance_counts_its_calibration(scored_recipe, sc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance, passes", [("magnitude", 1), ("taylor", 1 + 3)])  # cosine; forward and backward
 def test_calibration_costs_as_many_passes_as_it_makes(teacher_folder, texts, tmp_path, importance, passes):
     changes = SCORED | {"space": {"granularity": "fine", "importance": importance}, "search": {"generations": 0}}
@@ -91,6 +93,7 @@ def test_calibration_reads_no_text_that_results_are_reported_on(scored_recipe, t
     assert len(calibration) == 4 and calibration <= rows["train"] and not calibration & (rows["search"] | rows["test"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_ctrl_c")
 def test_a_search_by_importance_that_broke_off_goes_on_with_the_same_scores(
     teacher_folder, texts, tmp_path, scored_recipe, scored_results, monkeypatch

@@ -38,6 +38,7 @@ def two_sources(texts, **changes):
     return {"files": None, "sources": [first | {"weight": 3}, second], **changes}
 
 
+@pytest.mark.slow
 def test_a_streamed_run_trains_on_as_many_tokens_as_any_other(streamed, results):
     for name in ("student", "baseline"):
         assert streamed[1][name]["tokens"] == results[name]["tokens"]
@@ -60,6 +61,7 @@ def test_a_streamed_run_that_broke_off_goes_on_to_the_same_student(
     assert resumed["baseline"]["curve"][-1] == results["baseline"]["curve"][-1]
 
 
+@pytest.mark.slow
 def test_blocks_of_a_stream_are_those_of_the_loaded_text(teacher_folder, texts, tmp_path):
     loaded, streamed = (
         Inputs(make_recipe(teacher_folder, texts, tmp_path, data={"streaming": streaming}))
@@ -74,6 +76,7 @@ def test_blocks_of_a_stream_are_those_of_the_loaded_text(teacher_folder, texts, 
         assert rows_of(streamed.blocks[name]) == rows_of(Inputs(whole).blocks[name])[: tokens // 32]
 
 
+@pytest.mark.slow
 def test_several_sources_are_mixed_alike_whether_streamed_or_not(teacher_folder, texts, tmp_path):
     recipes = [
         make_recipe(teacher_folder, texts, tmp_path, data=two_sources(texts, streaming=streaming))
@@ -110,6 +113,7 @@ def test_a_run_on_several_sources_says_so(teacher_folder, texts, tmp_path, strea
     assert "of `[a-c]*.txt (3); [d-z]*.txt (1)` in blocks of 32" in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_tokenized_dataset_gives_the_blocks_of_its_text(teacher_folder, texts, tmp_path, streaming):
     of_text = Inputs(make_recipe(teacher_folder, texts, tmp_path))
@@ -201,6 +205,7 @@ def test_targets_of_a_stream_cannot_be_stored(streamed, tmp_path, capsys):
     assert "data.streaming: a store holds targets of blocks on disk" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_no_further_than_needed(teacher_folder, texts, tmp_path, monkeypatch):
     read, original = [], streams.StreamedSource.encode
     monkeypatch.setattr(

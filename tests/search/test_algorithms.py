@@ -33,6 +33,7 @@ def batches(result):
 # All algorithms
 
 
+@pytest.mark.slow_after(13)
 @each_algorithm
 @each_kind
 def test_answers_lie_in_the_bin_and_in_the_space(name, granularity, layer_wise):
@@ -42,6 +43,7 @@ def test_answers_lie_in_the_bin_and_in_the_space(name, granularity, layer_wise):
     assert all(space.contains(e.subnet) and BIN.contains(CONFIG, e.subnet) for e in answers)
 
 
+@pytest.mark.slow_after(17)
 @each_algorithm
 @each_kind
 def test_answers_in_a_bin_up_to_the_super_network_lie_in_the_space(name, granularity, layer_wise):
@@ -57,6 +59,7 @@ def test_answers_of_a_stock_space_are_stock(name):
     assert all(space.contains(e.subnet) for e in search(name, space=space).answers)
 
 
+@pytest.mark.slow_after(16)
 @each_algorithm
 @each_kind
 def test_nothing_is_evaluated_twice(name, granularity, layer_wise):
@@ -319,6 +322,7 @@ def check_optimum(config, kind, seed):
     assert result.best_evaluation.fitness == pytest.approx(optimum)
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", TINY_SIZES.values(), ids=TINY_SIZES)
 def test_best_answer_of_an_additive_fitness_is_the_optimum(kind, seed):

@@ -69,6 +69,7 @@ def test_mutation_rate_decides_how_offspring_come_about(rate, origin):
     assert origin in origins
 
 
+@pytest.mark.slow
 def test_search_beats_as_many_random_draws():
     config = EvolutionConfig(generations=20, population_size=20, num_offspring=20, num_elites=5)
     result = search(config=config)

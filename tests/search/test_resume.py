@@ -200,6 +200,7 @@ def whole(tmp_path_factory):
     return {name: read(folder / name) for name in ALGORITHMS}
 
 
+@pytest.mark.slow_after(9)
 @each_algorithm
 @pytest.mark.parametrize("stop_at", [0, 1, 6, 9, 14, 17])
 def test_every_algorithm_goes_on_to_the_same_bytes_and_evaluates_nothing_twice(whole, tmp_path, name, stop_at):
@@ -224,6 +225,7 @@ def test_every_algorithm_evaluates_a_torn_last_line_anew(whole, tmp_path, name):
     assert len(fitness.asked) == whole[name]["candidates.jsonl"].count(b"\n") - 12
 
 
+@pytest.mark.slow_after(3)
 @each_algorithm
 def test_several_bins_are_resumed_to_the_same_bytes(tmp_path, name):
     bins = [BIN, ParameterBin(21_000, 24_000)]
@@ -234,6 +236,7 @@ def test_several_bins_are_resumed_to_the_same_bytes(tmp_path, name):
     assert read(tmp_path / "resumed") == read(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(sorted(ALGORITHMS), "evolution"))
 def test_search_killed_again_and_again_ends_with_the_same_bytes(whole, tmp_path, name):
     rng, candidates, kills = Random(name), tmp_path / "candidates.jsonl", 0

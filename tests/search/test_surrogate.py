@@ -91,6 +91,7 @@ def tau(surrogate, subnets, fitness=toy_fitness):
     return kendalltau(predicted, [fitness(subnet) for subnet in subnets]).statistic
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("granularity", ["coarse", "fine"])
 def test_surrogate_ranks_subnets_it_has_not_seen(model, granularity):
@@ -102,6 +103,7 @@ def test_surrogate_ranks_subnets_it_has_not_seen(model, granularity):
     assert tau(surrogate, unseen) > 0.5
 
 
+@pytest.mark.slow
 @each_model
 def test_surrogate_ranks_where_some_fitness_is_infinite(model):
     surrogate, seen = Surrogate(SPACE, BIN, model), drawn(200, 0)
@@ -120,6 +122,7 @@ def test_surrogate_without_anything_to_fit_on_says_so():
 # Search
 
 
+@pytest.mark.slow
 def test_search_beats_as_many_random_draws():
     found = search(model="gradient-boosting")
     assert len(found.evaluations) == 70
@@ -127,6 +130,7 @@ def test_search_beats_as_many_random_draws():
     assert found.best_evaluation.fitness < np.median(by_chance)
 
 
+@pytest.mark.slow
 def test_later_batches_are_better_than_the_first():
     fitness = [evaluation.fitness for evaluation in search().evaluations]
     assert np.median(fitness[30:]) < np.quantile(fitness[:30], 0.1)
@@ -171,6 +175,7 @@ def test_search_goes_on_where_every_fitness_is_infinite():
     assert len(search(lambda subnet: math.nan).evaluations) == 70
 
 
+@pytest.mark.slow
 @each_model
 def test_same_seed_gives_the_same_search_and_another_one_another(model):
     settings = {"model": model, "evaluations": 50}
@@ -194,6 +199,7 @@ class Counted:
         return toy_fitness(subnet)
 
 
+@pytest.mark.slow
 def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_path):
     settings = {"evaluations": 50, "archives": [str(archives / "another bin")]}
     search(Counted(), folder=tmp_path / "whole", **settings)
@@ -206,6 +212,7 @@ def test_search_that_was_interrupted_goes_on_to_the_same_bytes(archives, tmp_pat
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_several_bins_learn_from_each_other():
     bins = [BIN, ParameterBin(21_000, 24_000)]
     found = search(bin=bins)
@@ -222,6 +229,7 @@ def first_batch(**settings):
     return np.mean([evaluation.fitness for evaluation in evaluations])
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize(
     "names", [["another bin"], ["another depth"], ["another bin", "another depth"]], ids=" and ".join
@@ -231,6 +239,7 @@ def test_first_batch_after_an_earlier_search_is_better_than_draws(archives, mode
     assert first_batch(model=model, archives=folders) < 0.9 * first_batch(model=model)
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("name", ["another bin", "another depth"])
 def test_surrogate_of_an_archive_alone_ranks_subnets(archives, model, name):
@@ -241,6 +250,7 @@ def test_surrogate_of_an_archive_alone_ranks_subnets(archives, model, name):
     assert tau(surrogate, drawn(200, 1)) > 0.4
 
 
+@pytest.mark.slow
 def test_scale_of_an_archive_does_not_matter(archives, tmp_path):
     def read_twice(folder):
         return first_batch(archives=[str(folder)])
@@ -250,6 +260,7 @@ def test_scale_of_an_archive_does_not_matter(archives, tmp_path):
     assert read_twice(archives / "another bin") < 0.9 * first_batch()
 
 
+@pytest.mark.slow
 def test_candidates_of_an_archive_count_only_on_all_tokens_and_in_a_bin(archives, tmp_path):
     folder = archives / "another bin"
     lines = (folder / "candidates.jsonl").read_text().splitlines()
@@ -275,6 +286,7 @@ def of_llama(subnet):
     return math.exp(2 - shape.hidden_size / 16 + shape.head_dim / 8 - sum(shape.intermediate_size) / 256)
 
 
+@pytest.mark.slow
 def test_search_learns_from_one_in_another_super_network_of_the_architecture(tmp_path):
     smaller = SimpleNamespace(**{**vars(LLAMA), "hidden_size": 16, "num_hidden_layers": 3})
     space = SearchSpace.from_config(smaller, "fine", layer_wise=True, head_dim=range(2, 9, 2))

@@ -293,6 +293,7 @@ def test_cold_mutations_drop_the_least_and_add_the_best():
         before = after
 
 
+@pytest.mark.slow
 def test_hot_space_draws_every_channel_equally_often():
     space = SearchSpace.from_config(CONFIG, "fine", hidden_size=range(8, 9), importance=IMPORTANCE, temperature=1e6)
     rng = Random(0)

@@ -231,6 +231,7 @@ def test_channels_and_layers_are_drawn_uniformly_from_the_reachable_pairs(layer_
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 def test_fine_entries_are_drawn_uniformly():
     space = SearchSpace.from_config(CONFIG, "fine", hidden_size=range(8, 9))
     rng = Random(0)
@@ -364,6 +365,7 @@ def law_of_sample(space, bin):
     return law
 
 
+@pytest.mark.slow
 def test_draws_follow_the_documented_law_which_is_not_uniform():
     space = SearchSpace.from_config(
         CONFIG, layer_wise=True, hidden_size=range(16, 33, 8), num_hidden_layers=range(1, 3),

@@ -68,6 +68,7 @@ def assert_walks_within(space, bin, seed):
         first, second = space.mutate(first, rng, bin), space.crossover(first, second, rng, bin)
 
 
+@pytest.mark.slow_after(7)
 @each_architecture
 @each_kind
 @each_extra
@@ -88,6 +89,7 @@ def test_bins_of_other_costs_hold_what_is_drawn_for_them(model_type, bin):
         assert_walks_within(make_space(model_type, granularity="fine", layer_wise=True, **extra), bin, seed)
 
 
+@pytest.mark.slow_after(8)
 @each_architecture
 @pytest.mark.parametrize("kind", STOCK_KINDS.values(), ids=STOCK_KINDS)
 @pytest.mark.parametrize("queries", [None, range(1, 5)], ids=["whole", "queries"])
@@ -166,6 +168,7 @@ def test_mutation_and_crossover_reach_every_size_of_every_dimension(model_type):
     assert seen == {dimension: set(space.sizes(dimension)) for dimension in seen}
 
 
+@pytest.mark.slow
 @each_architecture
 @given(seed=SEEDS)
 def test_fine_head_channels_are_whole_pairs_and_may_be_any(model_type, seed):

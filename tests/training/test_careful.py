@@ -59,6 +59,7 @@ def test_a_model_that_could_not_be_saved_is_not_trained(tmp_path, kind):
     trainer.train()
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_folder_that_is_written_already_is_an_error_before_the_first_step(tmp_path, kind, run_python):
     trainer = make_trainer(kind, tmp_path / "out")
@@ -104,6 +105,7 @@ def test_an_output_folder_that_cannot_be_made_is_an_output_error(tmp_path, kind)
         make_trainer(kind, tmp_path / "file" / "out")
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_checkpoint_that_has_no_room_is_one_error_and_training_goes_on_after(tmp_path, kind, monkeypatch):
     """The operating system refuses files of more than 5 kB while a checkpoint is written."""

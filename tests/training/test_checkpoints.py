@@ -68,6 +68,7 @@ def trained(tmp_path_factory):
     return folder, train(WholeCheckpoints, folder).model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

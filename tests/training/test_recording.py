@@ -200,6 +200,7 @@ def make_distillation(student, folder, **changes):
     return DistillationTrainer(student, args=args, train_dataset=make_blocks())
 
 
+@pytest.mark.slow
 def test_what_is_saved_of_a_student_knows_where_it_comes_from_through_every_training(tmp_path):
     supernet = make_supernet()
     supernet.config._name_or_path = "a/supernet"

@@ -29,6 +29,7 @@ def whole(tmp_path_factory):
     return *train(trainer), trainer.state.log_history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_an_interrupted_training_equals_a_whole_one(whole, tmp_path, stop):
     batches, weights, logs = whole
@@ -51,6 +52,7 @@ def test_a_training_reads_the_blocks_of_the_mixture_once(whole):
         assert sorted(rows[:end]) == sorted(make_stream().first(end)["input_ids"][:].tolist())
 
 
+@pytest.mark.slow
 def test_resuming_reads_only_what_is_near(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "WINDOW", 4)
     train(make_trainer(tmp_path, 9))
@@ -62,6 +64,7 @@ def test_resuming_reads_only_what_is_near(tmp_path, monkeypatch):
     assert len(train(make_trainer(tmp_path))[0]) == 2 and len(read) < 20
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_place_is_resumed_by_reading_again(whole, tmp_path):
     train(make_trainer(tmp_path, 7, dropout=0.2))
     path = tmp_path / "checkpoint-6" / "trainer_state.json"
@@ -73,6 +76,7 @@ def test_a_checkpoint_without_a_place_is_resumed_by_reading_again(whole, tmp_pat
     torch.testing.assert_close(resumed, whole[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_process_may_read_for_all(whole, tmp_path):
     one_reads = {"accelerator_config": {"dispatch_batches": True}}
     expected, weights = train(make_trainer(tmp_path / "whole", **one_reads))
@@ -83,6 +87,7 @@ def test_one_process_may_read_for_all(whole, tmp_path):
     torch.testing.assert_close(resumed, weights, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_supernet_trained_on_a_stream_resumes_exactly(tmp_path):
     def make(folder, stop=STEPS):
         args = make_arguments(SupernetConfig, folder, max_steps=STEPS, save_strategy="steps", save_steps=3)

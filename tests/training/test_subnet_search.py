@@ -55,6 +55,7 @@ def plain(tmp_path_factory):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["end", "save", "evaluate"])
 def test_training_with_a_search_is_the_training_without_it(plain, tmp_path, when):
     callback = make_callback(when=when)
@@ -71,6 +72,7 @@ def in_stages(supernet):
     return StagedFitness({0.5: Perplexity(supernet, text), 0.75: HealedPerplexity(supernet, text, training), 1: probe})
 
 
+@pytest.mark.slow
 def test_training_with_a_search_in_stages_is_the_training_without_it(plain, tmp_path):
     config = MultiFidelityConfig(generations=1, shares=[0.5, 0.75, 1], sizes=[3, 2, 1], initial=1)
     callback = make_callback(when="evaluate", eval_dataset=None, fitness=in_stages, config=config)
@@ -87,6 +89,7 @@ def searched(supernet):
     return search_subnets(supernet, space, bin=BIN, eval_dataset=blocks, config=CONFIG, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "folders"), [
     ("end", [f"{FOLDER}/end"]),
     ("save", [f"checkpoint-4/{FOLDER}", f"checkpoint-8/{FOLDER}"]),
@@ -115,6 +118,7 @@ def test_modes_config_and_gradients_are_as_they_were(tmp_path):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_result_goes_to_the_loggers_of_the_trainer(tmp_path):
     class Logger(TrainerCallback):
         seen = []
@@ -132,6 +136,7 @@ def test_result_goes_to_the_loggers_of_the_trainer(tmp_path):
     assert len(logged) == 2
 
 
+@pytest.mark.slow
 def test_without_a_trainer_the_result_is_in_the_log_history(tmp_path):
     callback = make_callback(when="evaluate")
     trainer = make_trainer(tmp_path, [callback])
@@ -142,6 +147,7 @@ def test_without_a_trainer_the_result_is_in_the_log_history(tmp_path):
     assert SubnetConfig.from_dict(callback.history[-1]["subnet"]) == callback.result.best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("when", slow_but(["save", "evaluate"], "evaluate"))
 def test_resumed_training_goes_on_to_the_same_weights_and_history(plain, tmp_path, when, restore):
@@ -168,6 +174,7 @@ def test_search_of_an_earlier_training_in_the_folder_is_replaced(tmp_path):
     assert SearchResult.load(tmp_path / FOLDER / "end").evaluations == callback.result.evaluations
 
 
+@pytest.mark.slow
 def test_fitness_of_ones_own(tmp_path):
     blocks = make_blocks(4, seed=5)
     callback = make_callback(fitness=lambda supernet: KLDivergence(supernet, blocks))
@@ -200,9 +207,7 @@ def test_model_that_is_no_super_network_is_an_error(tmp_path):
 
 def test_search_that_would_be_refused_is_refused_before_training(tmp_path):
     trainer = make_trainer(tmp_path, [make_callback(space={"vocab_sizes": [20, 61]})])
-    with pytest.raises(
-        SubnetError, match="of 20 or 61 tokens, and perplexity on fixed token ids does not compare"
-    ):
+    with pytest.raises(SubnetError, match="of 20 or 61 tokens, and perplexity on fixed token ids does not compare"):
         trainer.train()
     trainer = make_trainer(tmp_path, [make_callback(bin=[BIN, FlopsBin(1, 1e9, 16)])])
     with pytest.raises(BinError, match="give one bin, or several of the same cost"):
@@ -220,6 +225,7 @@ def test_nothing_to_search_on_is_an_error():
         SubnetSearchCallback(BIN)
 
 
+@pytest.mark.slow
 def test_state_is_json(tmp_path):
     callback = make_callback()
     make_trainer(tmp_path, [callback]).train()

@@ -242,6 +242,7 @@ def test_sandwich_is_its_formula(tmp_path, monkeypatch, make, alpha, beta, tempe
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "sandwich"])
 def test_accumulation_changes_nothing(tmp_path, strategy):
     settings = STRATEGIES[strategy]
@@ -255,6 +256,7 @@ def test_accumulation_changes_nothing(tmp_path, strategy):
         torch.testing.assert_close(weights_of(parts), weights_of(whole), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     plain, checkpointed = (make_trainer(tmp_path, activation_checkpointing=on) for on in (False, True))
     for trainer in (plain, checkpointed):
@@ -262,6 +264,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     torch.testing.assert_close(weights_of(checkpointed), weights_of(plain), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixed_precision_stays_near_single_precision(tmp_path):
     exact, mixed = (make_trainer(tmp_path, bf16=on, learning_rate=1e-3) for on in (False, True))
     for trainer in (exact, mixed):
@@ -270,6 +273,7 @@ def test_mixed_precision_stays_near_single_precision(tmp_path):
     assert all(weight.dtype == torch.float32 for weight in weights_of(mixed).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random-linear", "sandwich"])
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, strategy):
     settings = {"strategy": strategy, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
@@ -304,6 +308,7 @@ def test_two_processes_give_the_weights_and_losses_of_one(trained_by_two, tmp_pa
         torch.testing.assert_close(two, weights_of(one), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_makes_the_smallest_subnet_better(tmp_path):
     ids = torch.stack([(torch.arange(LENGTH) + start) % 7 for start in range(8)])
     blocks = [{"input_ids": row, "labels": row} for row in ids]

@@ -199,6 +199,7 @@ def test_beams_find_the_same_with_every_cache(student, input_ids, settings):
 SPECULATION = {"greedy": {}, "sample of one": {"do_sample": True, "top_k": 1}}
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("settings", SPECULATION.values(), ids=SPECULATION)
 @pytest.mark.parametrize("helper", ["smaller student", "itself", "prompt"])
 def test_speculative_decoding_gives_the_greedy_tokens(student, assistant, settings, helper):

@@ -29,6 +29,7 @@ def test_every_weight_gets_a_gradient(student, input_ids):
         assert gradient.any(), name
 
 
+@pytest.mark.slow
 def test_student_learns_a_sentence_by_heart(student, input_ids):
     torch.manual_seed(0)
     model = anew(student, initializer_range=0.02).train()
@@ -142,6 +143,7 @@ COMPILED = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @COMPILED
 def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student, input_ids, compiled, backend):
     model = compiled(student, backend)
@@ -153,6 +155,7 @@ def test_compiled_student_is_one_graph_with_the_same_loss_and_gradients(student,
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @COMPILED
 def test_student_compiled_with_a_static_cache_generates_the_same_tokens(student, input_ids, compiled, backend):
     model = copy.deepcopy(student)
@@ -172,6 +175,7 @@ def test_student_compiled_for_any_length_is_compiled_once(student, input_ids, co
             torch.testing.assert_close(first(model, ids, use_cache=False), first(student, ids), **CLOSE)
 
 
+@pytest.mark.slow
 def test_exported_student_gives_the_same_logits(student, input_ids):
     exported = torch.export.export(student, (), {"input_ids": input_ids, "use_cache": False}, strict=False)
     other = input_ids.flip(1)
