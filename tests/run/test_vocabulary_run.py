@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hf_whittle.cli import main
 from hf_whittle.errors import RecipeError, VocabularyError
 from hf_whittle.evaluation import as_input_ids
 from hf_whittle.plan import plan_recipe
+from hf_whittle.plan.planning import _Planner
 from hf_whittle.plan.training_memory import Step
 from hf_whittle.report.folder import load_runs
 from hf_whittle.report.sections import make_sections
@@ -261,13 +263,15 @@ def test_plan_counts_tokens_of_the_students_vocabulary(make):
     assert any("has 264 of 300" in note and "--read-text" in note for note in plan.notes)
 
 
-def test_plan_of_epochs_counts_blocks_in_the_students_tokens(make, tmp_path):
-    training = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2}
-    recipe = make("epochs", heal=False, training=training)
-    plan, inputs = plan_recipe(recipe, "t4", read_text=True), Inputs(recipe)
-    own = inputs.text_of(SearchInputs(inputs, tmp_path, progress=False).space.tokens.choose(None, 264)).blocks["train"]
-    assert {plan.stage(name).tokens for name in ("student", "baseline")} == {32 * len(own)}
-    assert len(own) > len(inputs.blocks["train"])
+def test_plan_counts_training_text_in_the_students_tokens(make, tmp_path):
+    inputs = Inputs(recipe := make("read"))
+    space = SearchInputs(inputs, tmp_path, progress=False).space
+    blocks = {size: len(inputs.text_of(space.tokens.choose(None, size)).blocks["train"]) for size in (264, 280)}
+    assert blocks[264] > blocks[280] > len(inputs.blocks["train"])
+    subnets = (space.sample(Random(seed), make_bin(inputs, space)) for seed in range(20))
+    known = next(subnet for subnet in subnets if count(subnet.vocab_size) == 280)
+    for subnet, size in ((None, 264), (known, 280)):
+        assert _Planner(recipe, None, subnet, read_text=True).blocks.train == blocks[size]
 
 
 @pytest.mark.slow
