@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_whittle.hub.saving import describe
+from hf_whittle.recipe import Recipe
 from hf_whittle.record.results import Results
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
@@ -43,6 +44,11 @@ def test_a_page_is_the_one_rendered_now(folder, rendered):
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in rendered.iterdir()}
     assert (folder / "README.md").read_text("utf-8") == (rendered / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [folder.name for folder in FOLDERS if (folder / "recipe.yaml").is_file()])
+def test_the_recipe_beside_a_page_can_be_run(name):
+    assert Recipe.load(MODEL_CARDS / name / "recipe.yaml", teacher="teacher", output_dir="again").bin is not None
 
 
 @pytest.mark.slow

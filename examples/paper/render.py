@@ -43,9 +43,10 @@ with more seeds. Each result is kept by the content of the code and the settings
 interrupted experiment goes on.
 
 All is on the demo's teacher, a GPT-NeoX of 1.7M parameters, and on its text, the Python standard library, split by \
-module. Learning rates are picked on search text. Perplexity is on test blocks that the demo does not use, at most \
-{test_blocks} of a module; intervals of 90% are over modules and seeds, by bootstrap. Training text has 2.6M tokens: \
-longer budgets repeat it, as the teacher's training did. Nothing here says how larger models behave.
+module. Learning rates are picked on search text; a budget with one rate has that of a shorter one. Perplexity is on \
+test blocks that the demo does not use, at most {test_blocks} of a module; intervals of 90% are over modules and \
+seeds, by bootstrap. Training text has 2.6M tokens: longer budgets repeat it, as the teacher's training did. Nothing \
+here says how larger models behave.
 """
 
 
@@ -84,8 +85,8 @@ def _headline(results: dict[str, Any]) -> str:
         [
             "## Against random initialization",
             "",
-            "Students of 0.80M to 0.88M parameters, and random models of that size: stock ones, one of the student's "
-            "own architecture, and a stock one that learns from the teacher too. FLOPs are those of search, moments, "
+            "Students of 0.80M to 0.88M parameters, and random models of that size, some of which learn from the "
+            "teacher too. FLOPs are those of search, moments, "
             "healing, importance, the teacher's forward passes and training. "
             f"{count(seeds, 'seed')}.{_teacher(results, modules)}",
             "",

@@ -220,14 +220,20 @@ def _plans(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     cells = [
-        [row["search"], row["bin"], f"{row['evaluations']:,}", f"{(row['likely_flops'] or row['flops']) / 1e15:,.0f}"]
+        [
+            row["search"],
+            row["bin"],
+            f"{row['evaluations']:,}",
+            *(f"{flops / 1e15:,.0f}" for flops in (row["likely_flops"] or row["flops"], row["flops"])),
+        ]
         for row in rows
     ]
     return [
         f"Whole searches of {rows[0]['supernet']} by `hf-whittle plan`, each candidate on 4,096 tokens, moments on "
-        "131,072. The FLOPs of healed perplexity count moments and the healing of each candidate.",
+        "131,072. The FLOPs of healed perplexity count moments and the healing of each candidate; estimates are for "
+        "candidates drawn at random from the bin.",
         "",
-        table(["search", "bin", "evaluations at most", "PFLOPs"], cells),
+        table(["search", "bin", "evaluations at most", "PFLOPs, estimated", "PFLOPs at most"], cells),
         "",
     ]
 

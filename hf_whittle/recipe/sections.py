@@ -128,8 +128,8 @@ class SearchSection:
         default_factory=AdditiveSearchConfig, metadata={"help": f"One of {', '.join(sorted(ALGORITHMS))}."}
     )
     fitness: Literal[tuple(FITNESSES)] = field(  # type: ignore[valid-type]
-        default="healed-perplexity",
-        metadata={"help": "Fitness to minimize; perplexity is the paper's. See fitness/ and experimental/."},
+        default="perplexity",
+        metadata={"help": "Fitness to minimize, the paper's by default. See fitness/ and experimental/."},
     )
     batch_size: int | None = field(
         default=None,

@@ -169,7 +169,7 @@ def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
     assert row(page, "teacher") == ["9.88M", "", "8.765", ""]
     assert row(page, "random initialization") == ["5M", "35T", "", ""]
     assert row(page[page.index("of which search") :], "this student") == ["1.25M", "15.8T", "3.3T", "3.75T"]
-    assert "with 4 times fewer training tokens" in page and "the random initialization, 23.45:" in page
+    assert "with 4 times fewer training tokens. In FLOPs," in page and "the random initialization, 23.45:" in page
     assert "with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters" in page
     assert "read 233,472 tokens in all, at most 4,096 in an evaluation" in page
     assert "0.25 x cross-entropy + 0.75 x T² x KL(teacher || student), T = 1.5" in page

@@ -289,9 +289,9 @@ def test_recipe_made_in_python_is_the_one_that_is_read_back(tmp_path):
     assert Recipe.load(tmp_path / "recipe.yaml").to_dict() == recipe.to_dict()
 
 
-def test_students_are_chosen_and_started_healed_unless_the_recipe_says_otherwise():
+def test_students_are_chosen_as_slices_and_healed_unless_the_recipe_says_otherwise():
     assert Recipe.from_dict(MINIMAL).heal == HealingConfig()
-    assert Recipe.from_dict(MINIMAL).search.fitness == "healed-perplexity"
+    assert Recipe.from_dict(MINIMAL).search.fitness == "perplexity"
     assert Recipe.from_dict(MINIMAL | {"heal": False}).heal is False
 
 
@@ -472,7 +472,7 @@ def test_training_does_not_choose_the_folder():
         (
             "search.probe.steps",
             5,
-            "^search: probe has no effect with fitness: healed-perplexity; use fitness: probe or staged",
+            "^search: probe has no effect with fitness: perplexity; use fitness: probe or staged",
         ),
     ],
 )
