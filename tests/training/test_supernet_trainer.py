@@ -392,9 +392,9 @@ def args(tmp_path):
     return SupernetConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
 
 
-def test_a_model_that_is_no_supernetwork_is_refused(args, stock):
+def test_a_model_that_is_no_supernetwork_is_refused(args, tiny_config):
     with pytest.raises(ArchitectureError, match="needs a super-network to train, got a GPTNeoXForCausalLM"):
-        SupernetTrainer(GPTNeoXForCausalLM(stock.config), args)
+        SupernetTrainer(GPTNeoXForCausalLM(tiny_config), args)
 
 
 def test_weights_in_half_precision_are_refused(args):
