@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> Outcome:
     from ..recipe.recipe import Recipe
     from ..run.inputs import Inputs, load_config
     from ..run.preflight import check_loading
-    from ..run.vocabularies import check_vocab_sizes
+    from ..run.vocabularies import check_vocab_sizes, vocabulary_of_store
 
     logging.disable_progress_bar()
     with lock_in_first(options.output_dir):
@@ -59,9 +59,10 @@ def main(options: argparse.Namespace) -> Outcome:
         in_first(lambda: check_loading(inputs.recipe))
         in_first(lambda: load_config(inputs.recipe.teacher))  # raises if it has no table
         in_first(lambda: check_vocab_sizes(inputs))
+        vocabulary = vocabulary_of_store(inputs)
         first_on_each_machine(lambda: inputs.blocks)  # whose tokens the others find in the cache of datasets
         teacher, blocks = inputs.load_teacher(), inputs.blocks["train"]
-        arguments |= {"vocabulary": inputs.vocabulary, "dropped_tokens": training.dropped_tokens}
+        arguments |= {"vocabulary": vocabulary, "dropped_tokens": training.dropped_tokens}
         store = store_targets(teacher, blocks, options.output_dir, tokenizer=inputs.tokenizer, **arguments)
     facts = {"output_dir": options.output_dir, "tokens": store.tokens, "bytes_per_token": store.bytes_per_token}
     text = f"{store.tokens:,} tokens, {store.bytes_per_token} bytes each, are in {options.output_dir}"

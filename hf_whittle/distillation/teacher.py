@@ -6,18 +6,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compat.sharding import shard_with_fsdp2
 from ..compat.transformers import set_commit_hash
 from ..evaluation import evaluating
 from ..files.paths import expanded
-from ..files.sources import commit_of
+from ..files.sources import commit_of, load_tokenizer
 from ..loss.targets import DenseTargets, dense_targets
 from ..models.heads import output_layer
 from ..models.placement import input_device, is_sharded
 from ..models.weights import load_whole
 from .vocabularies import TeacherVocabulary
+
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
+"""Arguments of `from_pretrained` that say where a teacher is, and with it its tokenizer."""
 
 
 def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -41,6 +44,17 @@ def load_teacher(name: str | os.PathLike[str], options: dict[str, Any] | None = 
     teacher, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, **options)
     set_commit_hash(teacher.config, commit_of(name, **options))
     return teacher
+
+
+def tokenizer_of_teacher(
+    name: str | os.PathLike[str], options: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a teacher, of the same revision; arguments as for `load_teacher`.
+
+    Raises:
+        CheckpointError: if it has none.
+    """
+    return load_tokenizer(expanded(name), **{key: value for key, value in (options or {}).items() if key in _HUB})
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:

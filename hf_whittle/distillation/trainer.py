@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -18,7 +18,6 @@ from ..cost.models import forward_flops_per_token
 from ..data.batches import check_columns, collate_blocks, items_that_count
 from ..errors import NonFiniteLossError, VocabularyError
 from ..evaluation import perplexity
-from ..files.paths import expanded
 from ..hub.trainer import PublishingTrainer
 from ..loss.divergences import IGNORED, labels_of_rows
 from ..loss.hidden import layer_outputs
@@ -36,7 +35,7 @@ from .config import DistillationConfig
 from .non_finite import advise, describe_batch, first_non_finite_weight, loss_without_gradient
 from .projections import TrainsProjections, hidden_loss_of
 from .store.reader import LogitStore
-from .teacher import Teacher, check_apart, load_teacher
+from .teacher import Teacher, check_apart, load_teacher, tokenizer_of_teacher
 from .vocabularies import TeacherVocabulary, match_vocabularies
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
             no checkpoint, and only its device may change. Not loaded if `args.beta` and `args.hidden_weight` are 0.
         args (`DistillationConfig`, *optional*): training arguments and weights of the loss.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's tokenizer, compared with
-            `processing_class`; loaded from `teacher_model` if that is a checkpoint.
+            `processing_class`; loaded from `teacher_model`, of the same revision, if that is a checkpoint.
         data_collator (*optional*): by default `hf_whittle.data.collate_blocks`, for blocks without padding.
         subnet (`SubnetConfig`, *optional*): subnet of the teacher that the student was extracted from, for
             `args.hidden_weight`; known for students from `extract_subnet`.
@@ -153,14 +152,22 @@ class DistillationTrainer(TrainsProjections, LossInHead, WholeCheckpoints, Publi
                 raise ValueError(
                     f"{self.args.divergence} needs the teacher's whole distribution; with a store, use forward_kl"
                 )
-            teacher.check(temperature=self.args.temperature, vocab_size=student.config.vocab_size, tokenizer=ours)
+            if vocabulary is None and ours is not None and tokenizer is not None:
+                vocabulary = VocabularyMap.between(ours, tokenizer)
+            teacher.check(
+                temperature=self.args.temperature,
+                vocab_size=student.config.vocab_size,
+                tokenizer=ours,
+                vocabulary=vocabulary,
+                dropped_tokens=self.args.dropped_tokens,
+            )
             self.teacher = teacher
             self._recording.set_targets(teacher.in_words)
             return
         if isinstance(teacher, str | os.PathLike):
-            if tokenizer is None and ours is not None:
-                tokenizer = AutoTokenizer.from_pretrained(expanded(teacher))
             options: Any = self.args.teacher_model_init_kwargs
+            if tokenizer is None and vocabulary is None and ours is not None:
+                tokenizer = tokenizer_of_teacher(teacher, options)
             teacher = load_teacher(teacher, options)
         check_apart(student, teacher)
         dropped = self.args.dropped_tokens

@@ -67,16 +67,18 @@ def match_vocabularies(
     if vocabulary is None and student_tokenizer is not None and teacher_tokenizer is not None:
         vocabulary = VocabularyMap.between(student_tokenizer, teacher_tokenizer)
     if vocabulary is None:
-        kept = _kept_tokens(student, teacher)
-        if kept is None and ours == theirs:
+        record = _KeptTokens.recorded(student)
+        if record is None and ours == theirs:
             return None
+        kept = None if record is None else record.ids_in(teacher)
         if kept is None:
+            of_student = ours if record is None else f"{ours}, kept of {record.size or 'unknown'} others"
             raise VocabularyError(
-                f"the teacher's vocabulary has {theirs} entries, the student's {ours}; if that is padding, or the "
-                "student has a part of the teacher's tokens, show which tokens both have with processing_class=... "
+                f"the teacher's vocabulary has {theirs} entries, the student's {of_student}; if that is padding, or "
+                "the student has a part of the teacher's tokens, show which tokens both have with processing_class=... "
                 "and teacher_tokenizer=...; else use a teacher with the student's tokenizer"
             )
-        if needs_pieces:
+        if needs_pieces and len(kept) < theirs:
             raise VocabularyError(
                 "dropped_tokens='first_piece' needs to know how the student writes tokens that it lacks; give "
                 "processing_class=... and teacher_tokenizer=..., or set dropped_tokens='renormalized'"
@@ -96,28 +98,43 @@ def check_fits(vocabulary: VocabularyMap, student: int, teacher: int) -> None:
         )
 
 
-def _kept_tokens(student: Any, teacher: Any) -> tuple[int, ...] | None:
-    """Ids of the teacher's tokens that the student keeps by the records of their making; `None` if all or unknown.
+@dataclass(frozen=True)
+class _KeptTokens:
+    """Tokens that a student keeps of the model it was extracted from, by the record of its making.
 
-    Raises:
-        VocabularyError: if both are students of one model, of which each keeps tokens that the other lacks.
+    Args:
+        ids (`tuple[int, ...]`): their ids in that model.
+        size (`int`, *optional*): entries of that model's vocabulary; students of earlier versions do not know it.
     """
-    kept = _recorded(student)
-    of_teacher = kept and _recorded(teacher)
-    if kept is None or kept == of_teacher:
-        return None
-    if of_teacher is None:
-        return kept
-    places = {index: place for place, index in enumerate(of_teacher)}
-    lacking = [index for index in kept if index not in places]
-    if lacking:
-        raise VocabularyError(
-            f"the student keeps {len(lacking)} tokens that the teacher lacks, first that with id {lacking[0]} in the "
-            "model that both were extracted from; use a teacher with all tokens of the student"
-        )
-    return tuple(places[index] for index in kept)
 
+    ids: tuple[int, ...]
+    size: int | None
 
-def _recorded(model: Any) -> tuple[int, ...] | None:
-    kept = getattr(Lineage.of(model).subnet, "vocab_size", None)
-    return None if kept is None else indices(kept)
+    @classmethod
+    def recorded(cls, model: Any) -> "_KeptTokens | None":
+        """Those of a model; `None` if it keeps all tokens, or is no student."""
+        lineage = Lineage.of(model)
+        kept, supernet = getattr(lineage.subnet, "vocab_size", None), lineage.results.supernet
+        return None if kept is None else cls(indices(kept), None if supernet is None else supernet.vocab_size)
+
+    def ids_in(self, teacher: Any) -> tuple[int, ...] | None:
+        """Their ids in a teacher, by whose size the model they were kept of is known; `None` if it is another one.
+
+        Raises:
+            VocabularyError: if the teacher keeps a part of the same vocabulary, without all of them.
+        """
+        if self.size is None:
+            return None
+        if self.size == teacher.config.vocab_size:
+            return self.ids
+        others = _KeptTokens.recorded(teacher)
+        if others is None or others.size != self.size:
+            return None
+        places = {index: place for place, index in enumerate(others.ids)}
+        lacking = [index for index in self.ids if index not in places]
+        if lacking:
+            raise VocabularyError(
+                f"the student keeps {len(lacking)} tokens that the teacher lacks, first that with id {lacking[0]} in "
+                "the model that both were extracted from; use a teacher with all tokens of the student"
+            )
+        return tuple(places[index] for index in self.ids)

@@ -22,7 +22,7 @@ from ..models.source import Source, source_of
 from ..models.student import student_class, student_config
 from ..models.token_ids import renumbered
 from ..models.weights import check_plain_weights, kept_weights, weight_factors
-from ..record.facts import TrainingFacts
+from ..record.facts import SourceFacts, TrainingFacts
 from ..record.lineage import Lineage
 from ..record.results import Results
 from ..record.source import checkpoint_facts
@@ -140,7 +140,11 @@ def _extract(source: Source, extraction: Extraction, progress: bool) -> Any:
     student.config.name_or_path = student.name_or_path = ""  # instead of "None", the checkpoint given above
     make_portable(student)
     facts = checkpoint_facts(source.config)
-    results = Results(supernet=facts if facts.name else None, student=TrainingFacts(parameters=num_parameters(config)))
+    if subnet.vocab_size is not None:
+        facts = replace(facts, vocab_size=source.config.vocab_size)
+    results = Results(
+        supernet=None if facts == SourceFacts() else facts, student=TrainingFacts(parameters=num_parameters(config))
+    )
     Lineage(subnet, report, results).attach(student)
     if source.generation_config is not None:
         settings = source.generation_config.to_dict()

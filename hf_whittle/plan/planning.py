@@ -115,7 +115,7 @@ class _Planner:
         if self.recipe.origin == self.recipe.teacher:
             return self.origin
         config = load_config(self.recipe.teacher)
-        check_vocabularies(self.recipe, self.origin, config)
+        check_vocabularies(self.vocabularies.inputs, self.origin, config)
         return config
 
     @cached_property

@@ -53,6 +53,7 @@ class SourceFacts(Facts):
         on_hub (`bool`, *optional*, defaults to `False`): whether the Hub has it.
         commit (`str`, *optional*): its commit there.
         license, license_name, license_link, language (*optional*): metadata of its card.
+        vocab_size (`int`, *optional*): entries of its vocabulary, if a student keeps tokens by their ids in it.
     """
 
     name: str = ""
@@ -62,6 +63,7 @@ class SourceFacts(Facts):
     license_name: str = ""
     license_link: str = ""
     language: str | list[str] = ""
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if Path(self.name).is_absolute():  # older versions wrote the whole path
@@ -220,6 +222,7 @@ class TrainingArgumentFacts(Facts):
     jsd_weight: float | None = None
     hidden_weight: float | None = None
     hidden_loss: str | None = None
+    dropped_tokens: str | None = None
     learning_rate: float | None = None
     lr_scheduler_type: str | None = None
     train_batch_size: int | None = None

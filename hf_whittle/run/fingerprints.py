@@ -56,6 +56,8 @@ def input_fingerprints(inputs: Inputs) -> dict[str, str]:
         "the text": inputs.text.fingerprint(),
         "the tokenizer": tokenizer_fingerprint(inputs.tokenizer),
     }
+    if recipe.origin != recipe.teacher:
+        found["the teacher's tokenizer"] = tokenizer_fingerprint(inputs.teacher_tokenizer)
     if recipe.student is not None:
         found[f"the student {recipe.student}"] = checkpoint_fingerprint(recipe.student)
     if recipe.supernet is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.registry import check_model_type
 from ..distillation.teacher import load_teacher
@@ -41,31 +41,30 @@ class Inputs:
 
     recipe: Recipe
     _of_students: dict[Kept, Text] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _vocabularies: dict[Kept | None, VocabularyMap] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the super-network, or of the student that is given.
-
-        Raises:
-            VocabularyError: if it has other tokens than the teacher's, or a part that `prune_tokenizer` did not make.
-        """
-        tokenizer = load_tokenizer(self.recipe.origin)
-        if self.recipe.origin != self.recipe.teacher:
-            VocabularyMap.between(tokenizer, self.teacher_tokenizer)
-        return tokenizer
+        """Tokenizer of the super-network, or of the student that is given."""
+        return load_tokenizer(self.recipe.origin)
 
     @cached_property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the teacher."""
         if self.recipe.origin == self.recipe.teacher:
             return self.tokenizer
-        return load_checkpoint(AutoTokenizer.from_pretrained, self.recipe.teacher)
+        return load_tokenizer(self.recipe.teacher)
 
-    @cached_property
-    def vocabulary(self) -> VocabularyMap | None:
-        """The map from the tokens of `tokenizer` to the teacher's; `None` if they are the same."""
-        found = VocabularyMap.between(self.tokenizer, self.teacher_tokenizer)
-        return None if found.is_identity else found
+    def vocabulary_of(self, kept: Kept | None = None) -> VocabularyMap:
+        """The map to the teacher's tokens from those of a student, which keeps a part of the super-network's or all.
+
+        Raises:
+            VocabularyError: if they are not the teacher's, nor a part that `prune_tokenizer` made a tokenizer of.
+        """
+        if kept not in self._vocabularies:
+            tokenizer = self.tokenizer if kept is None else self.tokenizer_of(kept)
+            self._vocabularies[kept] = VocabularyMap.between(tokenizer, self.teacher_tokenizer)
+        return self._vocabularies[kept]
 
     @cached_property
     def text(self) -> Text:

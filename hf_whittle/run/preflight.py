@@ -71,7 +71,7 @@ def check_teacher(inputs: Inputs) -> None:
     """
     check_loading(inputs.recipe)
     config = load_config(inputs.recipe.teacher)
-    check_vocabularies(inputs.recipe, inputs.origin_config, config)
+    check_vocabularies(inputs, inputs.origin_config, config)
     check_vocab_sizes(inputs)
 
 

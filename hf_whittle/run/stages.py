@@ -85,7 +85,12 @@ def _find(inputs: Inputs, ledger: Ledger, progress: bool) -> tuple[SearchResult,
 
 def supernet_facts(inputs: Inputs, ledger: Ledger) -> SourceFacts:
     """The checkpoint that the student is extracted from."""
-    return ledger.once("supernet", SourceFacts, lambda: in_first(lambda: checkpoint_facts(inputs.origin_config)))
+    config, chooses_tokens = inputs.origin_config, inputs.recipe.space.vocab_sizes is not None
+
+    def facts() -> SourceFacts:
+        return replace(checkpoint_facts(config), vocab_size=config.vocab_size if chooses_tokens else None)
+
+    return ledger.once("supernet", SourceFacts, lambda: in_first(facts))
 
 
 def data_facts(inputs: Inputs) -> DataFacts:

@@ -90,11 +90,6 @@ class Trainers:
         self, model: PreTrainedModel, args: DistillationConfig, blocks: dict[str, Dataset], callbacks: list[Any]
     ) -> DistillationTrainer:
         """The trainer of a model on the splits `train` and `test`."""
-        theirs = self.inputs.teacher_tokenizer
-        differs = (
-            theirs.get_vocab() != self.tokenizer.get_vocab()
-            or self.inputs.teacher_config.vocab_size != model.config.vocab_size
-        )
         return DistillationTrainer(
             model=model,
             teacher_model=self.targets if args.has_teacher else None,
@@ -102,7 +97,7 @@ class Trainers:
             train_dataset=blocks["train"],
             eval_dataset=blocks["test"],
             processing_class=self.tokenizer,
-            teacher_tokenizer=theirs if differs else None,
+            vocabulary=self.inputs.vocabulary_of(self.kept) if args.has_teacher else None,
             callbacks=callbacks,
         )
 

@@ -16,11 +16,9 @@ from ..distillation.vocabularies import check_fits
 from ..errors import RecipeError, VocabularyError
 from ..evaluation import as_input_ids
 from ..evaluation.texts import count_bytes, encode_texts
-from ..files.sources import load_tokenizer
 from ..files.text import read_json, write_json
 from ..fingerprints import tokenizer_fingerprint
 from ..processes import in_first
-from ..recipe.recipe import Recipe
 from ..space.search_space import SearchSpace
 from ..subnet import Kept
 from ..vocabulary import VocabularyMap, minimum_size, rank_tokens
@@ -32,24 +30,37 @@ RANKED_TOKENS = 2**22
 """Most tokens of training text that the others are ranked by."""
 
 
-def check_vocabularies(recipe: Recipe, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Find out whether the student and the search's probes can learn from the teacher.
+def check_vocabularies(inputs: Inputs, supernet: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+    """Find out whether the student and the search's candidates can learn from the teacher, if they are to.
 
     Raises:
-        VocabularyError: if its vocabulary is not the super-network's, and something is to learn from it: a student
-            whose tokens are not a part of the teacher's, or candidates of a search.
+        VocabularyError: if a student is to learn from it whose tokens are not a part of the teacher's, or candidates
+            are whose tokens are not the teacher's.
     """
-    size, beta = supernet.vocab_size, recipe.training_arguments(recipe.output_dir).beta
-    if teacher.vocab_size == size:
+    recipe = inputs.recipe
+    if recipe.origin == recipe.teacher:
         return
-    if recipe.search.fitness == "kl" or (recipe.search.has_probes and max(beta, recipe.probe_config.beta) > 0):
+    needs_same = recipe.search.fitness == "kl" or (recipe.search.has_probes and recipe.probe_config.beta > 0)
+    if needs_same and (teacher.vocab_size != supernet.vocab_size or not inputs.vocabulary_of().is_identity):
         raise VocabularyError(
             f"the vocabulary of the teacher {recipe.teacher} has {teacher.vocab_size} entries, that of the "
-            f"super-network {size}; use a teacher with the same vocabulary, or a search.fitness that has no teacher"
+            f"super-network {supernet.vocab_size}; candidates learn from one with the same tokens: use a teacher with "
+            "the same vocabulary, or a search.fitness that has no teacher"
         )
-    if beta > 0:
-        vocabulary = VocabularyMap.between(load_tokenizer(recipe.origin), load_tokenizer(recipe.teacher))
-        check_fits(vocabulary, size, teacher.vocab_size)
+    if recipe.training_arguments(recipe.output_dir).has_teacher:
+        check_fits(inputs.vocabulary_of(), supernet.vocab_size, teacher.vocab_size)
+
+
+def vocabulary_of_store(inputs: Inputs) -> VocabularyMap | None:
+    """The map that a store of the teacher's targets is made with; `None` if these are for the student as they are.
+
+    A teacher with more entries for the same tokens has targets of the student's entries alone.
+    """
+    vocabulary, size = inputs.vocabulary_of(), inputs.origin_config.vocab_size
+    check_fits(vocabulary, size, inputs.teacher_config.vocab_size)
+    if not vocabulary.is_identity:
+        return vocabulary
+    return VocabularyMap.of_kept(size) if size < inputs.teacher_config.vocab_size else None
 
 
 def check_vocab_sizes(inputs: Inputs) -> None:

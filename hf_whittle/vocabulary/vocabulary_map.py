@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,11 @@ class VocabularyMap:
 
     def __len__(self) -> int:
         return len(self.to_teacher)
+
+    @property
+    def without_pieces(self) -> "VocabularyMap":
+        """The same map as if the tokenizers were not known."""
+        return replace(self, dropped=self.dropped[:0], first_pieces=self.first_pieces[:0])
 
     @property
     def is_identity(self) -> bool:

@@ -459,6 +459,7 @@ def test_student_is_never_worse_on_the_held_out_text(supernet, text, draw_within
         assert_same_weights(student, unhealed)
 
 
+@pytest.mark.slow_after(1)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**16), blocks=st.sampled_from([2, 3, 40]), optional=st.booleans())
 def test_student_of_every_architecture_is_never_worse_on_the_held_out_text(

@@ -431,6 +431,7 @@ def test_token_is_sent_and_stays_out_of_the_error(online, kind, loader):
     assert TOKEN not in attempt["text"]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("kind", "loader"), LOADERS)
 def test_nothing_is_sent_as_a_token_unless_it_is_given(online, kind, loader):
     attempt = online[loader.__name__]["no token"]
@@ -533,6 +534,7 @@ def test_uneven_student_runs_by_its_own_code_where_hf_whittle_is_not_installed(e
     assert elsewhere["tokens"] == tokens.tolist()
 
 
+@pytest.mark.slow
 def test_auto_model_gives_the_backbone_where_hf_whittle_is_not_installed(elsewhere):
     assert elsewhere["backbone"] == "WhittleGPTNeoXModel"
 

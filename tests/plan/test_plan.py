@@ -53,6 +53,7 @@ def test_tokens_are_those_of_the_run(plan, results):
         assert plan.stage(name).tokens == results[name]["tokens"]
 
 
+@pytest.mark.slow
 def test_flops_bound_those_of_the_run(plan, results):
     assert not plan.is_student_known and plan.student >= results["student"]["parameters"]
     assert all(plan.stage(name).is_bound for name in ("search", "healing", "student", "baseline"))

@@ -33,6 +33,7 @@ def test_processes_divide_the_time_of_all_that_they_do_together(plans):
     assert two.processes == 2 and "on 2 devices of a100-80gb" in summary(two) and "that of each process" in summary(two)
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_part_of_a_batch_and_gradients_twice(plans):
     one, two, half = plans
     for name in ("student", "baseline"):

@@ -16,7 +16,7 @@ from hf_whittle.distillation.store.writer import store_targets
 from hf_whittle.errors import OutputError, StoreError
 from hf_whittle.fingerprints import checkpoint_fingerprint, model_fingerprint, tokenizer_fingerprint
 from hf_whittle.run import run
-from hf_whittle.run.fingerprints import check_inputs
+from hf_whittle.run.fingerprints import INPUTS_FILE, check_inputs, compare, input_fingerprints
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.ledger import Ledger
 from hf_whittle.run.preflight import check_teacher
@@ -103,6 +103,24 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(make):
     exchange_tokenizer(make.home / "teacher")
     with pytest.raises(OutputError, match="inputs have other contents now: the tokenizer; restore them"):
         run(recipe, progress=False)
+
+
+def test_tokenizer_of_a_teacher_apart_is_an_input_too(make):
+    inputs = Inputs(make(supernet=str(make.home / "net")))
+    found = input_fingerprints(inputs)
+    exchange_tokenizer(make.home / "teacher")
+    changed = input_fingerprints(Inputs(inputs.recipe))
+    assert [name for name in found if found[name] != changed[name]] == ["the teacher's tokenizer"]
+    assert "the teacher's tokenizer" not in input_fingerprints(Inputs(make()))
+    path, (out, stages) = make.home / "out" / INPUTS_FILE, (make.home / "out", make.home / "out" / "stages")
+    stages.mkdir(parents=True)
+    (stages / "search.json").write_text("{}")
+    for known in (found, {name: value for name, value in found.items() if name != "the teacher's tokenizer"}):
+        path.write_text(json.dumps(known))
+        compare(out, [found])  # the second as in folders of earlier versions
+        assert json.loads(path.read_text()) == found
+    with pytest.raises(OutputError, match="inputs have other contents now: the teacher's tokenizer; restore"):
+        compare(out, [changed])
 
 
 @pytest.mark.slow

@@ -69,6 +69,7 @@ def test_a_checkpoint_cut_off_while_written_is_passed_over(same_recipe, results,
     assert run(same_recipe, progress=False)["student"]["curve"] == results["student"]["curve"]
 
 
+@pytest.mark.slow
 def test_training_may_be_mended_after_the_search_and_the_search_is_kept(
     teacher_folder, texts, same_recipe, results, monkeypatch
 ):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from random import Random
 import pytest
 import torch
 from broken_runs import break_off, weights_that_differ
+from datasets import Dataset
 from fixtures_run import make_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -26,9 +28,10 @@ from hf_whittle.report.sections import make_sections
 from hf_whittle.run import run
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.search_inputs import SearchInputs, make_bin
-from hf_whittle.run.vocabularies import ORDER_FILE, token_order
+from hf_whittle.run.trainers import Trainers
+from hf_whittle.run.vocabularies import ORDER_FILE, check_vocabularies, token_order
 from hf_whittle.subnet import count
-from hf_whittle.vocabulary import prune_tokenizer
+from hf_whittle.vocabulary import VocabularyMap, prune_tokenizer
 
 SECTIONS = {
     "space": {"vocab_sizes": [280, 264]},
@@ -74,7 +77,7 @@ def test_student_has_the_first_tokens_of_the_order(recipe, results, tokenizer):
     folder, facts = Path(recipe.output_dir), results["vocabulary"]
     order = json.loads((folder / "stages" / ORDER_FILE).read_text())["order"]
     kept = sorted(order[: facts["size"]])
-    assert facts["size"] in (264, 280) and facts["teacher_size"] == 300
+    assert facts["size"] in (264, 280) and facts["teacher_size"] == results["supernet"]["vocab_size"] == 300
     assert count(SubnetConfig.from_pretrained(folder).vocab_size) == len(tokenizer) == facts["size"]
     teacher = AutoTokenizer.from_pretrained(recipe.teacher)
     assert tokenizer.convert_ids_to_tokens(range(len(kept))) == teacher.convert_ids_to_tokens(kept)
@@ -212,6 +215,27 @@ def test_store_for_a_given_student_is_in_its_tokens(given, tmp_path, capsys):
     whole = AutoTokenizer.from_pretrained(recipe.teacher)
     saved = AutoTokenizer.from_pretrained(recipe.output_dir)
     assert saved.get_vocab() == prune_tokenizer(whole, kept).get_vocab()
+
+
+def test_trainers_of_a_run_know_the_tokens_of_student_and_teacher(given, make, tmp_path, monkeypatch):
+    recipe, kept = given
+    made, between = [], VocabularyMap.between
+    monkeypatch.setattr(VocabularyMap, "between", lambda *tokenizers: made.append(between(*tokenizers)) or made[-1])
+    student = AutoModelForCausalLM.from_pretrained(recipe.student)
+    same = shutil.copytree(recipe.student, tmp_path / "same")  # a teacher with the same tokens and no record of them
+    for name in ("subnet.json", "results.json"):
+        (same / name).unlink()
+    blocks = dict.fromkeys(("train", "test"), Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8}))
+    for teacher, ids in ((recipe.teacher, kept), (str(same), None)):
+        inputs = Inputs(replace(recipe, teacher=teacher))
+        assert inputs.tokenizer is not None
+        check_vocabularies(inputs, inputs.origin_config, inputs.teacher_config)
+        trainers = Trainers(inputs)
+        args = recipe.training_arguments(tmp_path / "out")
+        trainer, _ = (trainers.make(student, args, blocks, []) for _ in range(2))
+        of_teacher = trainer._teacher._vocabulary
+        assert (None if of_teacher is None else of_teacher.to_teacher.tolist()) == ids
+    assert len(made) == 2
 
 
 def test_store_for_a_search_of_the_vocabulary_is_refused(recipe, tmp_path, capsys):

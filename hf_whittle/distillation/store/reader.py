@@ -15,7 +15,13 @@ from ...errors import StoreError
 from ...files.paths import expanded
 from ...fingerprints import model_fingerprint
 from ...loss.targets import SparseTargets
+from ...vocabulary.vocabulary_map import VocabularyMap
 from .files import AGAIN, checksum, digest_blocks, read_settings, shard_path, vocabulary_fingerprint
+
+_OWN = (
+    "store the teacher's targets for the student's tokens: store_targets(vocabulary=...) on blocks of these, or "
+    "hf-whittle store-logits with a recipe that has this student"
+)
 
 
 class LogitStore:
@@ -80,15 +86,19 @@ class LogitStore:
         temperature: float | None = None,
         vocab_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        vocabulary: VocabularyMap | None = None,
+        dropped_tokens: str | None = None,
         teacher: PreTrainedModel | None = None,
     ) -> None:
         """Check that the store fits a training; arguments that are `None` are skipped.
 
         Args:
             temperature (`float`, *optional*): temperature of the loss.
-            vocab_size (`int`, *optional*): entries of the student's vocabulary, no fewer than the teacher's.
+            vocab_size (`int`, *optional*): entries of the student's vocabulary, no fewer than the store's.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): the student's tokenizer; compared if the store has the
-                fingerprint of the teacher's.
+                fingerprint of the one that its blocks were made with.
+            vocabulary (`VocabularyMap`, *optional*): the map from the student's tokens to the teacher's.
+            dropped_tokens (`str`, *optional*): as in `DistillationConfig`; no effect on stores without dropped tokens.
             teacher (`PreTrainedModel`, *optional*): the teacher the store should be made with, in any precision.
 
         Raises:
@@ -102,19 +112,38 @@ class LogitStore:
             )
         if vocab_size is not None and vocab_size < size:
             raise StoreError(
-                f"the store at {self.folder} is for a vocabulary of {size} entries, the student has {vocab_size}; use "
-                "a teacher with the student's vocabulary"
+                f"the store at {self.folder} is for a vocabulary of {size} entries, the student has {vocab_size}; "
+                f"{_OWN}"
             )
         if tokenizer is not None and known is not None and known != vocabulary_fingerprint(tokenizer):
             raise StoreError(
-                f"the store at {self.folder} was made with a tokenizer of another vocabulary; use the teacher's "
-                f"tokenizer, or {AGAIN}"
+                f"the store at {self.folder} was made with a tokenizer of another vocabulary than the student's; {_OWN}"
             )
+        self._check_map(vocabulary, dropped_tokens)
         precisions = (None, torch.float32, torch.bfloat16, torch.float16)
         if teacher is not None and not any(model_fingerprint(teacher, p) == self.settings.teacher for p in precisions):
             raise StoreError(
                 f"the store at {self.folder} was made with another teacher than {teacher.config.name_or_path}, or "
                 f"that one has changed since; {AGAIN} into another folder"
+            )
+
+    def _check_map(self, vocabulary: VocabularyMap | None, dropped_tokens: str | None) -> None:
+        """Check that the targets were restricted to a student's tokens by the same map and in the same way."""
+        stored, _, way = (self.settings.vocabulary or "").partition(", ")
+        same_ids = VocabularyMap.of_kept(self._encoding.vocab_size).fingerprint  # of a teacher with more padding
+        is_identity = stored in ("", same_ids)
+        fits = vocabulary is None or vocabulary.fingerprint == stored or (vocabulary.is_identity and is_identity)
+        if vocabulary is not None and not fits and way == "renormalized":  # which needs no pieces
+            fits = vocabulary.without_pieces.fingerprint == stored
+        if not fits:
+            raise StoreError(
+                f"the store at {self.folder} was made with another map from the student's tokens to the teacher's than "
+                f"the training has; {_OWN}"
+            )
+        if dropped_tokens is not None and not is_identity and dropped_tokens != way:
+            raise StoreError(
+                f"the store at {self.folder} was made with dropped_tokens={way!r}, the training has "
+                f"{dropped_tokens!r}; train with that of the store, or {AGAIN} with that of the training"
             )
 
     def targets(self, input_ids: torch.Tensor) -> SparseTargets:
