@@ -84,6 +84,12 @@ def check_vocab_sizes(inputs: Inputs) -> None:
     if sizes is None:
         return
     least, most, whole = minimum_size(inputs.tokenizer), len(inputs.tokenizer), inputs.origin_config.vocab_size
+    beyond = max(inputs.tokenizer.get_vocab().values()) + 1
+    if beyond > whole:
+        raise RecipeError(
+            f"space.vocab_sizes: the tokenizer of {inputs.recipe.origin} has {beyond} tokens, the model embeddings for "
+            f"{whole}; only a tokenizer whose tokens all have embeddings can lose some, so leave vocab_sizes out"
+        )
     wrong = [size for size in sizes if not least <= size <= most and size != whole]
     if wrong:
         raise RecipeError(

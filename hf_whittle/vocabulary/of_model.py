@@ -24,8 +24,13 @@ def tokenizer_of_subnet(
 
 
 def check_has_tokens(vocab_size: int, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise `VocabularyError` if a model of `vocab_size` embeddings lacks a token of the tokenizer, called `name`."""
-    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    """Raise `VocabularyError` if a model of `vocab_size` embeddings lacks a token of the tokenizer, called `name`.
+
+    Special tokens may lie beyond: that of images in Gemma 3's tokenizer does for its smaller models, which read text
+    alone, and so does a token for padding that was added and is masked. Ids of a text are checked where it is read.
+    """
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokens = max((index for index in tokenizer.get_vocab().values() if index not in special), default=-1) + 1
     if tokens > vocab_size:
         raise VocabularyError(
             f"{name} has {tokens} tokens, the model only {vocab_size} embeddings; use the model's own tokenizer, which "

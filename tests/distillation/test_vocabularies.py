@@ -196,6 +196,16 @@ def test_the_teachers_tokenizer_for_the_student_is_an_error(tmp_path, tokenizers
         make_trainer(tmp_path, tokenizers[1], tokenizers[1], beta=beta)
 
 
+def test_models_without_an_entry_for_a_special_token_learn_from_each_other(tmp_path):
+    """As for the token for images of the small Gemma 3 models."""
+    tokenizer = whole_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    student, teacher = (make_model(seed, vocab_size=SIZE) for seed in (1, 2))
+    trainer = make_trainer(tmp_path, tokenizer, tokenizer, teacher, student)
+    assert trainer._teacher._vocabulary is None
+    assert math.isfinite(trainer.train().training_loss)
+
+
 def test_an_unknown_way_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="dropped_tokens must be one of first_piece, renormalized, got 'ignored'"):
         DistillationConfig(str(tmp_path), dropped_tokens="ignored")

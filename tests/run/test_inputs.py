@@ -28,7 +28,7 @@ from hf_whittle.run import run
 from hf_whittle.run.changes import check_changes
 from hf_whittle.run.inputs import Inputs
 from hf_whittle.run.preflight import check_teacher
-from hf_whittle.run.vocabularies import check_vocabularies
+from hf_whittle.run.vocabularies import check_vocab_sizes, check_vocabularies
 from hf_whittle.vocabulary import rank_tokens
 
 
@@ -102,6 +102,20 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(teacher_folder, texts, tm
     tokenizer.save_pretrained(tmp_path / "teacher")
     with pytest.raises(VocabularyError, match=f"has {size + 1} tokens, the model only {size} embeddings"):
         run(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"), progress=False)
+
+
+def test_a_special_token_beyond_the_model_is_none_of_its_text(teacher_folder, texts, tmp_path):
+    """The tokenizer of the small Gemma 3 models has one, for images."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    of_text = Inputs(make_recipe(tmp_path / "teacher", texts, tmp_path / "run"))
+    assert of_text.origin_config.vocab_size == len(tokenizer) - 1
+    assert as_input_ids(of_text.blocks["test"], len(tokenizer) - 1).numel()
+    sizes = {"space": {"vocab_sizes": [280]}, "search": {"fitness": "bits-per-byte"}}
+    with pytest.raises(RecipeError, match=f"has {len(tokenizer)} tokens, the model embeddings for 300; .* leave vocab"):
+        check_vocab_sizes(Inputs(make_recipe(tmp_path / "teacher", texts, tmp_path / "cut", **sizes)))
 
 
 def test_a_corrected_recipe_runs_in_the_folder_of_one_that_failed_at_once(teacher_folder, texts, tmp_path):
