@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "space": "architectures cost errors importance kept models subnet",
     "loss": "architectures compat evaluation models subnet",
     "healing": "architectures checks compat cost errors evaluation files models progress subnet",
-    "record": "compat evaluation files healing subnet",
+    "record": "compat evaluation files healing models subnet",
     "extraction": "architectures compat cost errors evaluation files healing kept models record subnet vocabulary",
     "fitness": "checks compat cost errors evaluation extraction fingerprints healing loss models subnet",
     "search": "architectures checks cost errors files fitness models plots processes progress record space subnet",

@@ -90,7 +90,7 @@ class LatencyModel:
             ValueError: if there are too few subnets, or a setting is out of range.
             SubnetError: if the model is no super-network.
         """
-        from .timing import device_name  # imports torch
+        from ..models.placement import device_name  # imports torch
 
         if not hasattr(supernet, "active_subnet"):
             raise SubnetError(f"a {type(supernet).__name__} has no subnets to time; load it as a super-network")

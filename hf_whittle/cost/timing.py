@@ -93,10 +93,3 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a device, with the number of threads of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

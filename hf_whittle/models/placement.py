@@ -127,3 +127,11 @@ class _LoadedWeights(Mapping[str, torch.Tensor]):
 def weights_of(model: Any) -> Mapping[str, torch.Tensor]:
     """The weights of a model by name, offloaded ones included."""
     return _LoadedWeights(model)
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a device, with the number of threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    number = torch.get_num_threads()
+    return f"CPU, {number} thread{'s' * (number != 1)}" if device.type == "cpu" else device.type

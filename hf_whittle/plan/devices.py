@@ -98,6 +98,7 @@ def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: i
     import torch
 
     from ..cost.counts import training_flops_per_token
+    from ..models.placement import device_name
     from .models import shallow
 
     on_gpu = device.type == "cuda"
@@ -109,7 +110,7 @@ def measure_device(config: "PreTrainedConfig", subnet: "SubnetConfig", length: i
     rates = {
         name: flops / _seconds_of_step(model, input_ids, enabled) for name, enabled in (("fp32", False), ("bf16", True))
     }
-    name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    name = device_name(device) if on_gpu else f"this {device_name(device)}"
     source = f"measured: training steps of one layer of the student, {tokens} tokens a block"
     return Device(name, memory, rates["bf16"], rates["fp32"], source, 1.0, not on_gpu)
 

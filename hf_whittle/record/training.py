@@ -9,6 +9,7 @@ import transformers
 
 from .. import __version__
 from ..evaluation import perplexity
+from ..models.placement import device_name
 from .facts import CurvePoint, Environment, TrainingArgumentFacts, TrainingFacts
 
 if TYPE_CHECKING:
@@ -64,11 +65,10 @@ def training_curve(state: "TrainerState", of_bytes: bool = False) -> tuple[Curve
 
 def environment(device: torch.device) -> Environment:
     """Versions and hardware of a stage."""
-    on_gpu = device.type == "cuda"
     return Environment(
         hf_whittle=__version__,
         transformers=transformers.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
-        hardware=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        hardware=device_name(device),
     )

@@ -28,7 +28,7 @@ from hf_whittle.errors import BinError, OutputError
 SECONDS = LatencyModel(
     polynomial=fixtures_search.SECONDS,
     error=0.02,
-    device="cpu, 1 threads",
+    device="CPU, 1 thread",
     dtype="float32",
     batch_size=1,
     sequence_length=16,

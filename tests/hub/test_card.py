@@ -61,7 +61,7 @@ RESULTS = {
             "bf16": False,
         },
         "seconds": 321.4,
-        "environment": {"hardware": "CPU, 1 threads"},
+        "environment": {"hardware": "CPU, 1 thread"},
     },
     "teacher": {
         "name": "someone/teacher",
@@ -76,7 +76,7 @@ RESULTS = {
         "transformers": "5.23",
         "torch": "2.13",
         "python": "3.11.7",
-        "hardware": "CPU, 1 threads",
+        "hardware": "CPU, 1 thread",
     },
 }
 BASELINE = {
@@ -173,7 +173,7 @@ def test_numbers_on_the_page_are_those_of_the_results(tmp_path):
     assert "with seed 5, made 57 evaluations of subnets of 1.1M to 1.3M parameters" in page
     assert "read 233,472 tokens in all, at most 4,096 in an evaluation" in page
     assert "0.25 x cross-entropy + 0.75 x T² x KL(teacher || student), T = 1.5" in page
-    assert "batches of 24 blocks and seed 42" in page and "Training took 321 s on CPU, 1 threads" in page
+    assert "batches of 24 blocks and seed 42" in page and "Training took 321 s on CPU, 1 thread" in page
 
 
 def test_title_of_the_page_is_the_name_of_the_folder_or_of_the_repository(tmp_path):
