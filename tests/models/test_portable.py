@@ -417,9 +417,10 @@ def test_folder_without_a_tokenizer_stays_empty(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DistillationTrainer, SupernetTrainer])
-def test_trainers_save_such_a_tokenizer(supernet, teacher_folder, tmp_path, kind):
+def test_trainers_save_such_a_tokenizer(make_stock, make_supernet, teacher_folder, tmp_path, kind):
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
-    model = copy.deepcopy(supernet) if kind is SupernetTrainer else extract_subnet(supernet, STOCK)
+    supernet = make_supernet(make_stock(vocab_size=len(tokenizer)))
+    model = supernet if kind is SupernetTrainer else extract_subnet(supernet, STOCK)
     trainer_of(model, tmp_path / "out", kind, processing_class=tokenizer).save_model(str(tmp_path / "saved"))
     settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
