@@ -1,6 +1,5 @@
 """Saved files have the names and settings of stock files, however they were saved."""
 
-import copy
 import json
 
 import pytest
