@@ -165,7 +165,7 @@ def test_student_compiled_with_a_static_cache_generates_the_same_tokens(student,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gpt_neox", *SLOW], indirect=True)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma3_text"], indirect=True)
 def test_student_compiled_for_any_length_is_compiled_once(student, input_ids, compiled):
     model = compiled(student, dynamic=True)
     first(model, input_ids[:, :5].contiguous(), use_cache=False)
