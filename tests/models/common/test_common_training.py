@@ -130,8 +130,8 @@ def compiled():
     torch._dynamo.reset()
 
 
-SLOW = ("gemma3_text", "cohere", "gpt2", "opt")
-"""Beside GPT-NeoX, architectures that compute otherwise: norms, scales, positions and sliding windows."""
+SLOW = ("gemma3_text", "gpt2")
+"""Beside GPT-NeoX, architectures that compute otherwise: norms, positions and sliding windows."""
 COMPILED = pytest.mark.parametrize(
     ("architecture", "backend"),
     [
