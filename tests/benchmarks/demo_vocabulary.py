@@ -44,14 +44,15 @@ def measure() -> dict[str, Any]:
     texts = {name: [text for text in of["text"] if text] for name, of in documents.items()}
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     order = rank_tokens(tokenizer, _spread(texts["train"], RANKED))
-    test = _spread([piece for text in texts["test"] for piece in in_pieces(text)], TESTED)
-    pieces = [piece for text in texts["train"] for piece in in_pieces(text)]
+    pieces, searched, tested = (
+        [piece for text in texts[name] for piece in in_pieces(text)] for name in ("train", "search", "test")
+    )
     supernet: Any = AutoSuperNetForCausalLM.from_pretrained(TEACHER, dtype="float32")
-    bench = Bench(supernet, tokenizer, order, pieces, test, BUDGET)
+    bench = Bench(supernet, tokenizer, order, pieces, _spread(tested, TESTED), BUDGET)
     return {
         "orders": _orders(tokenizer, order, texts["test"]),
         "dropped tokens": _dropped(bench),
-        "search": [_searched(bench, sizes, texts["search"]) for sizes in SEARCHED],
+        "search": [_searched(bench, sizes, _spread(searched, 16)) for sizes in SEARCHED],
     }
 
 
@@ -86,7 +87,7 @@ def _dropped(bench: Bench) -> dict[str, Any]:
     return rows
 
 
-def _searched(bench: Bench, sizes: tuple[int, ...], texts: list[str]) -> dict[str, Any]:
+def _searched(bench: Bench, sizes: tuple[int, ...], pieces: list[str]) -> dict[str, Any]:
     """The student of a search that may choose from some sizes of the vocabulary."""
     space = SearchSpace.from_config(
         bench.teacher.config, layer_wise=True, vocab_sizes=list(sizes), token_order=list(bench.order)
@@ -95,7 +96,7 @@ def _searched(bench: Bench, sizes: tuple[int, ...], texts: list[str]) -> dict[st
         bench.teacher,
         space,
         bin=ParameterBin(450e3, 500e3),
-        fitness=BitsPerByte(bench.teacher, _spread(texts, 16), bench.tokenizer_of, block_size=256),
+        fitness=BitsPerByte(bench.teacher, pieces, bench.tokenizer_of, block_size=256),
         config=AdditiveSearchConfig(**SMALL, seed=0),
         progress=False,
     )
