@@ -57,8 +57,7 @@ def test_python_snippet_gives_a_trained_student_in_the_bin(teacher_folder, tmp_p
             "EleutherAI/pythia-410m": str(tmp_path / "pythia"),
             "block_size=1024": "block_size=32",
             "ParameterBin(150e6, 165e6)": "ParameterBin(30e3, 40e3)",
-            'blocks["search"], calibration)': 'blocks["search"].select(range(2)), calibration)',
-            "fitness=fitness)": "fitness=fitness, config=EvolutionConfig(generations=1))",
+            'blocks["search"])': 'blocks["search"].select(range(2)), config=EvolutionConfig(generations=1))',
             "max_steps=1000": "max_steps=2, use_cpu=True, report_to='none'",
         },
     )
