@@ -86,6 +86,7 @@ def comments(draft: "Draft", options: argparse.Namespace) -> dict[str, str]:
         "data.test_tokens": "Tokens that perplexities are reported on.",
         "bin": f"Parameters of the student, around {draft.target:,}.",
         "search": f"About {_time(hours['search'])}; hf-whittle search does it alone.",
+        "search.fitness": "Of slices; healed-perplexity heals each candidate, for more time and memory.",
         "search.batch_size": "Blocks at a time, as memory allows.",
         "training": f"Any field of DistillationConfig. {tokens:,} tokens take about {_time(hours['student'])}.",
         "training.per_device_train_batch_size": f"{blocks} blocks in a step, as many at a time as memory allows.",

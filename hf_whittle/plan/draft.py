@@ -84,7 +84,7 @@ def draft_recipe(
         "output_dir": output_dir,
         "data": {**data, "block_size": size},
         "bin": _bin(config, target),
-        "search": {},
+        "search": {"fitness": "perplexity"},
         "training": {"max_steps": 1000, **_batch(step, size), "learning_rate": rate},
         "baseline": False,
     }

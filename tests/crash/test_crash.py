@@ -38,7 +38,7 @@ def test_killed_at_some_moments(program, points):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "points"),
-    [("DistillationTrainer", 24), ("SupernetTrainer", 12), ("hf-whittle run", 12), ("store_targets", 12)],
+    [("DistillationTrainer", 12), ("SupernetTrainer", 6), ("hf-whittle run", 8), ("store_targets", 6)],
 )
 def test_killed_at_many_moments(program, points):
     """The benchmark `crash` tries more."""
