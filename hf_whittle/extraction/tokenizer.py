@@ -8,7 +8,7 @@ from ..files.sources import load_tokenizer
 from ..files.tokenizer import make_tokenizer_portable, save_tokenizer
 from ..kept import is_part
 from ..subnet import SubnetConfig
-from ..vocabulary.of_model import tokenizer_of_subnet
+from ..vocabulary import prune_tokenizer
 from .checkpoint import Checkpoint
 
 
@@ -18,15 +18,15 @@ def write_tokenizer(checkpoint: Checkpoint, subnet: SubnetConfig, folder: Path) 
     Raises:
         VocabularyError: if the kept tokens do not make a tokenizer, as `prune_tokenizer` says.
     """
-    files, kept, vocab_size = checkpoint.tokenizer_files, subnet.vocab_size, checkpoint.config.vocab_size
-    if not is_part(kept, vocab_size):
+    files, kept = checkpoint.tokenizer_files, subnet.vocab_size
+    if not is_part(kept, checkpoint.config.vocab_size):
         _copy(files, folder)
         make_tokenizer_portable(folder)
     elif files:
         with tempfile.TemporaryDirectory() as whole:
             checkpoint.config.save_pretrained(whole)
             _copy(files, Path(whole))
-            save_tokenizer(tokenizer_of_subnet(load_tokenizer(whole), kept, vocab_size), folder)
+            save_tokenizer(prune_tokenizer(load_tokenizer(whole), kept), folder)
 
 
 def _copy(files: dict[str, Path], folder: Path) -> None:

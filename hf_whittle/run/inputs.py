@@ -25,8 +25,8 @@ from ..models.token_ids import origin_ids
 from ..recipe.recipe import Recipe
 from ..recipe.sections import BITS_PER_BYTE
 from ..subnet import Kept, count
-from ..vocabulary import VocabularyMap
-from ..vocabulary.of_model import check_has_tokens, tokenizer_of_subnet
+from ..vocabulary import VocabularyMap, prune_tokenizer
+from ..vocabulary.of_model import check_has_tokens
 from .batches import shards_models
 from .text import Text
 
@@ -81,11 +81,10 @@ class Inputs:
 
     def text_of(self, kept: Kept | None) -> Text:
         """The text in tokens of a student that keeps a part of the super-network's vocabulary; all for `None`."""
-        whole = self.origin_config.vocab_size
-        if not is_part(kept, whole):
+        if not is_part(kept, self.origin_config.vocab_size):
             return self.text
         if kept not in self._of_students:
-            tokenizer, size = tokenizer_of_subnet(self.tokenizer, kept, whole), count(kept)
+            tokenizer, size = prune_tokenizer(self.tokenizer, kept), count(kept)
             self._of_students[kept] = Text(self.recipe.data, lambda: tokenizer, lambda: size)
         return self._of_students[kept]
 

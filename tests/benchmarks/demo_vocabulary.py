@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from examples.paper.text import spread
 from hf_whittle import (
     AdditiveSearchConfig,
     AutoSuperNetForCausalLM,
@@ -23,7 +24,7 @@ from hf_whittle import (
 )
 from hf_whittle.data import load_documents, split_documents
 from hf_whittle.demo import TEACHER
-from hf_whittle.evaluation.texts import count_bytes
+from hf_whittle.evaluation.texts import count_bytes, encode_texts
 from hf_whittle.vocabulary import prune_tokenizer, rank_tokens
 
 from .vocabulary.pretrained import in_pieces
@@ -57,7 +58,7 @@ def measure() -> dict[str, Any]:
 
 
 def _spread(items: list[str], some: int) -> list[str]:
-    return [items[i * len(items) // some] for i in range(some)]
+    return [items[place] for place in spread(len(items), some)]
 
 
 def _orders(tokenizer: Any, by_use: list[int], texts: list[str]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _orders(tokenizer: Any, by_use: list[int], texts: list[str]) -> dict[str, An
     number = sum(map(count_bytes, texts))
 
     def rate(one: Any) -> float:
-        return round(sum(map(len, one(texts, add_special_tokens=False)["input_ids"])) / number, 4)
+        return round(sum(map(len, encode_texts(one, texts, add_special_tokens=False))) / number, 4)
 
     orders = {"by merges": rank_tokens(tokenizer), "by use": by_use}
     rows = {
