@@ -1,0 +1,139 @@
+"""English text from documentation packages of Debian: one text file a document, and the versions it came from.
+
+    python -m examples.paper.english FOLDER
+
+Needs `apt-get`, `apt-cache` and `dpkg-deb`, and 600 MB on disk while it works; 150 MB are downloaded. A document
+that another package has as well, word by word, is left out. The result is for `data.files` of a recipe, as
+`FOLDER/**/*.txt`, and for the benchmarks of a real model.
+"""
+
+import argparse
+import gzip
+import hashlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+from hf_whittle.files.text import write_json, write_text
+
+SOURCES: dict[str, tuple[str, ...]] = {
+    "anarchism": ("markdown/*.md.gz",),
+    "apache2-doc": ("manual/en/**/*.html",),
+    "debian-handbook": ("html/en-US/*.html",),
+    "erlang-doc": ("doc/html/*.html",),
+    "git-doc": ("git-doc/**/*.txt",),
+    "gnome-user-docs": ("help/C/**/*.page",),
+    "linux-doc": ("html/_sources/**/*.rst.txt",),
+    "perl-doc": ("**/*.pod",),
+    "postgresql-doc": ("html/*.html",),
+    "python-django-doc": ("html/**/*.html",),
+    "python-sqlalchemy-doc": ("rst/**/*.rst",),
+    "python3-doc": ("html/_sources/**/*.rst.txt",),
+    "sqlite3-doc": ("doc/sqlite3/**/*.html",),
+}
+"""Packages, and the ends of the paths of their English documents, which lie in a package that each depends on or in
+itself."""
+SHORTEST = 500
+"""Characters of the shortest document that is kept."""
+HIDDEN = {"script", "style", "head", "nav"}
+BLOCKS = {
+    "p",
+    "li",
+    "pre",
+    "div",
+    "tr",
+    "br",
+    "dt",
+    "dd",
+    "title",
+    "item",
+    "screen",
+    "code",
+    *(f"h{n}" for n in range(1, 7)),
+}
+
+
+class Prose(HTMLParser):
+    """Text of an HTML or Mallard page, a line for each block, without navigation and scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in HIDDEN
+        if tag in BLOCKS:
+            self.parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in HIDDEN and self._hidden > 0
+        if tag in BLOCKS:
+            self.parts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data)
+
+
+def prose(page: str) -> str:
+    """The text of a page."""
+    parser = Prose()
+    parser.feed(page)
+    lines = (re.sub(r"[ \t]+", " ", line).strip() for line in "".join(parser.parts).splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def read(path: Path) -> str:
+    """The text of a document; markup of pages is left out, that of plain text stays."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text = raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
+    return prose(text) if path.name.removesuffix(".gz").endswith((".html", ".page")) else text.strip()
+
+
+def packages_of(name: str) -> list[str]:
+    """A package, and those with documentation that it depends on."""
+    listed = subprocess.run(["apt-cache", "depends", name], capture_output=True, text=True, check=True).stdout
+    return [name, *re.findall(r"^ *Depends: (\S*-doc\S*)$", listed, flags=re.MULTILINE)]
+
+
+def unpack(name: str, folder: Path) -> Iterator[str]:
+    """Download a package and those it depends on, unpack them into a folder, and name each with its version."""
+    for package in packages_of(name):
+        subprocess.run(["apt-get", "download", "--quiet", package], cwd=folder, capture_output=True, check=True)
+        file = next(folder.glob(f"{package}_*.deb"))
+        subprocess.run(["dpkg-deb", "--extract", str(file), str(folder / "files")], check=True)
+        yield file.stem
+        file.unlink()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.paper.english", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="folder of the text files")
+    into = parser.parse_args(arguments).folder
+    seen: set[bytes] = set()
+    facts = {}
+    for name, patterns in SOURCES.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            versions = list(unpack(name, Path(temporary)))
+            paths = sorted(path for pattern in patterns for path in (Path(temporary) / "files").rglob(pattern))
+            texts = [(path, read(path)) for path in paths if path.is_file() and not path.is_symlink()]
+        number = characters = 0
+        for path, text in texts:
+            digest = hashlib.sha256(text.encode()).digest()
+            if len(text) >= SHORTEST and digest not in seen:
+                seen.add(digest)
+                number, characters = number + 1, characters + len(text)
+                write_text(into / name / f"{number:05d}-{path.name.partition('.')[0]}.txt", text + "\n")
+        facts[name] = {"packages": versions, "documents": number, "characters": characters}
+        print(name, facts[name], flush=True)
+    write_json(into / "sources.json", facts)
+
+
+if __name__ == "__main__":
+    main()
