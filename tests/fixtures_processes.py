@@ -1,4 +1,4 @@
-"""Run a script on two processes: warm ones or under `torchrun`, or as two machines would, with a launcher or without."""
+"""Run a script on two processes: warm, under `torchrun`, or as two machines would, with a launcher or without."""
 
 import atexit
 import contextlib
@@ -36,7 +36,7 @@ def torchrun(script, *arguments, **environment):
 
 
 def launched(script, *arguments, **environment):
-    """Run a script on two warm processes with the environment of `torchrun`, as which it ends one if the other fails."""
+    """Run a script on two warm processes with the variables of `torchrun`; one that fails ends the other."""
     port, command = free_port(), [sys.executable, script, *arguments]
     variables = [rank_variables(rank, port) | {"LOCAL_WORLD_SIZE": "2"} | environment for rank in range(2)]
     with contextlib.ExitStack() as opened:

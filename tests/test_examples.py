@@ -1,16 +1,16 @@
 """The examples run on tiny settings, each in a process of its own, and leave the results that they speak of."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+import warm
+from fixtures_processes import torchrun
 from fixtures_run import write_modules
 from nbclient import NotebookClient
 from peft import AutoPeftModelForCausalLM
@@ -146,7 +146,6 @@ NOTEBOOK = [
     ("generations", "1"), ("max_steps", "5"),
 ]  # fmt: skip
 """Settings of the notebook, in the order in which a cell of its own makes them."""
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow
@@ -159,11 +158,8 @@ def test_example_leaves_its_results(case, hub, teacher_folder, tmp_path, monkeyp
         push_subnet_to_hub(extract_subnet("teacher", SubnetConfig(16, [0, 2, 4], 2, 32)), "me/student")
     arguments, check = CASES[case]
     script = str(EXAMPLES / f"{case.partition(' ')[0]}.py")
-    launcher = LAUNCHER if "processes" in case else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run(
-        [sys.executable, *launcher, script, *shlex.split(arguments)], capture_output=True, text=True, env=environment
-    )
+    arguments = shlex.split(arguments)
+    done = torchrun(script, *arguments) if "processes" in case else warm.run([sys.executable, script, *arguments])
     assert done.returncode == 0, done.stderr
     check(done.stdout, hub)
 

@@ -106,9 +106,7 @@ class Server:
 
 def _read_at_import(environment):
     return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(READ_AT_IMPORT) and name not in READ_LATER
+        name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT) and name not in READ_LATER
     }
 
 
