@@ -120,6 +120,14 @@ def freeze_imports():
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def power_stays_on():
+    """Files are not forced to the disk, for which a run would wait longer than it computes; other processes do it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path_factory):
     """An empty Hub. Its client is `me`, has an empty cache, uploads by LFS, and retries without waiting."""

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 import warm
-from fixtures_processes import torchrun
+from fixtures_processes import launched
 from fixtures_run import write_modules
 from nbclient import NotebookClient
 from peft import AutoPeftModelForCausalLM
@@ -159,7 +159,7 @@ def test_example_leaves_its_results(case, hub, teacher_folder, tmp_path, monkeyp
     arguments, check = CASES[case]
     script = str(EXAMPLES / f"{case.partition(' ')[0]}.py")
     arguments = shlex.split(arguments)
-    done = torchrun(script, *arguments) if "processes" in case else warm.run([sys.executable, script, *arguments])
+    done = launched(script, *arguments) if "processes" in case else warm.run([sys.executable, script, *arguments])
     assert done.returncode == 0, done.stderr
     check(done.stdout, hub)
 

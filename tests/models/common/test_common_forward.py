@@ -372,6 +372,7 @@ def test_unknown_kernel_is_an_error_that_names_it(student):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma3_text"], indirect=True)
 def test_flex_attention_equals_sdpa(student, input_ids):
     model = copy.deepcopy(student)
     model.set_attn_implementation("flex_attention")
