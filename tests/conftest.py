@@ -92,8 +92,12 @@ REPEATING = re.compile(
 """Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test, the first ones")
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items, config):
     """Leave kinds that repeat others to the slow tests, and further cases where there are many; keep modules together.
 
     pytest brings together tests of all modules that have a parameter of a session's fixture in common, so that the
@@ -110,6 +114,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
     yield
     items.sort(key=lambda item: places[item.path])
+    if few := config.getoption("few"):
+        cases = Counter()
+        items[:] = [item for item in items if cases.update([item.function]) or cases[item.function] <= few]
 
 
 @pytest.fixture(scope="session", autouse=True)
