@@ -8,18 +8,22 @@ import re
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 from transformers import AutoTokenizer
 
-from examples.paper import __main__, cache, lab, render, tuning
+from examples.paper import __main__, cache, downstream, lab, render, teachers, training, tuning
+from examples.paper.downstream import CONTINUED, SHOWN, Questions
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
 from examples.paper.limited import UpTo
 from examples.paper.ratios import STUDENT, baseline, curves, mean_over_seeds, ratio
+from examples.paper.sections_of_students import _spearman
 from examples.paper.text import Text, modules_of, spread
 from hf_whittle import EvolutionConfig, ParameterBin, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.demo import TEACHER
 from hf_whittle.fitness.base import Fitness
+from hf_whittle.loss.targets import DenseTargets
+from hf_whittle.models.heads import Head
 
 STOCK, DISTILLED = "random, stock 96 x 4", "random, stock 96 x 4, distilled"
 
@@ -86,6 +90,48 @@ def test_tau_is_that_of_scipy_and_a_training_ranks_like_itself():
     assert found["noise"]["above_reference"] == (0, 0, 0)
     low, high = found["noise"]["tau"][1:]
     assert -1 <= low < expected < high <= 1
+
+
+def test_correlation_of_ranks_is_that_of_scipy():
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(5, size=20), rng.normal(size=20)
+    assert _spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert _spearman(first, np.ones(20)) == 0
+
+
+def test_a_part_of_the_teacher_is_seen_at_the_temperature_of_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(20, 4, generator=generator), None)
+    whole = DenseTargets(torch.randn(400, 4, generator=generator), head)
+    probabilities = (whole.hidden_states @ head.weight.T / 0.5).softmax(-1)
+    seen = training.Distillation(temperature=0.5, top=3).seen(whole, generator)
+    expected = probabilities.topk(3)
+    assert torch.equal(seen.ids, expected.indices) and seen.tail
+    torch.testing.assert_close(seen.probabilities, expected.values, rtol=2e-3, atol=1e-4)
+    drawn = training.Distillation(temperature=0.5, draws=200).seen(whole, generator)
+    frequencies = torch.zeros(400, 20).scatter_add_(1, drawn.ids, drawn.probabilities)
+    assert (frequencies - probabilities).abs().max() < 5 * (0.25 / 200) ** 0.5
+    assert training.PAPERS.seen(whole, generator) is whole
+
+
+def test_questions_are_answered_by_the_text_itself(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="tasks need lm-eval: pip install 'hf_whittle[eval]'")
+    monkeypatch.setattr(downstream, "RUNS", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    code = "".join(f"def function_{n}(argument):\n    return argument + {n}\n\n\n" for n in range(400))
+    ids = torch.tensor(tokenizer(code)["input_ids"][: 6 * 256]).view(6, 256)
+    text = Text(ids, ids, ids, ids, ids, tuple("aabbcd"))
+    questions = Questions(text, 5)
+    assert questions.sizes == {"cloze": 5, "continuation": 5}
+    whole = [tokenizer.decode(block) for block in ids]
+    for row in map(json.loads, (tmp_path / "tasks" / "cloze.jsonl").read_text().splitlines()):
+        assert any(each.startswith(row["context"] + row["target"]) for each in whole)
+        assert row["target"] in row["context"]
+    for row in map(json.loads, (tmp_path / "tasks" / "continuation.jsonl").read_text().splitlines()):
+        true = [each for each in row["choices"] if any(text.startswith(row["context"] + each) for text in whole)]
+        assert row["choices"][row["answer"]] in true and len(row["choices"]) == 4
+        assert len(tokenizer(row["context"])["input_ids"]) == pytest.approx(SHOWN, abs=3)
+        assert len(tokenizer(true[0])["input_ids"]) == pytest.approx(CONTINUED, abs=3)
 
 
 def test_results_are_kept_by_settings_inputs_and_code(tmp_path, monkeypatch):
@@ -169,7 +215,8 @@ def small(tmp_path, monkeypatch):
     ids = torch.randint(2048, (120, 256), generator=torch.Generator().manual_seed(0))
     text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabbb"))
     monkeypatch.setattr(lab, "load", lambda *_: text)
-    monkeypatch.setattr(lab, "RUNS", tmp_path)
+    for module in (lab, teachers, downstream):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
     return tmp_path / "results"
 
 
@@ -181,7 +228,7 @@ class Valley:
     def __init__(self, rate):
         self.rate, self.trained_with = rate, []
 
-    def trained(self, start, training):
+    def trained(self, start, training, other):
         self.trained_with.append((training.steps, training.rate, training.seed))
         best = self.rate / 2 ** (training.steps >= 10)
         return {"rate": training.rate, "search": abs(math.log2(training.rate / best))}
@@ -198,7 +245,7 @@ def test_rates_are_bracketed_with_the_first_seed_and_taken_over():
 
 
 def test_bracket_ends_where_training_does_not_help():
-    tried = [each["rate"] for each in Valley(1e-12).bracketed(None, 1, 1.0, 0, True)]
+    tried = [each["rate"] for each in Valley(1e-12).bracketed(None, training.Training(1, 1.0, 0))]
     assert min(tried) == 1 / lab.FARTHEST and max(tried) == 2.0
 
 

@@ -13,7 +13,17 @@ from .cache import environment
 from .lab import Lab
 from .sizes import SIZES, Size
 
-NAMES = ("headline", "healing", "ranking", "whole_searches", "spaces", "scalability")
+NAMES = (
+    "headline",
+    "healing",
+    "distillation",
+    "teachers",
+    "downstream",
+    "ranking",
+    "whole_searches",
+    "spaces",
+    "scalability",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

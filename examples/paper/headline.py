@@ -10,7 +10,7 @@ from typing import Any
 from hf_whittle import AdditiveSearchConfig, EvolutionConfig, HealedPerplexity, Perplexity, SubnetConfig
 
 from .lab import Lab, Start
-from .training import CODE, judge
+from .training import CODE, PAPERS, judge
 from .tuning import Tuner
 
 PREFIX = SubnetConfig(96, 4, 6, 384)
@@ -78,8 +78,8 @@ class Headline:
                 is_random = start.name.startswith("random")
                 kind = "random" if is_random else start.name.rpartition(", ")[2]
                 tuner = self.of_key if start.name in KEY else self.of_others
-                distilled = not is_random or start.name.endswith("distilled")
-                for point in tuner.train(start, steps, seed, kind=kind, distilled=distilled):
+                distillation = PAPERS if not is_random or start.name.endswith("distilled") else None
+                for point in tuner.train(start, steps, seed, kind=kind, distillation=distillation):
                     self._add(point)
                 yield self.results
 

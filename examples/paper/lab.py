@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,10 +65,11 @@ class Lab:
 
     Args:
         size (`Size`): the size.
+        source (`str` or `Path`, *optional*): folder of the super-network and teacher; by default those of the demo.
     """
 
-    def __init__(self, size: Size):
-        self.size = size
+    def __init__(self, size: Size, source: str | Path = TEACHER):
+        self.size, self.source = size, source
         self.device = torch.device(size.device)
 
     @cached_property
@@ -76,7 +78,7 @@ class Lab:
 
     @cached_property
     def supernet(self) -> Any:
-        return AutoSuperNetForCausalLM.from_pretrained(TEACHER, dtype="float32").to(self.device)
+        return AutoSuperNetForCausalLM.from_pretrained(self.source, dtype="float32").to(self.device)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -204,37 +206,56 @@ class Lab:
         facts = self.cache.once("before", start.settings, STARTS + CODE, lambda: judge(start.make(), self.text))
         return self._point(start, facts, tokens=0, rate=None, seed=None, distilled=False, flops=start.flops)
 
-    def trained(self, start: Start, training: Training) -> dict[str, Any]:
-        """A student after a training, and FLOPs of all that it took."""
+    def trained(
+        self, start: Start, training: Training, other: "Lab | None" = None, further: Any = None
+    ) -> dict[str, Any]:
+        """A student after a training, and FLOPs of all that it took.
+
+        Args:
+            start (`Start`): the student.
+            training (`Training`): the training.
+            other (`Lab`, *optional*): the laboratory whose teacher is learned from, if it is another.
+            further (`Callable`, *optional*): a further judgement of the trained student; returns `tasks`, and has
+                `settings` and `code`, which determine it.
+        """
+        lab = other or self
 
         def work() -> dict[str, Any]:
             student = start.make()
-            train(student, training, self.teacher)
-            return {**judge(student, self.text), "flops": flops(student, training, self.teacher)}
+            train(student, training, lab.teacher)
+            more = {} if further is None else further(student)
+            return {**judge(student, self.text), **more, "flops": flops(student, training, lab.teacher)}
 
-        settings = {"start": start.settings, **asdict(training)}
-        facts = self.cache.once("trained", settings, STARTS + CODE, work)
-        own = {"tokens": training.tokens, "rate": training.rate, "seed": training.seed, "distilled": training.distilled}
+        settings, code = {"start": start.settings, **asdict(training)}, STARTS + CODE
+        if lab is not self:
+            settings["teacher"] = lab.cache.inputs["teacher"]
+        if further is not None:
+            settings, code = {**settings, "further": further.settings}, code + further.code
+        facts = self.cache.once("trained", settings, code, work)
+        own = {"tokens": training.tokens, "rate": training.rate, "seed": training.seed}
+        own["distilled"] = training.distillation is not None
         return self._point(start, facts, **own, flops={**start.flops, **facts["flops"]})
 
     def _point(self, start: Start, facts: dict[str, Any], **own: Any) -> dict[str, Any]:
-        return {"arm": start.name, **own, **{name: facts[name] for name in ("search", "test", "made", "key")}}
+        judged = {name: facts[name] for name in ("search", "test", "tasks", "made", "key") if name in facts}
+        return {"arm": start.name, **own, **judged}
 
-    def bracketed(self, start: Start, steps: int, rate: float, seed: int, distilled: bool) -> list[dict[str, Any]]:
+    def bracketed(self, start: Start, training: Training, other: "Lab | None" = None) -> list[dict[str, Any]]:
         """Trainings with rates a factor of 2 apart, until the best on the search text has a worse one on each side.
 
-        The search ends, too, at a factor of 32 from the first rate, where training does not help.
+        The search begins with the rate of `training`, and ends, too, at a factor of 32 from it, where training does
+        not help.
         """
         points: dict[float, dict[str, Any]] = {}
 
         def at(rate: float) -> float:
             if rate not in points:
-                points[rate] = self.trained(start, Training(steps, rate, seed, distilled))
+                points[rate] = self.trained(start, replace(training, rate=rate), other)
             return points[rate]["search"]
 
-        best = rate
+        best = first = training.rate
         while True:
-            others = [other for other in (best / 2, best * 2) if rate / FARTHEST <= other <= rate * FARTHEST]
+            others = [rate for rate in (best / 2, best * 2) if first / FARTHEST <= rate <= first * FARTHEST]
             better = min([best, *others], key=at)
             if better == best:
                 return list(points.values())

@@ -29,6 +29,7 @@ from .sections import (
     spaces_section,
     table,
 )
+from .sections_of_students import distillation_section, downstream_section, teachers_section
 from .sizes import SIZES
 from .text import LENGTH
 
@@ -246,6 +247,9 @@ def _draw(results: Path) -> None:
 TITLES = {
     "headline": "random initialization",
     "healing": "healing at equal FLOPs",
+    "distillation": "ways to learn from a teacher",
+    "teachers": "teachers of two sizes",
+    "downstream": "what a slice tells",
     "ranking": "fitnesses that rank",
     "whole_searches": "whole searches at equal cost",
     "spaces": "search spaces",
@@ -255,6 +259,9 @@ TITLES = {
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "headline": _headline,
     "healing": healing_section,
+    "distillation": distillation_section,
+    "teachers": teachers_section,
+    "downstream": downstream_section,
     "ranking": ranking_section,
     "whole_searches": searches_section,
     "spaces": spaces_section,

@@ -31,6 +31,10 @@ class Size:
         population (`int`): first candidates of the evolutions among them.
         whole_steps (`int`): training of the students of whole searches.
         space_evaluations (`int`): evaluations in each space and bin.
+        ways_steps (`int`): training of the experiments on distillation and on teachers.
+        teacher_steps (`int`): training of the smaller teacher.
+        spread (`int`): subnets across the whole range of sizes.
+        questions (`int`): questions of each downstream task.
         shapes (`tuple[str, ...]`): channels and layers of further stock models of random weights.
     """
 
@@ -54,6 +58,10 @@ class Size:
     population: int = 40
     whole_steps: int = 128
     space_evaluations: int = 250
+    ways_steps: int = 32
+    teacher_steps: int = 320
+    spread: int = 30
+    questions: int = 200
     shapes: tuple[str, ...] = ("80 x 7", "112 x 3")
 
 
@@ -75,6 +83,9 @@ SIZES = {
             subnets=40,
             study_steps=(32, 128),
             space_evaluations=1000,
+            ways_steps=320,
+            teacher_steps=1280,
+            questions=500,
         ),
         Size(
             "tiny",
@@ -102,6 +113,10 @@ SIZES = {
             population=2,
             whole_steps=1,
             space_evaluations=4,
+            ways_steps=1,
+            teacher_steps=1,
+            spread=2,
+            questions=2,
             shapes=("80 x 7",),
         ),
     )

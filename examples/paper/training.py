@@ -12,16 +12,52 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from hf_whittle.cost.models import forward_flops_per_token
+from hf_whittle.distillation.store.encodings import Samples, TopK
 from hf_whittle.evaluation.blocks import sums_of_blocks
 from hf_whittle.loss.divergences import LossWeights
 from hf_whittle.loss.fused import fused_distillation_loss
-from hf_whittle.loss.targets import DenseTargets
+from hf_whittle.loss.targets import DenseTargets, Targets
 from hf_whittle.models.heads import Head, head_of, output_layer
 
 from .text import LENGTH, Text
 
 BATCH = 8
-CODE = ("loss", "models", "architectures", "paper.training", "paper.text")
+CODE = ("loss", "distillation/store", "models", "architectures", "paper.training", "paper.text")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is learned from a teacher; by default as in the paper.
+
+    Args:
+        alpha (`float`, *optional*, defaults to 0.2): weight of the cross-entropy; the divergence has the rest of 1.
+        temperature (`float`, *optional*, defaults to 0.9): temperature of both distributions.
+        top (`int`, *optional*): how many of the teacher's likeliest entries are seen, the others as one.
+        draws (`int`, *optional*): how many samples of its distribution are seen in place of it.
+    """
+
+    alpha: float = 0.2
+    temperature: float = 0.9
+    top: int | None = None
+    draws: int | None = None
+
+    @property
+    def weights(self) -> LossWeights:
+        return LossWeights(self.alpha, 1 - self.alpha, self.temperature)
+
+    def seen(self, targets: DenseTargets, generator: torch.Generator) -> Targets:
+        """The part of the teacher's distribution that is learned from, as a store would keep it."""
+        if self.top is None and self.draws is None:
+            return targets
+        assert targets.head is not None
+        size = len(targets.head.weight)
+        probabilities = targets.logits(torch.arange(len(targets)), size, self.temperature).softmax(-1)
+        encoding = TopK(size, self.top) if self.top is not None else Samples(size, self.draws or 1)
+        numbers = torch.rand(len(targets), self.draws or 0, generator=generator, dtype=torch.float64)
+        return encoding.decode(encoding.encode(probabilities, numbers.to(probabilities.device)))
+
+
+PAPERS = Distillation()
 
 
 @dataclass(frozen=True)
@@ -31,14 +67,15 @@ class Training:
     Args:
         steps (`int`): steps of 8 blocks of 256 tokens.
         rate (`float`): highest learning rate.
-        seed (`int`): seed of the order of the text.
-        distilled (`bool`): whether a teacher is learned from, with the weights of the paper; otherwise text alone.
+        seed (`int`): seed of the order of the text, and of samples.
+        distillation (`Distillation`, *optional*, defaults to that of the paper): how a teacher is learned from; text
+            alone is, if `None`.
     """
 
     steps: int
     rate: float
     seed: int
-    distilled: bool
+    distillation: Distillation | None = PAPERS
 
     @property
     def tokens(self) -> int:
@@ -46,7 +83,7 @@ class Training:
 
     @property
     def weights(self) -> LossWeights:
-        return LossWeights(0.2, 0.8, 0.9) if self.distilled else LossWeights(1.0, 0.0)
+        return LossWeights(1.0, 0.0) if self.distillation is None else self.distillation.weights
 
     def share(self, step: int) -> float:
         """Share of the highest learning rate at a step, counted from 0."""
@@ -107,9 +144,10 @@ def train(student: PreTrainedModel, training: Training, teacher: Teacher) -> Non
     ]
     optimizer = torch.optim.AdamW(groups, lr=training.rate, betas=(0.9, 0.95), fused=True)
     schedule = LambdaLR(optimizer, training.share)
+    generator = torch.Generator().manual_seed(training.seed)
     student.train()
     for blocks in teacher.text.batches(training.seed, training.steps, BATCH):
-        _loss(student, blocks, training, teacher).backward()
+        _loss(student, blocks, training, teacher, generator).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -117,13 +155,16 @@ def train(student: PreTrainedModel, training: Training, teacher: Teacher) -> Non
     student.eval()
 
 
-def _loss(student: PreTrainedModel, blocks: torch.Tensor, training: Training, teacher: Teacher) -> torch.Tensor:
+def _loss(
+    student: PreTrainedModel, blocks: torch.Tensor, training: Training, teacher: Teacher, generator: torch.Generator
+) -> torch.Tensor:
     ids = teacher.text.train[blocks].to(student.device)
     layer: Any = student.get_output_embeddings()
     hidden_states = student.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-    targets = None
-    if training.distilled:
-        targets = DenseTargets(teacher.states(blocks)[:, :-1].flatten(0, 1).to(student.device), teacher.head)
+    targets: Targets | None = None
+    if training.distillation is not None:
+        whole = DenseTargets(teacher.states(blocks)[:, :-1].flatten(0, 1).to(student.device), teacher.head)
+        targets = training.distillation.seen(whole, generator)
     labels = ids[:, 1:].flatten()
     loss = fused_distillation_loss(hidden_states, Head(layer.weight, layer.bias), targets, labels, training.weights)
     return loss.total / len(labels)
@@ -131,7 +172,7 @@ def _loss(student: PreTrainedModel, blocks: torch.Tensor, training: Training, te
 
 def flops(student: PreTrainedModel, training: Training, teacher: Teacher) -> dict[str, int]:
     """FLOPs of a training: the student's passes, and the teacher's forward pass."""
-    of_teacher = forward_flops_per_token(teacher.model, LENGTH) if training.distilled else 0
+    of_teacher = forward_flops_per_token(teacher.model, LENGTH) if training.distillation is not None else 0
     of_student = 3 * forward_flops_per_token(student, LENGTH)
     return {"training": training.tokens * of_student, "teacher": training.tokens * of_teacher}
 
