@@ -11,7 +11,7 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from transformers import AutoTokenizer
 
-from examples.paper import __main__, cache, downstream, lab, render, teachers, training, tuning
+from examples.paper import __main__, cache, downstream, lab, render, scalability, teachers, training, tuning
 from examples.paper.downstream import CONTINUED, SHOWN, Questions
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
 from examples.paper.limited import UpTo
@@ -210,9 +210,10 @@ class Counted(Fitness):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A laboratory with a little text of random tokens, whose results go into a folder of the test."""
-    ids = torch.randint(2048, (120, 256), generator=torch.Generator().manual_seed(0))
+def small(name, tmp_path, monkeypatch):
+    """A laboratory with a little text of random tokens, in short blocks, whose results go into a folder of the test."""
+    length = 256 if name == "downstream" else 64  # for questions about text that is long enough
+    ids = torch.randint(2048, (120, length), generator=torch.Generator().manual_seed(0))
     text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabbb"))
     monkeypatch.setattr(lab, "load", lambda *_: text)
     for module in (lab, teachers, downstream):
@@ -253,6 +254,8 @@ def test_bracket_ends_where_training_does_not_help():
 @pytest.mark.parametrize("name", __main__.NAMES)
 def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
+    monkeypatch.setattr(scalability, "BINS", {"1B": scalability.BINS["1B"]})
+    monkeypatch.setattr(scalability, "SHAPES", {"Pythia-6.9B": scalability.SHAPES["Pythia-6.9B"]})
     if name != "spaces":  # which tries a search
         monkeypatch.setattr(lab.Lab, "found", _found)
     arguments = [name, "--size", "tiny"]
