@@ -20,7 +20,7 @@ from hf_whittle import SearchResult, SubnetConfig, extract_subnet, push_subnet_t
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXT = "--files texts/*.txt --block_size 32"
-SEARCHED = f"{TEXT} --teacher teacher --generations 1"
+SEARCHED = f"{TEXT} --teacher teacher --generations 0"
 ONE, TWO = "--low 30e3 --high 40e3", "--sizes 33e3 40e3"
 TRAINED = "--max_steps 2 --use_cpu --disable_tqdm true"
 FROM_THE_HUB = "--student me/student --push_to_hub --hub_model_id me/adapters --save_strategy no"
@@ -129,7 +129,7 @@ CASES = {
     "distil_with_stored_logits": (f"{SEARCHED} {TWO} {TRAINED}", distil_with_stored_logits),
     "lora_recovery": (f"{SEARCHED} {ONE} {TRAINED} --lora_rank 2", lora_recovery),
     "train_supernet_with_search": (
-        f"{TEXT} --supernet teacher --generations 1 {TWO} {TRAINED} --save_steps 1 --logging_steps 1",
+        f"{TEXT} --supernet teacher --generations 0 {TWO} {TRAINED} --save_steps 1 --logging_steps 1",
         train_supernet_with_search,
     ),
     "custom_fitness": (f"{SEARCHED} {ONE}", custom_fitness),
@@ -143,7 +143,7 @@ CASES = {
 }
 NOTEBOOK = [
     ("teacher", "'teacher'"), ("files", "['texts/*.txt']"), ("low, high", "30e3, 40e3"), ("block_size", "32"),
-    ("generations", "1"), ("max_steps", "5"),
+    ("generations", "0"), ("max_steps", "5"),
 ]  # fmt: skip
 """Settings of the notebook, in the order in which a cell of its own makes them."""
 

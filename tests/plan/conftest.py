@@ -4,7 +4,6 @@ import pytest
 from datasets import disable_progress_bars
 from fixtures_run import make_recipe, write_modules
 
-import hf_whittle.plan.training_memory
 from hf_whittle.plan import plan_recipe
 from hf_whittle.recipe import Recipe
 from hf_whittle.run import run
@@ -21,14 +20,6 @@ SECTIONS = {
     "heal": True,
     "baseline": True,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_at_a_time():
-    """Plans of evaluations of fewer blocks at a time than by default, each of which is rehearsed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_whittle.plan.training_memory, "tokens_at_a_time", lambda *_: 1024)
-        yield
 
 
 @pytest.fixture(scope="session")

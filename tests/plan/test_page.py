@@ -7,9 +7,7 @@ import pytest
 from transformers import GPTNeoXConfig
 
 import hf_whittle.loss.fused
-import hf_whittle.plan.training_memory
 from hf_whittle.cli.plan import summary
-from hf_whittle.evaluation.batches import tokens_at_a_time
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.devices import DEVICES
 from hf_whittle.recipe import Recipe
@@ -30,7 +28,6 @@ PYTHIA_410M = {
 
 @pytest.mark.slow
 def test_the_plan_on_the_page_is_that_of_its_recipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_whittle.plan.training_memory, "tokens_at_a_time", tokens_at_a_time)
     monkeypatch.setattr(hf_whittle.loss.fused, "_TILE_ENTRIES", 2**22)  # fewer tiles to rehearse, of 16 MB at most
     GPTNeoXConfig(**PYTHIA_410M).save_pretrained(tmp_path)
     path, larger = ROOT / "examples" / "recipes" / "pythia-410m-to-160m.yaml", {"per_device_train_batch_size": 32}
