@@ -5,6 +5,7 @@ process of tests starts a server when it first needs one. What is imported, how 
 in ordinary processes.
 """
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -90,7 +91,9 @@ class Server:
         request = json.dumps([command, cwd, environment]).encode()
         assert len(request) < LONGEST, "too long for a warm process"
         socket.send_fds(self.connection, [request], streams)
-        return int(self.connection.recv(32))
+        started = self.connection.recv(32)
+        assert started, "the server of warm processes ended; its error stands above"
+        return int(started)
 
     def _launch(self):
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
@@ -99,9 +102,9 @@ class Server:
             command = [sys.executable, __file__, str(its.fileno())]
             nothing = subprocess.DEVNULL
             environment = environment_of_scripts()
-            self._process = subprocess.Popen(
-                command, env=environment, pass_fds=[its.fileno()], stdin=nothing, stdout=nothing
-            )
+            process = subprocess.Popen(command, env=environment, pass_fds=[its.fileno()], stdin=nothing, stdout=nothing)
+        atexit.register(process.wait)
+        atexit.register(self.connection.close)
 
 
 def _read_at_import(environment):
