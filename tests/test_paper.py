@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from transformers import AutoTokenizer
 
-from examples.paper import __main__, cache, downstream, lab, render, scalability, teachers, training, tuning
+from examples.paper import __main__, cache, downstream, lab, render, scalability, training, tuning
 from examples.paper.downstream import CONTINUED, SHOWN, Questions
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
 from examples.paper.limited import UpTo
 from examples.paper.ratios import STUDENT, baseline, curves, mean_over_seeds, ratio
-from examples.paper.sections_of_students import _spearman
+from examples.paper.sections_of_students import _spearman_given, spearman
+from examples.paper.sizes import SIZES
 from examples.paper.text import Text, modules_of, spread
-from hf_whittle import EvolutionConfig, ParameterBin, search_subnets
+from hf_whittle import AdditiveSearchConfig, EvolutionConfig, ParameterBin, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.demo import TEACHER
 from hf_whittle.fitness.base import Fitness
@@ -95,8 +97,11 @@ def test_tau_is_that_of_scipy_and_a_training_ranks_like_itself():
 def test_correlation_of_ranks_is_that_of_scipy():
     rng = np.random.default_rng(1)
     first, second = rng.integers(5, size=20), rng.normal(size=20)
-    assert _spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-    assert _spearman(first, np.ones(20)) == 0
+    assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert spearman(first, np.ones(20)) == 0
+    r, s, t = (spearman(*pair) for pair in ((first, second), (first, -first + second), (second, -first + second)))
+    expected = (r - s * t) / math.sqrt((1 - s**2) * (1 - t**2))  # of ranks, in closed form
+    assert _spearman_given(first, second, -first + second) == pytest.approx(expected)
 
 
 def test_a_part_of_the_teacher_is_seen_at_the_temperature_of_the_loss():
@@ -118,20 +123,23 @@ def test_questions_are_answered_by_the_text_itself(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason="tasks need lm-eval: pip install 'hf_whittle[eval]'")
     monkeypatch.setattr(downstream, "RUNS", tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
-    code = "".join(f"def function_{n}(argument):\n    return argument + {n}\n\n\n" for n in range(400))
+    code = "".join(
+        f"def function_{n}(argument):\n    # some other text\n    return argument + {n}\n\n\n" for n in range(400)
+    )
     ids = torch.tensor(tokenizer(code)["input_ids"][: 6 * 256]).view(6, 256)
     text = Text(ids, ids, ids, ids, ids, tuple("aabbcd"))
     questions = Questions(text, 5)
     assert questions.sizes == {"cloze": 5, "continuation": 5}
     whole = [tokenizer.decode(block) for block in ids]
-    for row in map(json.loads, (tmp_path / "tasks" / "cloze.jsonl").read_text().splitlines()):
-        assert any(each.startswith(row["context"] + row["target"]) for each in whole)
-        assert row["target"] in row["context"]
-    for row in map(json.loads, (tmp_path / "tasks" / "continuation.jsonl").read_text().splitlines()):
-        true = [each for each in row["choices"] if any(text.startswith(row["context"] + each) for text in whole)]
-        assert row["choices"][row["answer"]] in true and len(row["choices"]) == 4
-        assert len(tokenizer(row["context"])["input_ids"]) == pytest.approx(SHOWN, abs=3)
-        assert len(tokenizer(true[0])["input_ids"]) == pytest.approx(CONTINUED, abs=3)
+    for name in questions.sizes:
+        for row in map(json.loads, (tmp_path / "tasks" / f"{name}.jsonl").read_text().splitlines()):
+            answer = row["choices"][row["answer"]]
+            assert any(each.startswith(row["context"] + answer) for each in whole) and len(row["choices"]) == 4
+            if name == "cloze":
+                assert all(choice in row["context"] for choice in row["choices"])
+            else:
+                assert len(tokenizer(row["context"])["input_ids"]) == pytest.approx(SHOWN, abs=3)
+                assert len(tokenizer(answer)["input_ids"]) == pytest.approx(CONTINUED, abs=3)
 
 
 def test_results_are_kept_by_settings_inputs_and_code(tmp_path, monkeypatch):
@@ -216,7 +224,7 @@ def small(name, tmp_path, monkeypatch):
     ids = torch.randint(2048, (120, length), generator=torch.Generator().manual_seed(0))
     text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabbb"))
     monkeypatch.setattr(lab, "load", lambda *_: text)
-    for module in (lab, teachers, downstream):
+    for module in (lab, downstream):
         monkeypatch.setattr(module, "RUNS", tmp_path)
     return tmp_path / "results"
 
@@ -256,6 +264,8 @@ def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
     monkeypatch.setattr(scalability, "BINS", {"1B": scalability.BINS["1B"]})
     monkeypatch.setattr(scalability, "SHAPES", {"Pythia-6.9B": scalability.SHAPES["Pythia-6.9B"]})
+    monkeypatch.setattr(scalability, "SPACES", [("coarse", True), ("fine", False)])
+    monkeypatch.setattr(scalability, "AdditiveSearchConfig", partial(AdditiveSearchConfig, **SIZES["tiny"].additive))
     if name != "spaces":  # which tries a search
         monkeypatch.setattr(lab.Lab, "found", _found)
     arguments = [name, "--size", "tiny"]

@@ -1,15 +1,16 @@
 """Experiment 7: does the perplexity of a slice tell what training makes of it, in perplexity and on tasks?
 
 Subnets across the whole range of sizes, trained as slices with distillation. Two tasks of lm-evaluation-harness, made
-from test text: a word to fill in that occurs before it, and one of four continuations. Learning rates are bracketed on
-the first subnet of each third of the range.
+from test text: the word that comes next, one of four that occur before it, and how a text goes on, one of four
+continuations. Learning rates are bracketed on the first subnet that is drawn in each third of the range.
 """
 
+import hashlib
 import json
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -19,17 +20,19 @@ from hf_whittle import ParameterBin
 from hf_whittle.cost import num_parameters
 from hf_whittle.demo import TEACHER
 from hf_whittle.evaluation.harness import load_tasks, run_tasks
+from hf_whittle.files.text import write_text
 
 from .cache import RUNS
 from .lab import Lab
 from .text import LENGTH, Text, spread
-from .training import Training
+from .training import CODE, Training
 from .tuning import Tuner
 
 LEAST, MOST = 0.25, 0.95
 """Shares of the teacher's parameters that the subnets lie between."""
 SHOWN, CONTINUED = LENGTH // 2, 24
 """Tokens of a question, and of a continuation."""
+CHOICES = 4
 WORD = re.compile(r"[A-Za-z_]{4,}")
 
 
@@ -37,8 +40,9 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
     """Yield the results after each subnet."""
     tasks, tuner, steps = Questions(lab.text, lab.size.questions), Tuner(lab), lab.size.ways_steps
     results: dict[str, Any] = {"tasks": tasks.sizes, "subnets": []}
+    results["teacher"] = lab.cache.once("questioned", tasks.settings, (*CODE, *tasks.code), lambda: tasks(lab.supernet))
     full, rng, number = num_parameters(lab.supernet.full_config), random.Random(0), lab.size.spread
-    for place in range(number):
+    for place in rng.sample(range(number), number):
         share = LEAST + (MOST - LEAST) * place / number
         low, high = int(share * full), int((share + (MOST - LEAST) / number) * full)
         subnet = lab.space.sample(rng, ParameterBin(low, high))
@@ -48,7 +52,7 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
             tuner.train(start, steps, 0, kind="sliced", name=third)
         trained = lab.trained(start, Training(steps, tuner.rates[third, steps], 0), further=tasks)
         parameters = num_parameters(lab.supernet.full_config, subnet)
-        row = {"subnet": subnet.to_dict(), "parameters": parameters, "before": lab.before(start), "after": trained}
+        row = {"subnet": subnet.to_dict(), "share": parameters / full, "before": lab.before(start), "after": trained}
         results["subnets"].append(row)
         yield results
 
@@ -61,7 +65,6 @@ class Questions:
         number (`int`): most questions of a task, evenly spread over the test blocks.
     """
 
-    settings = {"tasks": ["cloze", "continuation"], "shown": SHOWN, "continued": CONTINUED}
     code = ("evaluation", "paper.downstream")
 
     def __init__(self, text: Text, number: int):
@@ -69,15 +72,12 @@ class Questions:
         self.folder = RUNS / "tasks"
         self.folder.mkdir(parents=True, exist_ok=True)
         questions = {"cloze": self._cloze(text, number), "continuation": self._continuations(text, number)}
-        kinds = {
-            "cloze": {"output_type": "loglikelihood", "doc_to_target": "target", "metric_list": [{"metric": "acc"}]},
-            "continuation": {"output_type": "multiple_choice", "doc_to_target": "answer", "doc_to_choice": "choices"},
-        }
-        for name, kind in kinds.items():
-            self._write(name, questions[name], kind)
+        for name, rows in questions.items():
+            self._write(name, rows)
         self.sizes = {name: len(rows) for name, rows in questions.items()}
-        self.settings = {**self.settings, "questions": self.sizes}
-        self.tasks = load_tasks(list(kinds), include_path=self.folder)
+        digest = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+        self.settings = {"questions": digest, "lm_eval": version("lm_eval")}
+        self.tasks = load_tasks(list(questions), include_path=self.folder)
 
     def __call__(self, model: Any) -> dict[str, Any]:
         """Accuracy of a model on each task."""
@@ -85,14 +85,16 @@ class Questions:
         return {"tasks": {name: round(found[name]["acc,none"], 4) for name in self.sizes}}
 
     def _cloze(self, text: Text, number: int) -> list[dict[str, Any]]:
-        """The first word in the second half of a block that stands in its first half as well."""
-        rows = []
+        """The first word in the second half of a block that stands in its first half as well, among such words."""
+        rng, rows = random.Random(0), []
         for block in text.test:
             whole, shown = (str(self.tokenizer.decode(ids)) for ids in (block, block[:SHOWN]))
-            known = set(WORD.findall(shown))
+            known = sorted(set(WORD.findall(shown)))
             words = [word for word in WORD.finditer(whole, len(shown) + 1) if word[0] in known]
-            if words:
-                rows.append({"context": whole[: words[0].start()], "target": words[0][0]})
+            if words and len(known) >= CHOICES:
+                others = [word for word in known if word != words[0][0]]
+                choices = [words[0][0], *rng.sample(others, CHOICES - 1)]
+                rows.append(self._asked(whole[: words[0].start()], choices, rng))
         return [rows[place] for place in spread(len(rows), number)]
 
     def _continuations(self, text: Text, number: int) -> list[dict[str, Any]]:
@@ -100,21 +102,21 @@ class Questions:
         rng, rows = random.Random(0), []
         for place in spread(len(text.test), number):
             others = [other for other, name in enumerate(text.modules) if name != text.modules[place]]
-            blocks = [place, *rng.sample(others, min(3, len(others)))]
-            choices = [self.tokenizer.decode(text.test[block][SHOWN : SHOWN + CONTINUED]) for block in blocks]
-            order = rng.sample(range(len(choices)), len(choices))
-            rows.append(
-                {
-                    "context": self.tokenizer.decode(text.test[place][:SHOWN]),
-                    "choices": [choices[each] for each in order],
-                    "answer": order.index(0),
-                }
-            )
+            blocks = [place, *rng.sample(others, CHOICES - 1)]
+            choices = [str(self.tokenizer.decode(text.test[block][SHOWN : SHOWN + CONTINUED])) for block in blocks]
+            rows.append(self._asked(str(self.tokenizer.decode(text.test[place][:SHOWN])), choices, rng))
         return rows
 
-    def _write(self, name: str, rows: list[dict[str, Any]], kind: dict[str, Any]) -> None:
+    @staticmethod
+    def _asked(context: str, choices: list[str], rng: random.Random) -> dict[str, Any]:
+        """A question whose answer is the first choice."""
+        order = rng.sample(range(len(choices)), len(choices))
+        return {"context": context, "choices": [choices[each] for each in order], "answer": order.index(0)}
+
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
         data = self.folder / f"{name}.jsonl"
-        data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        write_text(data, "\n".join(map(json.dumps, rows)))
         source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
-        task = {"task": name, **source, "doc_to_text": "context", "target_delimiter": "", **kind}
-        Path(self.folder / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+        columns = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "answer"}
+        task = {"task": name, **source, "output_type": "multiple_choice", **columns, "target_delimiter": ""}
+        write_text(self.folder / f"{name}.yaml", yaml.safe_dump(task))

@@ -10,7 +10,7 @@ from typing import Any
 from hf_whittle import AdditiveSearchConfig, EvolutionConfig, HealedPerplexity, Perplexity, SubnetConfig
 
 from .lab import Lab, Start
-from .training import CODE, PAPERS, judge
+from .training import PAPERS
 from .tuning import Tuner
 
 PREFIX = SubnetConfig(96, 4, 6, 384)
@@ -41,8 +41,7 @@ class Headline:
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        teacher = lab.cache.once("judged", {"model": "teacher"}, CODE, lambda: judge(lab.supernet, lab.text))
-        self.results: dict[str, Any] = {"teacher": teacher, "searches": [], "points": []}
+        self.results: dict[str, Any] = {"teacher": lab.judged_teacher, "searches": [], "points": []}
         self.of_key = Tuner(lab, lab.size.bracketed)
         self.of_others = Tuner(lab, min(lab.size.other_steps, default=0))
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,11 +64,10 @@ class Lab:
 
     Args:
         size (`Size`): the size.
-        source (`str` or `Path`, *optional*): folder of the super-network and teacher; by default those of the demo.
     """
 
-    def __init__(self, size: Size, source: str | Path = TEACHER):
-        self.size, self.source = size, source
+    def __init__(self, size: Size):
+        self.size = size
         self.device = torch.device(size.device)
 
     @cached_property
@@ -78,7 +76,7 @@ class Lab:
 
     @cached_property
     def supernet(self) -> Any:
-        return AutoSuperNetForCausalLM.from_pretrained(self.source, dtype="float32").to(self.device)
+        return AutoSuperNetForCausalLM.from_pretrained(TEACHER, dtype="float32").to(self.device)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -135,6 +133,11 @@ class Lab:
 
         whole = {"search": {"name": config.name, **asdict(config)}, "bin": bin.to_dict(), **settings}
         return self.cache.once("searches", whole, SEARCHING, work)
+
+    @property
+    def judged_teacher(self) -> dict[str, Any]:
+        """The teacher as students are judged."""
+        return self.cache.once("judged", {"model": "teacher"}, CODE, lambda: judge(self.supernet, self.text))
 
     # Students before training
 

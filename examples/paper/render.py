@@ -45,9 +45,9 @@ interrupted experiment goes on.
 
 All is on the demo's teacher, a GPT-NeoX of 1.7M parameters, and on its text, the Python standard library, split by \
 module. Learning rates are picked on search text; a budget with one rate has that of a shorter one. Perplexity is on \
-test blocks that the demo does not use, at most {test_blocks} of a module; intervals of 90% are over modules and \
-seeds, by bootstrap. Training text has 2.6M tokens: longer budgets repeat it, as the teacher's training did. Nothing \
-here says how larger models behave.
+test blocks that the demo does not use, at most {test_blocks} of a module; intervals of 90% are over modules, and \
+over seeds, subnets or orders of the text where a section says so, by bootstrap. Training text has 2.6M tokens: \
+longer budgets repeat it, as the teacher's training did. Nothing here says how larger models behave.
 """
 
 

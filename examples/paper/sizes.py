@@ -31,10 +31,10 @@ class Size:
         population (`int`): first candidates of the evolutions among them.
         whole_steps (`int`): training of the students of whole searches.
         space_evaluations (`int`): evaluations in each space and bin.
-        ways_steps (`int`): training of the experiments on distillation and on teachers.
+        ways_steps (`int`): training of the experiments on distillation, teachers and downstream tasks.
         teacher_steps (`int`): training of the smaller teacher.
         spread (`int`): subnets across the whole range of sizes.
-        questions (`int`): questions of each downstream task.
+        questions (`int`): most questions of a downstream task.
         shapes (`tuple[str, ...]`): channels and layers of further stock models of random weights.
     """
 

@@ -6,17 +6,14 @@ alone. Learning rates are bracketed on search text at the shorter budget with th
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from transformers import AutoTokenizer
+from hf_whittle import AutoSuperNetForCausalLM, SubnetConfig
 
-from hf_whittle import SubnetConfig
-from hf_whittle.demo import TEACHER
-
-from .cache import RUNS
 from .lab import STARTS, Lab
-from .training import CODE, PAPERS, Training, flops, judge, train
+from .text import LENGTH
+from .training import BATCH, CODE, PAPERS, Training, flops, train
 from .tuning import Tuner
 from .whole_searches import BY_HAND
 
@@ -28,38 +25,38 @@ RATE = 2e-3
 
 def run(lab: Lab) -> Iterator[dict[str, Any]]:
     """Yield the results after each student."""
-    labs = {"large": lab, "small": smaller(lab)}
+    small, spent = smaller(lab)
+    labs = {"large": lab, "small": small}
     results: dict[str, Any] = {
         "teachers": {
-            name: {"parameters": of.supernet.num_parameters(), **judge(of.supernet, lab.text)}
-            for name, of in labs.items()
+            name: {"parameters": of.supernet.num_parameters(), **of.judged_teacher} for name, of in labs.items()
         },
+        "small_teacher": {"tokens": lab.size.teacher_steps * BATCH * LENGTH, "flops": spent},
         "points": [],
     }
     tuners: dict[tuple[str, str | None], Tuner] = {}
     for seed in range(lab.size.repeats):
         for origin, teacher in [(a, b) for a in ("random", *labs) for b in (None, *labs)]:
             of = labs.get(origin, lab)
-            name = f"{origin}, taught by {teacher or 'text'}"
+            name = f"{origin}, taught by {teacher or 'text alone'}"
             if origin == "random":
                 start = of.random(name, lab.stock_config("64 x 3"), seed)
             else:
                 start = of.healed(name, STUDENTS[origin], seed, tokens=lab.size.healing_tokens)
+                results["points"].append({**of.before(start), "seed": seed})
             other = labs[teacher] if teacher else of
             new = Tuner(of, lab.size.ways_steps, None if other is of else other)
             tuner = tuners.setdefault((origin, teacher), new)
-            known = {"origin": origin, "teacher": teacher}
-            if origin != "random":
-                results["points"].append({**of.before(start), **known, "seed": seed})
             for steps in (lab.size.ways_steps, 4 * lab.size.ways_steps):
                 kind = "random" if origin == "random" else "healed"
-                points = tuner.train(start, steps, seed, kind=kind, distillation=PAPERS if teacher else None)
-                results["points"].extend({**point, **known} for point in points)
+                results["points"].extend(
+                    tuner.train(start, steps, seed, kind=kind, distillation=PAPERS if teacher else None)
+                )
             yield results
 
 
-def smaller(lab: Lab) -> Lab:
-    """The laboratory of the smaller teacher, which the larger one taught."""
+def smaller(lab: Lab) -> tuple[Lab, dict[str, int]]:
+    """The laboratory of the smaller teacher, which the larger one taught, and FLOPs of making it."""
     start = lab.healed("smaller teacher", BY_HAND, 0, tokens=lab.size.healing_tokens)
     training = Training(lab.size.teacher_steps, RATE, 0)
 
@@ -68,13 +65,9 @@ def smaller(lab: Lab) -> Lab:
         train(student, training, lab.teacher)
         return {"weights": student.state_dict(), "flops": {**start.flops, **flops(student, training, lab.teacher)}}
 
-    facts = lab.cache.once("teachers", {"of": start.settings, "steps": training.steps}, STARTS + CODE, work)
-    folder: Path = RUNS / "teachers" / facts["key"]
-    if not folder.is_dir():
-        student = start.make()
-        student.load_state_dict(lab.cache.weights("teachers", facts))
-        student.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(TEACHER).save_pretrained(folder)
-    small = Lab(lab.size, folder)
+    facts = lab.cache.once("teachers", {"start": start.settings, **asdict(training)}, STARTS + CODE, work)
+    small = Lab(lab.size)
     small.text = lab.text
-    return small
+    small.supernet = AutoSuperNetForCausalLM.from_config(start.make().config, dtype="float32").to(lab.device)
+    small.supernet.load_state_dict(lab.cache.weights("teachers", facts))
+    return small, facts["flops"]

@@ -45,6 +45,7 @@ class Distillation:
     def weights(self) -> LossWeights:
         return LossWeights(self.alpha, 1 - self.alpha, self.temperature)
 
+    @torch.no_grad()
     def seen(self, targets: DenseTargets, generator: torch.Generator) -> Targets:
         """The part of the teacher's distribution that is learned from, as a store would keep it."""
         if self.top is None and self.draws is None:
