@@ -222,7 +222,7 @@ def small(name, tmp_path, monkeypatch):
     """A laboratory with a little text of random tokens, in short blocks, whose results go into a folder of the test."""
     length = 256 if name == "downstream" else 64  # for questions about text that is long enough
     ids = torch.randint(2048, (120, length), generator=torch.Generator().manual_seed(0))
-    text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabbb"))
+    text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabcd"))
     monkeypatch.setattr(lab, "load", lambda *_: text)
     for module in (lab, downstream):
         monkeypatch.setattr(module, "RUNS", tmp_path)
@@ -264,7 +264,6 @@ def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
     monkeypatch.setattr(scalability, "BINS", {"1B": scalability.BINS["1B"]})
     monkeypatch.setattr(scalability, "SHAPES", {"Pythia-6.9B": scalability.SHAPES["Pythia-6.9B"]})
-    monkeypatch.setattr(scalability, "SPACES", [("coarse", True), ("fine", False)])
     monkeypatch.setattr(scalability, "AdditiveSearchConfig", partial(AdditiveSearchConfig, **SIZES["tiny"].additive))
     if name != "spaces":  # which tries a search
         monkeypatch.setattr(lab.Lab, "found", _found)
