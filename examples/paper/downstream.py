@@ -30,7 +30,7 @@ from .tuning import Tuner
 
 LEAST, MOST = 0.25, 0.95
 """Shares of the teacher's parameters that the subnets lie between."""
-SHOWN, CONTINUED = LENGTH // 2, 24
+SHOWN, CONTINUED = LENGTH // 4, 24
 """Tokens of a question, and of a continuation."""
 CHOICES = 4
 WORD = re.compile(r"[A-Za-z_]{4,}")
@@ -85,7 +85,7 @@ class Questions:
         return {"tasks": {name: round(found[name]["acc,none"], 4) for name in self.sizes}}
 
     def _cloze(self, text: Text, number: int) -> list[dict[str, Any]]:
-        """The first word in the second half of a block that stands in its first half as well, among such words."""
+        """The first word after the beginning of a block that stands in the beginning as well, among such words."""
         rng, rows = random.Random(0), []
         for block in text.test:
             whole, shown = (str(self.tokenizer.decode(ids)) for ids in (block, block[:SHOWN]))

@@ -132,31 +132,50 @@ def searches_section(results: dict[str, Any]) -> str:
 def spaces_section(results: dict[str, Any]) -> str:
     searches = results["searches"]
     shares = sorted({row["share"] for row in searches})
-    rows = []
-    for granularity in ("coarse", "fine"):
-        for layer_wise in (False, True):
-            cells = []
-            for share in shares:
-                own = [
-                    row["fitness"]
-                    for row in searches
-                    if (row["granularity"], row["layer_wise"], row["share"]) == (granularity, layer_wise, share)
-                ]
-                cells.append(f"{np.mean(own):.1f} ({min(own):.1f} to {max(own):.1f})" if own else "")
-            rows.append([f"{granularity}, {'layer-wise' if layer_wise else 'uniform'}", *cells])
+    names = {(kind, wise): f"{kind}, {'layer-wise' if wise else 'uniform'}" for kind in KINDS for wise in (False, True)}
+    own = {
+        (name, share): [
+            row["best_so_far"]
+            for row in searches
+            if (row["granularity"], row["layer_wise"], row["share"]) == (*place, share)
+        ]
+        for place, name in names.items()
+        for share in shares
+    }
+    rows = [[name, *(_found(own[name, share]) for share in shares)] for name in names.values()]
+    ends = {place: np.mean([each[-1] for each in found]) for place, found in own.items() if found}
+    best = [min((ends[name, share], name) for name in names.values() if (name, share) in ends)[1] for share in shares]
     seeds = len({row["seed"] for row in searches})
     number = max(row["evaluations"] for row in searches)
+    fell = max(1 - row["best_so_far"][-1] / row["best_so_far"][4 * len(row["best_so_far"]) // 5] for row in searches)
     return "\n".join(
         [
             "## Search spaces",
             "",
-            f"Lowest perplexity of a slice on the 4,096 search tokens, after {number} evaluations of the paper's "
-            f"evolution, whose own number is 5,050: mean, lowest and highest of {count(seeds, 'seed')}.",
+            "Lowest perplexity of a slice on the 4,096 search tokens, after the first 50 evaluations of the paper's "
+            f"evolution and after all {number}, whose own number is 5,050"
+            f"{': mean, lowest and highest' if seeds > 1 else ''}; {count(seeds, 'seed')}.",
             "",
             table(["space", *(f"{share:.0%} of the parameters" for share in shares)], rows),
             "",
+            "The lowest are "
+            + ", ".join(f"{name} at {share:.0%}" for name, share in zip(best, shares, strict=True))
+            + ". In the paper, fine-grained spaces lead in small bins and coarse ones in large bins. In the last fifth "
+            f"of the evaluations here, the lowest perplexity of a search still fell by up to {fell:.0%}.",
+            "",
         ]
     )
+
+
+KINDS = ("coarse", "fine")
+
+
+def _found(curves_of: Sequence[Sequence[float]]) -> str:
+    if not curves_of:
+        return ""
+    first, ends = (np.array([each[place] for each in curves_of]) for place in (min(50, len(curves_of[0])) - 1, -1))
+    spread = f" ({ends.min():.1f} to {ends.max():.1f})" if len(ends) > 1 else ""
+    return f"{first.mean():.1f}, {ends.mean():.1f}{spread}"
 
 
 # Experiment 8

@@ -61,7 +61,7 @@ class Size:
     ways_steps: int = 32
     teacher_steps: int = 320
     spread: int = 30
-    questions: int = 200
+    questions: int = 100
     shapes: tuple[str, ...] = ("80 x 7", "112 x 3")
 
 
