@@ -47,9 +47,7 @@ def launched(script, *arguments, **environment):
             if any(codes):
                 deadline = min(deadline, time.monotonic() + 2)  # in which the other may find the reason, too
             time.sleep(0.02)
-        for process in processes:
-            process.kill()
-        code = next(filter(None, codes), 0)
+        code = next(filter(None, [process.kill() or process.wait() for process in processes]), 0)
         return subprocess.CompletedProcess(command, code, *[stream.seek(0) or stream.read() for stream in streams])
 
 
