@@ -45,6 +45,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 import torch
+import warm
 from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import _http
 from small_models import ALL_VARIANTS, TINY, VARIANTS, draw_subnet, settings_of
@@ -91,8 +92,12 @@ REPEATING = re.compile(
 """Kinds of models, by the names of tests' parameters, whose paths other kinds go, too, for the most part."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test, the first ones")
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items, config):
     """Leave kinds that repeat others to the slow tests, and further cases where there are many; keep modules together.
 
     pytest brings together tests of all modules that have a parameter of a session's fixture in common, so that the
@@ -109,6 +114,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
     yield
     items.sort(key=lambda item: places[item.path])
+    if few := config.getoption("few"):
+        cases = Counter()
+        items[:] = [item for item in items if cases.update([item.function]) or cases[item.function] <= few]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,6 +125,14 @@ def freeze_imports():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def power_stays_on():
+    """Files are not forced to the disk, for which a run would wait longer than it computes; other processes do it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture
@@ -283,12 +299,24 @@ def sample_text():
 
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory):
-    """A function that runs a script in another Python process and returns its output."""
+    """A function that runs a script in a new Python process and returns its output."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")), "OMP_NUM_THREADS": "1"}
 
     def run(script, *arguments):
         command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_warm():
+    """`run_python` in a process that has most imports done, which takes a tenth of the time."""
+
+    def run(script, *arguments):
+        done = warm.run([sys.executable, "-c", textwrap.dedent(script), *arguments])
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,15 +1,17 @@
-"""Run a script on two processes: under `torchrun`, or as two machines would, with a launcher or without."""
+"""Run a script on two processes: warm, under `torchrun`, or as two machines would, with a launcher or without."""
 
 import atexit
-import os
+import contextlib
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
+import time
 
 import torch
+import warm
+from warm import environment_of_scripts
 
-TESTS = Path(__file__).parent
 ENDED, LEFT = "the process group was ended", "a process group was left"
 
 
@@ -25,12 +27,6 @@ def rank_variables(rank, port, processes=2):
     return {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
-def environment_of_scripts(**changes):
-    """Environment with one thread, in which the package and helpers of the tests can be imported."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **changes}
-
-
 def torchrun(script, *arguments, **environment):
     """Run a script on two processes; returns the finished launcher."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -39,9 +35,25 @@ def torchrun(script, *arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
 
 
+def launched(script, *arguments, **environment):
+    """Run a script on two warm processes with the variables of `torchrun`; one that fails ends the other."""
+    port, command = free_port(), [sys.executable, script, *arguments]
+    variables = [rank_variables(rank, port) | {"LOCAL_WORLD_SIZE": "2"} | environment for rank in range(2)]
+    with contextlib.ExitStack() as opened:
+        streams = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in ("stdout", "stderr")]
+        processes = _all_started([command] * 2, variables, opened, stdout=streams[0], stderr=streams[1])
+        deadline = time.monotonic() + 300
+        while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline:
+            if any(codes):
+                deadline = min(deadline, time.monotonic() + 2)  # in which the other may find the reason, too
+            time.sleep(0.02)
+        code = next(filter(None, [process.kill() or process.wait() for process in processes]), 0)
+        return subprocess.CompletedProcess(command, code, *[stream.seek(0) or stream.read() for stream in streams])
+
+
 def on_two_processes(script, *arguments, **environment):
     """Run a script on two processes, neither of which fails; returns the output of both."""
-    done = torchrun(script, *arguments, **environment)
+    done = launched(script, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,18 +78,22 @@ def accelerate_on_two_machines(script, *arguments):
 
 def side_by_side(commands, variables):
     """Run commands at the same time, each with its environment variables; none fails. Returns their outputs."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen(command, env=environment_of_scripts(**changes), **output)
-        for command, changes in zip(commands, variables, strict=True)
-    ]
-    try:
+    with contextlib.ExitStack() as opened:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = _all_started(commands, variables, opened, **pipes)
         outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return [stdout for stdout, _ in outputs]
+
+
+def _all_started(commands, variables, opened, **options):
+    """Start commands, which end with a context."""
+    processes = []
+    for command, changes in zip(commands, variables, strict=True):
+        processes.append(warm.Popen(command, env=environment_of_scripts(**changes), **options))
+        opened.callback(processes[-1].wait)
+        opened.callback(processes[-1].kill)
+    return processes
 
 
 def print_at_exit_whether_the_group_was_ended():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fixtures_processes import torchrun
+from fixtures_processes import launched
 from fixtures_run import RECIPE, write_modules
 
 import hf_whittle.cli.demo
@@ -141,6 +141,6 @@ def test_two_processes_train_and_one_prints(place):
     values |= {"teacher": str(place / "teacher"), "output_dir": str(place / "by-two")}
     (place / "two.yaml").write_text(yaml.safe_dump(values))
     given = ["--student", place / "teacher", "--output-dir", place / "trained-by-two", "--json"]
-    trained = torchrun(script, "train", place / "two.yaml", *given)
+    trained = launched(script, "train", place / "two.yaml", *given)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["results"]["student"]["steps"] == 2

@@ -1,16 +1,16 @@
 """The examples run on tiny settings, each in a process of its own, and leave the results that they speak of."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+import warm
+from fixtures_processes import launched
 from fixtures_run import write_modules
 from nbclient import NotebookClient
 from peft import AutoPeftModelForCausalLM
@@ -20,7 +20,7 @@ from hf_whittle import SearchResult, SubnetConfig, extract_subnet, push_subnet_t
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXT = "--files texts/*.txt --block_size 32"
-SEARCHED = f"{TEXT} --teacher teacher --generations 1"
+SEARCHED = f"{TEXT} --teacher teacher --generations 0"
 ONE, TWO = "--low 30e3 --high 40e3", "--sizes 33e3 40e3"
 TRAINED = "--max_steps 2 --use_cpu --disable_tqdm true"
 FROM_THE_HUB = "--student me/student --push_to_hub --hub_model_id me/adapters --save_strategy no"
@@ -129,7 +129,7 @@ CASES = {
     "distil_with_stored_logits": (f"{SEARCHED} {TWO} {TRAINED}", distil_with_stored_logits),
     "lora_recovery": (f"{SEARCHED} {ONE} {TRAINED} --lora_rank 2", lora_recovery),
     "train_supernet_with_search": (
-        f"{TEXT} --supernet teacher --generations 1 {TWO} {TRAINED} --save_steps 1 --logging_steps 1",
+        f"{TEXT} --supernet teacher --generations 0 {TWO} {TRAINED} --save_steps 1 --logging_steps 1",
         train_supernet_with_search,
     ),
     "custom_fitness": (f"{SEARCHED} {ONE}", custom_fitness),
@@ -143,10 +143,9 @@ CASES = {
 }
 NOTEBOOK = [
     ("teacher", "'teacher'"), ("files", "['texts/*.txt']"), ("low, high", "30e3, 40e3"), ("block_size", "32"),
-    ("generations", "1"), ("max_steps", "5"),
+    ("generations", "0"), ("max_steps", "5"),
 ]  # fmt: skip
 """Settings of the notebook, in the order in which a cell of its own makes them."""
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow
@@ -159,11 +158,8 @@ def test_example_leaves_its_results(case, hub, teacher_folder, tmp_path, monkeyp
         push_subnet_to_hub(extract_subnet("teacher", SubnetConfig(16, [0, 2, 4], 2, 32)), "me/student")
     arguments, check = CASES[case]
     script = str(EXAMPLES / f"{case.partition(' ')[0]}.py")
-    launcher = LAUNCHER if "processes" in case else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run(
-        [sys.executable, *launcher, script, *shlex.split(arguments)], capture_output=True, text=True, env=environment
-    )
+    arguments = shlex.split(arguments)
+    done = launched(script, *arguments) if "processes" in case else warm.run([sys.executable, script, *arguments])
     assert done.returncode == 0, done.stderr
     check(done.stdout, hub)
 

@@ -8,6 +8,7 @@ import pytest
 from fixtures_run import write_modules
 
 import hf_whittle.plan.devices
+import hf_whittle.plan.training_memory
 from hf_whittle.cli import main
 from hf_whittle.cli.init import text_of
 from hf_whittle.cost import num_parameters
@@ -21,6 +22,14 @@ from hf_whittle.run.main import _begun
 from hf_whittle.run.preflight import preflight
 
 DEVICE = replace(DEVICES["t4"], utilization=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_at_a_time():
+    """Plans of evaluations of fewer blocks at a time than by default, each of which is rehearsed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf_whittle.plan.training_memory, "tokens_at_a_time", lambda *_: 1024)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from transformers import AutoTokenizer
 
-from examples.paper import __main__, cache, downstream, lab, render, training, tuning
+from examples.paper import __main__, cache, downstream, lab, render, scalability, training, tuning
 from examples.paper.downstream import CONTINUED, SHOWN, Questions
 from examples.paper.intervals import CEILING, Modules, flops_to, kendall_tau, taus
 from examples.paper.limited import UpTo
 from examples.paper.ratios import STUDENT, baseline, curves, mean_over_seeds, ratio
 from examples.paper.sections_of_students import _spearman_given, spearman
+from examples.paper.sizes import SIZES
 from examples.paper.text import Text, modules_of, spread
-from hf_whittle import EvolutionConfig, ParameterBin, search_subnets
+from hf_whittle import AdditiveSearchConfig, EvolutionConfig, ParameterBin, search_subnets
 from hf_whittle.cost import num_parameters
 from hf_whittle.demo import TEACHER
 from hf_whittle.fitness.base import Fitness
@@ -216,10 +218,11 @@ class Counted(Fitness):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A laboratory with a little text of random tokens, whose results go into a folder of the test."""
-    ids = torch.randint(2048, (120, 256), generator=torch.Generator().manual_seed(0))
-    text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabbb"))
+def small(name, tmp_path, monkeypatch):
+    """A laboratory with a little text of random tokens, in short blocks, whose results go into a folder of the test."""
+    length = 256 if name == "downstream" else 64  # for questions about text that is long enough
+    ids = torch.randint(2048, (120, length), generator=torch.Generator().manual_seed(0))
+    text = Text(ids[:64], ids[64:112], ids[112:114], ids[114:115], ids[115:], tuple("aabcd"))
     monkeypatch.setattr(lab, "load", lambda *_: text)
     for module in (lab, downstream):
         monkeypatch.setattr(module, "RUNS", tmp_path)
@@ -259,6 +262,9 @@ def test_bracket_ends_where_training_does_not_help():
 @pytest.mark.parametrize("name", __main__.NAMES)
 def test_experiments_run_resume_and_become_a_section(name, small, monkeypatch):
     monkeypatch.setattr(lab, "FARTHEST", 1)  # one learning rate
+    monkeypatch.setattr(scalability, "BINS", {"1B": scalability.BINS["1B"]})
+    monkeypatch.setattr(scalability, "SHAPES", {"Pythia-6.9B": scalability.SHAPES["Pythia-6.9B"]})
+    monkeypatch.setattr(scalability, "AdditiveSearchConfig", partial(AdditiveSearchConfig, **SIZES["tiny"].additive))
     if name != "spaces":  # which tries a search
         monkeypatch.setattr(lab.Lab, "found", _found)
     arguments = [name, "--size", "tiny"]

@@ -85,7 +85,7 @@ def commands(teacher_folder, tmp_path):
         "push": ["push", f"{student}", "me/student"],
         "example": [
             f"{EXAMPLE}", "--teacher", f"{teacher_folder}", "--files", f"{texts}/*.txt", "--output_dir", "out",
-            "--low", "30000", "--high", "40000", "--block_size", "32", "--max_steps", "4", "--generations", "1",
+            "--low", "30000", "--high", "40000", "--block_size", "32", "--max_steps", "4", "--generations", "0",
         ],
     }  # fmt: skip
 

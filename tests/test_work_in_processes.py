@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures_processes import on_two_processes
+from fixtures_processes import torchrun
 
 from hf_whittle.files.locks import folder_lock
 from hf_whittle.processes import gathered, in_first, own_share
@@ -35,9 +35,10 @@ OF_EACH = {
 @pytest.mark.slow
 def test_both_processes_have_the_outcome_of_one(tmp_path):
     with folder_lock(tmp_path):
-        output = on_two_processes(Path(__file__).with_name("work_in_processes.py"), tmp_path)
+        done = torchrun(Path(__file__).with_name("work_in_processes.py"), tmp_path)
+    assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("_partial*"))
-    lines = dict(line.split(": ", 1) for line in output.splitlines())
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     for name, expected in EXPECTED.items():
         assert [lines[f"0 {name}"], lines[f"1 {name}"]] == [expected] * 2
     for name, expected in OF_EACH.items():

@@ -1,13 +1,18 @@
 """Rehearsals: run code on tensors that have shapes but no memory, and count the bytes that it would hold."""
 
 import contextlib
+import functools
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..compat.torch import rehearsing
+from ..compat.transformers import attention_kernel
+
+Found = TypeVar("Found")
 
 _ROWS, _NUMBER, _INDEX = "aten::nonzero", "aten::_local_scalar_dense", "aten::index.Tensor"
 """Operations whose result depends on values."""
@@ -74,6 +79,31 @@ def rehearse(rows: int = 2**62) -> Iterator[Rehearsal]:
     rehearsal = Rehearsal(rows)
     with rehearsing(rehearsal):
         yield rehearsal
+
+
+def rehearsed_once(measure: Callable[..., Found]) -> Callable[..., Found]:
+    """Let a function that rehearses do so once for the same arguments, as further plans ask for most of them again.
+
+    Args:
+        measure (`Callable`): a function of configurations, of objects whose property `settings` determines them, and
+            of values.
+    """
+    known: dict[Any, Found] = {}
+
+    @functools.wraps(measure)
+    def remembered(*given: Any) -> Found:
+        key = (torch.get_num_threads(), *map(_settings, given))
+        if key not in known:
+            known[key] = measure(*given)
+        return known[key]
+
+    return remembered
+
+
+def _settings(given: Any) -> Any:
+    if isinstance(given, PreTrainedConfig):
+        return type(given), attention_kernel(given), given.to_json_string(use_diff=False)
+    return getattr(given, "settings", given)
 
 
 def _is_mask(index: Any) -> bool:

@@ -1,6 +1,7 @@
 """Memory of a training and of evaluations, rehearsed: by the code that runs, on tensors without memory."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ..loss.fused import fused_distillation_loss
 from ..loss.targets import DenseTargets, Restriction, SparseTargets, Targets, dense_targets
 from ..models.heads import OutputLayer, head_of, in_place_of, logit_scale
 from .models import build
-from .rehearsal import Rehearsal, rehearse
+from .rehearsal import Rehearsal, rehearse, rehearsed_once
 
 if TYPE_CHECKING:
     from ..distillation.config import DistillationConfig
@@ -84,6 +85,13 @@ class Step:
     on_cpu: bool = True
 
     @property
+    def settings(self) -> tuple[Any, ...]:
+        """What determines the step."""
+        named = {"output_dir", "run_name"}
+        args = {name: value for name, value in self.args.to_dict().items() if name not in named}
+        return json.dumps(args, sort_keys=True, default=str), self.block_size, self.draws, self.on_cpu
+
+    @property
     def chunk(self) -> int:
         """Rows whose logits are held at a time."""
         return self.args.chunk_size(self.on_cpu)
@@ -94,6 +102,7 @@ class Step:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16 or self.args.fp16):
             yield
 
+    @rehearsed_once
     def memory(
         self, student: PreTrainedConfig, teacher: PreTrainedConfig | None, dtype: torch.dtype = torch.float32
     ) -> StepMemory:
@@ -179,6 +188,7 @@ class Step:
         rows = min(self.chunk, self.args.train_batch_size * self.block_size)
         return 4 * _ON_GPU.get(self.args.divergence, 8) * rows * student.vocab_size
 
+    @rehearsed_once
     def evaluation(self, student: PreTrainedConfig) -> int:
         """Bytes of an evaluation in a training, beside weights and optimizer."""
         with rehearse(rows=2 * self.chunk) as rehearsal, torch.no_grad():
@@ -201,6 +211,7 @@ def blocks_at_a_time(length: int, on_cpu: bool, evaluated: PreTrainedConfig | No
     return max(1, tokens_at_a_time(on_cpu, 0 if in_chunks or evaluated is None else evaluated.vocab_size) // length)
 
 
+@rehearsed_once
 def cross_entropy_memory(
     config: PreTrainedConfig, blocks: int, block_size: int, dtype: torch.dtype = torch.float32
 ) -> int:

@@ -22,7 +22,7 @@ def test_offloaded_module_names_its_device():
 
 
 @pytest.mark.slow
-def test_a_teacher_is_sharded_without_an_optimizer(run_python, tmp_path):
+def test_a_teacher_is_sharded_without_an_optimizer(run_warm, tmp_path):
     script = """
         import sys
         import torch
@@ -38,11 +38,11 @@ def test_a_teacher_is_sharded_without_an_optimizer(run_python, tmp_path):
         torch.distributed.destroy_process_group()
     """
     with relies_on("accelerate", "utils.fsdp_utils.fsdp2_prepare_model"):
-        assert run_python(script, tmp_path) == "True\n"
+        assert run_warm(script, tmp_path) == "True\n"
 
 
 @pytest.mark.slow
-def test_shards_of_fsdp1_bear_marks(run_python, tmp_path):
+def test_shards_of_fsdp1_bear_marks(run_warm, tmp_path):
     script = """
         import sys
         import torch
@@ -60,7 +60,7 @@ def test_shards_of_fsdp1_bear_marks(run_python, tmp_path):
         torch.distributed.destroy_process_group()
     """
     with relies_on("torch", "FlatParameter._is_flat_param and _fsdp_use_orig_params of modules"):
-        assert run_python(script, tmp_path) == "[] True\n['_is_flat_param'] True\n[]\n"
+        assert run_warm(script, tmp_path) == "[] True\n['_is_flat_param'] True\n[]\n"
 
 
 def test_models_are_partitioned_by_a_configuration_that_is_not_forgotten():

@@ -1,22 +1,17 @@
 """A program killed at any change of a file resumes to the outcome of an uninterrupted run."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 SCRIPT = Path(__file__).parent / "kill_everywhere.py"
 
 
 def kill(program, *options):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    command = [sys.executable, str(SCRIPT), program, *map(str, options)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    done = warm.run([sys.executable, SCRIPT, program, *options], timeout=None)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -1,10 +1,8 @@
 """A store holds the teacher's predictions, finds them by block, and has the same files after any interruption."""
 
 import copy
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import fixtures_stores
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from datasets import Dataset
 from fixtures_run import make_recipe, write_modules
@@ -274,10 +273,7 @@ def test_a_shard_that_was_removed_or_cut_is_written_again(copied, samples):
 def processes(tmp_path_factory):
     """A folder with a store that was killed again and again and one of two processes, and the script's output."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
+    done = warm.run([sys.executable, SCRIPT, folder])
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

@@ -61,8 +61,8 @@ except OutputError as error:
 
 
 @pytest.mark.slow
-def test_disk_without_room_is_an_output_error_and_leaves_nothing(saved, tmp_path, run_python):
-    printed = run_python(FULL_DISK, saved, tmp_path / "out")
+def test_disk_without_room_is_an_output_error_and_leaves_nothing(saved, tmp_path, run_warm):
+    printed = run_warm(FULL_DISK, saved, tmp_path / "out")
     assert re.search(rf"could not write {tmp_path}/out: File too large\..* free some space", printed)
     assert names_in(tmp_path) == []
 

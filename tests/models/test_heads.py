@@ -65,7 +65,7 @@ def test_loss_in_place_of_the_output_layer_is_that_of_scaled_logits(make_stock, 
 
 
 @pytest.mark.slow
-def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_not(run_python):
+def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_not(run_warm):
     """Norm and head share a unit, as accelerate shards them; the group has one process."""
     script = """
         import copy, tempfile, warnings
@@ -104,7 +104,7 @@ def test_fused_loss_in_a_head_sharded_by_fsdp2_has_the_gradients_of_one_that_is_
         print(type(layer.module).__name__, is_same)
         torch.distributed.destroy_process_group()
     """
-    assert run_python(script) == "FSDPLinear True\n"
+    assert run_warm(script) == "FSDPLinear True\n"
 
 
 def test_output_layer_of_each_architecture_is_its_head(each_supernet):

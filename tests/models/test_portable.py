@@ -218,10 +218,10 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_weights_gathered_from_shards(loaded_student, input_ids, tmp_path, run_python):
+def test_weights_gathered_from_shards(loaded_student, input_ids, tmp_path, run_warm):
     name = type(loaded_student).__name__
     script = "import hf_whittle\n" + SHARDED
-    assert run_python(script, tmp_path / "before") == f"FSDP{name}\n"
+    assert run_warm(script, tmp_path / "before") == f"FSDP{name}\n"
     assert_as_stock(tmp_path / "before" / "gathered", loaded_student, input_ids)
 
 

@@ -66,7 +66,7 @@ def test_fitnesses_of_empty_shards_run_together_or_are_refused(zero3, input_ids)
 
 
 @pytest.mark.slow
-def test_models_that_torch_shards_are_recognized_and_evaluated_whole(run_python, supernet, tmp_path):
+def test_models_that_torch_shards_are_recognized_and_evaluated_whole(run_warm, supernet, tmp_path):
     """FSDP2, and FSDP1 with its flat and its original parameters, each on a group of one process."""
     supernet.save_pretrained(tmp_path)
     script = """
@@ -101,4 +101,4 @@ def test_models_that_torch_shards_are_recognized_and_evaluated_whole(run_python,
                 print(is_sharded(model), is_sharded(wrapper), "sharded by FSDP1" in str(error))
         torch.distributed.destroy_process_group()
     """
-    assert run_python(script, tmp_path, tmp_path / "store").split() == ["False", *["True"] * 9]
+    assert run_warm(script, tmp_path, tmp_path / "store").split() == ["False", *["True"] * 9]

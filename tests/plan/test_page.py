@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import GPTNeoXConfig
 
+import hf_whittle.loss.fused
 from hf_whittle.cli.plan import summary
 from hf_whittle.plan import plan_recipe
 from hf_whittle.plan.devices import DEVICES
@@ -26,7 +27,8 @@ PYTHIA_410M = {
 
 
 @pytest.mark.slow
-def test_the_plan_on_the_page_is_that_of_its_recipe(tmp_path):
+def test_the_plan_on_the_page_is_that_of_its_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_whittle.loss.fused, "_TILE_ENTRIES", 2**22)  # fewer tiles to rehearse, of 16 MB at most
     GPTNeoXConfig(**PYTHIA_410M).save_pretrained(tmp_path)
     path, larger = ROOT / "examples" / "recipes" / "pythia-410m-to-160m.yaml", {"per_device_train_batch_size": 32}
     recipe = Recipe.load(path, teacher=str(tmp_path), training=larger)

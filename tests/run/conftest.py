@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 from datasets import disable_progress_bars
 from fixtures_run import make_recipe, write_modules
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 from hf_whittle.run import run
+
+DRAW = Figure.savefig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Pictures that are not drawn, which takes longer than a search."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b"a picture"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +35,10 @@ def recipe(teacher_folder, texts, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def results(recipe):
-    """Results of a run that was not interrupted."""
-    return run(recipe, progress=False)
+    """Results of a run that was not interrupted, and whose pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAW)
+        return run(recipe, progress=False)
 
 
 @pytest.fixture(scope="session")

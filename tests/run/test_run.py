@@ -233,7 +233,7 @@ def test_student_learns_from_stored_logits_as_from_the_teacher(recipe, results, 
 
 
 @pytest.mark.slow
-def test_a_folder_that_another_process_writes_is_an_error_and_nothing_of_it_changes(same_recipe, run_python, tmp_path):
+def test_a_folder_that_another_process_writes_is_an_error_and_nothing_of_it_changes(same_recipe, run_warm, tmp_path):
     script = """
         import sys
         from hf_whittle.cli import main
@@ -242,7 +242,7 @@ def test_a_folder_that_another_process_writes_is_an_error_and_nothing_of_it_chan
     same_recipe.save(tmp_path / "recipe.yaml")
     with folder_lock(same_recipe.output_dir):
         before = sorted(Path(same_recipe.output_dir).iterdir())
-        run_python(script, tmp_path / "recipe.yaml")
+        run_warm(script, tmp_path / "recipe.yaml")
         assert sorted(Path(same_recipe.output_dir).iterdir()) == before
         ledger = Ledger(Path(same_recipe.output_dir))
         search(Inputs(same_recipe), ledger, progress=False)  # nested in the process that holds the lock

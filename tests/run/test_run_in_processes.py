@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_processes import ENDED, accelerate_on_two_machines, on_two_processes, torchrun
+from fixtures_processes import ENDED, accelerate_on_two_machines, launched, on_two_processes, torchrun
 from fixtures_run import make_recipe
 from safetensors.torch import load_file
 
@@ -99,7 +99,7 @@ def test_two_processes_choose_the_vocabulary_that_one_does(make):
 )
 def test_what_ends_one_process_ends_all_and_the_run_goes_on_in_one(make, by_one, happens, says, checkpoint):
     recipe = make(happens)
-    done = torchrun(SCRIPT, saved(recipe), happens)
+    done = (torchrun if happens == "killed" else launched)(SCRIPT, saved(recipe), happens)
     assert done.returncode != 0 and done.stderr.count(says) == 1
     folder = Path(recipe.output_dir)
     assert [path.name for path in (folder / "stages" / "student").iterdir()] == [f"checkpoint-{checkpoint}"]
@@ -110,7 +110,7 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_in_one(make, by_one,
 @pytest.mark.slow
 def test_error_of_the_trial_in_small_is_said_once(make):
     recipe = make("wrong", training={"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}})
-    done = torchrun(SCRIPT, saved(recipe))
+    done = launched(SCRIPT, saved(recipe))
     assert done.returncode != 0
     assert done.stderr.count("training: a trial in small, before anything expensive, failed: lr_end") == 1
     assert not (Path(recipe.output_dir) / "candidates.jsonl").exists()

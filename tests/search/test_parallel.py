@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures_processes import ENDED, LEFT, on_two_processes, torchrun
+from fixtures_processes import ENDED, LEFT, launched, on_two_processes
 from fixtures_search import assert_same_search
 from fixtures_training import make_supernet
 from search_in_processes import CONFIGS, search
@@ -58,7 +58,7 @@ def test_search_goes_on_with_another_number_of_processes(on_one_process, tmp_pat
 
 @pytest.mark.slow
 def test_error_in_one_process_ends_all_with_its_reason(tmp_path):
-    done = torchrun(SCRIPT, tmp_path, "failing")
+    done = launched(SCRIPT, tmp_path, "failing")
     assert done.returncode != 0
     assert LEFT in done.stdout  # where one failed, another may wait
     assert "process 1 could not evaluate its candidates: RuntimeError: out of luck" in done.stderr
@@ -66,7 +66,7 @@ def test_error_in_one_process_ends_all_with_its_reason(tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_different_text_are_an_error_before_anything_is_evaluated(tmp_path):
-    done = torchrun(SCRIPT, tmp_path, "different")
+    done = launched(SCRIPT, tmp_path, "different")
     assert done.returncode != 0
     assert "process 1 searches with another fitness than process 0; give all processes the same" in done.stderr
     assert not files(tmp_path)

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 import small_searches
+import warm
 from fixtures_search import BIN, CONFIG
 from fixtures_slow import slow_but
 from small_searches import ALGORITHMS
@@ -241,11 +242,9 @@ def test_several_bins_are_resumed_to_the_same_bytes(tmp_path, name):
 def test_search_killed_again_and_again_ends_with_the_same_bytes(whole, tmp_path, name):
     rng, candidates, kills = Random(name), tmp_path / "candidates.jsonl", 0
     script = Path(small_searches.__file__)
-    path = os.pathsep.join([str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     while True:
         before = candidates.read_bytes().count(b"\n") if candidates.is_file() else 0
-        process = subprocess.Popen([sys.executable, script, name, tmp_path, "0.05"], env=environment)
+        process = warm.Popen([sys.executable, script, name, tmp_path, "0.05"])
         if kills == 3:
             assert process.wait(60) == 0
             break

@@ -38,6 +38,8 @@ EXTRAS = {
 }
 ANY_SIZE = ParameterBin(0, 1e18)
 SEEDS = st.integers(0, 2**32)
+BY_DIMENSIONS = {tuple(each.name for each in get_architecture(name).dimensions): name for name in ARCHITECTURES[::-1]}
+"""An architecture of each set of dimensions: spaces read nothing else of it but its parameters, tested in `cost`."""
 each_architecture = pytest.mark.parametrize("model_type", ARCHITECTURES)
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 each_extra = pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS)
@@ -69,7 +71,7 @@ def assert_walks_within(space, bin, seed):
 
 
 @pytest.mark.slow_after(7)
-@each_architecture
+@pytest.mark.parametrize("model_type", BY_DIMENSIONS.values())
 @each_kind
 @each_extra
 @settings(max_examples=6)

@@ -160,7 +160,7 @@ def test_a_search_whose_folder_cannot_be_written_fails_before_training(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_in(tmp_path, run_python):
+def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_in(tmp_path, run_warm):
     script = """
         import sys
         sys.path[:0] = sys.argv[2:]
@@ -178,7 +178,7 @@ def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_i
 
     tests = str(fixtures_training.__file__).rpartition("/")[0]
     with folder_lock(tmp_path):
-        assert "is being written by another process" in run_python(script, tmp_path, tests)
+        assert "is being written by another process" in run_warm(script, tmp_path, tests)
         assert [path.name for path in tmp_path.iterdir()] == ["_hf_whittle.lock"]
     model = make_supernet()
     space = SearchSpace.from_config(model.config, layer_wise=True)
@@ -186,7 +186,7 @@ def test_a_search_in_a_folder_that_is_written_already_is_an_error_in_every_way_i
 
     def fitness(subnet):
         if not found:
-            found.append(run_python(script, tmp_path, tests))
+            found.append(run_warm(script, tmp_path, tests))
         return 0.0
 
     result = search_subnets(

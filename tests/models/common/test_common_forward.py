@@ -373,6 +373,9 @@ def test_unknown_kernel_is_an_error_that_names_it(student):
 
 @pytest.mark.slow
 def test_flex_attention_equals_sdpa(student, input_ids):
+    """Without a compiler, which is not what is tested."""
     model = copy.deepcopy(student)
     model.set_attn_implementation("flex_attention")
-    torch.testing.assert_close(first(model, input_ids), first(student, input_ids), **CLOSE)
+    with torch.compiler.set_stance("force_eager"):
+        found = first(model, input_ids)
+    torch.testing.assert_close(found, first(student, input_ids), **CLOSE)
