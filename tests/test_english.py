@@ -11,7 +11,7 @@ words.</p><script>no()</script><ul><li>first</li><li>second</li></ul></body></ht
 
 
 def test_text_of_a_page_has_a_line_for_each_block_and_no_navigation():
-    lines = [line for line in english.prose(PAGE).splitlines() if line]
+    lines = [line for line in english.prose(PAGE.encode()).splitlines() if line]
     assert lines == ["A heading", "One & two", "words.", "first", "second"]
 
 
