@@ -39,8 +39,8 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
             "sliced": lab.sliced("sliced", PREFIX),
             "random": lab.random("random", lab.stock_config("96 x 4"), seed),
         }
-        for way, distillation in WAYS.items():
-            for kind, start in starts.items():
+        for kind, start in starts.items():
+            for way, distillation in WAYS.items():
                 arm = replace(start, name=f"{kind}: {way}")
                 for point in tuner.train(arm, lab.size.ways_steps, seed, kind=kind, distillation=distillation):
                     results["points"].append({**point, "start": kind, "way": way})
