@@ -83,6 +83,8 @@ def teachers_section(results: dict[str, Any]) -> str:
         for name, each in teachers.items()
     )
     names = ["no training" if tokens == 0 else f"{in_units(short(tokens))} tokens" for tokens in budgets]
+    trained = {arm: curve.best[budgets[-1]]["search"] for arm, curve in of_seed.items() if budgets[-1] in curve.best}
+    best = min(trained, key=lambda arm: trained[arm])
     return "\n".join(
         [
             "## Teachers of two sizes",
@@ -95,6 +97,8 @@ def teachers_section(results: dict[str, Any]) -> str:
             "does not tell which of both matters. One seed.",
             "",
             table(["start", "taught by", *names], rows),
+            "",
+            f"On search text, the best after {names[-1]} is {best}.",
             "",
         ]
     )
