@@ -98,7 +98,7 @@ def teachers_section(results: dict[str, Any]) -> str:
             "",
             table(["start", "taught by", *names], rows),
             "",
-            f"On search text, the best after {names[-1]} is {best}.",
+            f"On search text, the best row after {names[-1]} is: {best}.",
             "",
         ]
     )
