@@ -28,7 +28,7 @@ def test_documents_are_kept_once_unless_they_are_short(tmp_path, monkeypatch):
         yield f"{name}_1.0_all"
 
     monkeypatch.setattr(english, "unpack", unpack)
-    monkeypatch.setattr(english, "SOURCES", dict.fromkeys(("a-doc", "b-doc"), ("html/_sources/**/*.rst.txt",)))
+    monkeypatch.setattr(english, "SOURCES", dict.fromkeys(("a-doc", "b-doc"), "html/_sources/**/*.rst.txt"))
     english.main([str(tmp_path)])
     found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.txt")}
     assert found == {

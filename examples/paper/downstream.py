@@ -70,7 +70,6 @@ class Questions:
     def __init__(self, text: Text, number: int):
         self.tokenizer = AutoTokenizer.from_pretrained(TEACHER)
         self.folder = RUNS / "tasks"
-        self.folder.mkdir(parents=True, exist_ok=True)
         questions = {"cloze": self._cloze(text, number), "continuation": self._continuations(text, number)}
         for name, rows in questions.items():
             self._write(name, rows)

@@ -21,21 +21,21 @@ import lxml.html
 
 from hf_whittle.files.text import write_json, write_text
 
-SOURCES: dict[str, tuple[str, ...]] = {
-    "anarchism": ("markdown/*.md.gz",),
-    "apache2-doc": ("manual/en/**/*.html",),
-    "debian-handbook": ("html/en-US/*.html",),
-    "git-doc": ("git-doc/**/*.txt",),
-    "gnome-user-docs": ("help/C/**/*.page",),
-    "linux-doc": ("html/_sources/**/*.rst.txt",),
-    "perl-doc": ("**/*.pod",),
-    "postgresql-doc": ("html/*.html",),
-    "python-django-doc": ("html/**/*.html",),
-    "python-sqlalchemy-doc": ("rst/**/*.rst",),
-    "python3-doc": ("html/_sources/**/*.rst.txt",),
-    "sqlite3-doc": ("doc/sqlite3/**/*.html",),
+SOURCES = {
+    "anarchism": "markdown/*.md.gz",
+    "apache2-doc": "manual/en/**/*.html",
+    "debian-handbook": "html/en-US/*.html",
+    "git-doc": "git-doc/**/*.txt",
+    "gnome-user-docs": "help/C/**/*.page",
+    "linux-doc": "html/_sources/**/*.rst.txt",
+    "perl-doc": "**/*.pod",
+    "postgresql-doc": "html/*.html",
+    "python-django-doc": "html/**/*.html",
+    "python-sqlalchemy-doc": "rst/**/*.rst",
+    "python3-doc": "html/_sources/**/*.rst.txt",
+    "sqlite3-doc": "doc/sqlite3/**/*.html",
 }
-"""Packages, and the ends of the paths of their English documents, which lie in a package that each depends on or in
+"""Packages, and the end of the paths of their English documents, which lie in a package that each depends on or in
 itself."""
 SHORTEST = 500
 """Characters of the shortest document that is kept."""
@@ -86,10 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     into = parser.parse_args(arguments).folder
     seen: set[bytes] = set()
     facts = {}
-    for name, patterns in SOURCES.items():
+    for name, pattern in SOURCES.items():
         with tempfile.TemporaryDirectory() as temporary:
             versions = list(unpack(name, Path(temporary)))
-            paths = sorted(path for pattern in patterns for path in (Path(temporary) / "files").rglob(pattern))
+            paths = sorted((Path(temporary) / "files").rglob(pattern))
             texts = [(path, read(path)) for path in paths if path.is_file() and not path.is_symlink()]
         number = characters = 0
         for path, text in texts:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from hf_whittle.plots import in_units
 
@@ -119,11 +120,9 @@ def downstream_section(results: dict[str, Any]) -> str:
     for name, task in tasks.items():
         after[f"errors at {task}"] = np.array([1 - row["after"]["tasks"][name] for row in rows])
     cells = [
-        [name, *("" if name == other else _ranks(first, second) for other, second in after.items())]
+        [name, *("" if first is second else _ranks(first, second) for second in after.values())]
         for name, first in [*before.items(), ("perplexity after training", after["perplexity"])]
     ]
-    for row in cells[2:]:
-        row[1] = ""
     given = [
         _spearman_given(before["perplexity of the slice"], second, before["size, the larger the better"])
         for second in after.values()
@@ -167,20 +166,15 @@ def _ranks(first: np.ndarray, second: np.ndarray) -> str:
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of ranks; 0 where one side is constant."""
-    return _correlation(_ranked(first), _ranked(second))
+    return _correlation(rankdata(first), rankdata(second))
 
 
 def _spearman_given(first: np.ndarray, second: np.ndarray, known: np.ndarray) -> float:
     """Correlation of what the ranks of a third quantity leave of the ranks of two, by linear regression."""
-    ranks = _ranked(known) - _ranked(known).mean()
+    ranks = rankdata(known) - rankdata(known).mean()
     norm = max(float(ranks @ ranks), 1e-12)
-    rest = [each - each.mean() - (each @ ranks) / norm * ranks for each in (_ranked(first), _ranked(second))]
+    rest = [each - each.mean() - (each @ ranks) / norm * ranks for each in (rankdata(first), rankdata(second))]
     return _correlation(*rest)
-
-
-def _ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, those of ties averaged."""
-    return np.array([(np.sum(values < value) + np.sum(values <= value) - 1) / 2 for value in values])
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

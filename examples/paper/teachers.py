@@ -44,8 +44,7 @@ def run(lab: Lab) -> Iterator[dict[str, Any]]:
             else:
                 start = of.healed(name, STUDENTS[origin], seed, tokens=lab.size.healing_tokens)
                 results["points"].append({**of.before(start), "seed": seed})
-            other = labs[teacher] if teacher else of
-            new = Tuner(of, lab.size.ways_steps, None if other is of else other)
+            new = Tuner(of, lab.size.ways_steps, labs[teacher] if teacher else None)
             tuner = tuners.setdefault((origin, teacher), new)
             for steps in (lab.size.ways_steps, 4 * lab.size.ways_steps):
                 kind = "random" if origin == "random" else "healed"
